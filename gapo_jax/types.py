@@ -1,0 +1,135 @@
+"""Letter key for array shapes, and the values that cross module borders.
+
+Array names end in one capital letter per axis (`logits_BTV`):
+
+| letter | axis | letter | axis |
+|---|---|---|---|
+| B | batch rows | D | model width |
+| T | all tokens of a row, T = P + R | N | attention heads |
+| P | prompt tokens, padded on the left | K | key/value heads |
+| R | response tokens, padded on the right | H | head width |
+| V | vocabulary | F | feed-forward width |
+| L | layers | S | cache slots |
+| G | samples of one prompt | C | tokens of one chunk |
+
+Layout of a row: the prompt is padded on the left to P and the response on the right to R, so that
+response token r always sits in column P + r and is predicted by the hidden state in column
+P + r - 1. Masks are int32 with 1 for a real token. A response mask covers the tokens up to and
+including the end-of-sequence token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.struct
+import jax
+
+# Class ids of the texts that a discriminator sees.
+REJECTED, ACCEPTED, GENERATED = 0, 1, 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Constraint:
+    """One verifiable constraint: an IFEval instruction id and its keyword arguments."""
+
+    id: str
+    kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the constraint as a JSON-ready dictionary."""
+        return {"id": self.id, "kwargs": dict(self.kwargs)}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Constraint:
+        """Rebuild a constraint from `to_json`."""
+        return cls(id=record["id"], kwargs=dict(record["kwargs"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptRow:
+    """A prompt to answer: the task T, the constraints C and the text that states both."""
+
+    key: str
+    prompt: str
+    task: str
+    constraints: tuple[Constraint, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as a JSON-ready dictionary."""
+        return {
+            "key": self.key,
+            "prompt": self.prompt,
+            "task": self.task,
+            "constraints": [constraint.to_json() for constraint in self.constraints],
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> PromptRow:
+        """Rebuild a row from `to_json`."""
+        constraints = tuple(Constraint.from_json(item) for item in record["constraints"])
+        return cls(record["key"], record["prompt"], record["task"], constraints)
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferentialPair:
+    """One response and two prompts: it satisfies the first and violates the second.
+
+    GAPO (arXiv 2503.20194) section 3.2, Eq. 3 and 4. `edit` says how the rejected prompt came
+    about (`modify`, `insert` or `polarity`), `type` the id of the constraint that was edited.
+    """
+
+    task: str
+    response: str
+    accepted: tuple[Constraint, ...]
+    rejected: tuple[Constraint, ...]
+    prompt_accepted: str
+    prompt_rejected: str
+    edit: str
+    type: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the pair as a JSON-ready dictionary."""
+        record = dataclasses.asdict(self)
+        for side in ("accepted", "rejected"):
+            record[side] = [constraint.to_json() for constraint in getattr(self, side)]
+        return record
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> PreferentialPair:
+        """Rebuild a pair from `to_json`."""
+        fields = dict(record)
+        for side in ("accepted", "rejected"):
+            fields[side] = tuple(Constraint.from_json(item) for item in record[side])
+        return cls(**fields)
+
+
+@flax.struct.dataclass
+class Rollout:
+    """Sampled responses. `tokens_BT`, `mask_BT` int32; `response_mask_BR` int32;
+    `logprobs_BR` float32, of the sampled tokens at the sampling temperature."""
+
+    tokens_BT: jax.Array
+    mask_BT: jax.Array
+    response_mask_BR: jax.Array
+    logprobs_BR: jax.Array
+
+
+@flax.struct.dataclass
+class Experience:
+    """A rollout made ready for policy updates: one row per response, all float32 but the tokens.
+
+    `old_logprobs_BR` and `ref_logprobs_BR` come from the training forward at the sampling
+    temperature; `values_BR`, `advantages_BR` (whitened) and `returns_BR` from the critic and GAE.
+    """
+
+    tokens_BT: jax.Array
+    mask_BT: jax.Array
+    response_mask_BR: jax.Array
+    old_logprobs_BR: jax.Array
+    ref_logprobs_BR: jax.Array
+    values_BR: jax.Array
+    advantages_BR: jax.Array
+    returns_BR: jax.Array
