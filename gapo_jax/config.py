@@ -1,0 +1,443 @@
+"""The configuration of a run: one mutable dataclass a section, checked and frozen by `finalize`.
+
+`configs/*.py` return a `Config` from `get_config(preset)`; flags override single fields
+(`--config.ppo.clip=0.1`); `finalize` checks the whole before anything slow starts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+METHODS = ("gapo", "ppo")
+
+
+class Section:
+    """Base of all sections: refuses unknown fields at once, and any change once final."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self.__dict__.get("_final"):
+            raise dataclasses.FrozenInstanceError(f"config is final: cannot set {name!r}")
+        names = [field.name for field in dataclasses.fields(self)]  # type: ignore[arg-type]
+        if name not in names:
+            raise AttributeError(
+                f"{type(self).__name__} has no field {name!r}{_nearest(name, names)}"
+            )
+        super().__setattr__(name, value)
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(str(name), names, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; valid: {list(names)}"
+
+
+def _tuple(*items: str) -> Any:
+    return dataclasses.field(default_factory=lambda: tuple(items))
+
+
+@dataclasses.dataclass
+class ModelConfig(Section):
+    """Which networks take part, and which of their parameters are trained.
+
+    `generator` and `discriminator` name a model of the weight cache, an HF folder, a hub id, a
+    GGUF file, or `random:tiny` (built from the seed). `trainable_layers` counts from the top, 0
+    means all; the layers below are the reference's, so their activations are computed once a
+    round. `critic` is `reference` (a head on the reference's hidden states), `policy` (a head on
+    the policy's hidden states) or `decoder` (a trunk of its own and a head); all are causal.
+    """
+
+    generator: str = "smollm2-135m-instruct"
+    discriminator: str = "all-minilm-l6-v2"
+    critic: str = "reference"
+    critic_hidden: int = 256
+    trainable_layers: int = 0
+    train_embeddings: bool = False
+    dtype: str = "float32"
+    remat: str = "none"
+    pooling: str = "mean"
+
+
+@dataclasses.dataclass
+class DataConfig(Section):
+    """Tasks, constraint types and the preferential pairs made of the generator's own text.
+
+    `on_invisible` says what happens to a type that the discriminator's tokenizer cannot see:
+    `refuse` stops the run, `drop` leaves the type out with a warning.
+    """
+
+    types: tuple[str, ...] = _tuple(
+        "no_comma",
+        "number_words",
+        "forbidden_words",
+        "existence",
+        "title",
+        "number_bullet_lists",
+        "postscript",
+        "end_checker",
+        "number_sentences",
+    )
+    on_invisible: str = "refuse"
+    max_constraints: int = 2
+    system_prompt: str | None = None
+    max_prompt_tokens: int = 112
+    bootstrap_responses: int = 576
+    edited_fraction: float = 0.5
+    pairs: int = 700
+    pairs_heldout: int = 96
+    prompts: int = 1200
+
+
+@dataclasses.dataclass
+class SamplingConfig(Section):
+    """How responses are sampled for rollouts. `batch_size` rows are decoded at once."""
+
+    max_new_tokens: int = 48
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    batch_size: int = 96
+
+
+@dataclasses.dataclass
+class OptimConfig(Section):
+    """AdamW with warm-up, then constant, linear or cosine decay to `final_fraction` of the peak."""
+
+    learning_rate: float = 1e-5
+    warmup_steps: int = 0
+    schedule: str = "constant"
+    final_fraction: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+
+@dataclasses.dataclass
+class DiscriminatorConfig(Section):
+    """The discriminator's warm-up and its update in every round (Algorithm 1 of GAPO).
+
+    `label_policy` is the target of generated text: `paper` (0), `soft` (`soft_label`), `verified`
+    (1 if every constraint holds, else 0) or `drop_verified` (those are left out).
+    `generated_fraction` is the share of generated text in a round's batch, `replay_fraction` the
+    share of that which comes from earlier rounds. An update is skipped when the accuracy on the
+    fresh batch is above `gate_high`, and doubled below `gate_low`. `score_with` names the
+    snapshot that gives the round's rewards: `pre` or `post` the round's update.
+    """
+
+    optim: OptimConfig = dataclasses.field(
+        default_factory=lambda: OptimConfig(learning_rate=1.5e-4, b2=0.999, weight_decay=0.01)
+    )
+    max_tokens: int = 192
+    batch_size: int = 32
+    warmup_epochs: int = 2
+    updates_per_round: int = 5
+    round_learning_rate: float = 5e-5
+    label_policy: str = "verified"
+    soft_label: float = 0.2
+    positive_label: float = 1.0
+    generated_fraction: float = 0.6
+    replay_fraction: float = 0.25
+    replay_capacity: int = 2000
+    gate_high: float = 1.0
+    gate_low: float = 0.0
+    balance_classes: bool = True
+    freeze_embeddings: bool = True
+    dropout: float = 0.0
+    score_with: str = "pre"
+
+
+@dataclasses.dataclass
+class RewardConfig(Section):
+    """Reward = the discriminator's logit, standardised, clipped, plus a rule term if wanted.
+
+    `standardise` takes mean and deviation from all rounds so far (`running`), this round
+    (`batch`) or the samples of the same prompt (`group`).
+    """
+
+    standardise: str = "running"
+    clip: float = 4.0
+    squash: str = "none"
+    rule_weight: float = 0.0
+    missing_eos_penalty: float = 0.0
+
+
+@dataclasses.dataclass
+class PPOConfig(Section):
+    """The policy update (clip, GAE, KL in the reward) and the critic's."""
+
+    optim: OptimConfig = dataclasses.field(default_factory=lambda: OptimConfig(learning_rate=3e-5))
+    critic_optim: OptimConfig = dataclasses.field(
+        default_factory=lambda: OptimConfig(learning_rate=1e-3, b2=0.999)
+    )
+    prompts_per_round: int = 12
+    samples_per_prompt: int = 8
+    epochs: int = 2
+    minibatch_size: int = 24
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    value_clip: float = 0.2
+    gamma: float = 1.0
+    lam: float = 0.95
+    kl_coef: float = 0.02
+    kl_target: float = 0.0
+    kl_horizon: float = 10000.0
+    kl_limit: float = 0.5
+    whiten_advantages: bool = True
+    aggregation: str = "token"
+    critic_epochs: int = 4
+    logprob_chunk: int = 512
+
+
+@dataclasses.dataclass
+class EvalConfig(Section):
+    """Held-out evaluation by the verifiers, before, during and after training."""
+
+    prompts_per_set: int = 96
+    samples_per_prompt: int = 2
+    every_rounds: int = 0
+    prompts_during: int = 48
+    temperature: float = 0.8
+    max_new_tokens: int = 0
+    resamples: int = 2000
+
+
+@dataclasses.dataclass
+class CheckpointConfig(Section):
+    """Checkpoints at round boundaries: every how many rounds, how many are kept."""
+
+    every_rounds: int = 1
+    keep: int = 2
+
+
+@dataclasses.dataclass
+class MeshConfig(Section):
+    """Sizes of the mesh axes; -1 takes what the others leave."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass
+class Config(Section):
+    """One run. `finalize(config)` checks and freezes it."""
+
+    method: str = "gapo"
+    name: str = "gapo"
+    seed: int = 0
+    rounds: int = 10
+    export: bool = True
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
+    discriminator: DiscriminatorConfig = dataclasses.field(default_factory=DiscriminatorConfig)
+    reward: RewardConfig = dataclasses.field(default_factory=RewardConfig)
+    ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)
+    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "method": METHODS,
+    "model.critic": ("reference", "policy", "decoder"),
+    "model.dtype": ("float32", "bfloat16"),
+    "model.remat": ("none", "dots", "full"),
+    "model.pooling": ("mean", "cls"),
+    "data.on_invisible": ("refuse", "drop"),
+    "discriminator.label_policy": ("paper", "soft", "verified", "drop_verified"),
+    "discriminator.score_with": ("pre", "post"),
+    "reward.standardise": ("running", "batch", "group"),
+    "reward.squash": ("none", "sigmoid"),
+    "ppo.aggregation": ("token", "sequence"),
+    "ppo.optim.schedule": ("constant", "linear", "cosine"),
+    "ppo.critic_optim.schedule": ("constant", "linear", "cosine"),
+    "discriminator.optim.schedule": ("constant", "linear", "cosine"),
+}
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "rounds": (0, math.inf),
+    "model.critic_hidden": (0, math.inf),
+    "model.trainable_layers": (0, math.inf),
+    "data.max_constraints": (1, 8),
+    "data.max_prompt_tokens": (1, math.inf),
+    "data.bootstrap_responses": (1, math.inf),
+    "data.edited_fraction": (0, 1),
+    "data.pairs": (1, math.inf),
+    "data.pairs_heldout": (0, math.inf),
+    "data.prompts": (1, math.inf),
+    "sampling.max_new_tokens": (1, math.inf),
+    "sampling.temperature": (1e-3, 100),
+    "sampling.top_k": (0, math.inf),
+    "sampling.top_p": (1e-6, 1),
+    "sampling.batch_size": (1, math.inf),
+    "discriminator.max_tokens": (8, 512),
+    "discriminator.batch_size": (1, math.inf),
+    "discriminator.generated_fraction": (0, 1),
+    "discriminator.replay_fraction": (0, 1),
+    "discriminator.soft_label": (0, 1),
+    "discriminator.positive_label": (0.5, 1),
+    "discriminator.gate_high": (0, 1),
+    "discriminator.gate_low": (0, 1),
+    "reward.clip": (1e-6, math.inf),
+    "ppo.prompts_per_round": (1, math.inf),
+    "ppo.samples_per_prompt": (1, math.inf),
+    "ppo.epochs": (1, math.inf),
+    "ppo.minibatch_size": (1, math.inf),
+    "ppo.clip_low": (0, 1),
+    "ppo.clip_high": (0, math.inf),
+    "ppo.value_clip": (0, math.inf),
+    "ppo.gamma": (0, 1),
+    "ppo.lam": (0, 1),
+    "ppo.kl_coef": (0, math.inf),
+    "ppo.kl_target": (0, math.inf),
+    "ppo.kl_limit": (0, math.inf),
+    "eval.prompts_per_set": (1, math.inf),
+    "eval.samples_per_prompt": (1, math.inf),
+    "eval.temperature": (0, 100),
+    "checkpoint.every_rounds": (1, math.inf),
+    "checkpoint.keep": (1, math.inf),
+}
+
+
+def lookup(config: Any, path: str) -> Any:
+    """Return the field at a dotted path, such as `ppo.clip_low`."""
+    for part in path.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def _check_choices(config: Config) -> None:
+    for path, allowed in _CHOICES.items():
+        value = lookup(config, path)
+        if value not in allowed:
+            raise ValueError(f"config.{path} cannot be {value!r}{_nearest(value, allowed)}")
+
+
+def _check_ranges(config: Config) -> None:
+    for path, (low, high) in _RANGES.items():
+        value = lookup(config, path)
+        if not low <= value <= high:
+            raise ValueError(f"config.{path} must lie in [{low}, {high}], got {value!r}")
+
+
+def _check_together(config: Config) -> None:
+    """Check what involves more than one field."""
+    rows = config.ppo.prompts_per_round * config.ppo.samples_per_prompt
+    if rows % config.ppo.minibatch_size:
+        raise ValueError(
+            f"ppo.prompts_per_round * ppo.samples_per_prompt = {rows} rows must divide into whole "
+            f"minibatches; config.ppo.minibatch_size is {config.ppo.minibatch_size}"
+        )
+    if config.reward.standardise == "group" and config.ppo.samples_per_prompt < 2:
+        raise ValueError(
+            "config.reward.standardise='group' needs at least 2 samples of a prompt; set "
+            f"config.ppo.samples_per_prompt (got {config.ppo.samples_per_prompt}) or 'running'"
+        )
+    if config.model.train_embeddings and config.model.trainable_layers:
+        raise ValueError(
+            "config.model.train_embeddings=True trains the bottom of the decoder, but "
+            f"config.model.trainable_layers={config.model.trainable_layers} freezes its lower "
+            "layers; set trainable_layers=0 or train_embeddings=False"
+        )
+    if not config.data.types:
+        raise ValueError("config.data.types is empty; name at least one constraint type")
+
+
+def finalize(config: Config) -> Config:
+    """Return a checked copy that can no longer be changed.
+
+    Raises:
+        ValueError: a field is out of range, or two fields contradict each other; the message
+            names the field, what it holds and what would be accepted.
+    """
+    config = from_json(to_json(config))
+    _check_types(config, Config(), "config")
+    _check_choices(config)
+    _check_ranges(config)
+    _check_together(config)
+    _freeze(config)
+    return config
+
+
+def _check_types(config: Any, reference: Any, path: str) -> None:
+    for field in dataclasses.fields(reference):
+        value, wanted = getattr(config, field.name), getattr(reference, field.name)
+        if dataclasses.is_dataclass(wanted):
+            _check_types(value, wanted, f"{path}.{field.name}")
+            continue
+        kinds = (int, float) if isinstance(wanted, float) else type(wanted)
+        if field.name == "system_prompt":
+            kinds = (str, type(None))
+        wrong_bool = isinstance(value, bool) != isinstance(wanted, bool)
+        if not isinstance(value, kinds) or wrong_bool:
+            raise ValueError(
+                f"{path}.{field.name} must be of type {field.type}, got {value!r} "
+                f"({type(value).__name__})"
+            )
+
+
+def _freeze(section: Section) -> None:
+    for field in dataclasses.fields(section):  # type: ignore[arg-type]
+        value = getattr(section, field.name)
+        if isinstance(value, Section):
+            _freeze(value)
+    section.__dict__["_final"] = True
+
+
+def to_json(config: Config) -> dict[str, Any]:
+    """Return the configuration as nested JSON-ready dictionaries."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_json(record: Mapping[str, Any]) -> Config:
+    """Rebuild a configuration from `to_json`; unknown keys raise with the nearest valid key."""
+    return _fill(Config(), record, "config")
+
+
+def _fill(section: Any, record: Mapping[str, Any], path: str) -> Any:
+    names = [field.name for field in dataclasses.fields(section)]
+    for key, value in record.items():
+        if key not in names:
+            raise ValueError(f"unknown key {path}.{key}{_nearest(key, names)}")
+        current = getattr(section, key)
+        if dataclasses.is_dataclass(current):
+            _fill(current, value, f"{path}.{key}")
+        else:
+            setattr(section, key, tuple(value) if isinstance(current, tuple) else value)
+    return section
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
+    """List the leaves in which two `to_json` records differ, as `key: old -> new`."""
+    lines: list[str] = []
+    for key in sorted(set(old) | set(new)):
+        a, b = old.get(key), new.get(key)
+        name = f"{path}{key}"
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += differences(a, b, f"{name}.")
+        elif a != b:
+            lines.append(f"{name}: {a!r} -> {b!r}")
+    return lines
+
+
+# A longer run, a later export or another mesh is still the same run.
+_NOT_IDENTITY = ("name", "export", "rounds", "checkpoint", "mesh")
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """Return the part of a configuration that a continued run must share with its beginning."""
+    record = to_json(config)
+    return {key: value for key, value in record.items() if key not in _NOT_IDENTITY}
+
+
+def fingerprint(config: Config) -> str:
+    """Return a short hash of `identity(config)`."""
+    text = json.dumps(identity(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
