@@ -1,0 +1,17 @@
+"""Networks: the causal decoder (generator, reference, critic trunk), the encoder and the heads."""
+
+from gapo_jax.models.decoder import Decoder, DecoderConfig, LayerStack, positions_of, unembedding
+from gapo_jax.models.encoder import Encoder, EncoderConfig
+from gapo_jax.models.heads import Discriminator, ScalarHead
+
+__all__ = [
+    "Decoder",
+    "DecoderConfig",
+    "Discriminator",
+    "Encoder",
+    "EncoderConfig",
+    "LayerStack",
+    "ScalarHead",
+    "positions_of",
+    "unembedding",
+]

@@ -1,0 +1,63 @@
+"""Scalar heads, and the discriminator: an encoder with a pooled scalar head."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gapo_jax.models.encoder import Encoder, EncoderConfig
+from gapo_jax.models.layers import kernel_init
+
+POOLINGS = ("mean", "cls")
+
+
+class ScalarHead(nn.Module):
+    """One float32 number per vector: a linear map, or a tanh layer of `hidden_dim` before it."""
+
+    hidden_dim: int | None = None
+
+    @nn.compact
+    def __call__(self, hidden_BTD: jax.Array) -> jax.Array:
+        """Drop the last axis of `hidden_BTD` [..., D]; the result is float32 [...]."""
+        x = hidden_BTD.astype(jnp.float32)
+        if self.hidden_dim is not None:
+            x = nn.Dense(self.hidden_dim, kernel_init=nn.initializers.lecun_normal(), name="up")(x)
+            x = jnp.tanh(x)
+        return nn.Dense(1, kernel_init=kernel_init, name="out")(x)[..., 0]
+
+
+class Discriminator(nn.Module):
+    """The adversary of the generator: text in, one logit out (positive = obeys its prompt)."""
+
+    config: EncoderConfig
+    pooling: str = "mean"
+    hidden_dim: int | None = None
+
+    def setup(self) -> None:
+        """Declare encoder and head; raise ValueError on an unknown pooling."""
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling must be one of {POOLINGS}, got {self.pooling!r}")
+        self.encoder = Encoder(self.config)
+        self.head = ScalarHead(self.hidden_dim)
+
+    def __call__(
+        self,
+        tokens_BT: jax.Array,
+        mask_BT: jax.Array,
+        type_ids_BT: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """Logits [B] float32; arguments as in `Encoder.__call__`. Padding does not count."""
+        hidden_BTD = self.encoder(tokens_BT, mask_BT, type_ids_BT, deterministic)
+        return self.head(pool(hidden_BTD, mask_BT, self.pooling))
+
+
+def pool(hidden_BTD: jax.Array, mask_BT: jax.Array, pooling: str) -> jax.Array:
+    """One float32 vector [B, D] per text: the mean over real tokens, or the first token."""
+    hidden_BTD = hidden_BTD.astype(jnp.float32)
+    if pooling == "cls":
+        return hidden_BTD[:, 0]
+    weights_BT = mask_BT.astype(jnp.float32)
+    total_B1 = jnp.maximum(weights_BT.sum(axis=1, keepdims=True), 1.0)
+    return jnp.einsum("btd,bt->bd", hidden_BTD, weights_BT) / total_B1
