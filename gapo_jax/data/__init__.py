@@ -1,0 +1,1 @@
+"""Data: our task prompts, preferential pairs, sources, tokenisers and batching (numpy only)."""

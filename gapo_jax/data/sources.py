@@ -1,0 +1,174 @@
+"""Rows in and out of JSONL: IFEval prompts, responses, prompt rows and preferential pairs.
+
+Every error names the file and the line. IFEval rows are those of the public release: `key`,
+`prompt`, `instruction_id_list`, `kwargs` (one dictionary for each instruction, nulls ignored).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gapo_jax import constraints
+from gapo_jax.types import Constraint, PreferentialPair, PromptRow
+
+
+def iter_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number from 1, object) for each line that is not blank.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: for a line that is not a JSON object in UTF-8, with its number.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such JSONL file: {path}")
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line.decode("utf-8"))
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from error
+            if not isinstance(record, dict):
+                kind = type(record).__name__
+                raise ValueError(f"{path}, line {number}: wanted a JSON object, got {kind}")
+            yield number, record
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """Return all objects of a JSONL file; as `iter_jsonl`, and ValueError when there is none."""
+    records = [record for _, record in iter_jsonl(path)]
+    if not records:
+        raise ValueError(f"{path} has no rows: wanted one JSON object a line")
+    return records
+
+
+def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> int:
+    """Write one JSON object a line, UTF-8; return the number of lines."""
+    count = 0
+    with Path(path).open("w", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def _ifeval_constraints(record: Mapping[str, Any]) -> tuple[Constraint, ...]:
+    prompt, ids = record.get("prompt"), record.get("instruction_id_list")
+    if not isinstance(prompt, str):
+        raise ValueError(f"wanted a string under 'prompt', got {prompt!r}")
+    if not isinstance(ids, list) or not all(isinstance(item, str) for item in ids):
+        raise ValueError(f"wanted a list of ids under 'instruction_id_list', got {ids!r}")
+    kwargs = record.get("kwargs") or [{} for _ in ids]
+    if not isinstance(kwargs, list) or len(kwargs) != len(ids):
+        raise ValueError(f"wanted {len(ids)} dictionaries under 'kwargs', got {kwargs!r}")
+    made = []
+    for name, arguments in zip(ids, kwargs, strict=True):
+        constraints.get(name)  # raises, naming the nearest id that exists
+        if not isinstance(arguments or {}, Mapping):
+            raise ValueError(f"wanted a dictionary of arguments for {name}, got {arguments!r}")
+        given = {key: value for key, value in (arguments or {}).items() if value is not None}
+        made.append(Constraint(name, given))
+    return tuple(made)
+
+
+def prompt_row(record: Mapping[str, Any], default_key: str = "") -> PromptRow:
+    """Turn an IFEval row or a row written by `write_prompts` into a PromptRow.
+
+    An IFEval row states task and constraints in one text, so its task is the whole prompt.
+
+    Raises:
+        ValueError: for a missing field, an unknown instruction id, kwargs that do not fit.
+    """
+    if "constraints" in record:
+        row = PromptRow.from_json(record)
+        for constraint in row.constraints:
+            constraints.get(constraint.id)
+        return row
+    made = _ifeval_constraints(record)
+    prompt = record["prompt"]
+    return PromptRow(str(record.get("key", default_key)), prompt, prompt, made)
+
+
+def read_prompts(path: str | Path) -> list[PromptRow]:
+    """Read prompt rows (IFEval rows or our own) from JSONL; errors name the line."""
+    rows = []
+    for number, record in iter_jsonl(path):
+        try:
+            rows.append(prompt_row(record, default_key=str(number)))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}: {_reason(error)}") from error
+    if not rows:
+        raise ValueError(f"{path} has no prompts: wanted one JSON object a line")
+    return rows
+
+
+def _reason(error: Exception) -> str:
+    return f"field {error} is missing" if isinstance(error, KeyError) else str(error)
+
+
+def write_prompts(path: str | Path, rows: Iterable[PromptRow]) -> int:
+    """Write prompt rows as JSONL; return their number."""
+    return write_jsonl(path, (row.to_json() for row in rows))
+
+
+def to_ifeval(row: PromptRow) -> dict[str, Any]:
+    """Return a prompt row in the fields of the IFEval release."""
+    return {
+        "key": row.key,
+        "prompt": row.prompt,
+        "instruction_id_list": [constraint.id for constraint in row.constraints],
+        "kwargs": [dict(constraint.kwargs) for constraint in row.constraints],
+    }
+
+
+def read_responses(path: str | Path, prompts: Sequence[str]) -> list[str]:
+    """Read responses ({"prompt", "response"} a line) in the order of `prompts`.
+
+    Responses are matched by the prompt's text, as in the IFEval release; where several lines
+    answer the same prompt they are used in file order.
+
+    Raises:
+        ValueError: for a malformed line, a prompt without response or a response that no prompt
+            asked for.
+    """
+    waiting: dict[str, list[tuple[int, str]]] = {}
+    for number, record in iter_jsonl(path):
+        prompt, response = record.get("prompt"), record.get("response")
+        if not isinstance(prompt, str) or not isinstance(response, str):
+            raise ValueError(f"{path}, line {number}: wanted the strings 'prompt' and 'response'")
+        waiting.setdefault(prompt, []).append((number, response))
+    found = []
+    for index, prompt in enumerate(prompts):
+        if not waiting.get(prompt):
+            raise ValueError(f"{path}: no response for prompt {index + 1}: {prompt[:80]!r}")
+        found.append(waiting[prompt].pop(0)[1])
+    unused = [number for left in waiting.values() for number, _ in left]
+    if unused:
+        raise ValueError(
+            f"{path}: {len(unused)} responses answer no prompt (first: line {min(unused)}); "
+            "give the prompts file that they were made for"
+        )
+    return found
+
+
+def read_pairs(path: str | Path) -> list[PreferentialPair]:
+    """Read preferential pairs from JSONL; errors name the line."""
+    pairs = []
+    for number, record in iter_jsonl(path):
+        try:
+            pairs.append(PreferentialPair.from_json(record))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}: {_reason(error)}") from error
+    if not pairs:
+        raise ValueError(f"{path} has no preferential pairs: wanted one JSON object a line")
+    return pairs
+
+
+def write_pairs(path: str | Path, pairs: Iterable[PreferentialPair]) -> int:
+    """Write preferential pairs as JSONL; return their number."""
+    return write_jsonl(path, (pair.to_json() for pair in pairs))

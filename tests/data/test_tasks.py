@@ -1,0 +1,57 @@
+"""The task prompts: sizes, splits that share nothing, words that can serve as keywords."""
+
+import itertools
+import re
+
+import pytest
+
+from gapo_jax.data.tasks import HELDOUT_TEMPLATES, TRAIN_TEMPLATES, tasks
+from gapo_jax.data.topics import HELDOUT_TOPICS, TRAIN_TOPICS
+
+
+def test_sizes():
+    assert len(TRAIN_TOPICS) >= 70 and len(HELDOUT_TOPICS) >= 30
+    assert 6 <= len(TRAIN_TEMPLATES) <= 8 and len(HELDOUT_TEMPLATES) >= 4
+    assert len(tasks("train")) == len(TRAIN_TOPICS) * len(TRAIN_TEMPLATES)
+    assert len({task.text for task in tasks("train")}) == len(tasks("train"))
+
+
+@pytest.mark.parametrize("split", ["heldout_topics", "heldout_phrasings"])
+def test_heldout_topics_share_nothing_with_training(split):
+    train = {task.topic for task in tasks("train")}
+    heldout = {task.topic for task in tasks(split)}
+    for ours, theirs in itertools.product(train, heldout):
+        assert ours not in theirs and theirs not in ours
+        assert not set(ours.split()) & set(theirs.split())
+    for task in tasks(split):
+        words = set(re.findall(r"[a-z]+", task.text.lower()))
+        template = set(re.findall(r"[a-z]+", task.template.lower()))
+        assert not any(set(topic.split()) <= words - template for topic in train), task.text
+
+
+def test_heldout_phrasings_are_unseen():
+    unseen = {task.template for task in tasks("heldout_phrasings")}
+    seen = {task.template for task in tasks("train")} | {
+        task.template for task in tasks("heldout_topics")
+    }
+    assert not unseen & seen
+
+
+def test_related_words_are_plain_and_not_in_the_topic():
+    for topic, words in (TRAIN_TOPICS | HELDOUT_TOPICS).items():
+        assert len(words) == len(set(words)) >= 6, topic
+        for word in words:
+            assert re.fullmatch(r"[a-z]{3,}", word), (topic, word)
+            assert word not in topic.split()
+
+
+def test_tasks_name_no_number_and_no_format():
+    numbers = r"\b(one|two|three|four|five|six|list|bullet|title|words?|sentences?)\b|\d|,"
+    for split in ("train", "heldout_topics", "heldout_phrasings"):
+        for task in tasks(split):
+            assert not re.search(numbers, task.text, flags=re.IGNORECASE), task.text
+
+
+def test_unknown_split_is_an_error():
+    with pytest.raises(ValueError, match="heldout_topics"):
+        tasks("test")  # pyright: ignore[reportArgumentType]
