@@ -1,0 +1,112 @@
+"""Losses of the discriminator: binary cross-entropy (GAPO Eq. 6) and the Bradley-Terry form."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from gapo_jax.losses.masked import masked_fill, masked_mean, weighted_mean
+from gapo_jax.types import ACCEPTED, GENERATED, REJECTED
+
+
+def binary_cross_entropy(logits_B: jax.Array, targets_B: jax.Array) -> jax.Array:
+    """-[y log s(x) + (1 - y) log s(-x)] per sample, float32, stable for logits of any size."""
+    logits_B, targets_B = logits_B.astype(jnp.float32), targets_B.astype(jnp.float32)
+    return jax.nn.softplus(-jnp.abs(logits_B)) + jnp.maximum(logits_B, 0) - logits_B * targets_B
+
+
+def class_metrics(
+    logits_B: jax.Array, classes_B: jax.Array, weights_B: jax.Array | None = None
+) -> dict[str, jax.Array]:
+    """How the discriminator treats each class of text, as float32 scalars.
+
+    Args:
+      logits_B: raw logits.
+      classes_B: int, `types.ACCEPTED`, `types.REJECTED` or `types.GENERATED`.
+      weights_B: rows of weight 0 are padding and do not count; other weights count alike.
+
+    Returns:
+      `disc/acc_accepted` (logit > 0), `disc/acc_rejected` and `disc/acc_generated` (logit < 0);
+      `disc/score_accepted`, `disc/score_rejected`, `disc/score_generated` (mean logits);
+      `disc/score_gap` (accepted minus rejected); `disc/generated_fraction` (share of the rows);
+      `disc/count_*` (rows). What concerns a class without a row is NaN: there is no such number.
+    """
+    real_B = jnp.ones_like(classes_B) if weights_B is None else (weights_B > 0)
+    logits_B = jax.lax.stop_gradient(masked_fill(logits_B, real_B))
+    metrics = {}
+    for name, index, right_B in (
+        ("accepted", ACCEPTED, logits_B > 0),
+        ("rejected", REJECTED, logits_B < 0),
+        ("generated", GENERATED, logits_B < 0),
+    ):
+        rows_B = real_B * (classes_B == index)
+        count = jnp.sum(rows_B, dtype=jnp.float32)
+        for key, values_B in (("acc", right_B.astype(jnp.float32)), ("score", logits_B)):
+            mean = masked_mean(values_B, rows_B)
+            metrics[f"disc/{key}_{name}"] = jnp.where(count > 0, mean, jnp.nan)
+        metrics[f"disc/count_{name}"] = count
+    metrics["disc/score_gap"] = metrics["disc/score_accepted"] - metrics["disc/score_rejected"]
+    rows = jnp.maximum(jnp.sum(real_B, dtype=jnp.float32), 1.0)
+    metrics["disc/generated_fraction"] = metrics["disc/count_generated"] / rows
+    return metrics
+
+
+def bce_loss(
+    logits_B: jax.Array,
+    targets_B: jax.Array,
+    weights_B: jax.Array | None = None,
+    *,
+    classes_B: jax.Array | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Binary cross-entropy with a target and a weight for each sample (GAPO, Eq. 6).
+
+    Args:
+      logits_B: raw logits; the gradient flows here.
+      targets_B: probability that the text is accepted, in [0, 1]; soft labels are allowed.
+      weights_B: non-negative weight of each sample, 0 = padding; all 1 by default. The loss is
+        sum(w * bce) / sum(w).
+      classes_B: class ids, for the metrics only.
+
+    Returns:
+      (loss, metrics), float32 scalars: `disc/loss`, `disc/accuracy` (sign of the logit against
+      target > 0.5, samples of weight 0 left out) and, with `classes_B`, `class_metrics`.
+    """
+    if weights_B is None:
+        weights_B = jnp.ones_like(logits_B, dtype=jnp.float32)
+    weights_B = jax.lax.stop_gradient(weights_B.astype(jnp.float32))
+    logits_B = masked_fill(logits_B, weights_B)
+    targets_B = jax.lax.stop_gradient(masked_fill(targets_B, weights_B))
+    loss = weighted_mean(binary_cross_entropy(logits_B, targets_B), weights_B)
+    right_B = ((logits_B > 0) == (targets_B > 0.5)).astype(jnp.float32)
+    metrics = {"disc/loss": loss, "disc/accuracy": masked_mean(right_B, weights_B)}
+    if classes_B is not None:
+        metrics |= class_metrics(logits_B, classes_B, weights_B)
+    return loss, jax.lax.stop_gradient(metrics)
+
+
+def bradley_terry_loss(
+    better_B: jax.Array, worse_B: jax.Array, weights_B: jax.Array | None = None
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """-log s(better - worse), weighted mean: only differences of logits matter.
+
+    For the discriminator: D(P_acc, R) against D(P_rej, R), and D(P_acc, R) against
+    D(P_acc, generated); one call with the pairs of both kinds and their weights.
+
+    Args:
+      better_B, worse_B: logits of the two sides of each pair.
+      weights_B: non-negative weight of each pair, 0 = padding; all 1 by default.
+
+    Returns:
+      (loss, metrics), float32 scalars: `disc/loss`, `disc/pair_accuracy`, `disc/pair_margin`.
+    """
+    if weights_B is None:
+        weights_B = jnp.ones_like(better_B, dtype=jnp.float32)
+    weights_B = jax.lax.stop_gradient(weights_B.astype(jnp.float32))
+    margin_B = masked_fill(better_B, weights_B) - masked_fill(worse_B, weights_B)
+    loss = weighted_mean(jax.nn.softplus(-margin_B), weights_B)
+    metrics = {
+        "disc/loss": loss,
+        "disc/pair_accuracy": masked_mean((margin_B > 0).astype(jnp.float32), weights_B),
+        "disc/pair_margin": masked_mean(margin_B, weights_B),
+    }
+    return loss, jax.lax.stop_gradient(metrics)

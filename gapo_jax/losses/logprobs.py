@@ -1,0 +1,161 @@
+"""Log-probs of given tokens without ever holding [B, T, V] logits.
+
+The vocabulary is the widest axis of a small model: 2,048 tokens by 49,152 words are 400 MB of
+float32. Here tokens pass through the unembedding in chunks, forward and backward. The backward
+pass computes each chunk's logits anew from the saved log-sum-exp, so between the two passes only
+[B, T] numbers live beyond the inputs.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from gapo_jax.losses.masked import masked_mean, whiten
+
+__all__ = ["chunked_logprobs", "masked_mean", "whiten"]
+
+
+def chunked_logprobs(
+    hidden_BTD: jax.Array,
+    kernel_DV: jax.Array,
+    targets_BT: jax.Array,
+    *,
+    temperature: jax.Array | float = 1.0,
+    chunk_tokens: int = 256,
+    with_entropy: bool = False,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Log-probs of `targets_BT` under softmax(hidden @ kernel / temperature), chunk by chunk.
+
+    Args:
+      hidden_BTD: final hidden states (after the last norm) which predict the targets.
+      kernel_DV: unembedding. Its gradient costs nothing where nobody asks for it.
+      targets_BT: int token ids in [0, V); a masked place may hold any valid id.
+      temperature: > 0, the sampling temperature; may be traced, receives no gradient.
+      chunk_tokens: tokens whose logits are held at one time (chunk_tokens * V * 4 bytes, twice in
+        the backward pass). Memory alone depends on it, not the result.
+      with_entropy: also return the entropy of each distribution, in nats, as a metric: no
+        gradient flows through it.
+
+    Returns:
+      (logprobs_BT, entropy_BT or None), float32.
+
+    Raises:
+      ValueError: shapes that do not fit, `chunk_tokens` < 1 or a temperature <= 0.
+    """
+    batch, tokens, width = hidden_BTD.shape
+    if kernel_DV.shape[0] != width or targets_BT.shape != (batch, tokens):
+        raise ValueError(
+            f"Wanted hidden [B, T, D], kernel [D, V], targets [B, T]; got {hidden_BTD.shape}, "
+            f"{kernel_DV.shape}, {targets_BT.shape}. A tied embedding [V, D] must be transposed."
+        )
+    if chunk_tokens < 1:
+        raise ValueError(f"chunk_tokens must be 1 or more, got {chunk_tokens}.")
+    if isinstance(temperature, int | float):
+        if temperature <= 0:
+            raise ValueError(
+                f"temperature must be above 0, got {temperature}; score greedy samples at 1.0."
+            )
+    # Dividing the hidden states costs D operations a token, dividing the logits V.
+    if not (isinstance(temperature, int | float) and temperature == 1):
+        scale = 1.0 / jax.lax.stop_gradient(jnp.float32(temperature))
+        hidden_BTD = (hidden_BTD.astype(jnp.float32) * scale).astype(hidden_BTD.dtype)
+    dtype = jnp.promote_types(hidden_BTD.dtype, kernel_DV.dtype)
+    chunked = functools.partial(_chunk, chunk_tokens=chunk_tokens)
+    logprobs_NBC, entropy_NBC = _logprobs(
+        chunked(hidden_BTD.astype(dtype)),
+        kernel_DV.astype(dtype),
+        chunked(targets_BT),
+        with_entropy,
+    )
+    logprobs_BT = _unchunk(logprobs_NBC, batch, tokens)
+    if not with_entropy:
+        return logprobs_BT, None
+    return logprobs_BT, jax.lax.stop_gradient(_unchunk(entropy_NBC, batch, tokens))
+
+
+def _chunk(x_BT: jax.Array, chunk_tokens: int) -> jax.Array:
+    """[B, T, ...] -> [chunks, B', C, ...], B' * C <= chunk_tokens.
+
+    The batch axis stays outermost within a chunk, so an array sharded over rows stays so: every
+    device works on its own rows in every chunk.
+    """
+    batch, tokens = x_BT.shape[:2]
+    folds = -(-batch // chunk_tokens)
+    rows = -(-batch // folds)
+    columns = max(1, chunk_tokens // rows)
+    length = folds * tokens
+    chunks = -(-length // columns)
+    tail = [(0, 0)] * (x_BT.ndim - 2)
+    x_BT = jnp.pad(x_BT, [(0, rows * folds - batch), (0, 0), *tail])
+    x_BT = x_BT.reshape(rows, length, *x_BT.shape[2:])
+    x_BT = jnp.pad(x_BT, [(0, 0), (0, chunks * columns - length), *tail])
+    x_BNC = x_BT.reshape(rows, chunks, columns, *x_BT.shape[2:])
+    return jnp.moveaxis(x_BNC, 1, 0)
+
+
+def _unchunk(x_NBC: jax.Array, batch: int, tokens: int) -> jax.Array:
+    """The inverse of `_chunk` for [chunks, B', C]."""
+    chunks, rows, columns = x_NBC.shape
+    folds = -(-batch // rows)
+    x_BT = jnp.moveaxis(x_NBC, 0, 1).reshape(rows, chunks * columns)[:, : folds * tokens]
+    return x_BT.reshape(rows * folds, tokens)[:batch]
+
+
+def _logits(hidden_BCD: jax.Array, kernel_DV: jax.Array) -> jax.Array:
+    return jnp.einsum("bcd,dv->bcv", hidden_BCD, kernel_DV, preferred_element_type=jnp.float32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _logprobs(hidden_NBCD, kernel_DV, targets_NBC, with_entropy):
+    return _forward(hidden_NBCD, kernel_DV, targets_NBC, with_entropy)[0]
+
+
+def _forward(hidden_NBCD, kernel_DV, targets_NBC, with_entropy):
+    def chunk(_, inputs):
+        hidden_BCD, targets_BC = inputs
+        logits_BCV = _logits(hidden_BCD, kernel_DV)
+        top_BC = jnp.max(logits_BCV, axis=-1)
+        shifted_BCV = logits_BCV - top_BC[..., None]
+        total_BC = jnp.sum(jnp.exp(shifted_BCV), axis=-1)
+        target_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
+        lse_BC = top_BC + jnp.log(total_BC)
+        entropy_BC = None
+        if with_entropy:
+            mean_BC = jnp.sum(jnp.exp(shifted_BCV) * shifted_BCV, axis=-1) / total_BC
+            entropy_BC = jnp.log(total_BC) - mean_BC
+        return None, (target_BC - lse_BC, entropy_BC, lse_BC)
+
+    _, (logprobs, entropy, lse) = jax.lax.scan(chunk, None, (hidden_NBCD, targets_NBC))
+    return (logprobs, entropy), (hidden_NBCD, kernel_DV, targets_NBC, lse)
+
+
+def _backward(with_entropy, saved, cotangents):
+    del with_entropy
+    hidden_NBCD, kernel_DV, targets_NBC, lse_NBC = saved
+    gradient_NBC = cotangents[0]
+
+    def chunk(kernel_gradient_DV, inputs):
+        hidden_BCD, targets_BC, lse_BC, gradient_BC = inputs
+        logits_BCV = _logits(hidden_BCD, kernel_DV)
+        words_V = jnp.arange(kernel_DV.shape[1], dtype=targets_BC.dtype)
+        chosen_BCV = (targets_BC[..., None] == words_V).astype(jnp.float32)
+        probs_BCV = jnp.exp(logits_BCV - lse_BC[..., None])
+        dlogits_BCV = ((chosen_BCV - probs_BCV) * gradient_BC[..., None]).astype(kernel_DV.dtype)
+        dhidden_BCD = jnp.einsum(
+            "bcv,dv->bcd", dlogits_BCV, kernel_DV, preferred_element_type=jnp.float32
+        )
+        kernel_gradient_DV += jnp.einsum(
+            "bcd,bcv->dv", hidden_BCD, dlogits_BCV, preferred_element_type=jnp.float32
+        )
+        return kernel_gradient_DV, dhidden_BCD.astype(hidden_BCD.dtype)
+
+    zeros_DV = jnp.zeros(kernel_DV.shape, jnp.float32)
+    inputs = (hidden_NBCD, targets_NBC, lse_NBC, gradient_NBC)
+    dkernel_DV, dhidden_NBCD = jax.lax.scan(chunk, zeros_DV, inputs)
+    return dhidden_NBCD, dkernel_DV.astype(kernel_DV.dtype), None
+
+
+_logprobs.defvjp(_forward, _backward)

@@ -1,0 +1,71 @@
+"""The clipped policy loss of PPO (arXiv 1707.06347, Eq. 7)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from gapo_jax.losses.masked import masked_fill, masked_mean
+
+# exp(20) is far outside every clip range; beyond it the ratio would overflow and 0 * inf be NaN.
+MAX_LOG_RATIO = 20.0
+
+
+def ppo_loss(
+    logprobs_BR: jax.Array,
+    old_logprobs_BR: jax.Array,
+    advantages_BR: jax.Array,
+    mask_BR: jax.Array,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    aggregation: str = "token",
+    denominator: jax.Array | float | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Mean of max(-A w, -A clip(w, 1 - clip_low, 1 + clip_high)), w = pi / pi_old per token.
+
+    Args:
+      logprobs_BR: log-probs under the policy being trained; the gradient flows here alone.
+      old_logprobs_BR: log-probs under the policy that sampled, by the same forward pass.
+      advantages_BR: advantages, usually whitened.
+      mask_BR: 1 = response token that counts.
+      clip_low, clip_high: the two sides of the clip range (DAPO raises the high one).
+      aggregation: "token" = mean over all tokens of the batch; "sequence" = mean over rows of
+        each row's token mean (OpenRLHF), rows without a token left out.
+      denominator: count to divide by in place of this call's own tokens (or rows), see
+        `masked_mean`.
+
+    Returns:
+      (loss, metrics), float32 scalars: `policy/loss`; `policy/clip_fraction`, share of tokens where
+      the clip decides; `policy/approx_kl`, the k3 estimate of KL(old || new);
+      `policy/ratio_max`, `policy/ratio_mean`.
+
+    Raises:
+      ValueError: unknown aggregation, or a clip range that is not positive.
+    """
+    if aggregation not in ("token", "sequence"):
+        raise ValueError(f"aggregation must be 'token' or 'sequence', got {aggregation!r}.")
+    if not (0 < clip_low and 0 < clip_high):
+        raise ValueError(f"Clip range must be positive, got {clip_low} and {clip_high}.")
+    advantages_BR = jax.lax.stop_gradient(masked_fill(advantages_BR, mask_BR))
+    old_BR = jax.lax.stop_gradient(masked_fill(old_logprobs_BR, mask_BR))
+    log_ratio_BR = masked_fill(logprobs_BR, mask_BR) - old_BR
+    log_ratio_BR = jnp.clip(log_ratio_BR, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+    ratio_BR = jnp.exp(log_ratio_BR)
+    clipped_BR = jnp.clip(ratio_BR, 1.0 - clip_low, 1.0 + clip_high)
+    plain_BR = -advantages_BR * ratio_BR
+    bounded_BR = -advantages_BR * clipped_BR
+    losses_BR = jnp.maximum(plain_BR, bounded_BR)
+    if aggregation == "token":
+        loss = masked_mean(losses_BR, mask_BR, denominator=denominator)
+    else:
+        losses_B = masked_mean(losses_BR, mask_BR, axis=1)
+        loss = masked_mean(losses_B, jnp.any(mask_BR != 0, axis=1), denominator=denominator)
+    metrics = {
+        "policy/loss": loss,
+        "policy/clip_fraction": masked_mean((bounded_BR > plain_BR).astype(jnp.float32), mask_BR),
+        "policy/approx_kl": masked_mean(jnp.expm1(log_ratio_BR) - log_ratio_BR, mask_BR),
+        "policy/ratio_max": jnp.max(masked_fill(ratio_BR, mask_BR)),
+        "policy/ratio_mean": masked_mean(ratio_BR, mask_BR),
+    }
+    return loss, jax.lax.stop_gradient(metrics)
