@@ -1,0 +1,1 @@
+"""Evaluation by rules: constraint accuracy with intervals, IFEval files, the run report."""

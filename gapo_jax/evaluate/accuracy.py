@@ -1,0 +1,206 @@
+"""Constraint accuracy by the verifiers, with bootstrap intervals over prompts.
+
+The four figures of IFEval (arXiv 2311.07911, section 3): share of prompts all of whose
+constraints hold (prompt level) and share of constraints that hold (instruction level), each
+strict and loose. The discriminator has no say here: it is the adversary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gapo_jax import constraints
+from gapo_jax.evaluate.text_health import text_health as text_health
+from gapo_jax.types import PromptRow
+
+METRICS = ("prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose")
+_CHUNK = 200  # resamples drawn at a time, so that memory stays flat
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What the verifiers say about one response; one entry a constraint in the four tuples."""
+
+    key: str
+    prompt: str
+    response: str
+    ids: tuple[str, ...]
+    strict: tuple[bool, ...]
+    loose: tuple[bool, ...]
+
+
+def verify(rows: Sequence[PromptRow], responses: Sequence[str]) -> list[Verdict]:
+    """Check responses against the constraints of their prompts.
+
+    Raises:
+        ValueError: when the lengths differ; for an unknown instruction id or arguments that do
+            not fit, with the row (counted from 1) and its key.
+    """
+    if len(rows) != len(responses):
+        raise ValueError(f"got {len(rows)} prompts and {len(responses)} responses")
+    verdicts = []
+    for number, (row, response) in enumerate(zip(rows, responses, strict=True), 1):
+        ids = [constraint.id for constraint in row.constraints]
+        kwargs = [dict(constraint.kwargs) for constraint in row.constraints]
+        try:
+            strict = constraints.check(response, ids, kwargs, prompt=row.prompt)
+            loose = constraints.check_loose(response, ids, kwargs, prompt=row.prompt)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"row {number} (key {row.key!r}): {error}") from error
+        verdicts.append(
+            Verdict(row.key, row.prompt, response, tuple(ids), tuple(strict), tuple(loose))
+        )
+    return verdicts
+
+
+def _check_some(verdicts: Sequence[Verdict]) -> None:
+    if not verdicts:
+        raise ValueError("nothing to summarise: got no verdicts")
+
+
+def _units(verdicts: Sequence[Verdict]) -> list[list[Verdict]]:
+    """Group the samples of one prompt: they are not independent, so they are drawn together."""
+    groups: dict[tuple[str, str], list[Verdict]] = {}
+    for verdict in verdicts:
+        groups.setdefault((verdict.key, verdict.prompt), []).append(verdict)
+    return list(groups.values())
+
+
+def _counts(units: Sequence[Sequence[Verdict]], types: Sequence[str]) -> np.ndarray:
+    """Return sums per unit: float64 [unit, metric, 2], the last axis (held, of how many).
+
+    Metrics are METRICS, then strict and loose of each type.
+    """
+    column = {name: index for index, name in enumerate(types)}
+    sums = np.zeros((len(units), len(METRICS) + 2 * len(types), 2))
+    for index, unit in enumerate(units):
+        for verdict in unit:
+            size = len(verdict.ids)
+            sums[index, 0] += all(verdict.strict), 1
+            sums[index, 1] += all(verdict.loose), 1
+            sums[index, 2] += sum(verdict.strict), size
+            sums[index, 3] += sum(verdict.loose), size
+            for name, strict, loose in zip(verdict.ids, verdict.strict, verdict.loose):
+                at = len(METRICS) + 2 * column[name]
+                sums[index, at] += strict, 1
+                sums[index, at + 1] += loose, 1
+    return sums
+
+
+def _resampled(sums: Sequence[np.ndarray], seed: int, resamples: int) -> list[np.ndarray]:
+    """Return rates [resample, metric] for each array of sums, with the same draws of units."""
+    rng = np.random.default_rng(seed)
+    units = sums[0].shape[0]
+    rates: list[list[np.ndarray]] = [[] for _ in sums]
+    for start in range(0, resamples, _CHUNK):
+        size = min(_CHUNK, resamples - start)
+        weights = rng.multinomial(units, np.full(units, 1 / units), size=size)
+        for found, array in zip(rates, sums, strict=True):
+            totals = np.einsum("su,umc->smc", weights, array, optimize=True)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                found.append(totals[..., 0] / totals[..., 1])
+    return [np.concatenate(found) for found in rates]
+
+
+def _interval(value: float, draws: np.ndarray) -> dict[str, float]:
+    draws = draws[np.isfinite(draws)]  # a rare type may be absent from a resample
+    low, high = np.percentile(draws, [2.5, 97.5]) if len(draws) else (value, value)
+    return {"value": float(value), "low": float(low), "high": float(high)}
+
+
+def summarise(verdicts: Sequence[Verdict], seed: int = 0, resamples: int = 2000) -> dict[str, Any]:
+    """Summarise verdicts: accuracies with 95% percentile bootstrap intervals over prompts.
+
+    Samples of the same prompt are drawn together. The result depends on the arguments alone.
+
+    Returns:
+        {metric: {"value", "low", "high"}} for the four METRICS; "types": {id: {"strict": {...},
+        "loose": {...}, "count"}}; "prompts", "responses", "instructions", "empty_responses".
+    """
+    _check_some(verdicts)
+    units = _units(verdicts)
+    types = sorted({name for verdict in verdicts for name in verdict.ids})
+    sums = _counts(units, types)
+    total = sums.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        rate = total[:, 0] / total[:, 1]
+    (draws,) = _resampled([sums], seed, resamples)
+    result: dict[str, Any] = {
+        name: _interval(rate[i], draws[:, i]) for i, name in enumerate(METRICS)
+    }
+    result["types"] = {}
+    for index, name in enumerate(types):
+        at = len(METRICS) + 2 * index
+        result["types"][name] = {
+            "strict": _interval(rate[at], draws[:, at]),
+            "loose": _interval(rate[at + 1], draws[:, at + 1]),
+            "count": int(total[at, 1]),
+        }
+    result["prompts"] = len(units)
+    result["responses"] = len(verdicts)
+    result["instructions"] = int(total[2, 1])
+    result["empty_responses"] = sum(not verdict.response.strip() for verdict in verdicts)
+    return result
+
+
+def paired_difference(
+    before: Sequence[Verdict], after: Sequence[Verdict], seed: int = 0, resamples: int = 2000
+) -> dict[str, Any]:
+    """Return after - before on the same prompts: 95% intervals by a bootstrap over prompts.
+
+    Both sides are resampled with the same draws, so what the prompts share cancels out.
+
+    Returns:
+        {metric: {"value", "low", "high"}} and "types": {id: {"strict": {...}, "loose": {...}}}.
+
+    Raises:
+        ValueError: when the two sides do not hold the same prompts.
+    """
+    _check_some(before)
+    _check_some(after)
+    sides = [{(u[0].key, u[0].prompt): u for u in _units(side)} for side in (before, after)]
+    if sides[0].keys() != sides[1].keys():
+        odd = sorted(sides[0].keys() ^ sides[1].keys())
+        raise ValueError(
+            f"a paired difference needs the same prompts on both sides: {len(odd)} stand on one "
+            f"side only (first key: {odd[0][0]!r})"
+        )
+    types = sorted({name for verdict in (*before, *after) for name in verdict.ids})
+    sums = [_counts([side[key] for key in sides[0]], types) for side in sides]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values = [array.sum(axis=0)[:, 0] / array.sum(axis=0)[:, 1] for array in sums]
+    draws = _resampled(sums, seed, resamples)
+    change, spread = values[1] - values[0], draws[1] - draws[0]
+    result: dict[str, Any] = {
+        name: _interval(change[i], spread[:, i]) for i, name in enumerate(METRICS)
+    }
+    result["types"] = {}
+    for index, name in enumerate(types):
+        at = len(METRICS) + 2 * index
+        result["types"][name] = {
+            "strict": _interval(change[at], spread[:, at]),
+            "loose": _interval(change[at + 1], spread[:, at + 1]),
+        }
+    return result
+
+
+def format_table(summary: dict[str, Any]) -> str:
+    """Return a summary as a plain text table: the four figures, then each type, in percent."""
+
+    def line(name: str, strict: dict[str, float], count: str) -> str:
+        span = f"[{100 * strict['low']:5.1f}, {100 * strict['high']:5.1f}]"
+        return f"{name:<45} {100 * strict['value']:6.1f}  {span}  {count:>6}"
+
+    lines = [f"{'':<45} {'%':>6}  {'95% interval':<14}  {'n':>6}"]
+    for name in METRICS:
+        count = summary["responses" if name.startswith("prompt") else "instructions"]
+        lines.append(line(name, summary[name], str(count)))
+    if summary["types"]:
+        lines.append("strict, by type")
+    for name, entry in summary["types"].items():
+        lines.append(line(f"  {name}", entry["strict"], str(entry["count"])))
+    return "\n".join(lines)
