@@ -3,6 +3,7 @@
 from gapo_jax.models.decoder import Decoder, DecoderConfig, LayerStack, positions_of, unembedding
 from gapo_jax.models.encoder import Encoder, EncoderConfig
 from gapo_jax.models.heads import Discriminator, ScalarHead
+from gapo_jax.models.hf_io import load_decoder, load_encoder, save_hf
 
 __all__ = [
     "Decoder",
@@ -12,6 +13,9 @@ __all__ = [
     "EncoderConfig",
     "LayerStack",
     "ScalarHead",
+    "load_decoder",
+    "load_encoder",
     "positions_of",
+    "save_hf",
     "unembedding",
 ]
