@@ -1,0 +1,295 @@
+"""Checkpoints of a whole run, by Orbax v1: asynchronous, atomic, and checked when read.
+
+The only module that imports orbax. A checkpoint is one folder `DIRECTORY/STEP` with two items:
+`state`, a pytree of arrays (parameters, optimizer states, typed PRNG keys, counters), and `host`,
+a JSON dictionary (data position, replay store, statistics). The folder gets its name only when all
+of it is on the disk, so a process killed in the middle of a save leaves nothing that is picked up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pathlib
+import shutil
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+_ITEMS = ("state", "host")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or read; the message says what to do."""
+
+
+class Checkpointer:
+    """The checkpoints of one run, the newest `keep` of them.
+
+    One save may be under way at a time; `save` waits for the one before it. Not thread-safe. In a
+    run of several processes every process calls every method.
+    """
+
+    def __init__(self, directory: str | pathlib.Path, *, keep: int = 2):
+        """Open `directory`, made if missing; what an interrupted save left there is removed.
+
+        Raises:
+            ValueError: `keep` is below 1.
+            CheckpointError: the directory cannot be made or written to.
+        """
+        if keep < 1:
+            raise ValueError(f"wanted keep >= 1, got {keep}; set config.checkpoint.keep")
+        self.directory = pathlib.Path(directory).absolute()
+        self._keep = keep
+        self._pending: tuple[int, Any] | None = None
+        self._saved: set[int] = set()
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._manager = self._open()
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot use {self.directory} for checkpoints: {error}. Give a folder that can be "
+                "written to with --workdir."
+            ) from error
+
+    def save(self, step: int, state: Any, host: dict[str, Any], *, wait: bool = False) -> None:
+        """Start saving `state` and `host` as checkpoint `step`; return once both are copied.
+
+        The arrays are copied off the devices and the dictionary is copied before this returns, so
+        the caller may donate the former and change the latter at once. Writing goes on in the
+        background; its errors are raised by the next `save`, `wait` or `close`. A step that this
+        object has saved already is not written again.
+
+        Args:
+            step: the number of the checkpoint, above all earlier ones.
+            state: pytree of jax or numpy arrays and typed keys.
+            host: JSON-ready dictionary; tuples come back as lists and keys as strings.
+            wait: also wait until the checkpoint is on the disk.
+
+        Raises:
+            CheckpointError: this save (or, from the background, the one before) failed, as on a
+                full disk. Older checkpoints are untouched.
+            ValueError: a newer checkpoint is in the directory.
+            TypeError: `host` is not JSON-ready.
+        """
+        self.wait()
+        if step not in self._saved:
+            newer = [other for other in self.steps() if other > step]
+            if newer:
+                raise ValueError(
+                    f"cannot save step {step}: {self.directory} already holds steps {newer}. "
+                    "Continue from the newest, or start afresh with another --workdir."
+                )
+            items = {"state": state, "host": json.loads(json.dumps(host))}
+            try:
+                response = self._manager.save_checkpointables_async(step, items, overwrite=True)
+            except Exception as error:
+                raise self._save_error(step, error) from error
+            self._pending = (step, response)
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the save under way, if there is one.
+
+        Raises:
+            CheckpointError: it failed; `save` says when.
+        """
+        if self._pending is None:
+            return
+        (step, response), self._pending = self._pending, None
+        try:
+            response.result()
+        except Exception as error:
+            raise self._save_error(step, error) from error
+        self._saved.add(step)
+
+    def steps(self) -> tuple[int, ...]:
+        """Return the steps of the complete checkpoints, ascending."""
+        return tuple(checkpoint.step for checkpoint in self._manager.checkpoints)
+
+    def latest(self) -> int | None:
+        """Return the newest complete step, None if there is none."""
+        return max(self.steps(), default=None)
+
+    def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+        """Read a checkpoint back onto the devices.
+
+        Args:
+            abstract_state: pytree of `jax.ShapeDtypeStruct` (or arrays) with the shapes, dtypes
+                and shardings wanted; a leaf without sharding goes to the first device. The mesh
+                may differ from the one that the checkpoint was saved from.
+            step: which one; None takes the newest that can be read. Newer ones that cannot be
+                read are set aside (renamed to `STEP.unreadable`) with a warning.
+
+        Returns:
+            `(state, host)`; every leaf of `state` is a jax array.
+
+        Raises:
+            FileNotFoundError: there is no such checkpoint.
+            ValueError: the checkpoint's tree, shapes or dtypes differ; the message names paths.
+            CheckpointError: no checkpoint can be read.
+        """
+        self.wait()
+        wanted = list(self.steps())[::-1] if step is None else [step]
+        if not wanted or (step is not None and step not in self.steps()):
+            raise FileNotFoundError(
+                f"wanted checkpoint {'(any)' if step is None else step} in {self.directory}, "
+                f"found {list(self.steps())}; pass a workdir of a run that has saved."
+            )
+        abstract_state = jax.tree.map(_abstract, abstract_state)
+        failures: list[tuple[int, Exception]] = []
+        for candidate in wanted:
+            try:
+                saved = self._saved_leaves(candidate)
+                _check_leaves(saved, abstract_state, self.directory / str(candidate))
+                items = self._manager.load_checkpointables(
+                    candidate, {"state": abstract_state, "host": None}
+                )
+            except _MismatchError as error:
+                raise ValueError(str(error)) from None
+            except Exception as error:
+                failures.append((candidate, error))
+                continue
+            self._set_aside(failures)
+            self._saved.add(candidate)
+            return items["state"], items["host"]
+        reasons = "; ".join(f"step {number}: {_first_line(error)}" for number, error in failures)
+        raise CheckpointError(
+            f"no checkpoint in {self.directory} can be read ({reasons}). Restore it from a copy, "
+            "or start afresh with another --workdir."
+        )
+
+    def close(self) -> None:
+        """Wait for the save under way and release the directory.
+
+        Raises:
+            CheckpointError: the save failed; `save` says when.
+        """
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _open(self) -> ocp.training.Checkpointer:
+        policies: Any = ocp.training  # its policies do not match its own annotations
+        return ocp.training.Checkpointer(
+            str(self.directory),
+            context=_context(),
+            save_decision_policy=policies.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=policies.preservation_policies.LatestN(self._keep),
+            cleanup_tmp_directories=True,
+        )
+
+    def _saved_leaves(self, step: int) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """Return path -> (shape, dtype) of what checkpoint `step` says that it holds."""
+        path = self.directory / str(step)
+        missing = [name for name in _ITEMS if not (path / name).is_dir()]
+        if missing:
+            raise CheckpointError(f"{path} lacks {missing}")
+        with _context():
+            metadata = ocp.checkpointables_metadata(str(path)).metadata["state"]
+        if metadata is None:
+            raise CheckpointError(f"{path / 'state'} has no readable metadata")
+        return {path: (leaf.shape, np.dtype(leaf.dtype)) for path, leaf in _leaves(metadata)}
+
+    def _set_aside(self, failures: list[tuple[int, Exception]]) -> None:
+        for step, error in failures:
+            target = self.directory / f"{step}.unreadable"
+            warnings.warn(
+                f"checkpoint {step} in {self.directory} cannot be read and is set aside as "
+                f"{target.name} ({_first_line(error)}); continuing from an older one.",
+                stacklevel=3,
+            )
+            if jax.process_index() == 0:
+                shutil.rmtree(target, ignore_errors=True)
+                (self.directory / str(step)).rename(target)
+        if failures:
+            multihost_utils.sync_global_devices("gapo_jax.checkpoint.set_aside")
+            self._manager.reload()
+
+    def _save_error(self, step: int, error: Exception) -> CheckpointError:
+        """Clear what the failed save left and say what happened and what remains."""
+        # Orbax's manager would raise the same error again at every later call; opening another
+        # also removes the temporary folder, which takes the space that is missing.
+        with contextlib.suppress(Exception):
+            self._manager.close()
+        self._manager = self._open()
+        free = shutil.disk_usage(self.directory).free / 1e9
+        kept = list(self.steps())
+        continue_from = f"step {kept[-1]}" if kept else "the start"
+        return CheckpointError(
+            f"checkpoint {step} could not be written to {self.directory}: {_first_line(error)}. "
+            f"The disk has {free:.2f} GB free. Complete checkpoints there: {kept}. Free some space "
+            "(or use a larger disk with --workdir, or a smaller config.checkpoint.keep) and run "
+            f"the same command again: it continues from {continue_from}."
+        )
+
+
+class _MismatchError(Exception):
+    """The checkpoint is readable but is not of the tree that was asked for."""
+
+
+def _context() -> ocp.Context:
+    """Bind `host` to JSON, so that a dictionary of numbers is not taken for a pytree."""
+    registry = ocp.handlers.local_registry()
+    registry.add(ocp.handlers.JsonHandler, checkpointable_name="host")
+    context = ocp.Context()
+    context.checkpointables.registry = registry
+    return context
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is None:
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)
+
+
+def _leaves(tree: Any) -> list[tuple[str, Any]]:
+    """Return (path, leaf) pairs; fields, keys and indices are all written the same way."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in flat]
+
+
+def _check_leaves(saved: dict[str, Any], abstract_state: Any, where: pathlib.Path) -> None:
+    """Raise `_MismatchError` naming every path that is missing, unexpected or of another shape."""
+    wanted = {}
+    for path, leaf in _leaves(abstract_state):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.eval_shape(jax.random.key_data, leaf)
+        wanted[path] = (leaf.shape, np.dtype(leaf.dtype))
+    problems = [f"{path}: not in the checkpoint" for path in wanted if path not in saved]
+    problems += [f"{path}: only in the checkpoint" for path in saved if path not in wanted]
+    problems += [
+        f"{path}: wanted {wanted[path][1]}{list(wanted[path][0])}, "
+        f"got {saved[path][1]}{list(saved[path][0])}"
+        for path in wanted
+        if path in saved and wanted[path] != saved[path]
+    ]
+    if problems:
+        more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise _MismatchError(
+            f"{where} is a checkpoint of another model or optimizer: {'; '.join(problems[:8])}"
+            f"{more}. Use the configuration that it was saved with (config.json in the workdir), "
+            "or another --workdir."
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    """Return what the innermost cause says, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300] if lines else 'no message'}"
