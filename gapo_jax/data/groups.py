@@ -1,0 +1,157 @@
+"""Responses to one task, constraints over them, and the verdicts of each on each.
+
+The raw material of preferential pairs: what the model wrote and rule edits of it, instances of
+every constraint type that some of the texts satisfy and others violate, and a table of verdicts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from gapo_jax import constraints
+from gapo_jax.constraints.words import content_words
+from gapo_jax.data.edits import EDITABLE, rule_edit
+from gapo_jax.data.tasks import Task
+from gapo_jax.types import Constraint
+
+EXISTENCE, FORBIDDEN = "keywords:existence", "keywords:forbidden_words"
+_MAX_ORIGINALS = 6  # responses to one task that enter a group
+_DRAWS = 3  # satisfied and violated instances drawn of each type and group
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Responses to one task and constraints with their verdicts: table[constraint, response]."""
+
+    task: str
+    responses: tuple[str, ...]
+    pool: tuple[Constraint, ...]
+    table: np.ndarray
+
+
+def task_text(task: Task | str) -> str:
+    """Return the text of a task given as a Task or as a string."""
+    return task if isinstance(task, str) else task.text
+
+
+def hindsight(
+    response: str, type_ids: Sequence[str], rng: np.random.Generator, words: Sequence[str] = ()
+) -> list[Constraint]:
+    """Return constraints that the response happens to satisfy, at most one of each type.
+
+    Numbers are drawn near the response's own, keywords from the response and, for words to avoid,
+    from `words`. Each constraint is proven by its verifier.
+    """
+    found = []
+    for type_id in type_ids:
+        kind = constraints.get(type_id)
+        constraint = kind.sample(rng, response=response, satisfied=True, words=words)
+        if constraint is not None and kind.check(constraint, response):
+            found.append(constraint)
+    return found
+
+
+def _variants(
+    originals: Sequence[str],
+    type_ids: Sequence[str],
+    edited_fraction: float,
+    rng: np.random.Generator,
+) -> list[str]:
+    """Return some of the originals and edits of them, each text once."""
+    kept = [originals[i] for i in rng.permutation(len(originals))[:_MAX_ORIGINALS]]
+    editable = [name for name in type_ids if name in EDITABLE]
+    found = dict.fromkeys(kept)
+    if not editable or edited_fraction <= 0:
+        return list(found)
+    wanted = round(len(kept) * edited_fraction / max(1 - edited_fraction, 0.1))
+    order = [editable[i] for i in rng.permutation(len(editable))]
+    for index in range(wanted):
+        # Mostly edits of what the model wrote; sometimes a second edit on top of a first one.
+        bases = list(found) if rng.random() < 0.25 else kept
+        base = bases[int(rng.integers(len(bases)))]
+        edited = rule_edit(base, order[index % len(order)], rng)
+        if edited is not None:
+            found.setdefault(edited)
+    return list(found)
+
+
+def opposite_of(constraint: Constraint) -> Constraint | None:
+    """Return the constraint with the same words and the other polarity."""
+    if constraint.id == EXISTENCE:
+        return Constraint(FORBIDDEN, {"forbidden_words": list(constraint.kwargs["keywords"])})
+    if constraint.id == FORBIDDEN:
+        return Constraint(EXISTENCE, {"keywords": list(constraint.kwargs["forbidden_words"])})
+    return None
+
+
+def identity(constraint: Constraint) -> str:
+    """Return a string that two constraints share when they are the same."""
+    return f"{constraint.id}{sorted(constraint.kwargs.items())}"
+
+
+def _pool(
+    responses: Sequence[str],
+    type_ids: Sequence[str],
+    rng: np.random.Generator,
+    words: Sequence[str],
+) -> list[Constraint]:
+    """Draw instances of every type that some of the responses satisfy and others violate."""
+    found: dict[str, Constraint] = {}
+
+    def add(constraint: Constraint | None) -> None:
+        if constraint is not None and constraint.id in type_ids:
+            found.setdefault(identity(constraint), constraint)
+
+    for type_id in type_ids:
+        kind = constraints.get(type_id)
+        for draw in range(2 * _DRAWS):
+            response = responses[int(rng.integers(len(responses)))]
+            satisfied = draw % 2 == 0
+            made = kind.sample(rng, response=response, satisfied=satisfied, words=words)
+            add(made)
+            if made is not None and satisfied:
+                add(kind.modify(made, response, rng, words))
+            add(opposite_of(made) if made is not None else None)
+    return list(found.values())
+
+
+def make_group(
+    task: Task | str,
+    originals: Sequence[str],
+    type_ids: Sequence[str],
+    edited_fraction: float,
+    rng: np.random.Generator,
+) -> Group:
+    """Edit the responses to a task, draw constraints over them and check each on each."""
+    text = task_text(task)
+    responses = _variants(originals, type_ids, edited_fraction, rng)
+    asked = set(content_words(text))
+    # Keywords come from answers to this very task, so being on topic does not give them away.
+    words = [w for w in dict.fromkeys(w for r in responses for w in content_words(r))]
+    words = [word for word in words if word not in asked]
+    pool = _pool(responses, type_ids, rng, words)
+    table = np.array(
+        [[constraints.get(c.id).check(c, r, text) for r in responses] for c in pool], dtype=bool
+    ).reshape(len(pool), len(responses))
+    return Group(text, tuple(responses), tuple(pool), table)
+
+
+def compatible(chosen: Sequence[Constraint]) -> bool:
+    """Return whether constraints can stand in one prompt.
+
+    Their types do not conflict (the release's table), no type occurs twice, and no word is both
+    asked for and forbidden.
+    """
+    ids = [constraint.id for constraint in chosen]
+    if len(set(ids)) < len(ids):
+        return False
+    for name in ids:
+        if constraints.get(name).conflicts & (set(ids) - {name}):
+            return False
+    asked = {str(w).lower() for c in chosen for w in c.kwargs.get("keywords", ())}
+    asked |= {str(c.kwargs["keyword"]).lower() for c in chosen if "keyword" in c.kwargs}
+    banned = {str(w).lower() for c in chosen for w in c.kwargs.get("forbidden_words", ())}
+    return not any(word in other or other in word for word in asked for other in banned)
