@@ -26,6 +26,7 @@ def chunked_logprobs(
     temperature: jax.Array | float = 1.0,
     chunk_tokens: int = 256,
     with_entropy: bool = False,
+    tied: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Log-probs of `targets_BT` under softmax(hidden @ kernel / temperature), chunk by chunk.
 
@@ -38,9 +39,11 @@ def chunked_logprobs(
         the backward pass). Memory alone depends on it, not the result.
       with_entropy: also return the entropy of each distribution, in nats, as a metric: no
         gradient flows through it.
+      tied: the kernel is the transpose of an embedding [V, D] (`embedding.T`). The result is the
+        same; the products then read the embedding as it lies and no transposed copy is made.
 
     Returns:
-      (logprobs_BT, entropy_BT or None), float32.
+      (logprobs_BT, entropy_BT or None), float32. First derivatives only, and in reverse mode.
 
     Raises:
       ValueError: shapes that do not fit, `chunk_tokens` < 1 or a temperature <= 0.
@@ -63,11 +66,13 @@ def chunked_logprobs(
         scale = 1.0 / jax.lax.stop_gradient(jnp.float32(temperature))
         hidden_BTD = (hidden_BTD.astype(jnp.float32) * scale).astype(hidden_BTD.dtype)
     dtype = jnp.promote_types(hidden_BTD.dtype, kernel_DV.dtype)
+    kernel_DV = kernel_DV.astype(dtype)
     chunked = functools.partial(_chunk, chunk_tokens=chunk_tokens)
     logprobs_NBC, entropy_NBC = _logprobs(
         chunked(hidden_BTD.astype(dtype)),
-        kernel_DV.astype(dtype),
+        kernel_DV.T if tied else kernel_DV,
         chunked(targets_BT),
+        "vd" if tied else "dv",
         with_entropy,
     )
     logprobs_BT = _unchunk(logprobs_NBC, batch, tokens)
@@ -104,19 +109,21 @@ def _unchunk(x_NBC: jax.Array, batch: int, tokens: int) -> jax.Array:
     return x_BT.reshape(rows * folds, tokens)[:batch]
 
 
-def _logits(hidden_BCD: jax.Array, kernel_DV: jax.Array) -> jax.Array:
-    return jnp.einsum("bcd,dv->bcv", hidden_BCD, kernel_DV, preferred_element_type=jnp.float32)
+def _einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _logprobs(hidden_NBCD, kernel_DV, targets_NBC, with_entropy):
-    return _forward(hidden_NBCD, kernel_DV, targets_NBC, with_entropy)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _logprobs(hidden_NBCD, kernel, targets_NBC, axes, with_entropy):
+    return _forward(hidden_NBCD, kernel, targets_NBC, axes, with_entropy)[0]
 
 
-def _forward(hidden_NBCD, kernel_DV, targets_NBC, with_entropy):
+def _forward(hidden_NBCD, kernel, targets_NBC, axes, with_entropy):
+    """`axes` is "dv" or "vd", the order of the axes of `kernel`."""
+
     def chunk(_, inputs):
         hidden_BCD, targets_BC = inputs
-        logits_BCV = _logits(hidden_BCD, kernel_DV)
+        logits_BCV = _einsum(f"bcd,{axes}->bcv", hidden_BCD, kernel)
         top_BC = jnp.max(logits_BCV, axis=-1)
         shifted_BCV = logits_BCV - top_BC[..., None]
         total_BC = jnp.sum(jnp.exp(shifted_BCV), axis=-1)
@@ -129,33 +136,30 @@ def _forward(hidden_NBCD, kernel_DV, targets_NBC, with_entropy):
         return None, (target_BC - lse_BC, entropy_BC, lse_BC)
 
     _, (logprobs, entropy, lse) = jax.lax.scan(chunk, None, (hidden_NBCD, targets_NBC))
-    return (logprobs, entropy), (hidden_NBCD, kernel_DV, targets_NBC, lse)
+    return (logprobs, entropy), (hidden_NBCD, kernel, targets_NBC, lse)
 
 
-def _backward(with_entropy, saved, cotangents):
+def _backward(axes, with_entropy, saved, cotangents):
     del with_entropy
-    hidden_NBCD, kernel_DV, targets_NBC, lse_NBC = saved
+    hidden_NBCD, kernel, targets_NBC, lse_NBC = saved
     gradient_NBC = cotangents[0]
+    words_V = jnp.arange(kernel.shape[axes.index("v")], dtype=targets_NBC.dtype)
 
-    def chunk(kernel_gradient_DV, inputs):
+    def chunk(kernel_gradient, inputs):
         hidden_BCD, targets_BC, lse_BC, gradient_BC = inputs
-        logits_BCV = _logits(hidden_BCD, kernel_DV)
-        words_V = jnp.arange(kernel_DV.shape[1], dtype=targets_BC.dtype)
+        logits_BCV = _einsum(f"bcd,{axes}->bcv", hidden_BCD, kernel)
         chosen_BCV = (targets_BC[..., None] == words_V).astype(jnp.float32)
         probs_BCV = jnp.exp(logits_BCV - lse_BC[..., None])
-        dlogits_BCV = ((chosen_BCV - probs_BCV) * gradient_BC[..., None]).astype(kernel_DV.dtype)
-        dhidden_BCD = jnp.einsum(
-            "bcv,dv->bcd", dlogits_BCV, kernel_DV, preferred_element_type=jnp.float32
-        )
-        kernel_gradient_DV += jnp.einsum(
-            "bcd,bcv->dv", hidden_BCD, dlogits_BCV, preferred_element_type=jnp.float32
-        )
-        return kernel_gradient_DV, dhidden_BCD.astype(hidden_BCD.dtype)
+        dlogits_BCV = ((chosen_BCV - probs_BCV) * gradient_BC[..., None]).astype(kernel.dtype)
+        dhidden_BCD = _einsum(f"bcv,{axes}->bcd", dlogits_BCV, kernel)
+        kernel_gradient += _einsum(f"bcd,bcv->{axes}", hidden_BCD, dlogits_BCV)
+        return kernel_gradient, dhidden_BCD.astype(hidden_BCD.dtype)
 
-    zeros_DV = jnp.zeros(kernel_DV.shape, jnp.float32)
+    # If nobody reads the kernel's gradient, the compiler drops this carry and its product.
+    zeros = jnp.zeros(kernel.shape, jnp.float32)
     inputs = (hidden_NBCD, targets_NBC, lse_NBC, gradient_NBC)
-    dkernel_DV, dhidden_NBCD = jax.lax.scan(chunk, zeros_DV, inputs)
-    return dhidden_NBCD, dkernel_DV.astype(kernel_DV.dtype), None
+    dkernel, dhidden_NBCD = jax.lax.scan(chunk, zeros, inputs)
+    return dhidden_NBCD, dkernel.astype(kernel.dtype), None
 
 
 _logprobs.defvjp(_forward, _backward)

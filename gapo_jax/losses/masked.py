@@ -45,7 +45,7 @@ def masked_mean(
 
 
 def weighted_mean(x: jax.Array, weights: jax.Array) -> jax.Array:
-    """Mean of `x` with non-negative `weights` of the same shape, float32; 0 if all weights are 0."""
+    """Mean of `x` with non-negative `weights` of its shape, float32; 0 if all weights are 0."""
     weights = weights.astype(jnp.float32)
     total = jnp.sum(weights)
     return jnp.sum(masked_fill(x, weights) * weights) / jnp.where(total > 0, total, 1.0)
