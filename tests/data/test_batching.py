@@ -1,0 +1,60 @@
+"""Batch order: a function of (seed, step) alone, every row equally often."""
+
+import collections
+
+import numpy as np
+import pytest
+
+from gapo_jax.data import batching
+
+
+def test_epoch_order_is_a_permutation_of_seed_and_epoch():
+    first = batching.epoch_order(3, 0, 50)
+    np.testing.assert_array_equal(np.sort(first), np.arange(50))
+    np.testing.assert_array_equal(first, batching.epoch_order(3, 0, 50))
+    assert (first != batching.epoch_order(3, 1, 50)).any()
+    assert (first != batching.epoch_order(4, 0, 50)).any()
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(10, 4), (7, 7), (3, 8), (1, 5)])
+def test_batches_walk_through_epochs_without_replacement(n, batch_size):
+    rows = np.concatenate([batching.batch_at(5, step, n, batch_size) for step in range(n)])
+    for epoch in range(batch_size):
+        part = rows[epoch * n : (epoch + 1) * n]
+        np.testing.assert_array_equal(part, batching.epoch_order(5, epoch, n))
+
+
+def test_a_batch_depends_on_the_step_alone():
+    straight = [batching.batch_at(1, step, 11, 4) for step in range(9)]
+    resumed = [batching.batch_at(1, step, 11, 4) for step in range(5, 9)]
+    for one, two in zip(straight[5:], resumed, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_bucket_takes_the_smallest_that_fits():
+    assert batching.bucket(5, (32, 8, 16)) == 8
+    assert batching.bucket(16, (8, 16)) == 16
+    with pytest.raises(ValueError, match="17 exceeds"):
+        batching.bucket(17, (8, 16))
+
+
+def test_length_sorted_batches_cover_all_rows_with_less_padding():
+    lengths = np.random.default_rng(0).integers(1, 100, size=103)
+    for seed in (None, 7):
+        batches = batching.length_sorted_batches(lengths, 16, seed)
+        counts = collections.Counter(np.concatenate(batches).tolist())
+        assert counts == collections.Counter(range(103))
+        padded = sum(len(b) * lengths[b].max() for b in batches)
+        unsorted = sum(16 * lengths[i : i + 16].max() for i in range(0, 103, 16))
+        assert padded < 0.75 * unsorted
+    plain = batching.length_sorted_batches(lengths, 16)
+    assert [lengths[b].max() for b in plain] == sorted(lengths[b].max() for b in plain)
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="empty dataset"):
+        batching.batch_at(0, 0, 0, 4)
+    with pytest.raises(ValueError, match="batch_size"):
+        batching.batch_at(0, 0, 4, 0)
+    with pytest.raises(ValueError, match="batch_size"):
+        batching.length_sorted_batches([1], 0)

@@ -1,0 +1,104 @@
+"""JSONL in and out: round trips, and errors that name the line."""
+
+import json
+
+import pytest
+
+from gapo_jax.data import sources
+from gapo_jax.types import Constraint, PreferentialPair, PromptRow
+
+IFEVAL = {
+    "key": 7,
+    "prompt": "Write a note. Use no commas.",
+    "instruction_id_list": ["punctuation:no_comma", "length_constraints:number_words"],
+    "kwargs": [{}, {"relation": "at least", "num_words": 5, "keyword": None}],
+}
+
+
+def _file(tmp_path, *lines):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def test_ifeval_rows_round_trip(tmp_path):
+    path = _file(tmp_path, json.dumps(IFEVAL), "", json.dumps({**IFEVAL, "key": 8}))
+    rows = sources.read_prompts(path)
+    assert [row.key for row in rows] == ["7", "8"]
+    assert rows[0].constraints[1] == Constraint(
+        "length_constraints:number_words", {"relation": "at least", "num_words": 5}
+    )
+    again = sources.to_ifeval(rows[0])
+    assert again["instruction_id_list"] == IFEVAL["instruction_id_list"]
+    assert sources.prompt_row(again) == rows[0]
+
+
+def test_our_own_rows_and_pairs_round_trip(tmp_path):
+    constraint = Constraint("keywords:existence", {"keywords": ["tea", "naïve ☕"]})
+    row = PromptRow("a-1", 'Say "tea".\nNow.', "Say it.", (constraint,))
+    assert sources.write_prompts(tmp_path / "p.jsonl", [row]) == 1
+    assert sources.read_prompts(tmp_path / "p.jsonl") == [row]
+    other = Constraint("punctuation:no_comma", {})
+    pair = PreferentialPair("t", "r,", (constraint,), (other,), "P", "Q", "replace", other.id)
+    sources.write_pairs(tmp_path / "q.jsonl", [pair])
+    assert sources.read_pairs(tmp_path / "q.jsonl") == [pair]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "x"', "line 2: not valid JSON"),
+        ("[1, 2]", "line 2: wanted a JSON object, got list"),
+        ('{"prompt": 3, "instruction_id_list": []}', "line 2: wanted a string under 'prompt'"),
+        ('{"prompt": "x"}', "line 2: wanted a list of ids"),
+        (
+            '{"prompt": "x", "instruction_id_list": ["punctuation:no_coma"], "kwargs": [{}]}',
+            "line 2: .*no_coma.*no_comma",
+        ),
+        (
+            '{"prompt": "x", "instruction_id_list": ["punctuation:no_comma"], "kwargs": []}',
+            "line 2",
+        ),
+        (
+            '{"prompt": "x", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}, {}]}',
+            "line 2: wanted 1 dictionaries under 'kwargs'",
+        ),
+    ],
+)
+def test_malformed_lines_are_named(tmp_path, line, message):
+    path = _file(tmp_path, json.dumps(IFEVAL), line)
+    if message == "line 2":  # no kwargs at all means no arguments
+        assert len(sources.read_prompts(path)) == 2
+        return
+    with pytest.raises(ValueError, match=message):
+        sources.read_prompts(path)
+
+
+def test_bytes_that_are_not_utf8_are_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"prompt": "x"}\n{"prompt": "\xff"}\n')
+    with pytest.raises(ValueError, match="line 2: not valid JSON"):
+        sources.read_jsonl(path)
+
+
+def test_empty_and_missing_files(tmp_path):
+    path = _file(tmp_path, "", "  ")
+    for read in (sources.read_jsonl, sources.read_prompts, sources.read_pairs):
+        with pytest.raises(ValueError, match="has no"):
+            read(path)
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.jsonl"):
+        sources.read_prompts(tmp_path / "nowhere.jsonl")
+
+
+def test_responses_are_matched_by_prompt(tmp_path):
+    lines = [
+        json.dumps({"prompt": p, "response": r}) for p, r in (("b", "2"), ("a", "1"), ("b", "3"))
+    ]
+    path = _file(tmp_path, *lines)
+    assert sources.read_responses(path, ["a", "b", "b"]) == ["1", "2", "3"]
+    with pytest.raises(ValueError, match="no response for prompt 2"):
+        sources.read_responses(path, ["a", "c"])
+    with pytest.raises(ValueError, match=r"1 responses answer no prompt \(first: line 3\)"):
+        sources.read_responses(path, ["a", "b"])
+    with pytest.raises(ValueError, match="line 1: wanted the strings"):
+        sources.read_responses(_file(tmp_path, '{"prompt": "a"}'), ["a"])
