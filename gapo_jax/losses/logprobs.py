@@ -145,21 +145,23 @@ def _backward(axes, with_entropy, saved, cotangents):
     gradient_NBC = cotangents[0]
     words_V = jnp.arange(kernel.shape[axes.index("v")], dtype=targets_NBC.dtype)
 
-    def chunk(kernel_gradient, inputs):
+    def chunk(dkernel_DV, inputs):
         hidden_BCD, targets_BC, lse_BC, gradient_BC = inputs
         logits_BCV = _einsum(f"bcd,{axes}->bcv", hidden_BCD, kernel)
         chosen_BCV = (targets_BC[..., None] == words_V).astype(jnp.float32)
         probs_BCV = jnp.exp(logits_BCV - lse_BC[..., None])
         dlogits_BCV = ((chosen_BCV - probs_BCV) * gradient_BC[..., None]).astype(kernel.dtype)
         dhidden_BCD = _einsum(f"bcv,{axes}->bcd", dlogits_BCV, kernel)
-        kernel_gradient += _einsum(f"bcd,bcv->{axes}", hidden_BCD, dlogits_BCV)
-        return kernel_gradient, dhidden_BCD.astype(hidden_BCD.dtype)
+        dkernel_DV += _einsum("bcd,bcv->dv", hidden_BCD, dlogits_BCV)
+        return dkernel_DV, dhidden_BCD.astype(hidden_BCD.dtype)
 
-    # If nobody reads the kernel's gradient, the compiler drops this carry and its product.
-    zeros = jnp.zeros(kernel.shape, jnp.float32)
+    # If nobody reads the kernel's gradient, the compiler drops this carry and its product. It is
+    # summed as [D, V] for either layout: measured a fifth faster on CPU, one transpose included.
+    zeros_DV = jnp.zeros((hidden_NBCD.shape[-1], words_V.size), jnp.float32)
     inputs = (hidden_NBCD, targets_NBC, lse_NBC, gradient_NBC)
-    dkernel, dhidden_NBCD = jax.lax.scan(chunk, zeros, inputs)
-    return dhidden_NBCD, dkernel.astype(kernel.dtype), None
+    dkernel_DV, dhidden_NBCD = jax.lax.scan(chunk, zeros_DV, inputs)
+    dkernel = (dkernel_DV.T if axes == "vd" else dkernel_DV).astype(kernel.dtype)
+    return dhidden_NBCD, dkernel, None
 
 
 _logprobs.defvjp(_forward, _backward)
