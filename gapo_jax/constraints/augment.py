@@ -1,0 +1,209 @@
+"""Preferential prompts: one response, a prompt that it satisfies and one that it violates.
+
+GAPO (arXiv 2503.20194) section 3.2. From a response R and constraints C that it satisfies:
+
+* modify: one constraint becomes a near miss that R violates; a type without arguments gives way
+  to a related type that R violates.
+* insert: a constraint that R violates joins the others.
+* polarity: include <-> avoid of the same words. Without such pairs a discriminator reads "do not
+  use X" as "X is the topic", and forbidden words get worse under it.
+
+Every pair is verified before it is returned (`verify_pair`, Eq. 3 and 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from gapo_jax.constraints.base import shuffled
+from gapo_jax.constraints.keywords import polarity_twin
+from gapo_jax.constraints.registry import get, types
+from gapo_jax.constraints.template import PromptStyle, draw_style, pick, render, styles_of
+from gapo_jax.types import Constraint, PreferentialPair
+
+KINDS = ("modify", "insert", "polarity")
+
+
+def holds(constraint: Constraint, response: str) -> bool:
+    """Return the strict official verdict on one constraint: L(R, C_i) of Eq. 1."""
+    return get(constraint.id).check(constraint, response)
+
+
+def verify_pair(pair: PreferentialPair) -> None:
+    """Hold a pair to its definition.
+
+    Raises:
+      ValueError: an accepted constraint is violated, no rejected one is (Eq. 4), or more than the
+        edited constraint differs.
+    """
+    broken = [c.id for c in pair.accepted if not holds(c, pair.response)]
+    if broken:
+        raise ValueError(
+            f"accepted prompt: wanted constraints that all hold, got violated {broken}"
+        )
+    if all(holds(c, pair.response) for c in pair.rejected):
+        raise ValueError("rejected prompt: wanted a violated constraint (Eq. 4), got none")
+    kept = [c for c in pair.accepted if c in pair.rejected]
+    lost = len(pair.accepted) - len(kept)
+    added = len(pair.rejected) - len(kept)
+    if (lost, added) != ((0, 1) if pair.edit == "insert" else (1, 1)):
+        raise ValueError(
+            f"{pair.edit} pair: wanted one edited constraint, got {lost} lost and {added} added"
+        )
+
+
+def _violated(
+    present: Sequence[Constraint],
+    response: str,
+    rng: np.random.Generator,
+    words: Sequence[str],
+    allowed: Sequence[str],
+    task: str,
+) -> Constraint | None:
+    """An instance, violated by the response, of an allowed type not present yet; types that may
+    stand beside the present ones come first."""
+    ids = {constraint.id for constraint in present}
+    candidates = [type_id for type_id in shuffled(rng, list(allowed)) if type_id not in ids]
+    candidates.sort(key=lambda type_id: bool(get(type_id).conflicts & ids))
+    for type_id in candidates:
+        found = get(type_id).sample(rng, response=response, satisfied=False, words=words, task=task)
+        if found is not None:
+            return found
+    return None
+
+
+def _modified(constraints, index, response, rng, words, allowed, task) -> Constraint | None:
+    old = constraints[index]
+    others = tuple(c for i, c in enumerate(constraints) if i != index)
+    ids = {c.id for c in others}
+    free = [type_id for type_id in allowed if type_id not in ids]
+    new = get(old.id).modify(old, response, rng, words, task=task, types=free)
+    # A related type or any other: half and half, so that every type turns up among the rejected.
+    if not old.kwargs and (new is None or rng.random() < 0.5):
+        new = _violated(constraints, response, rng, words, allowed, task) or new
+    return new
+
+
+def _twin(constraints, index, response, allowed) -> Constraint | None:
+    old = constraints[index]
+    twin = polarity_twin(old.id, dict(old.kwargs))
+    if twin is None or twin[0] not in allowed:
+        return None
+    new = Constraint(*twin)
+    return None if holds(new, response) else new
+
+
+def _edited_pair(kind, task, constraints, response, rng, words, phrasing, allowed, places):
+    """A pair whose edit replaces one constraint (modify, polarity), or None."""
+    for index in shuffled(rng, places):
+        if kind == "polarity":
+            new = _twin(constraints, index, response, allowed)
+        else:
+            new = _modified(constraints, index, response, rng, words, allowed, task)
+        if new is None or new in constraints:
+            continue
+        style = draw_style(constraints, rng, phrasing)
+        other = style
+        # The twin types number their phrasings alike; an unrelated type draws one of its own.
+        if new.id != constraints[index].id and kind != "polarity":
+            other = style.with_style(index, pick(rng, styles_of(new.id, phrasing)))
+        rejected = constraints[:index] + (new,) + constraints[index + 1 :]
+        edited = constraints[index].id
+        return _pair(task, response, constraints, rejected, style, other, kind, edited)
+    return None
+
+
+def _inserted_pair(task, constraints, response, rng, words, phrasing, allowed):
+    """A pair whose rejected prompt has one constraint more, or None."""
+    new = _violated(constraints, response, rng, words, allowed, task)
+    if new is None:
+        return None
+    rejected = constraints + (new,)
+    style = draw_style(rejected, rng, phrasing)
+    plain = style.without(len(constraints))
+    return _pair(task, response, constraints, rejected, plain, style, "insert", new.id)
+
+
+def _pair(
+    task: str,
+    response: str,
+    accepted: tuple[Constraint, ...],
+    rejected: tuple[Constraint, ...],
+    style_accepted: PromptStyle,
+    style_rejected: PromptStyle,
+    edit: str,
+    type_id: str,
+) -> PreferentialPair:
+    return PreferentialPair(
+        task=task,
+        response=response,
+        accepted=accepted,
+        rejected=rejected,
+        prompt_accepted=render(task, accepted, style_accepted),
+        prompt_rejected=render(task, rejected, style_rejected),
+        edit=edit,
+        type=type_id,
+    )
+
+
+def make_pair(
+    task: str,
+    constraints: Sequence[Constraint],
+    response: str,
+    rng: np.random.Generator,
+    *,
+    kind: str | None = None,
+    words: Sequence[str] = (),
+    phrasing: str = "train",
+    type_ids: Sequence[str] | None = None,
+    target: str | None = None,
+) -> PreferentialPair | None:
+    """Make one verified preferential pair from a response and constraints that it satisfies.
+
+    The two prompts share order, wordings, layout and connectives but for the edited constraint.
+    `type` of the pair is the accepted constraint that was edited, or the inserted one.
+
+    Args:
+      task: T.
+      constraints: C; all must hold for the response. Empty leaves only `insert`.
+      response: R.
+      rng: numpy Generator.
+      kind: "modify", "insert", "polarity", or None for any that is possible, in random order.
+        "polarity" needs a constraint with an opposite among C (words to include or to avoid, or a
+        word's frequency).
+      words: candidate keywords from other responses to the same task.
+      phrasing: "train" or "heldout".
+      type_ids: the types that the rejected prompt may hold; all by default.
+      target: id of the type to edit (modify, polarity) or to insert; any by default.
+
+    Returns:
+      The pair, or None where no such edit exists for this response.
+
+    Raises:
+      ValueError: unknown kind or type, or a constraint that the response violates.
+    """
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"kind: wanted one of {KINDS} or None, got {kind!r}")
+    accepted = tuple(constraints)
+    allowed = tuple(types() if type_ids is None else (get(item).id for item in type_ids))
+    broken = [c.id for c in accepted if not holds(c, response)]
+    if broken:
+        raise ValueError(
+            f"make_pair: wanted constraints that the response satisfies, got violated {broken};"
+            " take them from sample(response=..., satisfied=True)"
+        )
+    for chosen in (kind,) if kind else shuffled(rng, KINDS):
+        if chosen == "insert":
+            inserted = allowed if target is None else (get(target).id,)
+            pair = _inserted_pair(task, accepted, response, rng, words, phrasing, inserted)
+        else:
+            places = [i for i, c in enumerate(accepted) if target in (None, c.id)]
+            pair = _edited_pair(
+                chosen, task, accepted, response, rng, words, phrasing, allowed, places
+            )
+        if pair is not None:
+            verify_pair(pair)
+            return pair
+    return None

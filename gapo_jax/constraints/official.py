@@ -1,0 +1,367 @@
+"""Official verdicts: the IFEval checkers of the package `if-verifiable`, made safe to call.
+
+The verdicts are those of the IFEval release (google-research/instruction_following_eval, Zhou et
+al. 2023, arXiv 2311.07911): strict looks at the response as it is, loose at eight variants of it
+(first line, last line or both dropped, asterisks dropped), and an empty response follows nothing.
+This file is the only one that touches the package; it adds what a training loop needs:
+
+* Sentences are split by the module `punkt`, whose English model is NLTK's own, so no tokenizer
+  data is downloaded. Only the package's own reference to NLTK is replaced, not NLTK.
+* Language detection is seeded, so a verdict is a function of its arguments alone.
+* Keyword arguments are checked first: a missing field would be drawn at random by the package.
+* Keywords are regular expressions to the package. One that does not compile, or whose matching
+  time could explode, is taken literally; every ordinary keyword keeps its official meaning.
+* Texts beyond `LONG_TEXT` characters go through linear-time forms of the few patterns whose
+  official form takes quadratic time; on short texts the official form always runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+LONG_TEXT = 10_000  # characters; responses of a few thousand tokens stay below
+RELATIONS = ("less than", "at least")
+_CACHE_SIZE = 16_384
+
+# Fields of each type and what they must hold; the 25 types of the IFEval release.
+FIELDS: dict[str, dict[str, str]] = {
+    "keywords:existence": {"keywords": "words"},
+    "keywords:frequency": {"keyword": "text", "frequency": "count", "relation": "relation"},
+    "keywords:forbidden_words": {"forbidden_words": "words"},
+    "keywords:letter_frequency": {
+        "letter": "letter",
+        "let_frequency": "count",
+        "let_relation": "relation",
+    },
+    "language:response_language": {"language": "language"},
+    "length_constraints:number_sentences": {"num_sentences": "count", "relation": "relation"},
+    "length_constraints:number_paragraphs": {"num_paragraphs": "count"},
+    "length_constraints:number_words": {"num_words": "count", "relation": "relation"},
+    "length_constraints:nth_paragraph_first_word": {
+        "num_paragraphs": "count",
+        "nth_paragraph": "count",
+        "first_word": "text",
+    },
+    "detectable_content:number_placeholders": {"num_placeholders": "count"},
+    "detectable_content:postscript": {"postscript_marker": "text"},
+    "detectable_format:number_bullet_lists": {"num_bullets": "count"},
+    "detectable_format:constrained_response": {},
+    "detectable_format:number_highlighted_sections": {"num_highlights": "count"},
+    "detectable_format:multiple_sections": {"section_spliter": "text", "num_sections": "count"},
+    "detectable_format:json_format": {},
+    "detectable_format:title": {},
+    "combination:two_responses": {},
+    "combination:repeat_prompt": {"prompt_to_repeat": "text"},
+    "startend:end_checker": {"end_phrase": "text"},
+    "change_case:capital_word_frequency": {
+        "capital_frequency": "count",
+        "capital_relation": "relation",
+    },
+    "change_case:english_capital": {},
+    "change_case:english_lowercase": {},
+    "punctuation:no_comma": {},
+    "startend:quotation": {},
+}
+
+
+@functools.cache
+def sentence_tokenizer():
+    """Return the English Punkt tokenizer, with its recent results remembered."""
+    import punkt
+
+    tokenizer = punkt.tokenizer_for("english")
+
+    @functools.lru_cache(maxsize=_CACHE_SIZE)
+    def tokenize(text: str) -> tuple[str, ...]:
+        return tuple(tokenizer.tokenize(text))
+
+    return types.SimpleNamespace(tokenize=tokenize)
+
+
+@functools.lru_cache(maxsize=_CACHE_SIZE)
+def word_tokenize(text: str) -> tuple[str, ...]:
+    """Split into words as `nltk.word_tokenize` does: sentences first, then Treebank words."""
+    from nltk.tokenize.destructive import NLTKWordTokenizer
+
+    words = NLTKWordTokenizer()
+    return tuple(
+        token for part in sentence_tokenizer().tokenize(text) for token in words.tokenize(part)
+    )
+
+
+@functools.lru_cache(maxsize=_CACHE_SIZE)
+def detect_language(text: str) -> str:
+    """Return langdetect's code for the text, the same one every time.
+
+    Raises `langdetect.LangDetectException` where the text has nothing to go by.
+    """
+    import langdetect
+
+    langdetect.DetectorFactory.seed = 0
+    return langdetect.detect(text)
+
+
+@functools.cache
+def instructions():
+    """Import the official checkers and put the three replacements into them; once a process.
+
+    The import is lazy because the package pulls in `datasets` (two seconds). The replacements
+    are bound to the names that the package's two modules look up, so NLTK, langdetect and
+    logging themselves stay as they are.
+    """
+    import langdetect
+    import nltk
+    from if_verifiable.ifeval import instructions as module
+    from if_verifiable.ifeval import instructions_util as util
+
+    util._get_sentence_tokenizer = sentence_tokenizer
+    util.nltk = types.SimpleNamespace(
+        tokenize=nltk.tokenize, data=nltk.data, word_tokenize=word_tokenize
+    )
+    module.langdetect = types.SimpleNamespace(
+        detect=detect_language, LangDetectException=langdetect.LangDetectException
+    )
+    # The checkers log an error for each text without letters, to the root logger.
+    quiet = logging.getLogger("gapo_jax.constraints.official")
+    quiet.setLevel(logging.CRITICAL + 1)
+    module.logging = quiet
+    return module
+
+
+@functools.cache
+def registry() -> dict[str, type]:
+    """Return the official checker class of each instruction id."""
+    instructions()
+    from if_verifiable.ifeval.instructions_registry import INSTRUCTION_DICT
+
+    return INSTRUCTION_DICT
+
+
+@functools.cache
+def conflicts() -> dict[str, frozenset[str]]:
+    """Return the release's table of types that must not meet in one prompt, made symmetric."""
+    instructions()
+    from if_verifiable.ifeval.instructions_registry import INSTRUCTION_CONFLICTS
+
+    table = {key: set(others) | {key} for key, others in INSTRUCTION_CONFLICTS.items()}
+    for key, others in list(table.items()):
+        for other in others:
+            table[other].add(key)
+    return {key: frozenset(others) for key, others in table.items()}
+
+
+def language_codes() -> Mapping[str, str]:
+    """Return the release's languages: ISO 639-1 code -> English name."""
+    instructions()
+    from if_verifiable.ifeval.instructions_util import LANGUAGE_CODES
+
+    return LANGUAGE_CODES
+
+
+# --- keyword arguments -----------------------------------------------------------------------
+
+
+def _count(value: Any) -> int | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return int(value) if value >= 0 and value == int(value) else None
+
+
+def _words(value: Any) -> tuple[str, ...] | None:
+    if isinstance(value, str) or not hasattr(value, "__iter__"):
+        return None
+    words = tuple(value)
+    return words if words and all(isinstance(word, str) for word in words) else None
+
+
+# kind -> (reader returning None for a value that does not fit, what was wanted)
+_KINDS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "count": (_count, "a whole number, 0 or more"),
+    "words": (_words, "a list of words, not empty"),
+    "relation": (lambda v: v if v in RELATIONS else None, f"one of {RELATIONS}"),
+    "text": (lambda v: v if isinstance(v, str) and v.strip() else None, "a text, not empty"),
+    "letter": (lambda v: v if isinstance(v, str) and len(v) == 1 else None, "one character"),
+    "language": (
+        lambda v: v if isinstance(v, str) and v in language_codes() else None,
+        "a language code of the IFEval release",
+    ),
+}
+
+
+def clean_kwargs(type_id: str, kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the kwargs with nulls dropped and counts as int.
+
+    Raises:
+      ValueError: a field is missing, unknown or does not fit; names type, field and what is wanted.
+    """
+    given = {key: value for key, value in (kwargs or {}).items() if value is not None}
+    fields = FIELDS[type_id]
+    unknown = sorted(set(given) - set(fields))
+    missing = [field for field in fields if field not in given]
+    if unknown or missing:
+        raise ValueError(
+            f"kwargs of {type_id}: wanted the fields {list(fields)}, got {sorted(given)}"
+            f" (missing {missing}, unknown {unknown}); correct this row's kwargs"
+        )
+    cleaned = {}
+    for field, kind in fields.items():
+        read, wanted = _KINDS[kind]
+        cleaned[field] = read(given[field])
+        if cleaned[field] is None:
+            raise ValueError(f"kwargs of {type_id}: {field} wants {wanted}, got {given[field]!r}")
+    if (
+        "nth_paragraph" in cleaned
+        and not 1 <= cleaned["nth_paragraph"] <= cleaned["num_paragraphs"]
+    ):
+        raise ValueError(
+            f"kwargs of {type_id}: nth_paragraph wants 1 to num_paragraphs"
+            f" ({cleaned['num_paragraphs']}), got {cleaned['nth_paragraph']}"
+        )
+    return cleaned
+
+
+# --- patterns that come from data ------------------------------------------------------------
+
+_UNBOUNDED = re.compile(r"[*+]|\{\d*,\d*\}")
+
+
+def bounded_pattern(text: str, *, long: bool = False) -> str:
+    """Return `text` as the official checkers use it (a pattern), or escaped where that is unsafe.
+
+    Escaped: what does not compile, a repeated group, more than one unbounded repeat (matching
+    time explodes), and in a long text any unbounded repeat (matching time is quadratic).
+    """
+    if not re.search(r"[\\^$.|?*+()\[\]{}]", text):
+        return text
+    repeats = len(_UNBOUNDED.findall(re.sub(r"([*+?])\+", r"\1", text)))
+    unsafe = repeats > (0 if long else 1) or re.search(r"\)[*+?{]", text) or len(text) > 500
+    if not unsafe:
+        try:
+            # In the contexts in which the checkers place it.
+            for context in (text, rf"\b{text}\b", rf"\s*{text.lower()}.*$", rf"\s?{text}\s?\d+"):
+                re.compile(context)
+        except (re.error, RecursionError, OverflowError):
+            unsafe = True
+    return re.escape(text) if unsafe else text
+
+
+_PATTERN_FIELDS = ("keywords", "forbidden_words", "keyword", "section_spliter", "postscript_marker")
+
+
+@functools.lru_cache(maxsize=_CACHE_SIZE)
+def _checker(type_id: str, items: tuple[tuple[str, Any], ...], long: bool):
+    kwargs = clean_kwargs(type_id, dict(items))
+    for field in _PATTERN_FIELDS:
+        if field in kwargs:
+            value = kwargs[field]
+            if isinstance(value, str):
+                kwargs[field] = bounded_pattern(value.strip(), long=long)
+            else:
+                kwargs[field] = [bounded_pattern(word, long=long) for word in value]
+    letter = kwargs.get("letter")
+    if letter is not None and not (letter.isascii() and letter.isalpha()):
+        # The release replaces such a letter by a random one; we count the one that was asked for.
+        kwargs["letter"] = "a"
+    checker = registry()[type_id](type_id)
+    checker.build_description(**kwargs)
+    if letter is not None:
+        checker._letter = letter.lower()
+    return checker
+
+
+def _key(kwargs: Mapping[str, Any] | None) -> tuple[tuple[str, Any], ...]:
+    items = []
+    for field, value in sorted((kwargs or {}).items()):
+        if isinstance(value, list | set | frozenset):
+            value = tuple(sorted(value, key=str))
+        items.append((field, value))
+    return tuple(items)
+
+
+# --- long texts ------------------------------------------------------------------------------
+
+_SPACES = re.compile(r"(\s{8})(\s{48,})(\s{8})")
+
+
+def squeeze_spaces(text: str) -> str:
+    """Shorten long runs of white space: their middle becomes one newline if it held one.
+
+    The bullet and postscript patterns read a run only through its ends and through whether a
+    line begins inside it, so their verdicts stay.
+    """
+    return _SPACES.sub(lambda m: m[1] + ("\n" if "\n" in m[2] else " ") + m[3], text)
+
+
+def count_placeholders(text: str) -> int:
+    r"""Count the matches of `\[.*?\]` in linear time."""
+    found = 0
+    for line in text.split("\n"):
+        start = line.find("[")
+        while start >= 0:
+            end = line.find("]", start)
+            if end < 0:
+                break
+            found += 1
+            start = line.find("[", end)
+    return found
+
+
+def has_title(text: str) -> bool:
+    r"""Say whether `<<[^\n]+>>` matches with something inside, in linear time."""
+    for line in text.split("\n"):
+        start, end = line.find("<<"), line.rfind(">>")
+        if 0 <= start <= end - 3 and line[start : end + 2].lstrip("<").rstrip(">").strip():
+            return True
+    return False
+
+
+def _follows_long(type_id: str, checker: Any, response: str) -> bool:
+    if type_id == "detectable_content:number_placeholders":
+        return count_placeholders(response) >= checker._num_placeholders
+    if type_id == "detectable_format:title":
+        return has_title(response)
+    if type_id in ("detectable_format:number_bullet_lists", "detectable_content:postscript"):
+        response = squeeze_spaces(response)
+    return checker.check_following(response)
+
+
+def follows(type_id: str, kwargs: Mapping[str, Any] | None, response: str) -> bool:
+    """Return the strict official verdict on one response for one instruction.
+
+    Never raises for any response; an empty one follows nothing.
+
+    Raises:
+      ValueError: kwargs that do not fit the type (`clean_kwargs`).
+      KeyError: an id outside the 25 (`registry.get` gives the friendly message).
+    """
+    long = len(response) > LONG_TEXT
+    try:
+        checker = _checker(type_id, _key(kwargs), long)
+    except TypeError:  # a value that cannot be hashed fits no field: say which
+        clean_kwargs(type_id, kwargs)
+        raise
+    if not response.strip():
+        return False
+    try:
+        if long:
+            return bool(_follows_long(type_id, checker, response))
+        return bool(checker.check_following(response))
+    except RecursionError:  # json.loads on a deeply nested text: no verdict of the release
+        return False
+
+
+def loose_variants(response: str) -> list[str]:
+    """Return the release's eight variants of a response, the response itself first."""
+    from if_verifiable.common import get_loose_transformations
+
+    return get_loose_transformations(response)
+
+
+def follows_loose(type_id: str, kwargs: Mapping[str, Any] | None, response: str) -> bool:
+    """Return the loose official verdict: some variant of the response follows strictly."""
+    return any(follows(type_id, kwargs, variant) for variant in loose_variants(response))

@@ -1,0 +1,105 @@
+"""The registry of constraint types and the verdicts on a response."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from gapo_jax.constraints import cases, edges, formats, keywords, lengths, official, wholes
+from gapo_jax.constraints.base import ConstraintType
+
+_TYPES: dict[str, ConstraintType] = {
+    kind.id: kind
+    for module in (keywords, lengths, formats, edges, cases, wholes)
+    for kind in module.TYPES
+}
+_SHORT = {kind.name: type_id for type_id, kind in _TYPES.items()}
+
+
+def types() -> tuple[str, ...]:
+    """Return the ids of all constraint types: the 25 of the IFEval release."""
+    return tuple(_TYPES)
+
+
+def _unknown(name: str, known: Iterable[str]) -> ValueError:
+    near = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.4)
+    hint = f"nearest: {', '.join(near)}" if near else "constraints.types() lists the ids"
+    return ValueError(
+        f"constraint type: wanted one of {len(_TYPES)} known types, got {name!r}; {hint}"
+    )
+
+
+def get(type_id: str) -> ConstraintType:
+    """Return the type of an instruction id such as "punctuation:no_comma".
+
+    Raises:
+      ValueError: no such id; names the nearest ones.
+    """
+    if type_id not in _TYPES:
+        raise _unknown(type_id, [*_TYPES, *_SHORT])
+    return _TYPES[type_id]
+
+
+def resolve(names: Sequence[str]) -> tuple[str, ...]:
+    """Return full ids for short names ("no_comma") or full ids, in order, each once.
+
+    Raises:
+      ValueError: a name that is neither; names the nearest ones.
+    """
+    found = []
+    for name in names:
+        if name not in _TYPES and name not in _SHORT:
+            raise _unknown(name, [*_SHORT, *_TYPES])
+        found.append(_SHORT.get(name, name))
+    return tuple(dict.fromkeys(found))
+
+
+def _verdicts(follows, response, instruction_id_list, kwargs_list) -> list[bool]:
+    if not isinstance(response, str):
+        raise ValueError(f"response: wanted a str, got {type(response).__name__}")
+    if len(instruction_id_list) != len(kwargs_list):
+        raise ValueError(
+            f"wanted one kwargs entry per instruction, got {len(instruction_id_list)} ids"
+            f" and {len(kwargs_list)} kwargs; correct this row"
+        )
+    return [
+        follows(get(type_id).id, kwargs, response)
+        for type_id, kwargs in zip(instruction_id_list, kwargs_list, strict=True)
+    ]
+
+
+def check(
+    response: str,
+    instruction_id_list: Sequence[str],
+    kwargs_list: Sequence[Mapping[str, Any] | None],
+    prompt: str | None = None,
+) -> list[bool]:
+    """Return the strict official IFEval verdict for each instruction.
+
+    Args:
+      response: the text to judge; any string, an empty one follows nothing.
+      instruction_id_list, kwargs_list: as in an IFEval row; kwargs that are null are dropped.
+      prompt: accepted for other benchmarks' sake; no IFEval type reads it.
+
+    Returns:
+      One bool per instruction.
+
+    Raises:
+      ValueError: unknown id, kwargs that do not fit, or lists of unequal length.
+    """
+    return _verdicts(official.follows, response, instruction_id_list, kwargs_list)
+
+
+def check_loose(
+    response: str,
+    instruction_id_list: Sequence[str],
+    kwargs_list: Sequence[Mapping[str, Any] | None],
+    prompt: str | None = None,
+) -> list[bool]:
+    """Return the loose official IFEval verdict for each instruction.
+
+    True where some of the release's eight variants of the response (first line, last line or both
+    dropped; asterisks dropped) follows strictly. Arguments and errors as in `check`.
+    """
+    return _verdicts(official.follows_loose, response, instruction_id_list, kwargs_list)
