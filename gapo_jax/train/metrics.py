@@ -1,0 +1,286 @@
+"""What a run says while it goes: metrics.jsonl, TensorBoard, the console, samples.jsonl.
+
+Also progress bars and the count of compilations. The files of a run that is continued hold what
+an uninterrupted run would have written: lines of steps after the checkpoint are dropped first.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TextIO, TypeVar
+
+import jax
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+
+PHASES = ("warmup", "rollout", "discriminator", "policy", "eval", "save")
+_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+# What a console line shows, in this order; the files hold everything.
+_CONSOLE = (
+    "disc/loss",
+    "disc/acc_accepted",
+    "disc/acc_rejected",
+    "disc/acc_generated",
+    "disc/score_gap",
+    "reward/mean",
+    "kl/ref",
+    "policy/loss",
+    "policy/clip_fraction",
+    "value/loss",
+    "value/explained_variance",
+    "response/length",
+    "response/eos_rate",
+    "constraint/instruction_strict",
+    "constraint/prompt_strict",
+    "throughput/real_tokens_per_s",
+    "compile/count",
+)
+
+
+class CompileCounter:
+    """Counts the programs that XLA compiles from its creation on; `close` ends the counting.
+
+    >>> with CompileCounter() as counter:
+    ...     step(state, batch)
+    >>> assert counter.count == 0  # nothing was compiled again
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.seconds = 0.0
+        self._open = True
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if event == _COMPILE_EVENT:
+            self.count += 1
+            self.seconds += duration_secs
+
+    def close(self) -> None:
+        """Stop counting; `count` keeps its value."""
+        if self._open:
+            self._open = False
+            jax.monitoring.unregister_event_duration_listener(self._listen)
+
+    def __enter__(self) -> CompileCounter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class MetricsWriter:
+    """Writes the metrics and samples of a run below its workdir.
+
+    Args:
+        workdir: folder of the run, made if missing.
+        resume_step: the step of the checkpoint that the run continues from. Lines of later steps,
+            and a line cut off by a kill, are dropped first. None keeps the files as they are.
+        console: where the one-line reports go; standard output by default.
+    """
+
+    def __init__(
+        self,
+        workdir: str | pathlib.Path,
+        *,
+        resume_step: int | None = None,
+        console: TextIO | None = None,
+    ):
+        self.workdir = pathlib.Path(workdir)
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        self._console = console
+        # One process writes; in the others of a multi-host run this object does nothing.
+        self._main = jax.process_index() == 0
+        self._files: dict[str, TextIO] = {}
+        self._tensorboard: Any = None
+        if not self._main:
+            return
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            if resume_step is not None:
+                drop_after(self.workdir / name, resume_step)
+            self._files[name] = open(self.workdir / name, "a", encoding="utf-8")
+        from tensorboardX import SummaryWriter  # protobuf: slow to import, needed only here
+
+        purge = None if resume_step is None else resume_step + 1
+        self._tensorboard = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=purge)
+
+    def write(
+        self,
+        step: int,
+        round: int,  # noqa: A002 - the name in the file
+        phase: str,
+        metrics: Mapping[str, Any],
+        *,
+        time_s: float | None = None,
+    ) -> dict[str, Any]:
+        """Append one record to metrics.jsonl, to TensorBoard and to the console; return it.
+
+        Args:
+            step: number of the update, never falling within a run.
+            round: number of the round.
+            phase: one of `PHASES`.
+            metrics: name -> number, or an array of one element. A value that is not finite is
+                written as null, with a warning.
+            time_s: duration of the phase in seconds; taken from `metrics["time/PHASE_s"]` if not
+                given, else null.
+
+        Raises:
+            ValueError: an unknown phase, or a value that is not one number.
+        """
+        if phase not in PHASES:
+            raise ValueError(f"wanted a phase of {PHASES}, got {phase!r}")
+        values = {name: _number(name, value, step) for name, value in metrics.items()}
+        if time_s is None:
+            time_s = values.get(f"time/{phase}_s")
+        head = {"step": int(step), "round": int(round), "phase": phase, "time_s": time_s}
+        record = head | dict(sorted(values.items()))
+        if self._main:
+            self._append("metrics.jsonl", record)
+            for name, value in values.items():
+                if value is not None:
+                    self._tensorboard.add_scalar(name, value, int(step))
+            # Above a progress bar rather than through it.
+            console = self._console or sys.stdout
+            tqdm.write(console_line(record), file=console)
+            console.flush()
+        return record
+
+    def sample(self, record: Mapping[str, Any]) -> None:
+        """Append one record (with its `step`) to samples.jsonl.
+
+        Raises:
+            ValueError: the record has no `step`; without it a resumed run could not drop it.
+        """
+        if "step" not in record:
+            raise ValueError(f"wanted a sample with the key 'step', got the keys {list(record)}")
+        if self._main:
+            self._append("samples.jsonl", dict(record))
+
+    def flush(self) -> None:
+        """Put everything written so far on the disk."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        if self._tensorboard is not None:
+            self._tensorboard.flush()
+
+    def close(self) -> None:
+        """Flush and close all files. Further writes are errors; closing twice is not."""
+        if self._files:
+            self.flush()
+        for file in self._files.values():
+            file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        self._files, self._tensorboard, self._main = {}, None, False
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _append(self, name: str, record: Mapping[str, Any]) -> None:
+        # One write of a whole line, so that a killed run loses at most its last line.
+        self._files[name].write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+        self._files[name].flush()
+
+
+def drop_after(path: pathlib.Path, step: int) -> None:
+    """Drop the lines of a JSONL file whose `step` is above `step`, atomically.
+
+    A last line that a kill has cut off is dropped too. A missing file stays missing.
+
+    Raises:
+        ValueError: another line is not a JSON object with a `step`; the message has its number.
+    """
+    if not path.exists():
+        return
+    kept = [line for line, record in _records(path) if record["step"] <= step]
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.writelines(kept)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:
+    """Return the records of a metrics.jsonl or samples.jsonl, or of the one in a workdir.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line other than an unfinished last one is malformed; the message has its
+            number.
+    """
+    path = pathlib.Path(path)
+    path = path / "metrics.jsonl" if path.is_dir() else path
+    return [record for _, record in _records(path)]
+
+
+def _records(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (line, record); an unfinished last line, as a kill leaves it, is left out."""
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith("\n"):
+                return
+            try:
+                record = json.loads(line)
+                record["step"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{path}, line {number}: wanted a JSON object with a 'step', got "
+                    f"{line.strip()[:80]!r}. Mend or remove the line."
+                ) from error
+            yield line, record
+
+
+def _number(name: str, value: Any, step: int) -> float | int | None:
+    """Return a Python number, None if it is not finite."""
+    if getattr(value, "size", 1) != 1 or isinstance(value, str | bytes) or value is None:
+        raise ValueError(f"metric {name!r} must be one number, got {value!r}")
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, bool | int):
+        return int(value)
+    if not math.isfinite(value):
+        warnings.warn(
+            f"metric {name!r} is {value} at step {step}; it is written as null", stacklevel=3
+        )
+        return None
+    return float(value)
+
+
+def console_line(record: Mapping[str, Any]) -> str:
+    """Return a record in one line: the head, then the few metrics that say how it goes."""
+    time_s = record.get("time_s")
+    parts = [f"round {record['round']:>3}", f"step {record['step']:>5}", f"{record['phase']:<13}"]
+    parts.append(f"{time_s:7.1f}s" if time_s is not None else " " * 8)
+    for name in _CONSOLE:
+        if record.get(name) is not None:
+            parts.append(f"{name.removesuffix('_per_s')}={_short(record[name])}")
+    return " ".join(parts).rstrip()
+
+
+def _short(value: float) -> str:
+    if isinstance(value, int) or (abs(value) >= 1000 and math.isfinite(value)):
+        return f"{value:.0f}"
+    return f"{value:.4g}"
+
+
+def progress(iterable: Iterable[Item], desc: str, *, total: int | None = None) -> Iterable[Item]:
+    """Wrap an iterable in a progress bar with the time left; silent if there is no terminal."""
+    return tqdm(
+        iterable,
+        desc=desc,
+        total=total,
+        disable=not sys.stderr.isatty(),
+        dynamic_ncols=True,
+        leave=False,
+    )
