@@ -10,15 +10,19 @@ from gapo_jax.constraints.augment import KINDS, holds, make_pair, verify_pair
 from gapo_jax.constraints.base import ConstraintType
 from gapo_jax.constraints.registry import check, check_loose, get, resolve, types
 from gapo_jax.constraints.template import compose_prompt
+from gapo_jax.constraints.visibility import VisibilityReport, check_visibility, enforce
 from gapo_jax.constraints.words import content_words
 
 __all__ = [
     "KINDS",
     "ConstraintType",
+    "VisibilityReport",
     "check",
     "check_loose",
+    "check_visibility",
     "compose_prompt",
     "content_words",
+    "enforce",
     "get",
     "holds",
     "make_pair",

@@ -195,7 +195,8 @@ class ConstraintType:
         """
         before = official.clean_kwargs(self.id, constraint.kwargs)
         for kwargs in self.near_misses(rng, before, response, words):
-            if kwargs != before and not official.follows(self.id, kwargs, response):
+            changed = official.clean_kwargs(self.id, kwargs) != before
+            if changed and not official.follows(self.id, kwargs, response):
                 return Constraint(self.id, kwargs)
         if official.FIELDS[self.id]:
             other = self.sample(rng, response=response, satisfied=False, words=words, task=task)

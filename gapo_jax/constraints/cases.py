@@ -11,6 +11,11 @@ from gapo_jax.constraints.base import (
     threshold,
 )
 
+# Long enough for langdetect, which takes shorter texts in capitals for other languages.
+_SENTENCE = (
+    "The river is quiet and it runs slowly through the town before it reaches the wide open sea."
+)
+
 
 class EnglishCapital(ConstraintType):
     """English, all in capital letters."""
@@ -26,8 +31,8 @@ class EnglishCapital(ConstraintType):
     probes = (
         (
             {},
-            "THE RIVER IS QUIET AND IT RUNS SLOWLY THROUGH THE TOWN BEFORE IT REACHES THE WIDE OPEN SEA.",
-            "The river is quiet and it runs slowly through the town before it reaches the wide open sea.",
+            _SENTENCE.upper(),
+            _SENTENCE,
         ),
     )
     difference = "capital letters"
@@ -47,8 +52,8 @@ class EnglishLowercase(ConstraintType):
     probes = (
         (
             {},
-            "the river is quiet and it runs slowly through the town before it reaches the wide open sea.",
-            "The river is quiet and it runs slowly through the town before it reaches the wide open sea.",
+            _SENTENCE.lower(),
+            _SENTENCE,
         ),
     )
     difference = "capital letters"

@@ -1,0 +1,182 @@
+"""What a discriminator cannot see it cannot teach: finding such constraint types at start-up.
+
+Every type has probe texts, one satisfying and one violating, that differ in nothing but what the
+type is about (`ConstraintType.probes`, proven by the verifiers in a test). Both go through the
+discriminator's own tokenisation. Where the two become the same tokens the type is invisible: an
+uncased tokenizer drops capitals, some drop line breaks and with them bullets and paragraphs. Where
+they differ alone but not at the end or in the middle of a text of ordinary length, truncation
+cuts the evidence off.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import warnings
+from collections.abc import Callable, Sequence
+
+from gapo_jax.constraints.registry import get
+from gapo_jax.types import Constraint
+
+ACTIONS = ("refuse", "drop")
+
+_TASK = "Write a few sentences about rivers and how people live beside them."
+# Filler without commas, quotation marks or capitals inside a sentence; ours.
+_FILLER = (
+    "Water comes down from the hills and finds its way through the valley.",
+    "People built their first houses close to it because the soil was good.",
+    "Boats brought grain and cloth and news from one place to the next.",
+    "In spring the fields flood and in autumn the banks are dry again.",
+    "Children still learn to swim there on long warm days.",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class VisibilityReport:
+    """Which types the discriminator sees.
+
+    Attributes:
+      visible: ids it sees, in the order asked.
+      identical: id -> what the lost difference was; the tokenizer maps both texts to the same ids.
+      truncated: id -> the same, for texts whose difference falls behind `max_length`.
+    """
+
+    visible: tuple[str, ...]
+    identical: dict[str, str]
+    truncated: dict[str, str]
+    max_length: int
+
+    @property
+    def invisible(self) -> tuple[str, ...]:
+        """Ids that the discriminator cannot see, for either reason."""
+        return tuple(self.identical) + tuple(self.truncated)
+
+    def lines(self) -> list[str]:
+        """One line for each invisible type: what got lost and what would help."""
+        found = [
+            f"{name}: its tokenizer makes satisfying and violating texts the same ({lost} lost)"
+            for name, lost in self.identical.items()
+        ]
+        return found + [
+            f"{name}: truncation to {self.max_length} tokens cuts the evidence off ({lost})"
+            for name, lost in self.truncated.items()
+        ]
+
+
+def filler(words: int) -> str:
+    """Return plain sentences of at least so many words."""
+    sentences: list[str] = []
+    count = 0
+    for sentence in itertools.cycle(_FILLER):
+        if count >= words:
+            break
+        sentences.append(sentence)
+        count += len(sentence.split())
+    return " ".join(sentences)
+
+
+def _same(
+    encode: Callable[[str, str], Sequence[int]],
+    prompt: str,
+    texts: tuple[str, str],
+    max_length: int | None,
+) -> bool:
+    first, second = (list(encode(prompt, text))[:max_length] for text in texts)
+    return first == second
+
+
+def _lengthened(text: str, before: str, after: str) -> str:
+    # What must be the first character stays the first.
+    opening = text[:1] if text[:1] in ('"', "{") else ""
+    return f"{opening}{before} {text[len(opening) :]} {after}".rstrip()
+
+
+def _versions(constraint: Constraint, texts: tuple[str, str], words: int):
+    """The probe inside a full response: at its end, and in its middle where the verdicts allow
+    (nothing may follow an ending)."""
+    kind = get(constraint.id)
+    yield tuple(_lengthened(text, filler(words), "") for text in texts)
+    half = filler(words // 2)
+    good, bad = (_lengthened(text, half, half) for text in texts)
+    if kind.check(constraint, good) and not kind.check(constraint, bad):
+        yield good, bad
+
+
+def _lost(type_id: str, encode, max_length: int | None, words: int = 0) -> bool:
+    """Say whether both texts of some probe give the same ids, alone or inside a full response."""
+    kind = get(type_id)
+    for kwargs, good, bad in kind.probes:
+        constraint = Constraint(type_id, kwargs)
+        prompt = f"{_TASK} {kind.describe(constraint, kind.train_styles[0])}"
+        versions = _versions(constraint, (good, bad), words) if words else [(good, bad)]
+        if any(_same(encode, prompt, texts, max_length) for texts in versions):
+            return True
+    return False
+
+
+def check_visibility(
+    type_ids: Sequence[str],
+    encode: Callable[[str, str], Sequence[int]],
+    *,
+    max_length: int,
+    response_words: int = 36,
+) -> VisibilityReport:
+    """Find the types whose verdict the discriminator cannot see.
+
+    Args:
+      type_ids: full ids.
+      encode: (prompt, response) -> token ids, exactly as the discriminator gets them; it may
+        truncate by itself.
+      max_length: the discriminator's limit; ids beyond it are not seen.
+      response_words: length of the text around the evidence, about that of a full response; 36
+        words are 48 tokens of most tokenizers. 0 tries the bare probes only.
+
+    Returns:
+      The report; a type is invisible if any of its probes is, since the discriminator would take
+      that way of violating it for satisfying it.
+
+    Raises:
+      ValueError: an unknown id.
+    """
+    visible, identical, truncated = [], {}, {}
+    for type_id in type_ids:
+        lost = get(type_id).difference
+        if _lost(type_id, encode, None):
+            identical[type_id] = lost
+        elif _lost(type_id, encode, max_length):
+            truncated[type_id] = lost
+        elif response_words and _lost(type_id, encode, max_length, response_words):
+            truncated[type_id] = lost
+        else:
+            visible.append(type_id)
+    return VisibilityReport(tuple(visible), identical, truncated, max_length)
+
+
+def enforce(report: VisibilityReport, on_invisible: str = "refuse") -> tuple[str, ...]:
+    """Return the ids to train with.
+
+    Args:
+      report: of `check_visibility`.
+      on_invisible: "refuse" raises if a type is invisible; "drop" leaves it out with a warning.
+
+    Raises:
+      ValueError: another action, invisible types under "refuse", or no type left under "drop".
+    """
+    if on_invisible not in ACTIONS:
+        raise ValueError(f"on_invisible: wanted one of {ACTIONS}, got {on_invisible!r}")
+    if not report.invisible:
+        return report.visible
+    found = "\n  ".join(report.lines())
+    if on_invisible == "refuse" or not report.visible:
+        raise ValueError(
+            f"the discriminator cannot see {len(report.invisible)} of the constraint types:\n"
+            f"  {found}\n"
+            "take them out of data.types, use a discriminator whose tokenizer keeps the"
+            " difference (cased; a larger discriminator.max_tokens), or set"
+            " data.on_invisible=drop to go on without them"
+            + ("" if report.visible else "; with none left there is nothing to train on")
+        )
+    warnings.warn(
+        f"left out, as the discriminator cannot see them:\n  {found}", UserWarning, stacklevel=2
+    )
+    return report.visible
