@@ -12,9 +12,17 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from gapo_jax.data.groups import EXISTENCE, FORBIDDEN, Group, compatible, identity, opposite_of
+from gapo_jax.constraints.official import FIELDS
+from gapo_jax.data.groups import POLAR, Group, compatible, identity, opposite_of
+from gapo_jax.types import Constraint
 
 KINDS = ("modify", "polarity", "insert", "replace")
+# Shares of the kinds for types without arguments, with arguments, and with an opposite.
+_SHARES = {
+    "bare": {"insert": 1.0, "replace": 2.0},
+    "near": {"modify": 3.0, "insert": 1.0, "replace": 1.0},
+    "polar": {"modify": 2.0, "polarity": 2.0, "insert": 1.0, "replace": 1.0},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,37 +37,53 @@ class Edge:
 
 
 class Counts:
-    """How many pairs there are of each type and kind: what is rare is made next."""
+    """How many pairs there are of each type and kind, and which are wanted next.
 
-    def __init__(self, type_ids: Sequence[str], rng: np.random.Generator) -> None:
-        self.types = list(type_ids)
+    Every type gets the same share of the pairs; within a type, near misses and opposite polarity
+    teach what a constraint says, so they get more than insertions and exchanges.
+    """
+
+    def __init__(self, type_ids: Sequence[str], rng: np.random.Generator, most: int) -> None:
         self.pairs: collections.Counter[tuple[str, str]] = collections.Counter()
-        self.by_type: collections.Counter[str] = collections.Counter()
+        self.beside: collections.Counter[str] = collections.Counter()
         self._rng = rng
+        self.quota: dict[tuple[str, str], float] = {}
+        for name in type_ids:
+            kinds = dict(_SHARES["bare" if not FIELDS[name] else "near"])
+            if name in POLAR:
+                kinds = dict(_SHARES["polar"])
+            if most < 2:
+                kinds.pop("insert")
+            total = sum(kinds.values())
+            self.quota |= {(name, kind): share / total for kind, share in kinds.items()}
 
-    def add(self, edges: Iterable[Edge]) -> None:
+    def add(self, group: Group, edges: Iterable[Edge]) -> None:
+        """Count the pairs of a cycle."""
         for edge in edges:
             self.pairs[edge.type, edge.kind] += 1
-            self.by_type[edge.type] += 1
+            for index in set(edge.accepted) & set(edge.rejected):
+                self.beside[group.pool[index].id] += 1
 
-    def rarest_types(self) -> list[str]:
-        order = [self.types[i] for i in self._rng.permutation(len(self.types))]
-        return sorted(order, key=lambda name: self.by_type[name])
+    def wanted(self) -> list[tuple[str, str]]:
+        """Return (type, kind), what lacks most of its quota first, ties in random order."""
+        slots = list(self.quota)
+        order = [slots[i] for i in self._rng.permutation(len(slots))]
+        return sorted(order, key=lambda slot: self.pairs[slot] / self.quota[slot])
 
-    def rarest_kinds(self, type_id: str, kinds: Sequence[str]) -> list[str]:
-        order = [kinds[i] for i in self._rng.permutation(len(kinds))]
-        return sorted(order, key=lambda kind: self.pairs[type_id, kind])
+    def as_partner(self, constraint: Constraint) -> float:
+        """Return how little this constraint is wanted in exchange for one of another type."""
+        slot = constraint.id, "replace"
+        return self.pairs[slot] / self.quota[slot]
 
 
 def _related(group: Group, first: int, second: int, kind: str) -> bool:
     """Return whether `kind` leads from one constraint of the pool to the other."""
     one, two = group.pool[first], group.pool[second]
     opposite = opposite_of(one)
-    if kind == "polarity":
-        return opposite is not None and identity(opposite) == identity(two)
-    if kind == "modify":
-        return one.id == two.id
-    return one.id != two.id and {one.id, two.id} != {EXISTENCE, FORBIDDEN}
+    polar = opposite is not None and identity(opposite) == identity(two)
+    if kind == "polarity" or polar:
+        return polar and kind == "polarity"
+    return (one.id == two.id) == (kind == "modify")
 
 
 def _some(mask: np.ndarray, rng: np.random.Generator) -> int:
@@ -78,14 +102,16 @@ def _exchange(
     firsts = [int(c) for c in order if group.pool[c].id == type_id]
     for c in firsts:
         seconds = [int(d) for d in order if d != c and _related(group, c, int(d), kind)]
-        seconds.sort(key=lambda d: counts.by_type[group.pool[d].id])
+        seconds.sort(key=lambda d: counts.as_partner(group.pool[d]))
         for d in seconds:
             only_c = group.table[c] & ~group.table[d]
             only_d = group.table[d] & ~group.table[c]
             if not (only_c.any() and only_d.any()):
                 continue
             i, j = _some(only_c, rng), _some(only_d, rng)
-            rest = _shared(group, (c, d), (i, j), rng) if most > 1 and rng.random() < 0.5 else ()
+            rest: tuple[int, ...] = ()
+            if most > 1 and rng.random() < 0.5:
+                rest = _shared(group, (c, d), (i, j), counts, rng)
             one, two = (c, *rest), (d, *rest)
             return [
                 Edge(one, two, i, kind, group.pool[d].id),
@@ -95,15 +121,20 @@ def _exchange(
 
 
 def _shared(
-    group: Group, edited: tuple[int, int], responses: tuple[int, int], rng: np.random.Generator
+    group: Group,
+    edited: tuple[int, int],
+    responses: tuple[int, int],
+    counts: Counts,
+    rng: np.random.Generator,
 ) -> tuple[int, ...]:
     """Find one constraint to stand beside either edited one, satisfied by both responses."""
-    for index in rng.permutation(len(group.pool)):
+    order = rng.permutation(len(group.pool)).tolist()
+    for index in sorted(order, key=lambda index: counts.beside[group.pool[index].id]):
         if not group.table[index, list(responses)].all():
             continue
         beside = group.pool[index]
         if all(compatible((group.pool[e], beside)) for e in edited):
-            return (int(index),)
+            return (index,)
     return ()
 
 
@@ -116,13 +147,13 @@ def _insertion(group: Group, type_id: str, counts: Counts, rng: np.random.Genera
     order = [int(index) for index in rng.permutation(len(group.pool))]
     table = group.table
     for c in (index for index in order if group.pool[index].id == type_id):
-        for a in order:
+        for a in sorted(order, key=lambda a: counts.as_partner(group.pool[a])):
             if not (table[a] & ~table[c]).any() or not (table[a] & table[c]).any():
                 continue
             if not compatible((group.pool[a], group.pool[c])):
                 continue
             seconds = [b for b in order if b not in (a, c) and group.pool[b].id != type_id]
-            seconds.sort(key=lambda b: counts.by_type[group.pool[b].id])
+            seconds.sort(key=lambda b: counts.as_partner(group.pool[b]))
             for b in seconds:
                 both = table[a] & table[c] & ~table[b]
                 other = table[b] & ~table[a]
@@ -141,18 +172,13 @@ def _insertion(group: Group, type_id: str, counts: Counts, rng: np.random.Genera
 def next_cycle(
     group: Group, counts: Counts, rng: np.random.Generator, room: int, most: int
 ) -> list[Edge]:
-    """Find a cycle for the rarest type and kind that the group allows, of at most `room` pairs."""
-    for type_id in counts.rarest_types():
-        kinds = ["modify", "replace"]
-        if type_id in (EXISTENCE, FORBIDDEN):
-            kinds.append("polarity")
-        if most > 1 and room >= 3:
-            kinds.append("insert")
-        for kind in counts.rarest_kinds(type_id, kinds):
-            if kind == "insert":
-                edges = _insertion(group, type_id, counts, rng)
-            else:
-                edges = _exchange(group, type_id, kind, counts, rng, most)
-            if edges:
-                return edges
+    """Find a cycle for the most wanted type and kind that the group allows, of `room` pairs at
+    most; empty where the group allows none."""
+    for type_id, kind in counts.wanted():
+        if kind == "insert":
+            edges = _insertion(group, type_id, counts, rng) if room >= 3 else []
+        else:
+            edges = _exchange(group, type_id, kind, counts, rng, most)
+        if edges:
+            return edges
     return []

@@ -66,9 +66,11 @@ _AFTERTHOUGHTS = (
 )
 
 
-def _postscript(text: str, rng: np.random.Generator) -> str:
-    found = sentences(text)
-    marker = "P.S." if rng.random() < 0.6 else "P.P.S"
+def _postscript(text: str, rng: np.random.Generator) -> str | None:
+    constraint = constraints.get("detectable_content:postscript").sample(rng)
+    if constraint is None:
+        return None
+    found, marker = sentences(text), constraint.kwargs["postscript_marker"]
     if len(found) > 1 and "\n" not in text and rng.random() < 0.6:
         return f"{' '.join(found[:-1])}\n\n{marker} {found[-1]}"
     return f"{_whole(text)}\n\n{marker} {_pick(rng, _AFTERTHOUGHTS)}"

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from gapo_jax import constraints
+from gapo_jax.constraints.keywords import polarity_twin
 from gapo_jax.constraints.words import content_words
 from gapo_jax.data.edits import EDITABLE, rule_edit
 from gapo_jax.data.tasks import Task
 from gapo_jax.types import Constraint
 
-EXISTENCE, FORBIDDEN = "keywords:existence", "keywords:forbidden_words"
+POLAR = ("keywords:existence", "keywords:forbidden_words", "keywords:frequency")
 _MAX_ORIGINALS = 6  # responses to one task that enter a group
 _DRAWS = 3  # satisfied and violated instances drawn of each type and group
 
@@ -79,12 +80,9 @@ def _variants(
 
 
 def opposite_of(constraint: Constraint) -> Constraint | None:
-    """Return the constraint with the same words and the other polarity."""
-    if constraint.id == EXISTENCE:
-        return Constraint(FORBIDDEN, {"forbidden_words": list(constraint.kwargs["keywords"])})
-    if constraint.id == FORBIDDEN:
-        return Constraint(EXISTENCE, {"keywords": list(constraint.kwargs["forbidden_words"])})
-    return None
+    """Return the constraint with the same words and the other polarity, or None."""
+    twin = polarity_twin(constraint.id, dict(constraint.kwargs))
+    return None if twin is None else Constraint(*twin)
 
 
 def identity(constraint: Constraint) -> str:

@@ -160,7 +160,7 @@ def _collect(
     phrasing: str,
     progress: Callable[[int], None] | None,
 ) -> list[PreferentialPair]:
-    counts = Counts(type_ids, rng)
+    counts = Counts(type_ids, rng, max_constraints)
     pairs: list[PreferentialPair] = []
     seen: set[tuple[str, str, str]] = set()
     per_visit = min(12, max(4, -(-num_pairs // len(tasks))))
@@ -179,7 +179,7 @@ def _collect(
                 if not made or keys & seen:
                     break
                 seen |= keys
-                counts.add(edges)
+                counts.add(group, edges)
                 pairs.extend(made)
             if progress is not None:
                 progress(len(pairs))

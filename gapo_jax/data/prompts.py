@@ -24,12 +24,16 @@ def _bound(chosen: Sequence[Constraint], type_id: str, field: str, relation: str
     return None
 
 
-def feasible(chosen: Sequence[Constraint]) -> bool:
+def feasible(chosen: Sequence[Constraint], max_words: int | None = None) -> bool:
     """Return whether constraints are compatible and their numbers leave room for an answer.
 
-    "Less than 10 words" beside "at least 4 sentences" does not, nor does it beside 4 bullets.
+    "Less than 10 words" beside "at least 4 sentences" does not, nor does it beside 4 bullets; nor
+    does "at least 60 words" where answers are limited to `max_words`.
     """
     if not compatible(chosen):
+        return False
+    wanted = _bound(chosen, "length_constraints:number_words", "num_words", "at least")
+    if max_words is not None and wanted is not None and wanted > max_words:
         return False
     most = _bound(chosen, "length_constraints:number_words", "num_words", "less than")
     least = _bound(chosen, "length_constraints:number_sentences", "num_sentences", "at least") or 1
@@ -53,13 +57,14 @@ def _choose(
     size: int,
     rng: np.random.Generator,
     words: Sequence[str],
+    max_words: int | None,
 ) -> tuple[Constraint, ...]:
     """Draw `size` constraints of the types that come first in `names` and go together."""
     chosen: tuple[Constraint, ...] = ()
     for name in names:
         for _ in range(_ATTEMPTS):
             drawn = constraints.get(name).sample(rng, words=words, task=task_text(task))
-            if drawn is not None and feasible((*chosen, drawn)):
+            if drawn is not None and feasible((*chosen, drawn), max_words):
                 chosen = (*chosen, drawn)
                 break
         if len(chosen) == size:
@@ -75,6 +80,7 @@ def make_prompts(
     phrasing: str = "train",
     max_constraints: int = 2,
     words: Mapping[str, Sequence[str]] | None = None,
+    max_words: int | None = None,
 ) -> list[PromptRow]:
     """Compose prompts of a task and 1 to `max_constraints` constraints that go together.
 
@@ -87,6 +93,8 @@ def make_prompts(
         phrasing: "train" or "heldout" wordings of the constraints.
         max_constraints: the number of constraints is uniform in 1..max_constraints.
         words: keyword candidates by the task's text; a Task has words of its own.
+        max_words: no prompt asks for more words than that; give about 0.75 of the number of new
+            tokens, so that every prompt can be answered within the limit.
 
     Returns:
         n rows with keys that name the split and the position.
@@ -109,7 +117,7 @@ def make_prompts(
         for _ in range(_ATTEMPTS):  # another draw where the very same prompt exists already
             shuffled = [type_ids[i] for i in rng.permutation(len(type_ids))]
             names = sorted(shuffled, key=lambda name: used[name])
-            chosen = _choose(task, names, size, rng, _words(task, words or {}))
+            chosen = _choose(task, names, size, rng, _words(task, words or {}), max_words)
             prompt = compose_prompt(task_text(task), chosen, rng, phrasing=phrasing)
             if prompt not in seen:
                 break
