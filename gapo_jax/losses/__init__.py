@@ -18,6 +18,7 @@ from gapo_jax.losses.discriminator import (
     class_metrics,
 )
 from gapo_jax.losses.kl import adaptive_kl_coef, k1, k2, k3
+from gapo_jax.losses.kto import kto_loss, mismatched_rows
 from gapo_jax.losses.logprobs import chunked_logprobs
 from gapo_jax.losses.masked import (
     masked_fill,
@@ -27,7 +28,15 @@ from gapo_jax.losses.masked import (
     whiten,
 )
 from gapo_jax.losses.policy import ppo_loss
-from gapo_jax.losses.preference import dpo_loss, sequence_logprobs, sft_loss
+from gapo_jax.losses.preference import (
+    dpo_loss,
+    log1mexp,
+    orpo_loss,
+    sequence_logprobs,
+    sft_loss,
+    simpo_loss,
+)
+from gapo_jax.losses.rpo import rpo_loss
 from gapo_jax.losses.value import explained_variance, value_loss
 
 __all__ = [
@@ -44,14 +53,20 @@ __all__ = [
     "k1",
     "k2",
     "k3",
+    "kto_loss",
     "last_token_onehot",
     "leave_one_out",
+    "log1mexp",
     "masked_fill",
     "masked_mean",
     "masked_variance",
+    "mismatched_rows",
+    "orpo_loss",
     "ppo_loss",
+    "rpo_loss",
     "sequence_logprobs",
     "sft_loss",
+    "simpo_loss",
     "token_rewards",
     "value_loss",
     "weighted_mean",

@@ -113,8 +113,7 @@ def _einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _logprobs(hidden_NBCD, kernel, targets_NBC, axes, with_entropy):
+def _value(hidden_NBCD, kernel, targets_NBC, axes: str, with_entropy: bool):
     return _forward(hidden_NBCD, kernel, targets_NBC, axes, with_entropy)[0]
 
 
@@ -164,4 +163,5 @@ def _backward(axes, with_entropy, saved, cotangents):
     return dhidden_NBCD, dkernel, None
 
 
+_logprobs = jax.custom_vjp(_value, nondiff_argnums=(3, 4))
 _logprobs.defvjp(_forward, _backward)

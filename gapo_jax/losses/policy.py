@@ -11,6 +11,17 @@ from gapo_jax.losses.masked import masked_fill, masked_mean
 MAX_LOG_RATIO = 20.0
 
 
+def _check(aggregation: str, ratio_level: str, clip_low: float, clip_high: float) -> None:
+    if aggregation not in ("token", "sequence"):
+        raise ValueError(f"aggregation must be 'token' or 'sequence', got {aggregation!r}.")
+    if ratio_level not in ("token", "sequence"):
+        raise ValueError(f"ratio_level must be 'token' or 'sequence', got {ratio_level!r}.")
+    if ratio_level == "sequence" and aggregation != "sequence":
+        raise ValueError("ratio_level='sequence' wants aggregation='sequence', got 'token'.")
+    if not (0 < clip_low and 0 < clip_high):
+        raise ValueError(f"Clip range must be positive, got {clip_low} and {clip_high}.")
+
+
 def ppo_loss(
     logprobs_BR: jax.Array,
     old_logprobs_BR: jax.Array,
@@ -20,6 +31,7 @@ def ppo_loss(
     clip_low: float = 0.2,
     clip_high: float = 0.2,
     aggregation: str = "token",
+    ratio_level: str = "token",
     denominator: jax.Array | float | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Mean of max(-A w, -A clip(w, 1 - clip_low, 1 + clip_high)), w = pi / pi_old per token.
@@ -31,9 +43,11 @@ def ppo_loss(
       mask_BR: 1 = response token that counts.
       clip_low, clip_high: the two sides of the clip range (DAPO raises the high one).
       aggregation: "token" = mean over all tokens of the batch; "sequence" = mean over rows of
-        each row's token mean (OpenRLHF), rows without a token left out.
+        each row's token mean (OpenRLHF, GRPO), rows without a token left out.
+      ratio_level: "token" = a ratio for each token; "sequence" = one for each row, the exponential
+        of its mean log-ratio (GSPO, arXiv 2507.18071; wants aggregation="sequence").
       denominator: count to divide by in place of this call's own tokens (or rows), see
-        `masked_mean`.
+        `masked_mean`. With aggregation="token" and rows * R it is the loss of Dr. GRPO.
 
     Returns:
       (loss, metrics), float32 scalars: `policy/loss`; `policy/clip_fraction`, share of tokens where
@@ -41,15 +55,16 @@ def ppo_loss(
       `policy/ratio_max`, `policy/ratio_mean`.
 
     Raises:
-      ValueError: unknown aggregation, or a clip range that is not positive.
+      ValueError: unknown aggregation or level, levels that do not fit (tokens would weigh a ratio
+        of rows by length), or a clip range that is not positive.
     """
-    if aggregation not in ("token", "sequence"):
-        raise ValueError(f"aggregation must be 'token' or 'sequence', got {aggregation!r}.")
-    if not (0 < clip_low and 0 < clip_high):
-        raise ValueError(f"Clip range must be positive, got {clip_low} and {clip_high}.")
+    _check(aggregation, ratio_level, clip_low, clip_high)
     advantages_BR = jax.lax.stop_gradient(masked_fill(advantages_BR, mask_BR))
     old_BR = jax.lax.stop_gradient(masked_fill(old_logprobs_BR, mask_BR))
     log_ratio_BR = masked_fill(logprobs_BR, mask_BR) - old_BR
+    if ratio_level == "sequence":
+        mean_B = masked_mean(log_ratio_BR, mask_BR, axis=1)
+        log_ratio_BR = masked_fill(jnp.broadcast_to(mean_B[:, None], mask_BR.shape), mask_BR)
     log_ratio_BR = jnp.clip(log_ratio_BR, -MAX_LOG_RATIO, MAX_LOG_RATIO)
     ratio_BR = jnp.exp(log_ratio_BR)
     clipped_BR = jnp.clip(ratio_BR, 1.0 - clip_low, 1.0 + clip_high)
