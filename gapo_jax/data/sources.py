@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gapo_jax import constraints
+from gapo_jax.constraints.official import clean_kwargs
 from gapo_jax.types import Constraint, PreferentialPair, PromptRow
 
 
@@ -68,11 +69,10 @@ def _ifeval_constraints(record: Mapping[str, Any]) -> tuple[Constraint, ...]:
         raise ValueError(f"wanted {len(ids)} dictionaries under 'kwargs', got {kwargs!r}")
     made = []
     for name, arguments in zip(ids, kwargs, strict=True):
-        constraints.get(name)  # raises, naming the nearest id that exists
         if not isinstance(arguments or {}, Mapping):
             raise ValueError(f"wanted a dictionary of arguments for {name}, got {arguments!r}")
-        given = {key: value for key, value in (arguments or {}).items() if value is not None}
-        made.append(Constraint(name, given))
+        full = constraints.get(name).id  # raises, naming the nearest id that exists
+        made.append(Constraint(full, clean_kwargs(full, arguments)))
     return tuple(made)
 
 
@@ -87,21 +87,37 @@ def prompt_row(record: Mapping[str, Any], default_key: str = "") -> PromptRow:
     if "constraints" in record:
         row = PromptRow.from_json(record)
         for constraint in row.constraints:
-            constraints.get(constraint.id)
+            clean_kwargs(constraints.get(constraint.id).id, constraint.kwargs)
         return row
     made = _ifeval_constraints(record)
     prompt = record["prompt"]
     return PromptRow(str(record.get("key", default_key)), prompt, prompt, made)
 
 
-def read_prompts(path: str | Path) -> list[PromptRow]:
-    """Read prompt rows (IFEval rows or our own) from JSONL; errors name the line."""
-    rows = []
+def scan_prompts(path: str | Path) -> tuple[list[PromptRow], list[str]]:
+    """Read prompt rows (IFEval rows or our own); rows that do not fit are described, not raised.
+
+    Returns:
+        The good rows, and one line for each bad row: its line number and the reason.
+
+    Raises:
+        ValueError: for a line that is not a JSON object.
+    """
+    rows, problems = [], []
     for number, record in iter_jsonl(path):
         try:
             rows.append(prompt_row(record, default_key=str(number)))
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: {_reason(error)}") from error
+            problems.append(f"{path}, line {number}: {_reason(error)}")
+    return rows, problems
+
+
+def read_prompts(path: str | Path) -> list[PromptRow]:
+    """Read prompt rows (IFEval rows or our own) from JSONL; errors name the line."""
+    rows, problems = scan_prompts(path)
+    if problems:
+        more = f" (and {len(problems) - 1} more such rows)" if len(problems) > 1 else ""
+        raise ValueError(problems[0] + more)
     if not rows:
         raise ValueError(f"{path} has no prompts: wanted one JSON object a line")
     return rows
@@ -126,11 +142,12 @@ def to_ifeval(row: PromptRow) -> dict[str, Any]:
     }
 
 
-def read_responses(path: str | Path, prompts: Sequence[str]) -> list[str]:
+def read_responses(path: str | Path, prompts: Sequence[str], partial: bool = False) -> list[str]:
     """Read responses ({"prompt", "response"} a line) in the order of `prompts`.
 
     Responses are matched by the prompt's text, as in the IFEval release; where several lines
-    answer the same prompt they are used in file order.
+    answer the same prompt they are used in file order. With `partial`, responses to other prompts
+    are left aside.
 
     Raises:
         ValueError: for a malformed line, a prompt without response or a response that no prompt
@@ -148,7 +165,7 @@ def read_responses(path: str | Path, prompts: Sequence[str]) -> list[str]:
             raise ValueError(f"{path}: no response for prompt {index + 1}: {prompt[:80]!r}")
         found.append(waiting[prompt].pop(0)[1])
     unused = [number for left in waiting.values() for number, _ in left]
-    if unused:
+    if unused and not partial:
         raise ValueError(
             f"{path}: {len(unused)} responses answer no prompt (first: line {min(unused)}); "
             "give the prompts file that they were made for"
