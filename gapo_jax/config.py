@@ -86,6 +86,7 @@ class DataConfig(Section):
     system_prompt: str | None = None
     max_prompt_tokens: int = 112
     bootstrap_responses: int = 576
+    responses_per_task: int = 6
     edited_fraction: float = 0.5
     pairs: int = 700
     pairs_heldout: int = 96
@@ -154,7 +155,7 @@ class DiscriminatorConfig(Section):
 
 @dataclasses.dataclass
 class RewardConfig(Section):
-    """Reward = the discriminator's logit, standardised, clipped, plus a rule term if wanted.
+    """Reward = the discriminator's logit, standardised and clipped.
 
     `standardise` takes mean and deviation from all rounds so far (`running`), this round
     (`batch`) or the samples of the same prompt (`group`).
@@ -163,7 +164,6 @@ class RewardConfig(Section):
     standardise: str = "running"
     clip: float = 4.0
     squash: str = "none"
-    rule_weight: float = 0.0
     missing_eos_penalty: float = 0.0
 
 
@@ -268,6 +268,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "data.max_constraints": (1, 8),
     "data.max_prompt_tokens": (1, math.inf),
     "data.bootstrap_responses": (1, math.inf),
+    "data.responses_per_task": (2, math.inf),
     "data.edited_fraction": (0, 1),
     "data.pairs": (1, math.inf),
     "data.pairs_heldout": (0, math.inf),

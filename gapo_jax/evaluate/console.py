@@ -1,0 +1,65 @@
+"""What a finished run prints: accuracy before and after, sample texts, where things lie."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+_LEVELS = (("instruction_strict", "per instruction"), ("prompt_strict", "per prompt"))
+
+
+def _cell(entry: Mapping[str, float], sign: str = "") -> str:
+    value, low, high = (100 * entry[name] for name in ("value", "low", "high"))
+    return f"{value:{sign}5.1f} [{low:{sign}5.1f}, {high:{sign}5.1f}]"
+
+
+def accuracy_table(summary: Mapping[str, Any]) -> str:
+    """Return the table of held-out accuracy, strict, in percent with 95% intervals."""
+    head = f"{'held-out constraint accuracy (strict, %)':<42}"
+    lines = [f"{head} {'before':<22} {'after':<22} change"]
+    for name in summary["before"]:
+        for level, label in _LEVELS:
+            cells = [_cell(summary[side][name][level]) for side in ("before", "after")]
+            change = _cell(summary["difference"][name][level], "+")
+            title = f"{name.replace('_', ' ').replace('heldout', 'held-out')}, {label}"
+            lines.append(f"{title:<42} {cells[0]:<22} {cells[1]:<22} {change}")
+    return "\n".join(lines)
+
+
+def _block(label: str, text: str) -> str:
+    body = textwrap.indent(text.strip() or "(empty)", "    ")
+    return f"  {label}:\n{body}"
+
+
+def sample_texts(summary: Mapping[str, Any]) -> str:
+    """Return the sample prompts with the text before and after and the verdict of each
+    constraint."""
+    parts = []
+    for sample in summary["samples"]:
+        marks = {
+            side: ", ".join(
+                f"{name.split(':')[1]} {'holds' if held else 'violated'}"
+                for name, held in zip(
+                    sample["constraints"], sample[f"verdicts_{side}"], strict=True
+                )
+            )
+            for side in ("before", "after")
+        }
+        lines = [_block("prompt", sample["prompt"])]
+        lines += [_block(f"{side} ({marks[side]})", sample[side]) for side in ("before", "after")]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def print_summary(summary: Mapping[str, Any]) -> None:
+    """Print the outcome of a run: table, samples, proof of movement, paths."""
+    print(f"\n{accuracy_table(summary)}\n")
+    print(f"{sample_texts(summary)}\n")
+    moved = ", ".join(f"{name} {value:.2e}" for name, value in summary["relative_change"].items())
+    print(f"relative change of the weights: {moved}")
+    total = sum(summary["time_s"].values())
+    print(f"wall time: {total:.0f} s, peak memory {summary['peak_memory_gb']:.1f} GB")
+    print(f"report: {summary['report']}")
+    if "export" in summary:
+        print(f"exported Hugging Face folder: {summary['export']}")

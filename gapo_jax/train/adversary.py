@@ -1,0 +1,200 @@
+"""The discriminator's side of a round: which texts it sees, with which targets, and how often.
+
+Algorithm 1 of GAPO (arXiv 2503.20194): accepted prompts 1, rejected prompts 0, generated text by
+the label policy. Everything here is decided on the host from (seed, round) alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from gapo_jax.config import DiscriminatorConfig
+from gapo_jax.data.batching import batch_at
+from gapo_jax.data.discriminator_text import encode_discriminator
+from gapo_jax.train.steps import TextBatch
+from gapo_jax.types import ACCEPTED, GENERATED, REJECTED, PreferentialPair
+
+
+class LabelledText(NamedTuple):
+    """One text for the discriminator: prompt, response, class id and target in [0, 1]."""
+
+    prompt: str
+    response: str
+    kind: int
+    target: float
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratedText:
+    """A sampled response, and whether the verifiers found every constraint satisfied."""
+
+    prompt: str
+    response: str
+    verified: bool
+    round: int
+
+
+def pair_texts(pair: PreferentialPair, positive: float) -> tuple[LabelledText, LabelledText]:
+    """Return the accepted and the rejected text of a pair."""
+    return (
+        LabelledText(pair.prompt_accepted, pair.response, ACCEPTED, positive),
+        LabelledText(pair.prompt_rejected, pair.response, REJECTED, 0.0),
+    )
+
+
+def label_generated(
+    texts: Sequence[GeneratedText], config: DiscriminatorConfig
+) -> list[LabelledText]:
+    """Give generated text its target by `config.label_policy`; `drop_verified` leaves some out."""
+    labelled = []
+    for text in texts:
+        if config.label_policy == "drop_verified" and text.verified:
+            continue
+        target = {
+            "paper": 0.0,
+            "soft": config.soft_label,
+            "verified": config.positive_label if text.verified else 0.0,
+            "drop_verified": 0.0,
+        }[config.label_policy]
+        labelled.append(LabelledText(text.prompt, text.response, GENERATED, target))
+    return labelled
+
+
+def round_texts(
+    config: DiscriminatorConfig,
+    pairs: Sequence[PreferentialPair],
+    fresh: Sequence[GeneratedText],
+    store: Sequence[GeneratedText],
+    *,
+    seed: int,
+    round_index: int,
+) -> list[LabelledText]:
+    """Compose the texts of one round's update, in a random order.
+
+    Of updates_per_round * batch_size texts, `generated_fraction` are generated (of which
+    `replay_fraction` from earlier rounds, as far as the store holds them) and the rest are half
+    accepted, half rejected, as pairs with one response. Generated texts repeat when there are too
+    few of them, so the mix really has the share that was asked for; when the label policy leaves
+    none, the real texts take their room.
+    """
+    rng = np.random.default_rng([seed, round_index, 1])
+    total = config.updates_per_round * config.batch_size
+    wanted = round(total * config.generated_fraction)
+    new, old = label_generated(fresh, config), label_generated(store, config)
+    if not (new or old):
+        wanted = 0
+    from_store = min(round(wanted * config.replay_fraction), len(old))
+    if not new:
+        from_store = wanted
+    generated = _draw(rng, new, wanted - from_store) + _draw(rng, old, from_store)
+    num_pairs = (total - wanted) // 2
+    chosen = batch_at(seed, round_index, len(pairs), num_pairs) if num_pairs else []
+    real = [text for i in chosen for text in pair_texts(pairs[i], config.positive_label)]
+    texts = generated + real
+    return [texts[i] for i in rng.permutation(len(texts))]
+
+
+def _draw(
+    rng: np.random.Generator, texts: Sequence[LabelledText], count: int
+) -> list[LabelledText]:
+    """Draw `count` texts without replacement, starting over when all are used."""
+    drawn: list[LabelledText] = []
+    while len(drawn) < count:
+        order = rng.permutation(len(texts))[: count - len(drawn)]
+        drawn += [texts[i] for i in order]
+    return drawn
+
+
+def update_store(
+    store: Sequence[GeneratedText],
+    fresh: Sequence[GeneratedText],
+    capacity: int,
+    *,
+    seed: int,
+    round_index: int,
+) -> list[GeneratedText]:
+    """Add a round's texts to the replay store: no duplicates, random eviction when it is full."""
+    seen = {(text.prompt, text.response) for text in store}
+    merged = list(store)
+    for text in fresh:
+        if (text.prompt, text.response) not in seen:
+            seen.add((text.prompt, text.response))
+            merged.append(text)
+    if len(merged) <= capacity:
+        return merged
+    rng = np.random.default_rng([seed, round_index, 2])
+    keep = np.sort(rng.permutation(len(merged))[:capacity])
+    return [merged[i] for i in keep]
+
+
+def store_to_json(store: Sequence[GeneratedText]) -> list[dict[str, Any]]:
+    """Return the replay store as JSON-ready records."""
+    return [dataclasses.asdict(text) for text in store]
+
+
+def store_from_json(records: Sequence[dict[str, Any]]) -> list[GeneratedText]:
+    """Rebuild the replay store from `store_to_json`."""
+    return [GeneratedText(**record) for record in records]
+
+
+def class_weights(targets: Sequence[float], balance: bool) -> np.ndarray:
+    """Return a weight for each text, float32 [B], mean 1.
+
+    With `balance` the positive and the negative mass are equal, whatever the label policy makes
+    of the generated text; a batch with one side only keeps weight 1.
+    """
+    targets_B = np.asarray(targets, np.float32)
+    positive, count = float(targets_B.sum()), len(targets_B)
+    if not balance or positive <= 0 or positive >= count:
+        return np.ones(count, np.float32)
+    up, down = count / (2 * positive), count / (2 * (count - positive))
+    return (targets_B * up + (1 - targets_B) * down).astype(np.float32)
+
+
+def widths(max_tokens: int) -> tuple[int, ...]:
+    """Return the padded lengths in use: a half, three quarters and all of the limit."""
+    return tuple(sorted({max(8, -(-max_tokens * part // 4)) for part in (2, 3, 4)}))
+
+
+def make_batch(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[LabelledText],
+    weights: Sequence[float] | np.ndarray,
+    config: DiscriminatorConfig,
+) -> TextBatch:
+    """Encode texts as one batch of `config.batch_size` rows; missing rows get weight 0."""
+    padded = list(texts) + [texts[-1]] * (config.batch_size - len(texts))
+    tokens_BT, mask_BT, type_ids_BT = encode_discriminator(
+        tokenizer,
+        [text.prompt for text in padded],
+        [text.response for text in padded],
+        config.max_tokens,
+        pad_to=widths(config.max_tokens),
+    )
+    weights_B = np.zeros(config.batch_size, np.float32)
+    weights_B[: len(texts)] = weights
+    return TextBatch(
+        tokens_BT=tokens_BT,
+        mask_BT=mask_BT,
+        type_ids_BT=type_ids_BT,
+        targets_B=np.array([text.target for text in padded], np.float32),
+        weights_B=weights_B,
+        classes_B=np.array([text.kind for text in padded], np.int32),
+    )
+
+
+def batches(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[LabelledText],
+    config: DiscriminatorConfig,
+) -> Iterator[TextBatch]:
+    """Yield the texts in their order as encoded batches, weighted over the whole of them."""
+    weights_B = class_weights([text.target for text in texts], config.balance_classes)
+    for start in range(0, len(texts), config.batch_size):
+        part = slice(start, start + config.batch_size)
+        yield make_batch(tokenizer, texts[part], weights_B[part], config)

@@ -1,0 +1,182 @@
+"""Forward passes of generator, reference and critic over a rollout.
+
+The layers below `first` are frozen and therefore the same in policy and reference: their output
+(`lower_BTD`) is computed once a round and shared by the reference, the old policy, every epoch of
+the policy update and a decoder critic. All passes use the response positions only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from gapo_jax.losses import chunked_logprobs
+from gapo_jax.models import (
+    Decoder,
+    DecoderConfig,
+    LayerStack,
+    ScalarHead,
+    positions_of,
+    unembedding,
+)
+from gapo_jax.types import Rollout
+
+Params = Any
+CRITICS = ("reference", "policy", "decoder")
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorSpec:
+    """The static facts that a compiled step depends on.
+
+    `first` is the lowest trained layer, `temperature` that of sampling (log-probs are scored at
+    it), `chunk` the tokens whose logits exist at one time.
+    """
+
+    config: DecoderConfig
+    first: int
+    temperature: float
+    chunk: int
+    critic: str
+    critic_hidden: int
+
+    @property
+    def head(self) -> ScalarHead:
+        """The critic's head."""
+        return ScalarHead(hidden_dim=self.critic_hidden or None)
+
+
+@flax.struct.dataclass
+class Scored:
+    """What one pass over a rollout gives: `lower_BTD` (or None where nothing is frozen), the
+    critic's `features_BRD`, and float32 [B, R] log-probs and values before the update."""
+
+    lower_BTD: jax.Array | None
+    features_BRD: jax.Array | None
+    old_logprobs_BR: jax.Array
+    ref_logprobs_BR: jax.Array
+    values_BR: jax.Array
+
+
+def lower_hidden(spec: GeneratorSpec, base: Params, tokens_BT, mask_BT) -> jax.Array:
+    """Return the output [B, T, D] of embedding and frozen layers."""
+    hidden_BTD = Decoder(spec.config).apply({"params": base}, tokens_BT, method="embed_tokens")
+    if not spec.first:
+        return hidden_BTD
+    frozen = jax.tree.map(lambda leaf: leaf[: spec.first], base["layers"])
+    stack = LayerStack(dataclasses.replace(spec.config, num_layers=spec.first))
+    return stack.apply({"params": frozen}, hidden_BTD, mask_BT, positions_of(mask_BT))
+
+
+def upper_hidden(spec: GeneratorSpec, params: Params, lower_BTD, mask_BT, length: int) -> jax.Array:
+    """Return the final hidden states [B, R, D] that predict the last `length` columns.
+
+    `params` holds `layers` (those from `spec.first` on) and `final_norm`.
+    """
+    num_upper = spec.config.num_layers - spec.first
+    stack = LayerStack(dataclasses.replace(spec.config, num_layers=num_upper))
+    hidden_BTD = stack.apply(
+        {"params": params["layers"]}, lower_BTD, mask_BT, positions_of(mask_BT)
+    )
+    hidden_BRD = hidden_BTD[:, -length - 1 : -1]
+    norm = {"final_norm": params["final_norm"]}
+    return Decoder(spec.config).apply({"params": norm}, hidden_BRD, method="final")
+
+
+def response_hidden(
+    spec: GeneratorSpec, base: Params, trained: Params, rollout: Rollout, lower_BTD=None
+) -> jax.Array:
+    """Return the final hidden states [B, R, D] of the policy on a rollout."""
+    if "embed" in trained:
+        lower_BTD = lower_hidden(spec, trained, rollout.tokens_BT, rollout.mask_BT)
+    elif lower_BTD is None:
+        lower_BTD = lower_hidden(spec, base, rollout.tokens_BT, rollout.mask_BT)
+    length = rollout.response_mask_BR.shape[1]
+    return upper_hidden(spec, trained, lower_BTD, rollout.mask_BT, length)
+
+
+def response_logprobs(
+    spec: GeneratorSpec,
+    base: Params,
+    trained: Params,
+    rollout: Rollout,
+    lower_BTD=None,
+    with_entropy: bool = False,
+) -> tuple[jax.Array, jax.Array | None, jax.Array]:
+    """Return (log-probs [B, R], entropy [B, R] or None, hidden [B, R, D]) of the responses."""
+    hidden_BRD = response_hidden(spec, base, trained, rollout, lower_BTD)
+    kernel_DV = unembedding(trained if "embed" in trained else base)
+    targets_BR = rollout.tokens_BT[:, -rollout.response_mask_BR.shape[1] :]
+    logprobs_BR, entropy_BR = chunked_logprobs(
+        hidden_BRD,
+        kernel_DV,
+        targets_BR,
+        temperature=spec.temperature,
+        chunk_tokens=spec.chunk,
+        with_entropy=with_entropy,
+        tied=spec.config.tie_embeddings,
+    )
+    return logprobs_BR, entropy_BR, hidden_BRD
+
+
+def reference_part(spec: GeneratorSpec, base: Params) -> Params:
+    """Return the reference's counterpart of the trained parameters."""
+    layers = jax.tree.map(lambda leaf: leaf[spec.first :], base["layers"])
+    return {"layers": layers, "final_norm": base["final_norm"]}
+
+
+def critic_values(
+    spec: GeneratorSpec, critic: Params, rollout: Rollout, features_BRD=None, lower_BTD=None
+) -> jax.Array:
+    """Return values [B, R] float32: V of the prefix that ends just before each response token.
+
+    Causal in every form: the hidden state that predicts token r has seen the prompt and the
+    response tokens before r, nothing else (the reference release used a bidirectional encoder,
+    which sees the future and so is no baseline).
+    """
+    if spec.critic == "decoder":
+        length = rollout.response_mask_BR.shape[1]
+        features_BRD = upper_hidden(spec, critic["trunk"], lower_BTD, rollout.mask_BT, length)
+    return spec.head.apply({"params": critic["head"]}, features_BRD)
+
+
+def init_critic(spec: GeneratorSpec, base: Params, key: jax.Array) -> Params:
+    """Return fresh critic parameters; a decoder critic starts from the generator's layers."""
+    features = jnp.zeros((1, 1, spec.config.d_model), jnp.float32)
+    critic = {"head": spec.head.init(key, features)["params"]}
+    if spec.critic == "decoder":
+        critic["trunk"] = jax.tree.map(
+            lambda leaf: jnp.array(leaf, copy=True), reference_part(spec, base)
+        )
+    return critic
+
+
+def score_rollout(
+    spec: GeneratorSpec, base: Params, trained: Params, critic: Params, rollout: Rollout
+) -> Scored:
+    """Score a rollout with reference, old policy and critic in one pass over shared layers.
+
+    Old log-probs come from the training forward, not from the sampler (design, section 7).
+    """
+    lower_BTD = lower_hidden(spec, base, rollout.tokens_BT, rollout.mask_BT)
+    reference = reference_part(spec, base)
+    ref_logprobs_BR, _, ref_hidden_BRD = response_logprobs(
+        spec, base, reference, rollout, lower_BTD
+    )
+    old_logprobs_BR, _, old_hidden_BRD = response_logprobs(spec, base, trained, rollout, lower_BTD)
+    features_BRD = {"reference": ref_hidden_BRD, "policy": old_hidden_BRD}.get(spec.critic)
+    if features_BRD is not None:
+        features_BRD = features_BRD.astype(jnp.float32)
+    values_BR = critic_values(spec, critic, rollout, features_BRD, lower_BTD)
+    keep_lower = spec.first > 0 or spec.critic == "decoder"
+    return Scored(
+        lower_BTD=lower_BTD if keep_lower else None,
+        features_BRD=features_BRD,
+        old_logprobs_BR=old_logprobs_BR,
+        ref_logprobs_BR=ref_logprobs_BR,
+        values_BR=values_BR,
+    )

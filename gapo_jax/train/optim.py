@@ -1,0 +1,78 @@
+"""Optimisers: optax chains from an `OptimConfig`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax
+import optax
+
+from gapo_jax.config import OptimConfig
+
+
+def learning_rate(optim: OptimConfig, total_steps: int) -> optax.Schedule:
+    """Return the schedule: linear warm-up, then constant, linear or cosine to the final rate.
+
+    `total_steps` counts the updates of the whole run, so that schedules survive across rounds
+    (the reference release sizes them for one round and ends at the floor).
+    """
+    peak, floor = optim.learning_rate, optim.learning_rate * optim.final_fraction
+    rest = max(total_steps - optim.warmup_steps, 1)
+    decay = {
+        "constant": lambda: optax.constant_schedule(peak),
+        "linear": lambda: optax.linear_schedule(peak, floor, rest),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, rest, optim.final_fraction),
+    }[optim.schedule]()
+    if not optim.warmup_steps:
+        return decay
+    warmup = optax.linear_schedule(0.0, peak, optim.warmup_steps)
+    return optax.join_schedules([warmup, decay], [optim.warmup_steps])
+
+
+def two_phase(first: float, second: float, boundary: int) -> optax.Schedule:
+    """Return the rate `first` for the first `boundary` updates and `second` afterwards."""
+    return optax.join_schedules(
+        [optax.constant_schedule(first), optax.constant_schedule(second)], [boundary]
+    )
+
+
+def make_optimizer(
+    optim: OptimConfig, schedule: optax.Schedule, frozen: str | None = None
+) -> optax.GradientTransformation:
+    """Return clip + AdamW. Weight decay skips vectors (norms, biases); `frozen` is a regular
+    expression over parameter paths ("a/b/c") whose updates are zero and keep no moments."""
+    chain = optax.chain(
+        optax.clip_by_global_norm(optim.clip_norm),
+        optax.adamw(
+            schedule,
+            b1=optim.b1,
+            b2=optim.b2,
+            eps=optim.eps,
+            weight_decay=optim.weight_decay,
+            mask=decay_mask,
+        ),
+    )
+    if frozen is None:
+        return chain
+    pattern = re.compile(frozen)
+
+    def labels(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: "frozen" if pattern.search(path_name(path)) else "trained", params
+        )
+
+    return optax.multi_transform({"trained": chain, "frozen": optax.set_to_zero()}, labels)
+
+
+def decay_mask(params: Any) -> Any:
+    """Return True for the matrices: weight decay leaves norms, biases and heads' vectors alone."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.ndim >= 2 and not re.search(r"norm|bias|scale", path_name(path)),
+        params,
+    )
+
+
+def path_name(path: Any) -> str:
+    """Return a tree path as "a/b/c"."""
+    return "/".join(str(getattr(entry, "key", getattr(entry, "name", entry))) for entry in path)

@@ -1,0 +1,177 @@
+"""The data of a run, made from the starting generator: responses, preferential pairs, prompts.
+
+Nothing is downloaded: our own tasks are answered once by the generator, the verifiers find which
+constraints each answer happens to satisfy (hindsight), and augmentation makes the prompts that it
+violates. What was made lies in the workdir, so that a continued run reads it back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from gapo_jax import constraints
+from gapo_jax.config import Config
+from gapo_jax.constraints.visibility import check_visibility, enforce
+from gapo_jax.data.discriminator_text import pair_ids
+from gapo_jax.data.preferential import build_pairs
+from gapo_jax.data.prompts import make_prompts
+from gapo_jax.data.sources import read_jsonl, read_pairs, write_jsonl, write_pairs
+from gapo_jax.data.tasks import Task, tasks
+from gapo_jax.rollout.generate import generate, prompt_width, row_keys
+from gapo_jax.train.setup import Players
+from gapo_jax.types import PreferentialPair, PromptRow
+
+BOOTSTRAP_STREAM = 100
+HELDOUT_SETS = ("heldout_topics", "heldout_phrasings")
+log = logging.getLogger("gapo_jax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """The prompts of a run: `train` to learn on, `heldout` to measure on, and their width P."""
+
+    type_ids: tuple[str, ...]
+    train: list[PromptRow]
+    heldout: dict[str, list[PromptRow]]
+    bootstrap: list[PromptRow]
+    width: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """Preferential pairs to train the discriminator on, and others to measure it on."""
+
+    train: list[PreferentialPair]
+    heldout: list[PreferentialPair]
+
+
+def visible_types(config: Config, players: Players) -> tuple[str, ...]:
+    """Return the constraint types that the discriminator can see.
+
+    Raises:
+        ValueError: with `data.on_invisible="refuse"`, naming the types that it cannot see.
+    """
+    wanted = constraints.resolve(config.data.types)
+    limit = config.discriminator.max_tokens
+
+    def encode(prompt: str, response: str) -> list[int]:
+        return pair_ids(players.disc_tokenizer, prompt, response, limit)[0]
+
+    report = check_visibility(wanted, encode, max_length=limit)
+    return tuple(enforce(report, on_invisible=config.data.on_invisible))
+
+
+def make_all_prompts(config: Config, players: Players) -> Prompts:
+    """Compose training, held-out and bootstrap prompts; a function of the seed alone."""
+    type_ids = visible_types(config, players)
+    data = config.data
+
+    def make(split: Any, count: int, stream: int, phrasing: str, limit: int) -> list[PromptRow]:
+        rng = np.random.default_rng([config.seed, stream])
+        return make_prompts(tasks(split), type_ids, count, rng, phrasing, limit)
+
+    train = make("train", data.prompts, 10, "train", data.max_constraints)
+    count = config.eval.prompts_per_set
+    heldout = {
+        "heldout_topics": make("heldout_topics", count, 11, "train", data.max_constraints),
+        "heldout_phrasings": make("heldout_phrasings", count, 12, "heldout", data.max_constraints),
+    }
+    starts = bootstrap_prompts(config, type_ids)
+    every = [row.prompt for rows in (train, *heldout.values(), starts) for row in rows]
+    width = prompt_width(players.tokenizer, every, data.system_prompt, data.max_prompt_tokens)
+    return Prompts(type_ids, train, heldout, starts, width)
+
+
+def bootstrap_prompts(config: Config, type_ids: tuple[str, ...]) -> list[PromptRow]:
+    """Return the prompts whose answers become pairs: several for each of some training tasks.
+
+    Half of a task's prompts are bare, half ask for one constraint, so that answers differ in what
+    they satisfy.
+    """
+    data, rng = config.data, np.random.default_rng([config.seed, 13])
+    pool = tasks("train")
+    count = -(-data.bootstrap_responses // data.responses_per_task)
+    chosen = [pool[i] for i in rng.permutation(len(pool))[:count]]
+    asked = data.responses_per_task // 2
+    rows = make_prompts(chosen * asked, type_ids, count * asked, rng, "train", 1)
+    for task in chosen:
+        bare = PromptRow(f"bare-{task.text}", task.text, task.text, ())
+        rows += [bare] * (data.responses_per_task - asked)
+    return rows[: data.bootstrap_responses]
+
+
+def bootstrap(
+    config: Config,
+    players: Players,
+    prompts: Prompts,
+    workdir: Path,
+    on_batch: Callable[[int], object] = lambda done: None,
+) -> list[tuple[Task, str]]:
+    """Return (task, response) of the starting generator, sampled once and kept in the workdir."""
+    path = workdir / "bootstrap.jsonl"
+    by_text = {task.text: task for task in tasks("train")}
+    if not path.exists():
+        generated = generate(
+            players.sample,
+            players.base,
+            players.tokenizer,
+            [row.prompt for row in prompts.bootstrap],
+            row_keys(jax.random.key(config.seed), BOOTSTRAP_STREAM, count=len(prompts.bootstrap)),
+            batch_size=config.sampling.batch_size,
+            width=prompts.width,
+            temperature=config.sampling.temperature,
+            system=config.data.system_prompt,
+            on_batch=on_batch,
+        )
+        records = [
+            {"task": row.task, "prompt": row.prompt, "response": text}
+            for row, text in zip(prompts.bootstrap, generated.texts, strict=True)
+        ]
+        write_jsonl(path, records)
+    return [(by_text[record["task"]], record["response"]) for record in read_jsonl(path)]
+
+
+def split_rows(rows: list[tuple[Task, str]], seed: int) -> tuple[list[Any], list[Any]]:
+    """Split responses by topic: a tenth of the topics for measuring, the rest for training."""
+    topics = sorted({task.topic for task, _ in rows})
+    order = np.random.default_rng([seed, 15]).permutation(len(topics))
+    held = {topics[i] for i in order[: max(1, len(topics) // 10)]}
+    return (
+        [row for row in rows if row[0].topic not in held],
+        [row for row in rows if row[0].topic in held],
+    )
+
+
+def make_pairs(
+    config: Config, type_ids: tuple[str, ...], rows: list[tuple[Task, str]], workdir: Path
+) -> Pairs:
+    """Return preferential pairs, each proven by the verifiers; kept in the workdir.
+
+    Raises:
+        ValueError: no pair could be made of the responses.
+    """
+    paths = workdir / "pairs.jsonl", workdir / "pairs_heldout.jsonl"
+    if not paths[1].exists():
+        halves = split_rows(rows, config.seed)
+        counts = config.data.pairs, config.data.pairs_heldout
+        for path, half, count, stream in zip(paths, halves, counts, (16, 17), strict=True):
+            rng = np.random.default_rng([config.seed, stream])
+            pairs = build_pairs(
+                half,
+                type_ids=type_ids,
+                num_pairs=count,
+                rng=rng,
+                edited_fraction=config.data.edited_fraction,
+            )
+            write_pairs(path, pairs)
+    train = read_pairs(paths[0])
+    if len(train) < config.data.pairs:
+        log.warning("made %d of the %d pairs asked for", len(train), config.data.pairs)
+    return Pairs(train, read_pairs(paths[1]))

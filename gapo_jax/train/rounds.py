@@ -1,0 +1,330 @@
+"""One round, phase by phase: sample, verify, judge, score, learn. `online.py` strings them."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gapo_jax.checkpoint import Checkpointer
+from gapo_jax.config import Config
+from gapo_jax.data.batching import batch_at, epoch_order
+from gapo_jax.evaluate.accuracy import Verdict, summarise
+from gapo_jax.evaluate.text_health import text_health
+from gapo_jax.losses import adaptive_kl_coef, masked_mean
+from gapo_jax.rollout.experience import build_experience, standardise_rewards
+from gapo_jax.rollout.generate import Generated, generate, row_keys
+from gapo_jax.train.adversary import (
+    GeneratedText,
+    LabelledText,
+    round_texts,
+    store_to_json,
+    update_store,
+)
+from gapo_jax.train.discriminator import evaluate_pairs, mean_metrics, round_update, score_texts
+from gapo_jax.train.evaluation import evaluate_policy
+from gapo_jax.train.forward import Scored
+from gapo_jax.train.interrupt import RunStopped, StopRequest
+from gapo_jax.train.metrics import MetricsWriter
+from gapo_jax.train.phases import PhaseClock
+from gapo_jax.train.prepare import Pairs, Prompts
+from gapo_jax.train.setup import Players, Training
+from gapo_jax.train.state import RunState, merge_trainable
+from gapo_jax.types import GENERATED, Experience, PromptRow, Rollout
+
+ROLLOUT_STREAM = 102
+log = logging.getLogger("gapo_jax")
+
+
+@dataclasses.dataclass
+class Run:
+    """All that the loop works with; `store` is the replay of generated text."""
+
+    config: Config
+    workdir: Path
+    players: Players
+    training: Training
+    prompts: Prompts
+    pairs: Pairs
+    writer: MetricsWriter
+    clock: PhaseClock
+    checkpointer: Checkpointer
+    stop: StopRequest
+    store: list[GeneratedText] = dataclasses.field(default_factory=list)
+    last_saved: int | None = None
+
+    @property
+    def updates_per_round(self) -> int:
+        """Policy updates in one round; the `step` of a metrics line counts them."""
+        ppo = self.config.ppo
+        return ppo.epochs * (ppo.prompts_per_round * ppo.samples_per_prompt // ppo.minibatch_size)
+
+    def policy_params(self, state: RunState) -> Any:
+        """Return the generator's full parameters, trained parts in place."""
+        return merge_trainable(self.players.base, state.policy.params, self.players.spec.first)
+
+    def save(self, state: RunState, finished: int) -> None:
+        """Start an asynchronous checkpoint of everything, after `finished` rounds."""
+        if self.last_saved == finished:
+            return
+        with self.clock("save"):
+            host = {"store": store_to_json(self.store), "seconds": dict(self.clock.seconds)}
+            self.checkpointer.save(finished, state, host)
+        self.last_saved = finished
+        metrics = {"time/save_s": self.clock.last["save"]}
+        self.writer.write(finished * self.updates_per_round, finished, "save", metrics)
+
+    def stop_if_asked(self, finished: int) -> None:
+        """Raise RunInterrupted when a signal asked for it and round `finished` is saved.
+
+        Where it is not saved yet, the round in progress is played to its end first.
+        """
+        if self.stop and self.last_saved == finished:
+            raise RunInterrupted(self.stop.signal_name)
+
+
+def take_rows(tree: Any, rows: np.ndarray | slice) -> Any:
+    """Return the given rows of every leaf."""
+    return jax.tree.map(lambda leaf: leaf[rows], tree)
+
+
+def rollout_phase(run: Run, state: RunState, round_index: int) -> tuple[list[PromptRow], Generated]:
+    """Sample `samples_per_prompt` responses to each of the round's prompts."""
+    ppo, sampling = run.config.ppo, run.config.sampling
+    pool = run.prompts.train
+    chosen = batch_at(run.config.seed, round_index, len(pool), ppo.prompts_per_round)
+    asked = [pool[i] for i in chosen]
+    rows = [row for row in asked for _ in range(ppo.samples_per_prompt)]
+    generated = generate(
+        run.players.sample,
+        run.policy_params(state),
+        run.players.tokenizer,
+        [row.prompt for row in asked],
+        row_keys(state.key, ROLLOUT_STREAM, round_index, count=len(rows)),
+        batch_size=sampling.batch_size,
+        width=run.prompts.width,
+        temperature=sampling.temperature,
+        system=run.config.data.system_prompt,
+    )
+    return rows, generated
+
+
+def ended(run: Run, rollout: Rollout) -> np.ndarray:
+    """Return which responses hold their end-of-sequence token, bool [B]."""
+    tokens_BR = np.asarray(rollout.tokens_BT)[:, -rollout.response_mask_BR.shape[1] :]
+    is_end_BR = np.isin(tokens_BR, run.players.decoder.config.eos_ids)
+    return (is_end_BR & (np.asarray(rollout.response_mask_BR) > 0)).any(axis=1)
+
+
+def rollout_metrics(
+    run: Run, rows: Sequence[PromptRow], generated: Generated, verdicts: Sequence[Verdict]
+) -> dict[str, float]:
+    """Return constraint accuracy (by rule) and the health of the sampled text."""
+    summary = summarise(verdicts, resamples=1)
+    metrics = {
+        "constraint/instruction_strict": summary["instruction_strict"]["value"],
+        "constraint/prompt_strict": summary["prompt_strict"]["value"],
+        "response/length": float(np.asarray(generated.rollout.response_mask_BR).sum(1).mean()),
+        "response/eos_rate": float(ended(run, generated.rollout).mean()),
+    }
+    metrics |= text_health([row.prompt for row in rows], generated.texts)
+    for name, entry in summary["types"].items():
+        metrics[f"constraint/type/{name}"] = entry["strict"]["value"]
+    return metrics
+
+
+def score_policy(run: Run, state: RunState, rollout: Rollout) -> Scored:
+    """Score a rollout with reference, policy and critic, a minibatch at a time."""
+    size = run.config.ppo.minibatch_size
+    parts = [
+        run.training.steps.score(
+            run.players.base,
+            state.policy.params,
+            state.critic.params,
+            take_rows(rollout, slice(start, start + size)),
+        )
+        for start in range(0, rollout.tokens_BT.shape[0], size)
+    ]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+
+def learn_phase(
+    run: Run, state: RunState, experience: Experience, scored: Scored, round_index: int
+) -> tuple[RunState, dict[str, float]]:
+    """Run the critic's and the policy's epochs of minibatches over one experience."""
+    ppo, steps = run.config.ppo, run.training.steps
+    total = experience.tokens_BT.shape[0]
+    policy, critic = state.policy, state.critic
+    rows: list[dict[str, Any]] = []
+
+    def minibatches(epochs: int, stream: int):
+        for epoch in range(epochs):
+            order = epoch_order(run.config.seed + stream, round_index * 1000 + epoch, total)
+            for start in range(0, total, ppo.minibatch_size):
+                yield order[start : start + ppo.minibatch_size]
+
+    for chosen in minibatches(ppo.critic_epochs, 1):
+        critic, metrics = steps.critic(
+            critic,
+            take_rows(experience, chosen),
+            take_rows(scored.features_BRD, chosen),
+            take_rows(scored.lower_BTD, chosen),
+        )
+        rows.append(metrics)
+    found = mean_metrics(rows[-max(1, total // ppo.minibatch_size) :])
+    found["value/explained_variance_before"] = float(rows[0]["value/explained_variance"])
+    rows = []
+    for chosen in minibatches(ppo.epochs, 2):
+        policy, metrics = steps.policy(
+            policy,
+            run.players.base,
+            take_rows(experience, chosen),
+            take_rows(scored.lower_BTD, chosen),
+        )
+        rows.append(metrics)
+    found |= mean_metrics(rows)
+    check_finite(found, round_index)
+    return state.replace(policy=policy, critic=critic), found
+
+
+def check_finite(metrics: dict[str, float], round_index: int) -> None:
+    """Raise RunStopped when a loss or a gradient is not finite."""
+    for name in ("policy/loss", "policy/grad_norm", "value/loss", "disc/loss"):
+        if name in metrics and not math.isfinite(metrics[name]):
+            raise RunStopped(
+                f"{name} is {metrics[name]} in round {round_index + 1}; lower "
+                "config.ppo.optim.learning_rate (policy), config.ppo.critic_optim.learning_rate "
+                "(value) or config.discriminator.round_learning_rate (disc)"
+            )
+
+
+def check_kl(config: Config, scored: Scored, mask_BR: np.ndarray, round_index: int) -> None:
+    """Raise RunStopped when the policy has left the reference by more than the limit (nats a
+    token, k1 estimate)."""
+    kl = float(masked_mean(scored.old_logprobs_BR - scored.ref_logprobs_BR, mask_BR))
+    if not kl <= config.ppo.kl_limit:
+        raise RunStopped(
+            f"KL to the reference is {kl:.3f} a token in round {round_index + 1}, above "
+            f"config.ppo.kl_limit={config.ppo.kl_limit}: the policy is collapsing; lower "
+            "config.ppo.optim.learning_rate or raise config.ppo.kl_coef"
+        )
+
+
+def judge_phase(
+    run: Run, state: RunState, fresh: Sequence[GeneratedText], round_index: int
+) -> tuple[RunState, dict[str, float]]:
+    """Update the discriminator on pairs, new text and replayed text (Algorithm 1, odd steps)."""
+    settings = run.config.discriminator
+    texts = round_texts(
+        settings, run.pairs.train, fresh, run.store, seed=run.config.seed, round_index=round_index
+    )
+    network, metrics = round_update(
+        state.discriminator,
+        run.training.steps,
+        run.players.disc_tokenizer,
+        texts,
+        settings,
+        jax.random.fold_in(state.key, 4),
+    )
+    check_finite(metrics, round_index)
+    metrics |= evaluate_pairs(
+        run.training.steps,
+        network.params,
+        run.players.disc_tokenizer,
+        run.pairs.heldout,
+        settings,
+    )
+    run.store = update_store(
+        run.store,
+        fresh,
+        settings.replay_capacity,
+        seed=run.config.seed,
+        round_index=round_index,
+    )
+    return state.replace(discriminator=network), metrics
+
+
+def score_phase(
+    run: Run, state: RunState, fresh: Sequence[GeneratedText]
+) -> tuple[RunState, np.ndarray, jax.Array]:
+    """Return (state with new reward statistics, logits [B], rewards [B]) of one snapshot."""
+    texts = [LabelledText(text.prompt, text.response, GENERATED, 0.0) for text in fresh]
+    logits_B = score_texts(
+        run.training.steps,
+        state.discriminator.params,
+        run.players.disc_tokenizer,
+        texts,
+        run.config.discriminator,
+    )
+    reward = run.config.reward
+    rewards_B, stats = standardise_rewards(
+        jnp.asarray(logits_B),
+        state.reward_stats,
+        mode=reward.standardise,
+        group_size=run.config.ppo.samples_per_prompt,
+        squash=reward.squash,
+        clip=reward.clip,
+    )
+    return state.replace(reward_stats=stats), logits_B, rewards_B
+
+
+def experience_phase(
+    run: Run, state: RunState, rollout: Rollout, scored: Scored, rewards_B: jax.Array
+) -> tuple[Experience, dict[str, float]]:
+    """Turn rewards into whitened advantages, with the KL to the reference as a token penalty."""
+    ppo = run.config.ppo
+    experience, metrics = build_experience(
+        rollout,
+        scored.old_logprobs_BR,
+        scored.ref_logprobs_BR,
+        scored.values_BR,
+        rewards_B,
+        ended(run, rollout),
+        state.kl_coef,
+        gamma=ppo.gamma,
+        lam=ppo.lam,
+        missing_eos_penalty=run.config.reward.missing_eos_penalty,
+        whiten_advantages=ppo.whiten_advantages,
+    )
+    return experience, {key: float(value) for key, value in metrics.items()}
+
+
+def next_kl_coef(config: Config, state: RunState, kl_per_token: float, rows: int) -> RunState:
+    """Adapt the KL coefficient towards `ppo.kl_target`, if one is set (arXiv 1909.08593)."""
+    if not config.ppo.kl_target:
+        return state
+    coef = adaptive_kl_coef(
+        state.kl_coef,
+        kl_per_token,
+        target=config.ppo.kl_target,
+        num_samples=rows,
+        horizon=config.ppo.kl_horizon,
+    )
+    return state.replace(kl_coef=jnp.float32(coef))
+
+
+def evaluate_during(run: Run, state: RunState) -> dict[str, float]:
+    """Measure the policy on a part of the held-out topics, by rule."""
+    rows = run.prompts.heldout["heldout_topics"][: run.config.eval.prompts_during]
+    verdicts = evaluate_policy(
+        run.config,
+        run.players,
+        run.policy_params(state),
+        rows,
+        name="during",
+        width=run.prompts.width,
+    )
+    found = summarise(verdicts, resamples=run.config.eval.resamples)
+    metrics = {}
+    for name in ("instruction_strict", "prompt_strict"):
+        for part in ("value", "low", "high"):
+            suffix = "" if part == "value" else f"_{part}"
+            metrics[f"eval/{name}{suffix}"] = found[name][part]
+    return metrics

@@ -1,0 +1,265 @@
+"""A whole run: prepare, measure, train, measure again, export, report.
+
+Whatever is done lies in the workdir, so the same command continues an interrupted run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gapo_jax import config as configuration
+from gapo_jax.checkpoint import Checkpointer
+from gapo_jax.config import Config
+from gapo_jax.data.sources import read_jsonl, write_jsonl
+from gapo_jax.evaluate.accuracy import Verdict
+from gapo_jax.evaluate.report import write_report
+from gapo_jax.evaluate.text_health import text_health
+from gapo_jax.models import save_hf
+from gapo_jax.train.adversary import store_from_json
+from gapo_jax.train.evaluation import compare_sets, evaluate_policy, summarise_sets
+from gapo_jax.train.interrupt import StopRequest
+from gapo_jax.train.metrics import MetricsWriter, read_metrics
+from gapo_jax.train.online import train
+from gapo_jax.train.phases import PhaseClock, counter, peak_memory_gb
+from gapo_jax.train.prepare import bootstrap, make_all_prompts, make_pairs
+from gapo_jax.train.rounds import Run
+from gapo_jax.train.setup import build_training, initial_state, load_players
+from gapo_jax.train.state import RunState, relative_change
+
+log = logging.getLogger("gapo_jax")
+VerdictSets = dict[str, list[Verdict]]
+
+
+def claim_workdir(config: Config, workdir: Path) -> None:
+    """Create the workdir, or check that the run in it is this one; write config.json.
+
+    Raises:
+        ValueError: the workdir holds a run of another configuration; lists what differs.
+        OSError: the workdir cannot be written.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / "config.json"
+    if path.exists():
+        before = configuration.from_json(json.loads(path.read_text()))
+        changed = configuration.differences(
+            configuration.identity(before), configuration.identity(config)
+        )
+        if changed:
+            raise ValueError(
+                f"{workdir} holds a run of another configuration ({'; '.join(changed)}); pass "
+                "another --workdir, or the configuration that it was started with"
+            )
+    write_json(path, configuration.to_json(config))
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Write a JSON file so that it is either the old one or the new one, never half of it."""
+    partial = path.with_suffix(path.suffix + ".partial")
+    partial.write_text(json.dumps(record, indent=2))
+    os.replace(partial, path)
+
+
+def measure(
+    run: Run, params: Callable[[], Any], name: str, sets: Mapping[str, Sequence[Any]]
+) -> VerdictSets:
+    """Return the verdicts of all held-out sets; read back from the workdir if already there."""
+    path = run.workdir / f"eval_{name}.jsonl"
+    if not path.exists():
+        with run.clock("eval"):
+            weights = params()
+            records = []
+            for set_name, rows in sets.items():
+                total = len(rows) * run.config.eval.samples_per_prompt
+                with counter(total, f"{name}: {set_name}") as advance:
+                    verdicts = evaluate_policy(
+                        run.config,
+                        run.players,
+                        weights,
+                        rows,
+                        name=set_name,
+                        width=run.prompts.width,
+                        on_batch=advance,
+                    )
+                records += [{"set": set_name, **dataclasses.asdict(v)} for v in verdicts]
+        write_jsonl(path, records)
+    found: VerdictSets = {}
+    for record in read_jsonl(path):
+        set_name = record.pop("set")
+        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+        found.setdefault(set_name, []).append(Verdict(**fields))
+    return found
+
+
+def write_eval(run: Run, verdicts: VerdictSets, finished: int, name: str) -> None:
+    """Write one metrics line with the accuracies of all held-out sets."""
+    metrics: dict[str, float] = {}
+    for set_name, summary in summarise_sets(verdicts, run.config.eval.resamples).items():
+        for metric in ("instruction_strict", "prompt_strict"):
+            for part, value in summary[metric].items():
+                suffix = "" if part == "value" else f"_{part}"
+                metrics[f"eval/{set_name}/{metric}{suffix}"] = value
+    metrics["time/eval_s"] = run.clock.last.get("eval", 0.0)
+    run.writer.write(finished * run.updates_per_round, finished, "eval", metrics)
+
+
+def open_run(config: Config, workdir: Path, stop: StopRequest) -> tuple[Run, RunState]:
+    """Load, prepare and restore everything that the loop needs.
+
+    Raises:
+        ValueError, FileNotFoundError: bad configuration, missing weights, another run's workdir.
+    """
+    clock = PhaseClock()
+    claim_workdir(config, workdir)
+    with clock("load"):
+        players = load_players(config)
+        prompts = make_all_prompts(config, players)
+    with clock("bootstrap"), counter(len(prompts.bootstrap), "bootstrap") as advance:
+        answers = bootstrap(config, players, prompts, workdir, advance)
+    with clock("pairs"):
+        pairs = make_pairs(config, prompts.type_ids, answers, workdir)
+    training = build_training(config, players, len(pairs.train))
+    state = initial_state(config, players, training)
+    checkpointer = Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep)
+    last_saved, store = None, []
+    if checkpointer.latest() is not None:
+        state, host = checkpointer.restore(state)
+        last_saved, store = int(state.round), store_from_json(host["store"])
+        clock.add(host["seconds"])
+        log.info("continuing after round %d of %s", last_saved, workdir)
+    run = Run(
+        config=config,
+        workdir=workdir,
+        players=players,
+        training=training,
+        prompts=prompts,
+        pairs=pairs,
+        writer=None,  # type: ignore[arg-type]
+        clock=clock,
+        checkpointer=checkpointer,
+        stop=stop,
+        store=store,
+        last_saved=last_saved,
+    )
+    resume_step = -1 if last_saved is None else last_saved * run.updates_per_round
+    run.writer = MetricsWriter(workdir, resume_step=resume_step)
+    return run, state
+
+
+def moved(run: Run, state: RunState) -> dict[str, float]:
+    """Return |after - before| / |before| of each network: the proof that it learned something."""
+    start = initial_state(run.config, run.players, run.training)
+    names = ("policy", "critic", "discriminator")
+    return {
+        name: relative_change(getattr(start, name).params, getattr(state, name).params)
+        for name in names
+    }
+
+
+def sample_table(before: VerdictSets, after: VerdictSets, count: int = 3) -> list[dict[str, Any]]:
+    """Return prompts with the text before and after: spread over the held-out topics, not chosen
+    by outcome."""
+    olds, news = before["heldout_topics"], after["heldout_topics"]
+    picks = [index * len(olds) // count for index in range(count)]
+    return [
+        {
+            "prompt": olds[i].prompt,
+            "constraints": list(olds[i].ids),
+            "before": olds[i].response,
+            "after": news[i].response,
+            "verdicts_before": list(olds[i].strict),
+            "verdicts_after": list(news[i].strict),
+        }
+        for i in picks
+    ]
+
+
+def mean_throughput(workdir: Path) -> dict[str, float]:
+    """Return the mean sampling speed over all rounds, new tokens a second, real and padded."""
+    names = ("throughput/real_tokens_per_s", "throughput/padded_tokens_per_s")
+    lines = [line for line in read_metrics(workdir) if line["phase"] == "rollout"]
+    return {name: sum(line[name] for line in lines) / max(len(lines), 1) for name in names}
+
+
+def summarise_run(
+    run: Run, state: RunState, before: VerdictSets, after: VerdictSets
+) -> dict[str, Any]:
+    """Return the contents of summary.json."""
+    resamples = run.config.eval.resamples
+    health = {
+        label: {
+            name: text_health([v.prompt for v in found], [v.response for v in found])
+            for name, found in sets.items()
+        }
+        for label, sets in (("before", before), ("after", after))
+    }
+    return {
+        "method": run.config.method,
+        "rounds": int(state.round),
+        "before": summarise_sets(before, resamples),
+        "after": summarise_sets(after, resamples),
+        "difference": compare_sets(before, after, resamples),
+        "text_health": health,
+        "samples": sample_table(before, after),
+        "relative_change": moved(run, state),
+        "types": list(run.prompts.type_ids),
+        "pairs": len(run.pairs.train),
+        "time_s": dict(run.clock.seconds),
+        "throughput": mean_throughput(run.workdir),
+        "compile_count": read_metrics(run.workdir)[-1]["compile/count"],
+        "peak_memory_gb": peak_memory_gb(),
+    }
+
+
+def export(run: Run, state: RunState, summary: Mapping[str, Any]) -> Path:
+    """Write the generator as an HF folder under the workdir."""
+    folder = run.workdir / "export"
+    metrics = {
+        f"{name} {metric} (strict)": summary["after"][name][f"{metric}_strict"]["value"]
+        for name in summary["after"]
+        for metric in ("instruction", "prompt")
+    }
+    save_hf(
+        run.players.decoder,
+        run.policy_params(state),
+        folder,
+        tokenizer=run.players.tokenizer,
+        method=run.config.method,
+        base=run.config.model.generator,
+        metrics=metrics,
+    )
+    return folder
+
+
+def execute(config: Config, workdir: Path, stop: StopRequest) -> dict[str, Any]:
+    """Run a configuration from start to end, or from where the workdir was left; return the
+    summary (the contents of summary.json).
+
+    Raises:
+        RunInterrupted, RunStopped: see `online.train`; the state is saved.
+    """
+    run, state = open_run(config, workdir, stop)
+    try:
+        before = measure(run, lambda: run.players.base, "before", run.prompts.heldout)
+        if run.last_saved is None:
+            write_eval(run, before, 0, "before")
+        state = train(run, state)
+        params = run.policy_params(state)
+        after = measure(run, lambda: params, f"after_{config.rounds}", run.prompts.heldout)
+        write_eval(run, after, config.rounds, "after")
+        run.checkpointer.wait()
+        summary = summarise_run(run, state, before, after)
+        if config.export:
+            with run.clock("export"):
+                summary["export"] = str(export(run, state, summary))
+        write_json(workdir / "summary.json", summary)
+    finally:
+        run.writer.close()
+        run.checkpointer.close()
+    summary["report"] = str(write_report(workdir))
+    return summary

@@ -1,0 +1,207 @@
+"""Everything that a run needs before its first round: networks, tokenizers, compiled steps.
+
+`random:tiny` stands for small networks with random weights and tokenizers built in code, so that
+the whole program runs in seconds with nothing to download.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from transformers import PreTrainedTokenizerFast
+
+from gapo_jax import models
+from gapo_jax.config import Config
+from gapo_jax.data import weights
+from gapo_jax.data.tiny_tokenizer import character_tokenizer, wordpiece_tokenizer
+from gapo_jax.data.tokenizer import check_vocabulary, load_tokenizer
+from gapo_jax.models import Decoder, DecoderConfig, Discriminator, EncoderConfig
+from gapo_jax.rollout.generate import SampleFn
+from gapo_jax.rollout.sampler import make_sampler
+from gapo_jax.train.forward import GeneratorSpec, init_critic
+from gapo_jax.train.optim import learning_rate, make_optimizer, two_phase
+from gapo_jax.train.state import Network, RunState, first_trained_layer, split_trainable
+from gapo_jax.train.steps import Steps, make_steps
+
+TINY = "random:tiny"
+Params = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Players:
+    """The fixed parts of a run. `base` are the generator's frozen starting weights, which are
+    also the reference; `disc_start` the discriminator's."""
+
+    decoder: Decoder
+    base: Params
+    tokenizer: PreTrainedTokenizerFast
+    discriminator: Discriminator
+    disc_start: Params
+    disc_tokenizer: PreTrainedTokenizerFast
+    spec: GeneratorSpec
+    sample: SampleFn
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """The optimisers of the three networks and the compiled steps that use them."""
+
+    optimizers: dict[str, optax.GradientTransformation]
+    steps: Steps
+
+
+def source(name: str) -> str | Path:
+    """Return where a model's weights lie: a name of the weight cache, or any other source as is."""
+    return weights.locate(name) if name in weights.WEIGHTS else name
+
+
+def _tiny_decoder(vocab_size: int, eos_id: int, pad_id: int) -> DecoderConfig:
+    return DecoderConfig(
+        vocab_size=vocab_size,
+        num_layers=4,
+        d_model=64,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        d_ff=128,
+        eos_ids=(eos_id,),
+        pad_id=pad_id,
+        max_positions=1024,
+    )
+
+
+def load_generator(name: str, seed: int) -> tuple[Decoder, Params, PreTrainedTokenizerFast]:
+    """Return (decoder, float32 parameters, tokenizer) of a source, or of `random:tiny`."""
+    if name == TINY:
+        tokenizer = character_tokenizer()
+        config = _tiny_decoder(len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
+        decoder = Decoder(config)
+        tokens = jnp.zeros((1, 2), jnp.int32)
+        init = jax.jit(decoder.init)
+        params = init(jax.random.key(seed), tokens, jnp.ones_like(tokens))["params"]
+        return decoder, params, tokenizer
+    decoder, params = models.load_decoder(source(name))
+    tokenizer = load_tokenizer(source(name))
+    check_vocabulary(tokenizer, decoder.config.vocab_size)
+    return decoder, jax.tree.map(jnp.asarray, params), tokenizer
+
+
+def load_discriminator(
+    config: Config, key: jax.Array
+) -> tuple[Discriminator, Params, PreTrainedTokenizerFast]:
+    """Return (module, starting parameters, tokenizer): a pretrained encoder with a fresh head."""
+    name, settings = config.model.discriminator, config.discriminator
+    encoder_params = None
+    if name == TINY:
+        tokenizer = wordpiece_tokenizer()
+        encoder_config = EncoderConfig(
+            vocab_size=len(tokenizer), num_layers=2, d_model=64, num_heads=4, d_ff=128
+        )
+    else:
+        encoder, encoder_params = models.load_encoder(source(name))
+        encoder_config, tokenizer = encoder.config, load_tokenizer(source(name))
+        check_vocabulary(tokenizer, encoder_config.vocab_size)
+    if settings.max_tokens > encoder_config.max_positions:
+        raise ValueError(
+            f"config.discriminator.max_tokens={settings.max_tokens} exceeds the "
+            f"{encoder_config.max_positions} positions of {name}; lower it"
+        )
+    encoder_config = dataclasses.replace(encoder_config, dropout=settings.dropout)
+    discriminator = Discriminator(encoder_config, pooling=config.model.pooling)
+    tokens = jnp.zeros((1, 8), jnp.int32)
+    params = jax.jit(discriminator.init)(key, tokens, jnp.ones_like(tokens))["params"]
+    if encoder_params is not None:
+        params = dict(params) | {"encoder": jax.tree.map(jnp.asarray, encoder_params)}
+    return discriminator, params, tokenizer
+
+
+def make_optimizers(config: Config, warmup_updates: int) -> dict[str, optax.GradientTransformation]:
+    """Return one optimiser a network, their schedules sized for the whole run."""
+    ppo, disc = config.ppo, config.discriminator
+    minibatches = ppo.prompts_per_round * ppo.samples_per_prompt // ppo.minibatch_size
+    policy_updates = config.rounds * ppo.epochs * minibatches
+    critic_updates = config.rounds * ppo.critic_epochs * minibatches
+    rates = two_phase(disc.optim.learning_rate, disc.round_learning_rate, warmup_updates)
+    frozen = r"encoder/embed/" if disc.freeze_embeddings else None
+    return {
+        "policy": make_optimizer(ppo.optim, learning_rate(ppo.optim, policy_updates)),
+        "critic": make_optimizer(ppo.critic_optim, learning_rate(ppo.critic_optim, critic_updates)),
+        "discriminator": make_optimizer(disc.optim, rates, frozen),
+    }
+
+
+def warmup_updates(config: Config, num_pairs: int) -> int:
+    """Return the number of discriminator updates of the warm-up."""
+    texts = 2 * num_pairs
+    return config.discriminator.warmup_epochs * -(-texts // config.discriminator.batch_size)
+
+
+def build_training(config: Config, players: Players, num_pairs: int) -> Training:
+    """Build optimisers and compiled steps, once the size of the warm-up is known."""
+    optimizers = make_optimizers(config, warmup_updates(config, num_pairs))
+    steps = make_steps(players.spec, players.discriminator, config, optimizers)
+    return Training(optimizers, steps)
+
+
+def load_players(config: Config) -> Players:
+    """Load both models and their tokenizers.
+
+    Raises:
+        FileNotFoundError, ValueError: a source cannot be read, or does not fit the configuration.
+    """
+    decoder, base, tokenizer = load_generator(config.model.generator, config.seed)
+    decoder = Decoder(
+        dataclasses.replace(decoder.config, dtype=config.model.dtype, remat=config.model.remat)
+    )
+    root = jax.random.key(config.seed)
+    discriminator, disc_start, disc_tokenizer = load_discriminator(
+        config, jax.random.fold_in(root, 2)
+    )
+    spec = GeneratorSpec(
+        config=decoder.config,
+        first=first_trained_layer(decoder.config.num_layers, config.model),
+        temperature=config.sampling.temperature,
+        chunk=config.ppo.logprob_chunk,
+        critic=config.model.critic,
+        critic_hidden=config.model.critic_hidden,
+    )
+    sample = make_sampler(
+        decoder,
+        max_new_tokens=config.sampling.max_new_tokens,
+        eos_ids=decoder.config.eos_ids,
+        pad_id=decoder.config.pad_id,
+        top_k=config.sampling.top_k,
+        top_p=config.sampling.top_p,
+    )
+    return Players(
+        decoder=decoder,
+        base=base,
+        tokenizer=tokenizer,
+        discriminator=discriminator,
+        disc_start=disc_start,
+        disc_tokenizer=disc_tokenizer,
+        spec=spec,
+        sample=sample,
+    )
+
+
+def initial_state(config: Config, players: Players, training: Training) -> RunState:
+    """Return the state of a run before its first update; a function of seed and sources alone."""
+    root = jax.random.key(config.seed)
+    policy = split_trainable(players.base, players.spec.first, config.model.train_embeddings)
+    critic = init_critic(players.spec, players.base, jax.random.fold_in(root, 3))
+    disc = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), players.disc_start)
+    return RunState(
+        policy=Network.create(policy, training.optimizers["policy"]),
+        critic=Network.create(critic, training.optimizers["critic"]),
+        discriminator=Network.create(disc, training.optimizers["discriminator"]),
+        key=root,
+        round=jnp.zeros((), jnp.int32),
+        kl_coef=jnp.float32(config.ppo.kl_coef),
+        reward_stats=jnp.zeros(3, jnp.float32),
+    )
