@@ -1,0 +1,279 @@
+"""The plots of a run's report, drawn from the records of its metrics.jsonl.
+
+Every function takes the records and returns a figure, or None where the run has no such data, as
+after an interrupted run or with a method that has no discriminator. Metric names: design section 5.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+Records = Sequence[Mapping[str, Any]]
+
+BLUE, ORANGE, GREEN, RED, PURPLE, GREY = (
+    "#2563eb",
+    "#ea580c",
+    "#059669",
+    "#dc2626",
+    "#7c3aed",
+    "#64748b",
+)
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "gapo_jax",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Helvetica", "Arial", "DejaVu Sans"],
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#94a3b8",
+    "axes.labelcolor": "#334155",
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "grid.color": "#e2e8f0",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "xtick.color": "#475569",
+    "ytick.color": "#475569",
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4,
+}
+_PHASE_COLOURS = {
+    "rollout": BLUE,
+    "experience": "#60a5fa",
+    "score": "#93c5fd",
+    "discriminator": ORANGE,
+    "policy": GREEN,
+    "eval": PURPLE,
+    "save": GREY,
+}
+
+
+def series(records: Records, name: str, phase: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return (rounds, values) float64 of a metric, in file order; null values are left out."""
+    found = [
+        (record["round"], record[name])
+        for record in records
+        if record.get(name) is not None and phase in (None, record["phase"])
+    ]
+    pairs = np.asarray(found, dtype=np.float64).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def data_uri(figure: Figure) -> str:
+    """Return a figure as an SVG data URI; the same figure always gives the same text."""
+    with matplotlib.rc_context(_STYLE):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _axes(panels: int = 1, width: float = 5.6, height: float = 2.9) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(width, height * panels), layout="constrained")
+    axes = [figure.add_subplot(panels, 1, index + 1) for index in range(panels)]
+    for ax in axes:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[-1].set_xlabel("round")
+    return figure, axes
+
+
+def _lines(
+    ax: Axes, records: Records, wanted: Sequence[tuple[str, str, str]], phase: str | None = None
+) -> bool:
+    """Draw the (metric, label, colour) series that exist; return whether there is any."""
+    drawn = False
+    for name, label, colour in wanted:
+        rounds, values = series(records, name, phase)
+        if len(rounds):
+            ax.plot(rounds, values, color=colour, label=label, marker="o")
+            drawn = True
+    if drawn:
+        ax.legend(ncols=3, loc="best")
+    return drawn
+
+
+def accuracy(records: Records) -> Figure | None:
+    """Constraint accuracy over rounds: held-out with 95% intervals, and on training rollouts."""
+    sources = [
+        ("eval/heldout_topics/{}", "held-out topics", BLUE),
+        ("eval/heldout_phrasings/{}", "held-out phrasings", PURPLE),
+        ("eval/{}", "held-out topics, part", GREEN),
+        ("constraint/{}", "training rollouts", GREY),
+    ]
+    figure, axes = _axes(2)
+    drawn = False
+    measures = ("instruction_strict", "prompt_strict")
+    for ax, metric, title in zip(axes, measures, ("per instruction", "per prompt"), strict=True):
+        ax.set_title(f"Constraint accuracy, strict, {title}")
+        for pattern, label, colour in sources:
+            drawn |= _with_interval(ax, records, pattern.format(metric), label, colour)
+        ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
+    if drawn:
+        axes[0].legend(ncols=2, loc="best")
+    return figure if drawn else None
+
+
+def _with_interval(ax: Axes, records: Records, name: str, label: str, colour: str) -> bool:
+    rounds, values = series(records, name)
+    if not len(rounds):
+        return False
+    low, high = (series(records, f"{name}_{end}")[1] for end in ("low", "high"))
+    if len(low) == len(high) == len(values):
+        spread = np.maximum(np.stack([values - low, high - values]), 0)
+        ax.errorbar(rounds, values, yerr=spread, color=colour, label=label, marker="o", capsize=3)
+    else:
+        ax.plot(rounds, values, color=colour, label=label, marker=".", linewidth=1.2)
+    return True
+
+
+def reward(records: Records) -> Figure | None:
+    """The discriminator's raw score of the rollouts and the standardised reward made of it."""
+    figure, (score_ax, reward_ax) = _axes(2, height=2.0)
+    score_ax.set_title("Discriminator's score of the rollouts (logit, mean)")
+    reward_ax.set_title("Reward after standardising and clipping")
+    drawn = _lines(score_ax, records, [("reward/score_mean", "score", ORANGE)])
+    drawn |= _lines(
+        reward_ax, records, [("reward/mean", "mean", BLUE), ("reward/std", "deviation", GREY)]
+    )
+    return figure if drawn else None
+
+
+def divergence(records: Records) -> Figure | None:
+    """KL to the reference a token, and the coefficient it is weighted with."""
+    figure, (ax,) = _axes()
+    ax.set_title("KL to the reference (nats a token)")
+    return figure if _lines(ax, records, [("kl/ref", "KL", RED)]) else None
+
+
+def discriminator(records: Records) -> Figure | None:
+    """Accuracy per class (accepted, rejected, generated) and the gap of the scores."""
+    figure, (accuracy_ax, gap_ax) = _axes(2, height=2.4)
+    accuracy_ax.set_title("Discriminator accuracy by class")
+    classes = [("accepted", GREEN), ("rejected", RED), ("generated", BLUE)]
+    wanted = [(f"disc/acc_{name}", name, colour) for name, colour in classes]
+    drawn = _lines(accuracy_ax, records, wanted)
+    accuracy_ax.set_ylim(-0.03, 1.03)
+    gap_ax.set_title("Score gap, accepted minus rejected (logits)")
+    drawn |= _lines(gap_ax, records, [("disc/score_gap", "gap", ORANGE)])
+    return figure if drawn else None
+
+
+def responses(records: Records) -> Figure | None:
+    """Length and health of the sampled text: the first place where a collapse shows."""
+    figure, (length_ax, rate_ax) = _axes(2, height=2.2)
+    length_ax.set_title("Response length (tokens)")
+    drawn = _lines(length_ax, records, [("response/length", "length", BLUE)])
+    rate_ax.set_title("Share of responses: ended, echo of the prompt; repeated 3-grams")
+    rates = [
+        ("response/eos_rate", "ended", GREEN),
+        ("response/echo_rate", "echo", RED),
+        ("response/repetition", "repetition", ORANGE),
+    ]
+    drawn |= _lines(rate_ax, records, rates)
+    rate_ax.set_ylim(-0.03, 1.03)
+    return figure if drawn else None
+
+
+def optimisation(records: Records) -> Figure | None:
+    """What the policy and the critic learn from: clipping, entropy, explained variance."""
+    figure, (policy_ax, entropy_ax, value_ax) = _axes(3, height=1.7)
+    policy_ax.set_title("Policy: share of clipped ratios")
+    drawn = _lines(policy_ax, records, [("policy/clip_fraction", "clip fraction", BLUE)])
+    entropy_ax.set_title("Policy: entropy (nats a token)")
+    drawn |= _lines(entropy_ax, records, [("policy/entropy", "entropy", GREEN)])
+    value_ax.set_title("Critic: explained variance")
+    drawn |= _lines(value_ax, records, [("value/explained_variance", "explained variance", PURPLE)])
+    return figure if drawn else None
+
+
+def types_over_rounds(records: Records) -> Figure | None:
+    """Accuracy of each constraint type on the training rollouts, a row a type."""
+    prefix = "constraint/type/"
+    names = sorted({key for record in records for key in record if key.startswith(prefix)})
+    rounds = sorted({record["round"] for record in records if any(n in record for n in names)})
+    if not names or not rounds:
+        return None
+    grid = np.full((len(names), len(rounds)), np.nan)
+    for row, name in enumerate(names):
+        for number, value in zip(*series(records, name), strict=True):
+            grid[row, rounds.index(number)] = value
+    figure = Figure(figsize=(5.6, 0.9 + 0.26 * len(names)), layout="constrained")
+    ax = figure.add_subplot()
+    image = ax.imshow(grid, aspect="auto", cmap="RdYlGn", vmin=0, vmax=1)
+    ax.set_title("Accuracy by constraint type, training rollouts")
+    ax.set_yticks(range(len(names)), [name.removeprefix(prefix).split(":")[-1] for name in names])
+    shown = range(0, len(rounds), max(1, len(rounds) // 10))
+    ax.set_xticks(list(shown), [f"{rounds[index]:.0f}" for index in shown])
+    ax.set_xlabel("round")
+    ax.grid(False)
+    figure.colorbar(image, ax=ax, format=lambda value, _: f"{100 * value:.0f}%")
+    return figure
+
+
+def phase_times(records: Records) -> Figure | None:
+    """Seconds of each phase, stacked, a bar a round; one-off phases are in the table."""
+    names = sorted(
+        {
+            key
+            for record in records
+            for key in record
+            if key.startswith("time/") and key[-2:] == "_s"
+        },
+        key=lambda key: (list(_PHASE_COLOURS) + [_phase(key)]).index(_phase(key)),
+    )
+    names = [name for name in names if _phase(name) != "warmup"]
+    rounds = sorted({record["round"] for record in records if any(n in record for n in names)})
+    if not names or not rounds:
+        return None
+    figure, (ax,) = _axes()
+    ax.set_title("Time by phase (s)")
+    bottom = np.zeros(len(rounds))
+    for name in names:
+        heights = np.zeros(len(rounds))
+        for number, value in zip(*series(records, name), strict=True):
+            heights[rounds.index(number)] += value
+        colour = _PHASE_COLOURS.get(_phase(name), "#facc15")
+        ax.bar(rounds, heights, bottom=bottom, label=_phase(name), color=colour, width=0.75)
+        bottom += heights
+    ax.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.22))
+    return figure
+
+
+def _phase(name: str) -> str:
+    return name.removeprefix("time/").removesuffix("_s")
+
+
+FIGURES: tuple[tuple[str, Callable[[Records], Figure | None]], ...] = (
+    ("Constraint accuracy over rounds, strict, with 95% intervals where measured", accuracy),
+    ("Discriminator accuracy by class and score gap over rounds", discriminator),
+    ("Reward over rounds", reward),
+    ("KL to the reference over rounds", divergence),
+    ("Response length, end, echo and repetition over rounds", responses),
+    ("Clip fraction, entropy and explained variance over rounds", optimisation),
+    ("Accuracy by constraint type over rounds", types_over_rounds),
+    ("Time by phase and round", phase_times),
+)
+
+
+def all_figures(records: Records) -> list[tuple[str, str]]:
+    """Return (description, SVG data URI) of every figure that the records have data for."""
+    found = []
+    with matplotlib.rc_context(_STYLE):
+        for description, draw in FIGURES:
+            figure = draw(records)
+            if figure is not None:
+                found.append((description, data_uri(figure)))
+    return found

@@ -1,0 +1,248 @@
+"""report.html of a run: one file with everything inside, written from what the workdir holds.
+
+Works for unfinished runs too: what is not there yet is left out, and the page says so. All text
+that comes from a model, a prompt or a configuration is escaped.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jinja2
+
+from gapo_jax.evaluate import plots
+
+SETS = {"heldout_topics": "held-out topics", "heldout_phrasings": "held-out phrasings"}
+MEASURES = {"instruction_strict": "per instruction", "prompt_strict": "per prompt"}
+_PACKAGES = ("gapo-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
+_SAMPLES_WITHOUT_SUMMARY = 6
+
+
+def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
+    """Write `workdir/report.html` from metrics.jsonl, samples.jsonl, summary.json, config.json.
+
+    Any of these files may be missing or, after a kill, end in the middle of a line.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        FileNotFoundError: the workdir does not exist.
+        ValueError: a file holds something other than JSON; the message names the place.
+    """
+    workdir = pathlib.Path(workdir)
+    if not workdir.is_dir():
+        raise FileNotFoundError(f"wanted the workdir of a run, found no folder at {workdir}")
+    records = _read_lines(workdir / "metrics.jsonl")
+    summary = _read_json(workdir / "summary.json")
+    config = _read_json(workdir / "config.json")
+    page = (
+        _environment()
+        .get_template("report_template.html")
+        .render(
+            title=config.get("name") or workdir.name,
+            method=config.get("method", ""),
+            finished="after" in summary,
+            facts=_facts(records, summary),
+            accuracy=_accuracy_rows(summary),
+            types=_type_tables(summary),
+            moved=summary.get("relative_change", {}),
+            figures=plots.all_figures(records),
+            samples=_samples(summary, workdir / "samples.jsonl"),
+            times=_shares(summary.get("time_s", {})),
+            config=json.dumps(config, indent=2, ensure_ascii=False) if config else "",
+            environment=_machine(),
+            export=summary.get("export"),
+        )
+    )
+    path = workdir / "report.html"
+    temporary = workdir / "report.html.tmp"
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("gapo_jax.evaluate", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": _percent, "points": _points, "duration": _duration}
+    return environment
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}%"
+
+
+def _points(value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{100 * value:+.1f}".replace("-", "−")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); mend or remove it") from error
+
+
+def _read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Return the records of a JSONL file; a last line that a kill cut off is left out."""
+    if not path.exists():
+        return []
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(True), start=1):
+        if not line.endswith("\n"):
+            break
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error}); mend it") from error
+    return records
+
+
+def _facts(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> dict[str, str]:
+    """Return the figures in the head of the page."""
+    facts = {}
+    if records:
+        facts["rounds"] = str(max(record["round"] for record in records))
+        facts["policy updates"] = str(max(record["step"] for record in records))
+    if summary.get("time_s"):
+        facts["wall time"] = _duration(sum(summary["time_s"].values()))
+    if summary.get("peak_memory_gb") is not None:
+        facts["peak memory"] = f"{summary['peak_memory_gb']:.1f} GB"
+    for name, value in summary.get("throughput", {}).items():
+        if isinstance(value, int | float):
+            facts[name.removeprefix("throughput/").replace("_", " ")] = f"{value:,.0f}"
+    return facts
+
+
+def _accuracy_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return one row for each held-out set and measure that was taken before training."""
+    rows = []
+    for name, before in summary.get("before", {}).items():
+        for measure, label in MEASURES.items():
+            if measure not in before:
+                continue
+            change = summary.get("difference", {}).get(name, {}).get(measure)
+            row = {"set": SETS.get(name, name), "measure": label, "before": before[measure]}
+            row |= {"after": summary.get("after", {}).get(name, {}).get(measure), "change": change}
+            row["verdict"] = _verdict(change)
+            rows.append(row)
+    return rows
+
+
+def _verdict(change: Mapping[str, float] | None) -> str:
+    """Return `better`, `worse` or `open`: on which side of zero the whole interval lies."""
+    if change is None:
+        return "open"
+    if change["low"] > 0:
+        return "better"
+    return "worse" if change["high"] < 0 else "open"
+
+
+def _type_tables(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a table of accuracy by constraint type for each held-out set."""
+    tables = []
+    for name, before in summary.get("before", {}).items():
+        after = summary.get("after", {}).get(name, {}).get("types", {})
+        rows = [
+            {
+                "type": type_id,
+                "count": entry.get("count"),
+                "before": _type_value(entry),
+                "after": _type_value(after[type_id]) if type_id in after else None,
+            }
+            for type_id, entry in sorted(before.get("types", {}).items())
+        ]
+        if rows:
+            tables.append({"set": SETS.get(name, name), "rows": rows})
+    return tables
+
+
+def _type_value(entry: Mapping[str, Any]) -> float:
+    return entry["strict"]["value"] if "strict" in entry else entry["value"]
+
+
+def _samples(summary: Mapping[str, Any], path: pathlib.Path) -> list[dict[str, Any]]:
+    """Return prompts with texts: before and after, or the newest of a run that is not finished."""
+    if summary.get("samples"):
+        return [
+            {
+                "prompt": sample["prompt"],
+                "texts": [
+                    {
+                        "label": side,
+                        "text": sample[side],
+                        "marks": _marks(sample["constraints"], sample.get(f"verdicts_{side}")),
+                    }
+                    for side in ("before", "after")
+                    if side in sample
+                ],
+            }
+            for sample in summary["samples"]
+        ]
+    return [
+        {
+            "prompt": sample["prompt"],
+            "texts": [
+                {
+                    "label": f"round {sample.get('round', '?')}",
+                    "text": sample["response"],
+                    "marks": _marks(sample.get("constraints", []), sample.get("verdicts")),
+                }
+            ],
+        }
+        for sample in _read_lines(path)[-_SAMPLES_WITHOUT_SUMMARY:]
+    ]
+
+
+def _marks(constraints: Sequence[Any], verdicts: Sequence[bool] | None) -> list[tuple[str, Any]]:
+    """Return (name, verdict) of each constraint; constraints are texts or {"id", "kwargs"}."""
+    names = [item["id"] if isinstance(item, Mapping) else str(item) for item in constraints]
+    held = [None] * len(names) if verdicts is None else list(verdicts)
+    return list(zip(names, held, strict=False))
+
+
+def _shares(times: Mapping[str, float]) -> list[tuple[str, float, float]]:
+    """Return (phase, seconds, share), longest first."""
+    total = sum(times.values()) or 1.0
+    ordered = sorted(times.items(), key=lambda item: -item[1])
+    return [(name, seconds, seconds / total) for name, seconds in ordered]
+
+
+def _machine() -> dict[str, str]:
+    """Return what the run ran on."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    devices = jax.devices()
+    found["devices"] = f"{len(devices)} x {devices[0].device_kind}"
+    found["processor cores"] = str(os.cpu_count())
+    return found
