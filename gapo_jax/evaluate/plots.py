@@ -27,6 +27,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, GREY = (
     "#7c3aed",
     "#64748b",
 )
+_SIZE = (5.6, 4.2)  # inches; one size for all, so that they stand in rows
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "gapo_jax",
@@ -81,8 +82,8 @@ def data_uri(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _axes(panels: int = 1, width: float = 5.6, height: float = 2.9) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(width, height * panels), layout="constrained")
+def _axes(panels: int = 1) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=_SIZE, layout="constrained")
     axes = [figure.add_subplot(panels, 1, index + 1) for index in range(panels)]
     for ax in axes:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -94,46 +95,50 @@ def _lines(
     ax: Axes, records: Records, wanted: Sequence[tuple[str, str, str]], phase: str | None = None
 ) -> bool:
     """Draw the (metric, label, colour) series that exist; return whether there is any."""
-    drawn = False
+    drawn = 0
     for name, label, colour in wanted:
         rounds, values = series(records, name, phase)
         if len(rounds):
             ax.plot(rounds, values, color=colour, label=label, marker="o")
-            drawn = True
-    if drawn:
+            drawn += 1
+    if drawn > 1:
         ax.legend(ncols=3, loc="best")
-    return drawn
+    return drawn > 0
 
 
 def accuracy(records: Records) -> Figure | None:
     """Constraint accuracy over rounds: held-out with 95% intervals, and on training rollouts."""
-    sources = [
-        ("eval/heldout_topics/{}", "held-out topics", BLUE),
-        ("eval/heldout_phrasings/{}", "held-out phrasings", PURPLE),
-        ("eval/{}", "held-out topics, part", GREEN),
-        ("constraint/{}", "training rollouts", GREY),
+    sources = [  # metric, label, colour, shift to the right: equal values stay apart
+        ("eval/heldout_topics/{}", "held-out topics", BLUE, 0.0),
+        ("eval/heldout_phrasings/{}", "held-out phrasings", PURPLE, 0.12),
+        ("eval/{}", "held-out topics, part", GREEN, 0.0),
+        ("constraint/{}", "training rollouts", GREY, 0.0),
     ]
     figure, axes = _axes(2)
     drawn = False
     measures = ("instruction_strict", "prompt_strict")
     for ax, metric, title in zip(axes, measures, ("per instruction", "per prompt"), strict=True):
         ax.set_title(f"Constraint accuracy, strict, {title}")
-        for pattern, label, colour in sources:
-            drawn |= _with_interval(ax, records, pattern.format(metric), label, colour)
+        for pattern, label, colour, shift in sources:
+            drawn |= _with_interval(ax, records, pattern.format(metric), label, colour, shift)
         ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
     if drawn:
         axes[0].legend(ncols=2, loc="best")
     return figure if drawn else None
 
 
-def _with_interval(ax: Axes, records: Records, name: str, label: str, colour: str) -> bool:
+def _with_interval(
+    ax: Axes, records: Records, name: str, label: str, colour: str, shift: float
+) -> bool:
     rounds, values = series(records, name)
     if not len(rounds):
         return False
     low, high = (series(records, f"{name}_{end}")[1] for end in ("low", "high"))
     if len(low) == len(high) == len(values):
         spread = np.maximum(np.stack([values - low, high - values]), 0)
-        ax.errorbar(rounds, values, yerr=spread, color=colour, label=label, marker="o", capsize=3)
+        ax.errorbar(
+            rounds + shift, values, yerr=spread, color=colour, label=label, marker="o", capsize=3
+        )
     else:
         ax.plot(rounds, values, color=colour, label=label, marker=".", linewidth=1.2)
     return True
@@ -141,7 +146,7 @@ def _with_interval(ax: Axes, records: Records, name: str, label: str, colour: st
 
 def reward(records: Records) -> Figure | None:
     """The discriminator's raw score of the rollouts and the standardised reward made of it."""
-    figure, (score_ax, reward_ax) = _axes(2, height=2.0)
+    figure, (score_ax, reward_ax) = _axes(2)
     score_ax.set_title("Discriminator's score of the rollouts (logit, mean)")
     reward_ax.set_title("Reward after standardising and clipping")
     drawn = _lines(score_ax, records, [("reward/score_mean", "score", ORANGE)])
@@ -160,7 +165,7 @@ def divergence(records: Records) -> Figure | None:
 
 def discriminator(records: Records) -> Figure | None:
     """Accuracy per class (accepted, rejected, generated) and the gap of the scores."""
-    figure, (accuracy_ax, gap_ax) = _axes(2, height=2.4)
+    figure, (accuracy_ax, gap_ax) = _axes(2)
     accuracy_ax.set_title("Discriminator accuracy by class")
     classes = [("accepted", GREEN), ("rejected", RED), ("generated", BLUE)]
     wanted = [(f"disc/acc_{name}", name, colour) for name, colour in classes]
@@ -173,7 +178,7 @@ def discriminator(records: Records) -> Figure | None:
 
 def responses(records: Records) -> Figure | None:
     """Length and health of the sampled text: the first place where a collapse shows."""
-    figure, (length_ax, rate_ax) = _axes(2, height=2.2)
+    figure, (length_ax, rate_ax) = _axes(2)
     length_ax.set_title("Response length (tokens)")
     drawn = _lines(length_ax, records, [("response/length", "length", BLUE)])
     rate_ax.set_title("Share of responses: ended, echo of the prompt; repeated 3-grams")
@@ -189,7 +194,7 @@ def responses(records: Records) -> Figure | None:
 
 def optimisation(records: Records) -> Figure | None:
     """What the policy and the critic learn from: clipping, entropy, explained variance."""
-    figure, (policy_ax, entropy_ax, value_ax) = _axes(3, height=1.7)
+    figure, (policy_ax, entropy_ax, value_ax) = _axes(3)
     policy_ax.set_title("Policy: share of clipped ratios")
     drawn = _lines(policy_ax, records, [("policy/clip_fraction", "clip fraction", BLUE)])
     entropy_ax.set_title("Policy: entropy (nats a token)")
@@ -210,7 +215,7 @@ def types_over_rounds(records: Records) -> Figure | None:
     for row, name in enumerate(names):
         for number, value in zip(*series(records, name), strict=True):
             grid[row, rounds.index(number)] = value
-    figure = Figure(figsize=(5.6, 0.9 + 0.26 * len(names)), layout="constrained")
+    figure = Figure(figsize=_SIZE, layout="constrained")
     ax = figure.add_subplot()
     image = ax.imshow(grid, aspect="auto", cmap="RdYlGn", vmin=0, vmax=1)
     ax.set_title("Accuracy by constraint type, training rollouts")
