@@ -24,6 +24,7 @@ from gapo_jax.constraints.template import PromptStyle, draw_style, pick, render,
 from gapo_jax.types import Constraint, PreferentialPair
 
 KINDS = ("modify", "insert", "polarity")
+_DRAWS = 4  # tries at an instance that names no word of another constraint
 
 
 def holds(constraint: Constraint, response: str) -> bool:
@@ -54,6 +55,19 @@ def verify_pair(pair: PreferentialPair) -> None:
         )
 
 
+def _words(constraint: Constraint) -> set[str]:
+    found = [constraint.kwargs.get("keyword", "")]
+    for field in ("keywords", "forbidden_words"):
+        found += constraint.kwargs.get(field, ())
+    return {word.lower() for word in found if word}
+
+
+def _clashes(new: Constraint, others: Sequence[Constraint]) -> bool:
+    """Say whether a constraint names a word that another one names: asking for what is forbidden
+    would make the rejected prompt impossible instead of violated."""
+    return any(_words(new) & _words(other) for other in others)
+
+
 def _violated(
     present: Sequence[Constraint],
     response: str,
@@ -68,18 +82,28 @@ def _violated(
     candidates = [type_id for type_id in shuffled(rng, list(allowed)) if type_id not in ids]
     candidates.sort(key=lambda type_id: bool(get(type_id).conflicts & ids))
     for type_id in candidates:
-        found = get(type_id).sample(rng, response=response, satisfied=False, words=words, task=task)
-        if found is not None:
-            return found
+        for _ in range(_DRAWS):
+            found = get(type_id).sample(
+                rng, response=response, satisfied=False, words=words, task=task
+            )
+            if found is None:
+                break
+            if not _clashes(found, present):
+                return found
     return None
 
 
 def _modified(constraints, index, response, rng, words, allowed, task) -> Constraint | None:
+    """A near miss of one constraint, violated by the response, at peace with the others."""
     old = constraints[index]
     others = tuple(c for i, c in enumerate(constraints) if i != index)
     ids = {c.id for c in others}
     free = [type_id for type_id in allowed if type_id not in ids]
-    new = get(old.id).modify(old, response, rng, words, task=task, types=free)
+    for _ in range(_DRAWS):
+        new = get(old.id).modify(old, response, rng, words, task=task, types=free)
+        if new is None or not _clashes(new, others):
+            break
+        new = None
     # A related type or any other: half and half, so that every type turns up among the rejected.
     if not old.kwargs and (new is None or rng.random() < 0.5):
         new = _violated(constraints, response, rng, words, allowed, task) or new

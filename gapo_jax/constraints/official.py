@@ -26,7 +26,7 @@ from typing import Any
 
 LONG_TEXT = 10_000  # characters; responses of a few thousand tokens stay below
 RELATIONS = ("less than", "at least")
-_CACHE_SIZE = 16_384
+_CACHE_SIZE = 4_096  # texts or instances remembered
 
 # Fields of each type and what they must hold; the 25 types of the IFEval release.
 FIELDS: dict[str, dict[str, str]] = {

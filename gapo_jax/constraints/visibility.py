@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from gapo_jax.constraints.registry import get
 from gapo_jax.types import Constraint
@@ -91,11 +91,14 @@ def _lengthened(text: str, before: str, after: str) -> str:
     return f"{opening}{before} {text[len(opening) :]} {after}".rstrip()
 
 
-def _versions(constraint: Constraint, texts: tuple[str, str], words: int):
+def _versions(
+    constraint: Constraint, texts: tuple[str, str], words: int
+) -> Iterator[tuple[str, str]]:
     """The probe inside a full response: at its end, and in its middle where the verdicts allow
     (nothing may follow an ending)."""
     kind = get(constraint.id)
-    yield tuple(_lengthened(text, filler(words), "") for text in texts)
+    body = filler(words)
+    yield _lengthened(texts[0], body, ""), _lengthened(texts[1], body, "")
     half = filler(words // 2)
     good, bad = (_lengthened(text, half, half) for text in texts)
     if kind.check(constraint, good) and not kind.check(constraint, bad):
