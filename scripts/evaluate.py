@@ -84,6 +84,12 @@ def generate_responses(rows: Sequence[PromptRow], options: argparse.Namespace) -
         top_k=options.top_k,
         top_p=options.top_p,
     )
+    limit = min(options.max_prompt_tokens, config.max_positions - options.max_new_tokens)
+    if limit < 1:
+        raise ValueError(
+            f"--max-new-tokens {options.max_new_tokens} leaves no room for a prompt: the model "
+            f"has {config.max_positions} positions"
+        )
     keys_B = row_keys(jax.random.key(options.seed), count=len(rows))
     # Prompts of like length share a batch: each batch is as wide as its longest prompt needs.
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].prompt))
@@ -92,8 +98,8 @@ def generate_responses(rows: Sequence[PromptRow], options: argparse.Namespace) -
         for start in range(0, len(order), options.batch_size):
             part = order[start : start + options.batch_size]
             prompts = [rows[index].prompt for index in part]
-            width = prompt_width(tokenizer, prompts, options.system, options.max_prompt_tokens)
-            width = min(options.max_prompt_tokens, -(-width // 64) * 64)  # few shapes to compile
+            width = prompt_width(tokenizer, prompts, options.system, limit)
+            width = min(limit, -(-width // 64) * 64)  # few shapes to compile
             made = generate(
                 sample,
                 params,

@@ -1,0 +1,112 @@
+"""scripts/evaluate.py, both modes, from the command line's side."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from gapo_jax import models
+from gapo_jax.data.tiny_tokenizer import character_tokenizer
+
+_PATH = Path(__file__).parents[2] / "scripts" / "evaluate.py"
+_SPEC = importlib.util.spec_from_file_location("evaluate_script", _PATH)
+script = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(script)
+
+ROWS = [
+    {"key": 1, "prompt": "Say hi. No commas.", "kwargs": [{}],
+     "instruction_id_list": ["punctuation:no_comma"]},
+    {"key": 2, "prompt": "Say bye with a title.", "kwargs": [{}],
+     "instruction_id_list": ["detectable_format:title"]},
+]  # fmt: skip
+
+
+def _write(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return str(path)
+
+
+def _read(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_verifying_given_responses(tmp_path, capsys):
+    prompts = _write(tmp_path / "p.jsonl", ROWS)
+    answers = [{"prompt": row["prompt"], "response": "Hi there"} for row in ROWS[::-1]]
+    responses = _write(tmp_path / "r.jsonl", answers)
+    out = tmp_path / "out"
+    code = script.main(["--prompts", prompts, "--responses", responses, "--out", str(out)])
+    assert code == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["instruction_strict"]["value"] == summary["prompt_loose"]["value"] == 0.5
+    strict = _read(out / "eval_results_strict.jsonl")
+    assert [row["follow_all_instructions"] for row in strict] == [True, False]
+    assert [row["prompt"] for row in strict] == [row["prompt"] for row in ROWS]
+    assert "prompt_strict" in capsys.readouterr().out
+
+
+def test_rows_that_do_not_fit_are_named_and_left_out(tmp_path, capsys):
+    odd = {**ROWS[0], "prompt": "Odd.", "instruction_id_list": ["punctuation:no_coma"]}
+    prompts = _write(tmp_path / "p.jsonl", [ROWS[0], odd, ROWS[1]])
+    answers = [{"prompt": row["prompt"], "response": "Hi"} for row in (*ROWS, odd)]
+    responses = _write(tmp_path / "r.jsonl", answers)
+    arguments = ["--prompts", prompts, "--responses", responses, "--out", str(tmp_path / "out")]
+    assert script.main(arguments) == 0
+    error = capsys.readouterr().err
+    assert "line 2" in error and "no_coma" in error and "punctuation:no_comma" in error
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert len(summary["skipped_rows"]) == 1 and summary["responses"] == 2
+    assert script.main([*arguments, "--strict"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "no prompts"), ('{"prompt": "x"\n', "line 1: not valid JSON"), (None, "no such JSONL")],
+)
+def test_bad_files_end_with_one_line(tmp_path, capsys, text, message):
+    path = tmp_path / "p.jsonl"
+    if text is not None:
+        path.write_text(text)
+    arguments = ["--prompts", str(path), "--responses", str(path), "--out", str(tmp_path / "o")]
+    assert script.main(arguments) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    "extra", [[], ["--model", "x", "--responses", "y"], ["--model", "x", "--batch-size", "0"]]
+)
+def test_bad_arguments_end_before_anything_is_read(extra):
+    with pytest.raises(SystemExit):
+        script.main(["--prompts", "p", "--out", "o", *extra])
+
+
+def test_asking_a_model(tmp_path):
+    tokenizer = character_tokenizer()
+    config = models.DecoderConfig(
+        vocab_size=len(tokenizer), num_layers=1, d_model=16, num_heads=2, num_kv_heads=1,
+        head_dim=8, d_ff=32, rope_theta=1e4, norm_eps=1e-5, max_positions=128,
+        tie_embeddings=True, eos_ids=(tokenizer.eos_token_id,), pad_id=tokenizer.pad_token_id,
+        bos_id=tokenizer.bos_token_id,
+    )  # fmt: skip
+    decoder = models.Decoder(config)
+    ones_BT = jnp.ones((1, 4), jnp.int32)
+    params = decoder.init(jax.random.key(0), ones_BT, ones_BT)["params"]
+    folder = tmp_path / "model"
+    models.save_hf(decoder, params, folder, tokenizer=tokenizer)
+    prompts = _write(tmp_path / "p.jsonl", [*ROWS, {**ROWS[0], "key": 3, "prompt": "Say " * 5}])
+    arguments = ["--prompts", prompts, "--model", str(folder), "--max-new-tokens", "8"]
+    runs = []
+    for out, size in (("a", "2"), ("b", "4")):
+        options = ["--out", str(tmp_path / out), "--batch-size", size, "--temperature", "1"]
+        assert script.main([*arguments, *options]) == 0
+        runs.append([row["response"] for row in _read(tmp_path / out / "responses.jsonl")])
+        strict = _read(tmp_path / out / "eval_results_strict.jsonl")
+        assert [row["response"] for row in strict] == runs[-1]
+        assert [row["prompt"] for row in strict][:2] == [row["prompt"] for row in ROWS]
+    assert runs[0] == runs[1], "a response must not depend on the batch size"
+    assert any(runs[0])
