@@ -7,6 +7,7 @@ local hub cache is used, then an error says what to do.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import urllib.error
@@ -112,8 +113,9 @@ def open_gguf(path: str | os.PathLike[str]) -> gguf.GGUFReader:
         raise ValueError(
             f"Wanted a GGUF file (first bytes b'GGUF'), got {magic!r} in {path}. Fetch it again."
         )
+    stat = path.stat()
     try:
-        return gguf.GGUFReader(path)
+        return _parse_gguf(path, stat.st_mtime_ns, stat.st_size)
     except (
         ValueError,
         IndexError,
@@ -124,8 +126,14 @@ def open_gguf(path: str | os.PathLike[str]) -> gguf.GGUFReader:
     ) as error:
         raise ValueError(
             f"Wanted a whole GGUF file, got a malformed or truncated one: {path} "
-            f"({path.stat().st_size} bytes; {error}). Fetch it again."
+            f"({stat.st_size} bytes; {error}). Fetch it again."
         ) from error
+
+
+@functools.lru_cache(maxsize=1)
+def _parse_gguf(path: Path, mtime_ns: int, size: int) -> gguf.GGUFReader:
+    """Parse once for both readers, model and tokenizer: a large vocabulary takes seconds."""
+    return gguf.GGUFReader(path)
 
 
 def gguf_value(reader: gguf.GGUFReader, key: str, default: Any = None) -> Any:

@@ -173,8 +173,10 @@ def decode_responses(
             f"{mask_BR.shape}."
         )
     return [
-        tokenizer.decode(
-            row[mask > 0].tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        str(
+            tokenizer.decode(
+                row[mask > 0].tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
         )
         for row, mask in zip(tokens_BR, mask_BR, strict=True)
     ]

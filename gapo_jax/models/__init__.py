@@ -3,9 +3,12 @@
 from gapo_jax.models.decoder import Decoder, DecoderConfig, LayerStack, positions_of, unembedding
 from gapo_jax.models.encoder import Encoder, EncoderConfig
 from gapo_jax.models.heads import Discriminator, ScalarHead
-from gapo_jax.models.hf_io import load_decoder, load_encoder, save_hf
+from gapo_jax.models.hf_io import DTYPES, load_decoder, load_encoder, save_hf
+from gapo_jax.models.hf_map import ARCHITECTURES
 
 __all__ = [
+    "ARCHITECTURES",
+    "DTYPES",
     "Decoder",
     "DecoderConfig",
     "Discriminator",

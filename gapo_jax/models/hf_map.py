@@ -30,7 +30,10 @@ Config = DecoderConfig | EncoderConfig
 class TensorSource(Protocol):
     """Named tensors of a file or folder under HF names; `shapes` costs no tensor read."""
 
-    shapes: Mapping[str, tuple[int, ...]]
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Return the shape of every tensor by name."""
+        ...
 
     def read(self, name: str) -> np.ndarray:
         """Return one tensor."""
@@ -204,9 +207,13 @@ def architecture(model_type: str | None, kind: str) -> Architecture:
         return known[model_type]
     close = difflib.get_close_matches(str(model_type), known, 1, 0.5) or list(known)
     raise ValueError(
-        f"Wanted a {kind} of type {sorted(known)}, got model_type {model_type!r}. The nearest "
+        f"Wanted {_article(kind)} of type {sorted(known)}, got model_type {model_type!r}. The nearest "
         f"supported choice is {close[0]!r}: give a model of that type."
     )
+
+
+def _article(kind: str) -> str:
+    return f"{'an' if kind == 'encoder' else 'a'} {kind}"
 
 
 def architecture_of(config: Config) -> Architecture:
