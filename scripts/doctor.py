@@ -1,0 +1,243 @@
+"""Says whether a run can start here, and for each problem the command that mends it.
+
+    python scripts/doctor.py [--workdir DIR]
+
+Checks Python, packages, devices, memory, disk, write access, the quickstart's weights and the
+optional packages. Exit code 0 if nothing stands in the way of a run, else 1. Needs nothing but
+Python itself, so that it also works where the installation is what is broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+OK, WARN, FAIL = "ok", "warn", "FAIL"
+
+MIN_PYTHON = (3, 11)
+MIN_MEMORY_GB = 6.0  # of the quickstart on a CPU: weights, optimizer moments, activations
+MIN_DISK_GB = 6.0  # two checkpoints of the quickstart, its export and a third while saving
+DEVICE_TIMEOUT_S = 120
+OPTIONAL = {
+    "torch": ("scripts/convert.py verify", "pip install torch"),
+    "pytest": ("the tests", "bash scripts/test.sh"),
+    "tensorboard": ("viewing WORKDIR/tensorboard", "pip install tensorboard"),
+}
+_LIST_DEVICES = (
+    "import jax, json; print(json.dumps([[d.platform, d.device_kind] for d in jax.devices()]))"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One line of the report: what was looked at, what was found, the command that mends it."""
+
+    status: str
+    name: str
+    found: str
+    mend: str = ""
+
+
+def check_python() -> Iterator[Finding]:
+    """Python itself, and whether it is an environment of its own."""
+    version = platform.python_version()
+    if sys.version_info < MIN_PYTHON:
+        mend = "install Python 3.11 or newer, then: bash scripts/quickstart.sh"
+        yield Finding(FAIL, "python", f"{version}, wanted 3.11 or newer", mend)
+    else:
+        yield Finding(OK, "python", f"{version} at {sys.executable}")
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def requirements() -> dict[str, str]:
+    """Return package -> lowest version, as pyproject.toml names them."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    block = text.split("dependencies = [", 1)[1].split("]\n", 1)[0]
+    return dict(re.findall(r'"([\w-]+)>=([\d.]+)"', block))
+
+
+def check_packages() -> Iterator[Finding]:
+    """The packages that pyproject.toml asks for, and pairs that are known not to work."""
+    mend = "pip install -e ."
+    problems = 0
+    for package, lowest in requirements().items():
+        found = _installed(package)
+        if found is None or _version(found) < _version(lowest):
+            problems += 1
+            state = "not installed" if found is None else found
+            yield Finding(FAIL, package, f"{state}, wanted {lowest} or newer", mend)
+    jax, flax = _installed("jax"), _installed("flax")
+    if jax and flax and _version(flax) <= (0, 12, 8) and _version(jax) >= (0, 11, 1):
+        problems += 1
+        text = f"flax {flax} does not work with jax {jax}"
+        yield Finding(FAIL, "jax and flax", text, "pip install -U flax")
+    if not problems:
+        shown = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
+        yield Finding(OK, "packages", ", ".join(f"{name} {_installed(name)}" for name in shown))
+    if _installed("gapo-jax") is None:
+        yield Finding(WARN, "gapo_jax", "not installed; found beside the scripts only", mend)
+
+
+def check_devices(timeout_s: float = DEVICE_TIMEOUT_S) -> Iterator[Finding]:
+    """What JAX computes on. Asked in another process: a broken accelerator can hang for ever."""
+    if _installed("jax") is None:
+        return
+    platforms = os.environ.get("JAX_PLATFORMS")
+    asked = f" (JAX_PLATFORMS={platforms})" if platforms else ""
+    mend = "JAX_PLATFORMS=cpu python scripts/doctor.py (runs on the CPU meanwhile)"
+    try:
+        command = [sys.executable, "-c", _LIST_DEVICES]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        text = f"jax found no device within {timeout_s:.0f} s{asked}; another process may hold it"
+        yield Finding(FAIL, "devices", text, mend)
+        return
+    if done.returncode:
+        last = (done.stderr.strip() or "no message").splitlines()[-1]
+        yield Finding(FAIL, "devices", f"jax cannot start{asked}: {last}", mend)
+        return
+    devices = json.loads(done.stdout.splitlines()[-1])
+    kinds = ", ".join(sorted({f"{kind} ({where})" for where, kind in devices}))
+    yield Finding(OK, "devices", f"{len(devices)} x {kinds}{asked}")
+    yield from _unused_accelerator({where for where, _ in devices}, platforms)
+
+
+def _unused_accelerator(used: set[str], platforms: str | None) -> Iterator[Finding]:
+    if used != {"cpu"} or platforms == "cpu":
+        return
+    if shutil.which("nvidia-smi"):
+        text = "there is an NVIDIA driver, but jax computes on the CPU"
+        yield Finding(WARN, "accelerator", text, 'pip install -e ".[cuda]"')
+    if any(pathlib.Path("/dev").glob("accel[0-9]*")):
+        text = "there is a TPU, but jax computes on the CPU"
+        yield Finding(WARN, "accelerator", text, 'pip install -e ".[tpu]"')
+
+
+def memory_gb() -> float:
+    """Return the memory in GB that this process may use: the machine's, or its container's."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):
+        path = pathlib.Path("/sys/fs/cgroup") / limit
+        if path.is_file() and path.read_text().strip().isdigit():
+            total = min(total, int(path.read_text()))
+    return total / 1e9
+
+
+def check_machine() -> Iterator[Finding]:
+    """Processor cores and memory."""
+    yield Finding(OK, "processor", f"{os.cpu_count()} cores, {platform.machine()}")
+    memory = memory_gb()
+    status = OK if memory >= MIN_MEMORY_GB else WARN
+    mend = "" if status == OK else "python scripts/train.py --config configs/gapo_tiny.py"
+    wanted = "" if status == OK else f", the quickstart wants {MIN_MEMORY_GB:.0f} GB; smaller:"
+    yield Finding(status, "memory", f"{memory:.1f} GB{wanted}", mend)
+
+
+def _nearest_existing(folder: pathlib.Path) -> pathlib.Path:
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def check_folder(name: str, folder: pathlib.Path, mend: str, wanted_gb: float) -> Iterator[Finding]:
+    """Whether files can be written below `folder`, and how many fit."""
+    existing = _nearest_existing(folder.absolute())
+    try:
+        with tempfile.TemporaryFile(dir=existing) as file:
+            file.write(b"0")
+            file.flush()
+    except OSError as error:
+        text = f"{folder} cannot be written to: {error.strerror or error}"
+        yield Finding(FAIL, name, text, mend)
+        return
+    free = shutil.disk_usage(existing).free / 1e9
+    if free < wanted_gb:
+        text = f"{folder} has {free:.1f} GB free, a run wants {wanted_gb:.0f} GB"
+        yield Finding(WARN, name, text, mend)
+    else:
+        yield Finding(OK, name, f"{folder}, {free:.0f} GB free")
+
+
+def check_weights() -> Iterator[Finding]:
+    """The two models of the quickstart, and the folder they are cached in."""
+    sys.path.insert(0, str(ROOT))
+    mend = "python scripts/fetch_weights.py"
+    try:
+        from gapo_jax import hub
+        from gapo_jax.data import weights
+    except ImportError as error:
+        yield Finding(WARN, "weights", f"not looked for: {error}", "pip install -e .")
+        return
+    elsewhere = "GAPO_JAX_CACHE=DIR python scripts/fetch_weights.py"
+    yield from check_folder("cache", hub.cache_dir(), elsewhere, wanted_gb=0.5)
+    for name in weights.WEIGHTS:
+        try:
+            yield Finding(OK, name, str(weights.locate(name)))
+        except FileNotFoundError:
+            yield Finding(FAIL, name, f"not in {hub.cache_dir()}", mend)
+
+
+def check_optional() -> Iterator[Finding]:
+    """Packages that only some commands need."""
+    for package, (purpose, mend) in OPTIONAL.items():
+        found = _installed(package)
+        if found is None:
+            yield Finding(WARN, package, f"not installed, wanted only by {purpose}", mend)
+        else:
+            yield Finding(OK, package, found)
+
+
+def examine(workdir: pathlib.Path) -> Iterator[Finding]:
+    """Yield all findings, in order."""
+    other = "python scripts/train.py --config configs/NAME.py --workdir DIR"
+    checks: tuple[Callable[[], Iterator[Finding]], ...] = (
+        check_python,
+        check_packages,
+        check_devices,
+        check_machine,
+        lambda: check_folder("workdir", workdir, other, MIN_DISK_GB),
+        check_weights,
+        check_optional,
+    )
+    for check in checks:
+        yield from check()
+
+
+def main() -> int:
+    """Print the findings; return 1 if any of them stands in the way of a run."""
+    parser = argparse.ArgumentParser(description="Says whether a run can start here.")
+    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs"))
+    failed = 0
+    for finding in examine(parser.parse_args().workdir):
+        failed += finding.status == FAIL
+        print(f"{finding.status:<5} {finding.name:<22} {finding.found}", flush=True)
+        if finding.mend:
+            print(f"{'':<5} {'':<22} -> {finding.mend}", flush=True)
+    print("nothing stands in the way of a run" if not failed else f"{failed} to mend (see ->)")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
