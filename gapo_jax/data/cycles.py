@@ -17,12 +17,17 @@ from gapo_jax.data.groups import POLAR, Group, compatible, identity, opposite_of
 from gapo_jax.types import Constraint
 
 KINDS = ("modify", "polarity", "insert", "replace")
-# Shares of the kinds for types without arguments, with arguments, and with an opposite.
+# Shares of the kinds for types without near misses, with near misses, and with an opposite.
 _SHARES = {
-    "bare": {"insert": 1.0, "replace": 2.0},
-    "near": {"modify": 3.0, "insert": 1.0, "replace": 1.0},
-    "polar": {"modify": 2.0, "polarity": 2.0, "insert": 1.0, "replace": 1.0},
+    "bare": {"insert": 1.0, "replace": 3.0},
+    "near": {"modify": 3.0, "insert": 1.0, "replace": 2.0},
+    "polar": {"modify": 2.0, "polarity": 3.0, "insert": 1.0, "replace": 1.0},
 }
+
+
+def _has_near_misses(type_id: str) -> bool:
+    # A postscript has two markers to choose from; P.P.S for P.S. is no near miss worth having.
+    return bool(FIELDS[type_id]) and type_id != "detectable_content:postscript"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +50,13 @@ class Counts:
 
     def __init__(self, type_ids: Sequence[str], rng: np.random.Generator, most: int) -> None:
         self.pairs: collections.Counter[tuple[str, str]] = collections.Counter()
+        self.by_type: collections.Counter[str] = collections.Counter()
         self.beside: collections.Counter[str] = collections.Counter()
         self._rng = rng
         self.quota: dict[tuple[str, str], float] = {}
         for name in type_ids:
-            kinds = dict(_SHARES["bare" if not FIELDS[name] else "near"])
-            if name in POLAR:
-                kinds = dict(_SHARES["polar"])
+            group = "polar" if name in POLAR else "near" if _has_near_misses(name) else "bare"
+            kinds = dict(_SHARES[group])
             if most < 2:
                 kinds.pop("insert")
             total = sum(kinds.values())
@@ -61,6 +66,7 @@ class Counts:
         """Count the pairs of a cycle."""
         for edge in edges:
             self.pairs[edge.type, edge.kind] += 1
+            self.by_type[edge.type] += 1
             for index in set(edge.accepted) & set(edge.rejected):
                 self.beside[group.pool[index].id] += 1
 
@@ -68,12 +74,16 @@ class Counts:
         """Return (type, kind), what lacks most of its quota first, ties in random order."""
         slots = list(self.quota)
         order = [slots[i] for i in self._rng.permutation(len(slots))]
-        return sorted(order, key=lambda slot: self.pairs[slot] / self.quota[slot])
+        return sorted(order, key=self._filled)
 
     def as_partner(self, constraint: Constraint) -> float:
         """Return how little this constraint is wanted in exchange for one of another type."""
-        slot = constraint.id, "replace"
-        return self.pairs[slot] / self.quota[slot]
+        return self._filled((constraint.id, "replace"))
+
+    def _filled(self, slot: tuple[str, str]) -> float:
+        # The type as a whole counts beside the slot: where near misses are rare (two bulleted
+        # texts in one group), the type's other kinds make up for them.
+        return self.pairs[slot] / self.quota[slot] + self.by_type[slot[0]]
 
 
 def _related(group: Group, first: int, second: int, kind: str) -> bool:

@@ -16,6 +16,8 @@ import numpy as np
 from gapo_jax import constraints
 from gapo_jax.constraints.words import content_words
 
+# Share of edits with the marks in the wrong place, so that a mark alone does not tell.
+_NEAR_MISS = 0.15
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]?\s+")
 
 
@@ -77,16 +79,22 @@ def _postscript(text: str, rng: np.random.Generator) -> str | None:
 
 
 def _quotation(text: str, rng: np.random.Generator) -> str:
-    del rng
-    return '"' + text.replace('"', "'").strip() + '"'
+    plain = text.replace('"', "'").strip()
+    found = sentences(plain)
+    if len(found) > 1 and rng.random() < _NEAR_MISS:
+        return f'"{found[0]}" {" ".join(found[1:])}'
+    return f'"{plain}"'
 
 
 def _ending(text: str, rng: np.random.Generator) -> str | None:
     constraint = constraints.get("startend:end_checker").sample(rng)
     if constraint is None:
         return None
+    phrase = constraint.kwargs["end_phrase"]
+    if rng.random() < _NEAR_MISS:
+        return f"{phrase} {_whole(text)}"
     gap = " " if rng.random() < 0.5 else "\n"
-    return f"{_whole(text)}{gap}{constraint.kwargs['end_phrase']}"
+    return f"{_whole(text)}{gap}{phrase}"
 
 
 def _no_comma(text: str, rng: np.random.Generator) -> str | None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gapo_jax import constraints
+from gapo_jax.constraints.edges import END_PHRASES
 from gapo_jax.constraints.keywords import polarity_twin
 from gapo_jax.constraints.words import content_words
 from gapo_jax.data.edits import EDITABLE, rule_edit
@@ -20,7 +21,15 @@ from gapo_jax.types import Constraint
 
 POLAR = ("keywords:existence", "keywords:forbidden_words", "keywords:frequency")
 _MAX_ORIGINALS = 6  # responses to one task that enter a group
-_DRAWS = 3  # satisfied and violated instances drawn of each type and group
+_DRAWS = 3  # satisfied and violated instances drawn of each type and group, and as many free ones
+# Hardly ever in a small model's own text: edited in first.
+_RARE = (
+    "detectable_format:title",
+    "detectable_content:postscript",
+    "startend:quotation",
+    "startend:end_checker",
+    "detectable_format:number_bullet_lists",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +77,8 @@ def _variants(
     if not editable or edited_fraction <= 0:
         return list(found)
     wanted = round(len(kept) * edited_fraction / max(1 - edited_fraction, 0.1))
-    order = [editable[i] for i in rng.permutation(len(editable))]
+    shuffled = [editable[i] for i in rng.permutation(len(editable))]
+    order = sorted(shuffled, key=lambda name: name not in _RARE)
     for index in range(wanted):
         # Mostly edits of what the model wrote; sometimes a second edit on top of a first one.
         bases = list(found) if rng.random() < 0.25 else kept
@@ -90,6 +100,13 @@ def identity(constraint: Constraint) -> str:
     return f"{constraint.id}{sorted(constraint.kwargs.items())}"
 
 
+def _asked_for(constraint: Constraint) -> bool:
+    """Return whether a prompt would ask for this: no ending made of a response's own last words,
+    which often break off in the middle of a sentence."""
+    phrase = constraint.kwargs.get("end_phrase")
+    return phrase is None or phrase in END_PHRASES
+
+
 def _pool(
     responses: Sequence[str],
     type_ids: Sequence[str],
@@ -100,19 +117,27 @@ def _pool(
     found: dict[str, Constraint] = {}
 
     def add(constraint: Constraint | None) -> None:
-        if constraint is not None and constraint.id in type_ids:
+        if constraint is not None and constraint.id in type_ids and _asked_for(constraint):
             found.setdefault(identity(constraint), constraint)
 
     for type_id in type_ids:
         kind = constraints.get(type_id)
-        for draw in range(2 * _DRAWS):
-            response = responses[int(rng.integers(len(responses)))]
-            satisfied = draw % 2 == 0
-            made = kind.sample(rng, response=response, satisfied=satisfied, words=words)
-            add(made)
-            if made is not None and satisfied:
-                add(kind.modify(made, response, rng, words))
-            add(opposite_of(made) if made is not None else None)
+        for _ in range(_DRAWS):  # as prompts ask when there is no response yet
+            add(kind.sample(rng, words=words))
+        for satisfied in (True, False):
+            # Until enough are found, over all texts: a rare property sits in one of them only.
+            wanted = _DRAWS
+            for index in rng.permutation(len(responses)):
+                made = kind.sample(rng, response=responses[index], satisfied=satisfied, words=words)
+                if made is None:
+                    continue
+                add(made)
+                add(opposite_of(made))
+                if satisfied:
+                    add(kind.modify(made, responses[index], rng, words))
+                wanted -= 1
+                if not wanted:
+                    break
     return list(found.values())
 
 
