@@ -172,6 +172,17 @@ def _pair(
     )
 
 
+def _check_request(kind: str | None, accepted: Sequence[Constraint], response: str) -> None:
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"kind: wanted one of {KINDS} or None, got {kind!r}")
+    broken = [c.id for c in accepted if not holds(c, response)]
+    if broken:
+        raise ValueError(
+            f"make_pair: wanted constraints that the response satisfies, got violated {broken};"
+            " take them from sample(response=..., satisfied=True)"
+        )
+
+
 def make_pair(
     task: str,
     constraints: Sequence[Constraint],
@@ -195,8 +206,7 @@ def make_pair(
       response: R.
       rng: numpy Generator.
       kind: "modify", "insert", "polarity", or None for any that is possible, in random order.
-        "polarity" needs a constraint with an opposite among C (words to include or to avoid, or a
-        word's frequency).
+        "polarity" needs a constraint with an opposite in C (words to include, avoid or count).
       words: candidate keywords from other responses to the same task.
       phrasing: "train" or "heldout".
       type_ids: the types that the rejected prompt may hold; all by default.
@@ -208,16 +218,9 @@ def make_pair(
     Raises:
       ValueError: unknown kind or type, or a constraint that the response violates.
     """
-    if kind is not None and kind not in KINDS:
-        raise ValueError(f"kind: wanted one of {KINDS} or None, got {kind!r}")
     accepted = tuple(constraints)
     allowed = tuple(types() if type_ids is None else (get(item).id for item in type_ids))
-    broken = [c.id for c in accepted if not holds(c, response)]
-    if broken:
-        raise ValueError(
-            f"make_pair: wanted constraints that the response satisfies, got violated {broken};"
-            " take them from sample(response=..., satisfied=True)"
-        )
+    _check_request(kind, accepted, response)
     for chosen in (kind,) if kind else shuffled(rng, KINDS):
         if chosen == "insert":
             inserted = allowed if target is None else (get(target).id,)
