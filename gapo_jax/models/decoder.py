@@ -148,7 +148,7 @@ class LayerStack(nn.Module):
     def __call__(
         self, hidden_BTD: jax.Array, mask_BT: jax.Array, positions_BT: jax.Array
     ) -> jax.Array:
-        """Apply the layers to `hidden_BTD`; `mask_BT` int32 1 = real token, `positions_BT` int32."""
+        """Apply the layers to `hidden_BTD` (any float); `mask_BT`, `positions_BT` int32."""
         cfg = self.config
         cos_BTH, sin_BTH = rope_tables(positions_BT, cfg.head_dim, cfg.rope_theta)
         dtype = jnp.dtype(cfg.dtype)

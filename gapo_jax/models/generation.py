@@ -60,22 +60,9 @@ def decode_weights(params: Mapping[str, Any], config: DecoderConfig) -> DecodeWe
 
     A copy of all matrices: do it once per call of the sampler, outside the loop over tokens.
     """
-    stack = params["layers"]
     dtype = jnp.dtype(config.dtype)
-
-    def joined(group: str, names: tuple[str, ...], layer: int) -> jax.Array:
-        kernels = [stack[group][name]["kernel"][layer] for name in names]
-        return jnp.concatenate(kernels, axis=1).astype(dtype)
-
     layers = tuple(
-        LayerWeights(
-            attn_norm_D=stack["attn_norm"]["scale"][layer],
-            qkv=joined("attn", ("q", "k", "v"), layer),
-            o=joined("attn", ("o",), layer),
-            mlp_norm_D=stack["mlp_norm"]["scale"][layer],
-            gate_up=joined("mlp", ("gate", "up"), layer),
-            down=joined("mlp", ("down",), layer),
-        )
+        _layer_weights(jax.tree.map(lambda stacked: stacked[layer], params["layers"]), dtype)  # noqa: B023
         for layer in range(config.num_layers)
     )
     embedding_VD = params["embed"]["embedding"].astype(dtype)
@@ -85,21 +72,30 @@ def decode_weights(params: Mapping[str, Any], config: DecoderConfig) -> DecodeWe
 
 
 def prefill(
-    weights: DecodeWeights, config: DecoderConfig, tokens_BP: jax.Array, mask_BP: jax.Array
+    params: Mapping[str, Any], config: DecoderConfig, tokens_BP: jax.Array, mask_BP: jax.Array
 ) -> tuple[jax.Array, Cache]:
-    """Run the prompts, padded on the left (`tokens_BP`, `mask_BP` int32).
+    """Run the prompts, padded on the left (`tokens_BP`, `mask_BP` int32), through the decoder.
 
     Returns the final hidden state [B, D] of the last column and the prompt part of the cache.
+    The layers are scanned: at many tokens a copied slice costs little, and compiling them
+    unrolled would double the compile time of the sampler.
     """
+    dtype = jnp.dtype(config.dtype)
     cos_BPH, sin_BPH = _rope(positions_of(mask_BP), config)
     bias_BPP = causal_bias(mask_BP)
-    x_BPD = weights.embedding_VD[tokens_BP]
-    caches = []
-    for layer in weights.layers:
+
+    def apply_layer(x_BPD: jax.Array, stack_slice: Mapping[str, Any]):
+        layer = _layer_weights(stack_slice, dtype)
         q_BPNH, k_BPKH, v_BPKH = _qkv(layer, config, x_BPD, cos_BPH, sin_BPH)
-        caches.append(LayerCache(k_BPKH.transpose(0, 2, 3, 1), v_BPKH.transpose(0, 2, 1, 3)))
-        x_BPD = _finish_layer(layer, config, x_BPD, attend(q_BPNH, k_BPKH, v_BPKH, bias_BPP))
-    return rms_norm(x_BPD[:, -1], weights.final_norm_D, config.norm_eps), tuple(caches)
+        cache = LayerCache(k_BPKH.transpose(0, 2, 3, 1), v_BPKH.transpose(0, 2, 1, 3))
+        mixed_BPNH = attend(q_BPNH, k_BPKH, v_BPKH, bias_BPP)
+        return _finish_layer(layer, config, x_BPD, mixed_BPNH), cache
+
+    x_BPD = params["embed"]["embedding"].astype(dtype)[tokens_BP]
+    x_BPD, stacked = jax.lax.scan(apply_layer, x_BPD, params["layers"])
+    caches = tuple(LayerCache(k, v) for k, v in zip(*stacked, strict=True))
+    hidden_BD = rms_norm(x_BPD[:, -1], params["final_norm"]["scale"], config.norm_eps)
+    return hidden_BD, caches
 
 
 def empty_cache(config: DecoderConfig, batch: int, slots: int) -> Cache:
@@ -159,6 +155,23 @@ def next_logits(weights: DecodeWeights, hidden_BD: jax.Array) -> jax.Array:
     return logits_BV
 
 
+def _layer_weights(stack_slice: Mapping[str, Any], dtype: jnp.dtype) -> LayerWeights:
+    """The matrices of one layer, joined, from its slice of the stacked parameters."""
+
+    def joined(group: str, *names: str) -> jax.Array:
+        kernels = [stack_slice[group][name]["kernel"] for name in names]
+        return jnp.concatenate(kernels, axis=1).astype(dtype)
+
+    return LayerWeights(
+        attn_norm_D=stack_slice["attn_norm"]["scale"],
+        qkv=joined("attn", "q", "k", "v"),
+        o=joined("attn", "o"),
+        mlp_norm_D=stack_slice["mlp_norm"]["scale"],
+        gate_up=joined("mlp", "gate", "up"),
+        down=joined("mlp", "down"),
+    )
+
+
 def _rope(positions: jax.Array, config: DecoderConfig) -> tuple[jax.Array, jax.Array]:
     cos, sin = rope_tables(positions, config.head_dim, config.rope_theta)
     return cos.astype(config.dtype), sin.astype(config.dtype)
@@ -192,29 +205,32 @@ def _attend_cached(
     """Attention of one query per row over both parts of the cache, under one softmax."""
     batch, num_heads, head_dim = q_BNH.shape
     prompts, kv_heads = prompt.k_BKHS.shape[:2]
-    group = num_heads // kv_heads
-    # Letters: a prompt, j sample of the prompt, b = (a, j) row, g query head of a kv head.
-    split = (prompts, batch // prompts, kv_heads, group)
+    samples, group = batch // prompts, num_heads // kv_heads
+    # Letters: a prompt, j query of the prompt's kv head k (from any sample and query head),
+    # g query head of kv head k in row b.
     q_BKGH = (q_BNH * head_dim**-0.5).reshape(batch, kv_heads, group, head_dim)
-    q_AJKGH = q_BKGH.reshape(*split, head_dim)
+
+    def by_prompt(x_BKG: jax.Array) -> jax.Array:
+        x_AMKG = x_BKG.reshape(prompts, samples, kv_heads, group, -1)
+        return x_AMKG.swapaxes(1, 2).reshape(prompts, kv_heads, samples * group, -1)
+
+    def by_row(x_AKJ: jax.Array) -> jax.Array:
+        x_AKMG = x_AKJ.reshape(prompts, kv_heads, samples, group, -1)
+        return x_AKMG.swapaxes(1, 2).reshape(batch, kv_heads, group, -1)
 
     def product(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
         return jnp.einsum(equation, left, right, preferred_element_type=jnp.float32)
 
-    on_prompt = product("ajkgh,akhp->ajkgp", q_AJKGH, prompt.k_BKHS)
-    on_prompt = on_prompt + prompt_bias_AP[:, None, None, None, :]
+    on_prompt = product("akjh,akhp->akjp", by_prompt(q_BKGH), prompt.k_BKHS)
+    on_prompt = on_prompt + prompt_bias_AP[:, None, None, :]
     on_response = product("bkgh,bkhs->bkgs", q_BKGH, response.k_BKHS) + response_bias_S
 
-    top_BKG = jnp.maximum(
-        on_prompt.max(axis=-1).reshape(batch, kv_heads, group), on_response.max(axis=-1)
-    )
-    on_prompt = jnp.exp(on_prompt - top_BKG.reshape(*split, 1))
-    on_response = jnp.exp(on_response - top_BKG[..., None])
-    total_BKG = on_prompt.sum(axis=-1).reshape(batch, kv_heads, group) + on_response.sum(axis=-1)
+    top_BKG1 = jnp.maximum(by_row(on_prompt.max(axis=-1)), on_response.max(axis=-1, keepdims=True))
+    on_prompt = jnp.exp(on_prompt - by_prompt(top_BKG1))
+    on_response = jnp.exp(on_response - top_BKG1)
+    total_BKG1 = by_row(on_prompt.sum(axis=-1)) + on_response.sum(axis=-1, keepdims=True)
 
     dtype = q_BNH.dtype
-    mixed = product("ajkgp,akph->ajkgh", on_prompt.astype(dtype), prompt.v_BKSH)
-    mixed = mixed.reshape(q_BKGH.shape) + product(
-        "bkgs,bksh->bkgh", on_response.astype(dtype), response.v_BKSH
-    )
-    return (mixed / total_BKG[..., None]).astype(dtype).reshape(q_BNH.shape)
+    mixed_BKGH = by_row(product("akjp,akph->akjh", on_prompt.astype(dtype), prompt.v_BKSH))
+    mixed_BKGH += product("bkgs,bksh->bkgh", on_response.astype(dtype), response.v_BKSH)
+    return (mixed_BKGH / total_BKG1).astype(dtype).reshape(q_BNH.shape)

@@ -77,7 +77,7 @@ def make_sampler(
     ) -> Rollout:
         samples = _samples_per_prompt(tokens_AP, keys_B, max_new_tokens, config.max_positions)
         weights = generation.decode_weights(params, config)
-        hidden_AD, prompt_cache = generation.prefill(weights, config, tokens_AP, mask_AP)
+        hidden_AD, prompt_cache = generation.prefill(params, config, tokens_AP, mask_AP)
 
         def draw(state: _State, hidden_BD: jax.Array) -> _State:
             logits_BV = generation.next_logits(weights, hidden_BD)
