@@ -95,6 +95,7 @@ class MetricsWriter:
     ):
         self.workdir = pathlib.Path(workdir)
         self.workdir.mkdir(parents=True, exist_ok=True)
+        self.compiles = CompileCounter()
         self._console = console
         # One process writes; in the others of a multi-host run this object does nothing.
         self._main = jax.process_index() == 0
@@ -127,7 +128,8 @@ class MetricsWriter:
             round: number of the round.
             phase: one of `PHASES`.
             metrics: name -> number, or an array of one element. A value that is not finite is
-                written as null, with a warning.
+                written as null, with a warning. `compile/count`, the number of programs compiled
+                since this object was made, is added to every record.
             time_s: duration of the phase in seconds; taken from `metrics["time/PHASE_s"]` if not
                 given, else null.
 
@@ -137,6 +139,7 @@ class MetricsWriter:
         if phase not in PHASES:
             raise ValueError(f"wanted a phase of {PHASES}, got {phase!r}")
         values = {name: _number(name, value, step) for name, value in metrics.items()}
+        values.setdefault("compile/count", self.compiles.count)
         if time_s is None:
             time_s = values.get(f"time/{phase}_s")
         head = {"step": int(step), "round": int(round), "phase": phase, "time_s": time_s}
@@ -173,6 +176,7 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Flush and close all files. Further writes are errors; closing twice is not."""
+        self.compiles.close()
         if self._files:
             self.flush()
         for file in self._files.values():

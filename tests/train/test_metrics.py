@@ -34,7 +34,8 @@ def test_records_are_json_lines_in_order(tmp_path: pathlib.Path) -> None:
         (2, "rollout"),
         (2, "policy"),
     ]
-    assert list(records[0]) == ["step", "round", "phase", "time_s", "reward/mean"]
+    head = ["step", "round", "phase", "time_s"]
+    assert list(records[0]) == [*head, "compile/count", "reward/mean"]
     assert records[0]["time_s"] == 1.0 and records[1]["time_s"] is None
     samples = read_metrics(tmp_path / "samples.jsonl")
     assert samples == [{"step": 1, "response": "1 ä\n"}, {"step": 2, "response": "2 ä\n"}]
@@ -101,8 +102,8 @@ def test_a_malformed_line_is_named(tmp_path: pathlib.Path) -> None:
 def test_the_console_has_one_line_a_record(tmp_path: pathlib.Path) -> None:
     lines = write_run(tmp_path, 10, 11).splitlines()
     assert len(lines) == 4
-    assert lines[0] == "round   5 step    10 rollout           1.0s reward/mean=5"
-    assert lines[1].endswith("kl/ref=0.1 policy/loss=-0.1")
+    assert lines[0] == "round   5 step    10 rollout           1.0s reward/mean=5 compile/count=0"
+    assert lines[1].endswith("kl/ref=0.1 policy/loss=-0.1 compile/count=0")
 
 
 def test_tensorboard_holds_the_same_numbers(tmp_path: pathlib.Path) -> None:
@@ -119,7 +120,8 @@ def test_tensorboard_holds_the_same_numbers(tmp_path: pathlib.Path) -> None:
             found[value.tag, event.step] = value.simple_value
     assert found["reward/mean", 3] == 1.5
     assert found["kl/ref", 2] == pytest.approx(0.02)
-    assert len(found) == 9
+    assert len([name for name, _ in found if name != "compile/count"]) == 9
+    assert found["compile/count", 1] == 0
 
 
 def test_compilations_are_counted_once() -> None:
@@ -134,6 +136,16 @@ def test_compilations_are_counted_once() -> None:
         assert counter.count == 2
     jax.jit(lambda x: x * 3)(x3)
     assert counter.count == 2
+
+
+def test_every_record_says_how_much_was_compiled(tmp_path: pathlib.Path) -> None:
+    triple, x = jax.jit(lambda x: x * 3), jnp.ones(5)
+    with MetricsWriter(tmp_path, console=io.StringIO()) as writer:
+        counts = []
+        for step in range(3):
+            counts.append(writer.write(step, step, "policy", {})["compile/count"])
+            triple(x)
+    assert counts == [0, 1, 1]
 
 
 def test_progress_is_silent_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
