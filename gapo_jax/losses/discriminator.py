@@ -12,7 +12,8 @@ from gapo_jax.types import ACCEPTED, GENERATED, REJECTED
 def binary_cross_entropy(logits_B: jax.Array, targets_B: jax.Array) -> jax.Array:
     """-[y log s(x) + (1 - y) log s(-x)] per sample, float32, stable for logits of any size."""
     logits_B, targets_B = logits_B.astype(jnp.float32), targets_B.astype(jnp.float32)
-    return jax.nn.softplus(-jnp.abs(logits_B)) + jnp.maximum(logits_B, 0) - logits_B * targets_B
+    # Not the form with max and abs: its gradient is wrong at 0, where a fresh head starts.
+    return targets_B * jax.nn.softplus(-logits_B) + (1 - targets_B) * jax.nn.softplus(logits_B)
 
 
 def class_metrics(
