@@ -71,13 +71,13 @@ def _variants(
     rng: np.random.Generator,
 ) -> list[str]:
     """Return some of the originals and edits of them, each text once."""
-    kept = [originals[i] for i in rng.permutation(len(originals))[:_MAX_ORIGINALS]]
+    kept = [originals[int(i)] for i in rng.permutation(len(originals))[:_MAX_ORIGINALS]]
     editable = [name for name in type_ids if name in EDITABLE]
     found = dict.fromkeys(kept)
     if not editable or edited_fraction <= 0:
         return list(found)
     wanted = round(len(kept) * edited_fraction / max(1 - edited_fraction, 0.1))
-    shuffled = [editable[i] for i in rng.permutation(len(editable))]
+    shuffled = [editable[int(i)] for i in rng.permutation(len(editable))]
     order = sorted(shuffled, key=lambda name: name not in _RARE)
     for index in range(wanted):
         # Mostly edits of what the model wrote; sometimes a second edit on top of a first one.
@@ -128,13 +128,15 @@ def _pool(
             # Until enough are found, over all texts: a rare property sits in one of them only.
             wanted = _DRAWS
             for index in rng.permutation(len(responses)):
-                made = kind.sample(rng, response=responses[index], satisfied=satisfied, words=words)
+                made = kind.sample(
+                    rng, response=responses[int(index)], satisfied=satisfied, words=words
+                )
                 if made is None:
                     continue
                 add(made)
                 add(opposite_of(made))
                 if satisfied:
-                    add(kind.modify(made, responses[index], rng, words))
+                    add(kind.modify(made, responses[int(index)], rng, words))
                 wanted -= 1
                 if not wanted:
                     break
