@@ -207,8 +207,8 @@ def architecture(model_type: str | None, kind: str) -> Architecture:
         return known[model_type]
     close = difflib.get_close_matches(str(model_type), known, 1, 0.5) or list(known)
     raise ValueError(
-        f"Wanted {_article(kind)} of type {sorted(known)}, got model_type {model_type!r}. The nearest "
-        f"supported choice is {close[0]!r}: give a model of that type."
+        f"Wanted {_article(kind)} of type {sorted(known)}, got model_type "
+        f"{model_type!r}. The nearest supported choice is {close[0]!r}: give a model of that type."
     )
 
 

@@ -1,0 +1,152 @@
+"""Tiny random Llama and BERT of transformers: in, equal; out again, bit-identical and loadable."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+import torch
+from parity_references import padded_batch, tiny_bert, tiny_llama, torch_greedy, torch_logits
+from safetensors.numpy import load_file
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+)
+
+from gapo_jax.data.tiny_tokenizer import character_tokenizer, wordpiece_tokenizer
+from gapo_jax.models import Discriminator, load_decoder, load_encoder, save_hf
+from gapo_jax.rollout.sampler import make_sampler
+
+TOLERANCE = 1e-4
+LLAMAS = {
+    "tied": {},
+    "untied": {"tie": False},
+    "one kv head": {"kv_heads": 1},
+    "multi-head": {"kv_heads": 4},
+}
+
+
+def _assert_same_files(a, b):
+    left, right = load_file(a / "model.safetensors"), load_file(b / "model.safetensors")
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        assert tensor.dtype == right[name].dtype and np.array_equal(tensor, right[name]), name
+
+
+@pytest.mark.parametrize("case", LLAMAS)
+def test_llama_in_and_out(case, tmp_path):
+    theirs = tiny_llama(**LLAMAS[case])
+    theirs.save_pretrained(tmp_path / "source")
+    decoder, params = load_decoder(tmp_path / "source")
+    apply = jax.jit(decoder.apply)
+    for side in ("left", "right"):
+        tokens_BT, mask_BT = padded_batch(120, side)
+        want = torch_logits(theirs, tokens_BT, mask_BT)
+        got = np.asarray(apply({"params": params}, tokens_BT, mask_BT))
+        assert want[mask_BT > 0].std() > 0.5
+        np.testing.assert_allclose(got[mask_BT > 0], want[mask_BT > 0], atol=TOLERANCE, rtol=0)
+    exported = save_hf(decoder, params, tmp_path / "exported")
+    _assert_same_files(tmp_path / "source", exported)
+    again, info = AutoModelForCausalLM.from_pretrained(exported, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert np.array_equal(torch_logits(again.eval(), tokens_BT, mask_BT), want)
+
+
+def test_sharded_torch_folder_in_bfloat16(tmp_path):
+    tiny_llama().to(torch.bfloat16).save_pretrained(tmp_path, max_shard_size="20KB")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    decoder, params = load_decoder(tmp_path)
+    tokens_BT, mask_BT = padded_batch(120, "left")
+    want = torch_logits(theirs, tokens_BT, mask_BT)
+    got = np.asarray(jax.jit(decoder.apply)({"params": params}, tokens_BT, mask_BT))
+    np.testing.assert_allclose(got[mask_BT > 0], want[mask_BT > 0], atol=TOLERANCE, rtol=0)
+
+
+def test_greedy_text_of_the_export(tmp_path):
+    tiny_llama().save_pretrained(tmp_path / "source")
+    decoder, params = load_decoder(tmp_path / "source")
+    folder = save_hf(decoder, params, tmp_path / "exported", character_tokenizer())
+    theirs = AutoModelForCausalLM.from_pretrained(folder)
+    tokens_BP, mask_BP = padded_batch(120, "left")
+    sample = make_sampler(decoder, max_new_tokens=64, eos_ids=(2,), pad_id=0)
+    rollout = sample(params, tokens_BP, mask_BP, jax.random.split(jax.random.key(0), 4), 0.0)
+    for row in range(4):
+        kept = np.asarray(rollout.response_mask_BR[row]) > 0
+        got = np.asarray(rollout.tokens_BT[row, 24:])[kept].tolist()
+        prompt = tokens_BP[row][mask_BP[row] > 0].tolist()
+        assert got == torch_greedy(theirs, prompt, 64, [2])
+
+
+def _bert_hidden(model, tokens_BT, mask_BT, type_ids_BT):
+    with torch.no_grad():
+        return model(
+            torch.tensor(tokens_BT).long(),
+            attention_mask=torch.tensor(mask_BT).long(),
+            token_type_ids=torch.tensor(type_ids_BT).long(),
+        )
+
+
+def test_bert_in_and_out(tmp_path):
+    theirs = tiny_bert()
+    theirs.save_pretrained(tmp_path / "source")
+    encoder, params = load_encoder(tmp_path / "source")
+    tokens_BT, mask_BT = padded_batch(120, "right")
+    type_ids_BT = (np.arange(24)[None] > np.array([[3], [9], [12], [30]])).astype(np.int32)
+    want = _bert_hidden(theirs, tokens_BT, mask_BT, type_ids_BT).last_hidden_state.numpy()
+    got = np.asarray(jax.jit(encoder.apply)({"params": params}, tokens_BT, mask_BT, type_ids_BT))
+    np.testing.assert_allclose(got[mask_BT > 0], want[mask_BT > 0], atol=TOLERANCE, rtol=0)
+    exported = save_hf(encoder, params, tmp_path / "exported")
+    source = load_file(tmp_path / "source" / "model.safetensors")
+    stored = load_file(exported / "model.safetensors")
+    assert source.keys() - stored.keys() == {"pooler.dense.weight", "pooler.dense.bias"}
+    assert all(np.array_equal(stored[name], source[name]) for name in stored)
+    again, info = AutoModel.from_pretrained(
+        exported, add_pooling_layer=False, output_loading_info=True
+    )
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    hidden = _bert_hidden(again.eval(), tokens_BT, mask_BT, type_ids_BT).last_hidden_state
+    assert np.array_equal(hidden.numpy(), want)
+
+
+def _discriminator(tmp_path, pooling, hidden_dim):
+    """A discriminator over the tiny BERT, with its logits on a padded batch."""
+    tiny_bert().save_pretrained(tmp_path / "source")
+    encoder, encoder_params = load_encoder(tmp_path / "source")
+    module = Discriminator(encoder.config, pooling, hidden_dim)
+    tokens_BT, mask_BT = padded_batch(120, "right")
+    shapes = jax.eval_shape(module.init, jax.random.key(0), tokens_BT, mask_BT)["params"]["head"]
+    rng = np.random.default_rng(0)
+    head = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+    params = {"encoder": encoder_params, "head": head}
+    got = np.asarray(jax.jit(module.apply)({"params": params}, tokens_BT, mask_BT))
+    assert np.abs(got).max() > 1e-2
+    return module, params, tokens_BT, mask_BT, got
+
+
+def test_cls_discriminator_is_a_sequence_classifier(tmp_path):
+    module, params, tokens_BT, mask_BT, got = _discriminator(tmp_path, "cls", 32)
+    folder = save_hf(module, params, tmp_path / "exported", wordpiece_tokenizer())
+    theirs, info = AutoModelForSequenceClassification.from_pretrained(
+        folder, output_loading_info=True
+    )
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    want = _bert_hidden(theirs.eval(), tokens_BT, mask_BT, 0 * tokens_BT).logits[:, 0].numpy()
+    np.testing.assert_allclose(got, want, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize(("pooling", "hidden_dim"), [("mean", None), ("mean", 16), ("cls", None)])
+def test_other_discriminators_are_encoder_plus_head_as_the_card_says(tmp_path, pooling, hidden_dim):
+    module, params, tokens_BT, mask_BT, got = _discriminator(tmp_path, pooling, hidden_dim)
+    folder = save_hf(module, params, tmp_path / "exported", wordpiece_tokenizer())
+    # The code in the card is run as a reader would run it.
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    batch = {
+        "input_ids": torch.tensor(tokens_BT).long(),
+        "attention_mask": torch.tensor(mask_BT).long(),
+    }
+    scope = {"folder": str(folder), "batch": batch}
+    with torch.no_grad():
+        exec(code, scope)
+    np.testing.assert_allclose(got, scope["logits"].numpy(), atol=TOLERANCE, rtol=0)
