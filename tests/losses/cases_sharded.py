@@ -57,6 +57,5 @@ def check(mesh_shape, kernel_spec):
 
 if __name__ == "__main__":
     assert jax.device_count() == 8
-    check((8, 1), P())
     check((4, 2), P(None, "tensor"))
     check((2, 4), P("data", "tensor"))

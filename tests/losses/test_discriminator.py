@@ -9,6 +9,16 @@ from gapo_jax import losses
 from gapo_jax.types import ACCEPTED, GENERATED, REJECTED
 
 
+def grad(function, *args, **kwargs):
+    """jax.grad, compiled: op by op each test would compile dozens of kernels."""
+    return jax.jit(jax.grad(function, *args, **kwargs))
+
+
+def value_and_grad(function, *args, **kwargs):
+    """jax.value_and_grad, compiled: op by op each test would compile dozens of kernels."""
+    return jax.jit(jax.value_and_grad(function, *args, **kwargs))
+
+
 def test_cross_entropy_by_hand_and_at_the_extremes():
     # s(log 3) = 3/4.
     logits = jnp.array([np.log(3.0), np.log(3.0), np.log(3.0), 1e4, -1e4, 1e4])
@@ -17,13 +27,13 @@ def test_cross_entropy_by_hand_and_at_the_extremes():
     np.testing.assert_allclose(
         losses.binary_cross_entropy(logits, targets), want, rtol=1e-6, atol=1e-7
     )
-    gradient = jax.grad(lambda x: losses.binary_cross_entropy(x, targets).sum())(logits)
+    gradient = grad(lambda x: losses.binary_cross_entropy(x, targets).sum())(logits)
     sigmoid = [0.75, 0.75, 0.75, 1, 0, 1]
     np.testing.assert_allclose(gradient, np.array(sigmoid) - targets, atol=1e-6)
 
 
 def test_the_gradient_at_a_logit_of_zero():
-    gradient = jax.grad(lambda x: losses.binary_cross_entropy(x, jnp.float32(1.0)))(0.0)
+    gradient = grad(lambda x: losses.binary_cross_entropy(x, jnp.float32(1.0)))(0.0)
     assert float(gradient) == pytest.approx(-0.5)
 
 
@@ -43,7 +53,7 @@ def test_a_row_of_weight_zero_is_as_if_absent(rng, poison):
     logits, targets = jnp.array(rng.normal(size=5)), jnp.array([1.0, 0.0, 0.3, 1.0, 0.0])
     classes = jnp.array([ACCEPTED, REJECTED, GENERATED, ACCEPTED, GENERATED])
     weights = jnp.array([1.0, 2.0, 1.0, 0.5, 0.0])
-    total = jax.value_and_grad(losses.bce_loss, has_aux=True)
+    total = value_and_grad(losses.bce_loss, has_aux=True)
     (loss, metrics), gradient = total(logits.at[4].set(poison), targets, weights, classes_B=classes)
     (want, wanted), _ = total(logits[:4], targets[:4], weights[:4], classes_B=classes[:4])
     assert float(loss) == pytest.approx(float(want), rel=1e-6)
@@ -75,7 +85,7 @@ def test_a_class_without_a_row_has_no_accuracy():
 
 
 def test_soft_labels_have_their_optimum_at_the_label():
-    gradient = jax.grad(lambda x: losses.bce_loss(x, jnp.array([0.2]))[0])
+    gradient = grad(lambda x: losses.bce_loss(x, jnp.array([0.2]))[0])
     at = jnp.log(jnp.array([0.2 / 0.8]))
     assert abs(float(gradient(at)[0])) < 1e-6
     assert float(gradient(at + 1)[0]) > 0 > float(gradient(at - 1)[0])
@@ -92,7 +102,7 @@ def test_bradley_terry(rng):
     assert float(metrics["disc/pair_accuracy"]) == pytest.approx((margin[real] > 0).mean())
     shifted, _ = losses.bradley_terry_loss(better + 5, worse + 5, weights)
     assert float(shifted) == pytest.approx(want, rel=1e-4)  # only differences matter
-    gradient = jax.grad(lambda x: losses.bradley_terry_loss(x, worse, weights)[0])(
+    gradient = grad(lambda x: losses.bradley_terry_loss(x, worse, weights)[0])(
         better.at[2].set(jnp.nan)
     )
     sigmoid = 1 / (1 + np.exp(margin))

@@ -8,6 +8,11 @@ import pytest
 from gapo_jax import losses
 
 
+def value_and_grad(function, *args, **kwargs):
+    """jax.value_and_grad, compiled: op by op each test would compile dozens of kernels."""
+    return jax.jit(jax.value_and_grad(function, *args, **kwargs))
+
+
 def close(ours, theirs, tolerance=1e-5):
     np.testing.assert_allclose(ours, np.array(theirs), rtol=tolerance, atol=tolerance)
 
@@ -159,7 +164,7 @@ def test_logprobs(goldens, chunk_tokens):
         )  # fmt: skip
         return jnp.sum(logprobs * golden["weights"]), (logprobs, entropy)
 
-    (_, (logprobs, entropy)), gradients = jax.value_and_grad(total, (0, 1), has_aux=True)(
+    (_, (logprobs, entropy)), gradients = value_and_grad(total, (0, 1), has_aux=True)(
         golden["hidden"], golden["kernel"]
     )
     close(logprobs, golden["logps"])

@@ -14,6 +14,12 @@ import pytest
 
 from gapo_jax.losses import chunked_logprobs
 
+
+def grad(function, *args, **kwargs):
+    """jax.grad, compiled: op by op each test would compile dozens of kernels."""
+    return jax.jit(jax.grad(function, *args, **kwargs))
+
+
 D, V = 8, 37
 
 
@@ -63,7 +69,7 @@ def test_gradient_equals_that_of_log_softmax(rng, batch, tokens, chunk, tied):
         return jnp.sum(weights * jnp.take_along_axis(logps, targets[..., None], -1)[..., 0])
 
     for mine, theirs in zip(
-        jax.grad(ours, (0, 1))(hidden, kernel), jax.grad(whole, (0, 1))(hidden, kernel)
+        grad(ours, (0, 1))(hidden, kernel), grad(whole, (0, 1))(hidden, kernel)
     ):
         np.testing.assert_allclose(mine, theirs, atol=2e-5)
 
@@ -95,7 +101,7 @@ def test_huge_logits_stay_finite(rng):
         logprobs, entropy = chunked_logprobs(hidden, kernel, targets, with_entropy=True)
         return logprobs.sum(), (logprobs, entropy)
 
-    gradients, outputs = jax.grad(total, (0, 1), has_aux=True)(hidden, kernel)
+    gradients, outputs = grad(total, (0, 1), has_aux=True)(hidden, kernel)
     for array in jax.tree.leaves((gradients, outputs)):
         assert np.isfinite(array).all()
     assert (np.array(outputs[1]) >= 0).all()
@@ -103,7 +109,7 @@ def test_huge_logits_stay_finite(rng):
 
 def test_the_entropy_is_a_metric_without_gradient(rng):
     hidden, kernel, targets = make(rng, 2, 3)
-    gradients = jax.grad(
+    gradients = grad(
         lambda h, k: chunked_logprobs(h, k, targets, with_entropy=True)[1].sum(), (0, 1)
     )(hidden, kernel)
     assert all(not np.any(gradient) for gradient in gradients)
@@ -165,9 +171,9 @@ def test_bfloat16_operands_give_float32_results(rng):
     assert low.dtype == jnp.float32
     rounded = [np.asarray(x.astype(jnp.bfloat16), np.float64) for x in (hidden, kernel)]
     np.testing.assert_allclose(low, plain(*rounded, targets)[0], atol=1e-4)
-    gradient = jax.grad(
-        lambda h: chunked_logprobs(h, kernel.astype(jnp.bfloat16), targets)[0].sum()
-    )(hidden.astype(jnp.bfloat16))
+    gradient = grad(lambda h: chunked_logprobs(h, kernel.astype(jnp.bfloat16), targets)[0].sum())(
+        hidden.astype(jnp.bfloat16)
+    )
     assert gradient.dtype == jnp.bfloat16
 
 

@@ -8,6 +8,16 @@ import pytest
 from gapo_jax import losses
 
 
+def grad(function, *args, **kwargs):
+    """jax.grad, compiled: op by op each test would compile dozens of kernels."""
+    return jax.jit(jax.grad(function, *args, **kwargs))
+
+
+def value_and_grad(function, *args, **kwargs):
+    """jax.value_and_grad, compiled: op by op each test would compile dozens of kernels."""
+    return jax.jit(jax.value_and_grad(function, *args, **kwargs))
+
+
 def policy(batch, **options):
     return losses.ppo_loss(
         batch["logprobs_BR"], batch["old_BR"], batch["advantages_BR"], batch["mask_BR"], **options
@@ -52,7 +62,7 @@ def test_policy_loss_by_hand():
     assert float(metrics["policy/ratio_max"]) == pytest.approx(2.0)
     k3 = [2 - 1 - np.log(2), 0.5 - 1 + np.log(2), 2 - 1 - np.log(2)]
     assert float(metrics["policy/approx_kl"]) == pytest.approx(np.mean(k3), rel=1e-5)
-    gradient = jax.grad(lambda new: losses.ppo_loss(new, old, advantages, mask)[0])(new)
+    gradient = grad(lambda new: losses.ppo_loss(new, old, advantages, mask)[0])(new)
     np.testing.assert_allclose(gradient, [[0, 0, 2 / 3]], atol=1e-6)  # clipped tokens teach nothing
 
 
@@ -63,7 +73,7 @@ def test_on_policy_the_ratio_is_one_and_the_gradient_is_that_of_reinforce(batch)
     assert float(metrics["policy/clip_fraction"]) == 0
     assert float(metrics["policy/approx_kl"]) == 0
     assert float(metrics["policy/ratio_max"]) == 1
-    gradient = jax.grad(lambda x: policy(batch | {"logprobs_BR": x})[0])(batch["logprobs_BR"])
+    gradient = grad(lambda x: policy(batch | {"logprobs_BR": x})[0])(batch["logprobs_BR"])
     np.testing.assert_allclose(gradient, -advantages * mask / mask.sum(), atol=1e-7)
     assert float(loss) == pytest.approx(float(-(advantages * mask).sum() / mask.sum()), abs=1e-6)
 
@@ -78,7 +88,7 @@ def test_what_stands_in_padding_changes_nothing(batch, poison):
             )
             return first + second, a | b
 
-        gradient = jax.value_and_grad(total, (0, 1), has_aux=True)
+        gradient = value_and_grad(total, (0, 1), has_aux=True)
         return gradient(batch["logprobs_BR"], batch["values_BR"])
 
     real = batch["mask_BR"] == 1
@@ -101,7 +111,7 @@ def test_gradients_against_finite_differences(batch):
         ("logprobs_BR", lambda batch: policy(batch, aggregation="sequence")[0]),
         ("values_BR", lambda b: value(b)[0]),
     ):
-        gradient = jax.grad(lambda x: loss(batch | {name: x}))(batch[name])  # noqa: B023
+        gradient = grad(lambda x: loss(batch | {name: x}))(batch[name])  # noqa: B023
         for place in ((0, 0), (0, 3), (1, 1), (2, 2), (3, 0)):
             up, down = (
                 float(loss(batch | {name: batch[name].at[place].add(sign * step)}))
@@ -113,7 +123,7 @@ def test_gradients_against_finite_differences(batch):
 def test_a_runaway_ratio_stays_finite():
     new, old = jnp.array([[0.0, 0.0]]), jnp.array([[-1e4, -1e4]])
     advantages, mask = jnp.array([[0.0, -1.0]]), jnp.ones((1, 2), jnp.int32)
-    loss, gradient = jax.value_and_grad(lambda x: losses.ppo_loss(x, old, advantages, mask)[0])(new)
+    loss, gradient = value_and_grad(lambda x: losses.ppo_loss(x, old, advantages, mask)[0])(new)
     assert np.isfinite(loss) and np.isfinite(gradient).all()
 
 
@@ -121,7 +131,7 @@ def test_an_empty_mask_gives_zero_and_no_gradient(batch):
     batch = batch | {"mask_BR": jnp.zeros_like(batch["mask_BR"])}
     for aggregation in ("token", "sequence"):
         total = lambda x: policy(batch | {"logprobs_BR": x}, aggregation=aggregation)[0]  # noqa: B023, E731
-        loss, gradient = jax.value_and_grad(total)(batch["logprobs_BR"])
+        loss, gradient = value_and_grad(total)(batch["logprobs_BR"])
         assert float(loss) == 0 and not np.any(gradient)
 
 

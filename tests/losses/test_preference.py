@@ -9,6 +9,17 @@ import pytest
 
 from gapo_jax import losses
 
+
+def grad(function, *args, **kwargs):
+    """jax.grad, compiled: op by op each test would compile dozens of kernels."""
+    return jax.jit(jax.grad(function, *args, **kwargs))
+
+
+def value_and_grad(function, *args, **kwargs):
+    """jax.value_and_grad, compiled: op by op each test would compile dozens of kernels."""
+    return jax.jit(jax.value_and_grad(function, *args, **kwargs))
+
+
 SMOOTHING = {"sigmoid": 0.0, "cdpo": 0.1, "robust": 0.2, "exo": 0.1, "hinge": 0.0, "ipo": 0.0}
 
 
@@ -42,7 +53,7 @@ def test_sft_is_the_token_mean(batch):
     dirty = jnp.where(batch["mask_BR"] == 1, batch["logprobs_BR"], jnp.nan)
     total = lambda x: losses.sft_loss(x, batch["mask_BR"])[0]  # noqa: E731
     assert float(total(dirty)) == float(loss)
-    np.testing.assert_allclose(jax.grad(total)(dirty), -mask / 12, rtol=1e-6)
+    np.testing.assert_allclose(grad(total)(dirty), -mask / 12, rtol=1e-6)
 
 
 def test_sequence_logprobs(batch):
@@ -67,13 +78,13 @@ def test_dpo_variants(pairs, variant):
     # The gradient in closed form: dL/dDelta by a central difference of the float64 version.
     slope = slow_dpo(delta + 1e-5, 0.3, variant, SMOOTHING[variant])
     slope = (slope - slow_dpo(delta - 1e-5, 0.3, variant, SMOOTHING[variant])) / 2e-5 / len(delta)
-    gradient = jax.grad(lambda c, r: function(c, r, *pairs[2:])[0], (0, 1))(*pairs[:2])
+    gradient = grad(lambda c, r: function(c, r, *pairs[2:])[0], (0, 1))(*pairs[:2])
     np.testing.assert_allclose(gradient[0], slope, atol=1e-5)
     np.testing.assert_allclose(gradient[1], -slope, atol=1e-5)
     # A pair of weight 0 is as if absent, whatever it holds.
     weights = jnp.array([1.0, 1, 1, 0, 1, 1])
     dirty = [x.at[3].set(jnp.nan) for x in pairs]
-    weighted, gradient = jax.value_and_grad(
+    weighted, gradient = value_and_grad(
         lambda c: losses.dpo_loss(c, *dirty[1:], weights_B=weights, **options)[0]
     )(dirty[0])
     assert float(weighted) == pytest.approx(np.delete(want, 3).mean(), rel=1e-5)
@@ -95,7 +106,7 @@ def test_dpo_under_extreme_margins_is_finite():
     pair = jnp.array([1e5, -1e5]), jnp.zeros(2), jnp.zeros(2), jnp.zeros(2)
     for variant, smoothing in SMOOTHING.items():
         total = functools.partial(losses.dpo_loss, variant=variant, label_smoothing=smoothing)
-        value, gradient = jax.value_and_grad(total, has_aux=True)(*pair)
+        value, gradient = value_and_grad(total, has_aux=True)(*pair)
         assert np.isfinite(value[0]) and np.isfinite(gradient).all(), variant
 
 
@@ -129,9 +140,9 @@ def test_log1mexp_keeps_its_digits_and_its_gradient():
     np.testing.assert_allclose(
         losses.log1mexp(jnp.array(x, jnp.float32)), want, rtol=1e-5, atol=1e-30
     )
-    slope = jax.vmap(jax.grad(losses.log1mexp))(jnp.array(x, jnp.float32))
+    slope = jax.jit(jax.vmap(jax.grad(losses.log1mexp)))(jnp.array(x, jnp.float32))
     np.testing.assert_allclose(slope, np.exp(x) / np.expm1(x), rtol=2e-5, atol=1e-30)
-    value, gradient = jax.value_and_grad(losses.log1mexp)(0.0)  # a probability of exactly 1
+    value, gradient = value_and_grad(losses.log1mexp)(0.0)  # a probability of exactly 1
     assert np.isfinite(value) and np.isfinite(gradient)
 
 
@@ -149,7 +160,7 @@ def test_orpo_equals_the_slow_version(rng):
     loss, metrics = losses.orpo_loss(*arguments, beta=0.4)
     assert float(loss) == pytest.approx(want, rel=1e-5)
     dirty = [jnp.where(m == 1, x, jnp.nan) for x, m in zip(arguments[:2], arguments[2:])]
-    gradients = jax.grad(lambda c, r: losses.orpo_loss(c, r, *arguments[2:])[0], (0, 1))(*dirty)
+    gradients = grad(lambda c, r: losses.orpo_loss(c, r, *arguments[2:])[0], (0, 1))(*dirty)
     assert np.isfinite(gradients[0]).all() and np.isfinite(gradients[1]).all()
     assert all(not np.any(g[m == 0]) for g, m in zip(gradients, arguments[2:]))
     certain = losses.orpo_loss(arguments[0] * 0, *arguments[1:])[0]
@@ -178,7 +189,7 @@ def test_kto_equals_the_slow_version(rng):
     loss, metrics = losses.kto_loss(*arguments, jnp.array(labels), **options)
     assert float(loss) == pytest.approx(want, rel=1e-5)
     assert float(metrics["pref/kl"]) == pytest.approx(z0, rel=1e-5)
-    gradients = jax.grad(
+    gradients = grad(
         lambda p, k: losses.kto_loss(
             p, arguments[1], k, arguments[3], jnp.array(labels), **options
         )[0],
@@ -246,7 +257,7 @@ def test_rpo_sq_at_a_constant_gap_is_ipo(pairs):
 @pytest.mark.parametrize("distance", ["sq", "sqloo", "bwd_kl", "fwd_kl"])
 def test_rpo_slopes_and_optimum(distance):
     a, b = jnp.array([1.3]), jnp.array([0.4])
-    slope = float(jax.grad(lambda a: rpo_of_gap(a, b, distance, beta=1.0))(a)[0])
+    slope = float(grad(lambda a: rpo_of_gap(a, b, distance, beta=1.0))(a)[0])
     s = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
     want = {
         "sq": 2 * 0.9,
@@ -280,7 +291,7 @@ def test_sqloo_gradient_is_that_of_rloo(rng, group):
     shaped = (eta * rewards - beta * (policy - ref)).reshape(-1)
     advantages = losses.leave_one_out(shaped, group)
     want = -beta * group / (group - 1) * advantages / group
-    np.testing.assert_allclose(jax.grad(loss)(policy)[0], want, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(grad(loss)(policy)[0], want, rtol=1e-4, atol=1e-6)
 
 
 def test_rpo_of_many_responses_equals_the_slow_version(rng):
@@ -305,7 +316,7 @@ def test_rpo_of_many_responses_equals_the_slow_version(rng):
     for distance in want:
         options = dict(beta=0.7, eta=2.0, distance=distance)
         clean = losses.rpo_loss(*(jnp.delete(x, 2, axis=0) for x in arguments), **options)[0]
-        value, gradient = jax.value_and_grad(
+        value, gradient = value_and_grad(
             lambda x: losses.rpo_loss(x, *dirty[1:], weights_B=weights, **options)[0]  # noqa: B023
         )(dirty[0])
         assert float(value) == pytest.approx(float(clean), rel=1e-5)
