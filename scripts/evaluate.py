@@ -13,7 +13,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,23 +59,24 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return options
 
 
-def generate_responses(rows: Sequence[PromptRow], options: argparse.Namespace) -> list[str]:
-    """Ask the model; responses in the order of the prompts."""
-    import jax
-    from tqdm import tqdm
-
+def load_model(options: argparse.Namespace) -> tuple[Any, Any, Callable[..., Any], int]:
+    """Return the parameters, the tokenizer, the sampler and the longest prompt in tokens."""
     from gapo_jax import models
     from gapo_jax.data import weights
     from gapo_jax.data.tokenizer import load_tokenizer
-    from gapo_jax.rollout.generate import generate, prompt_width, row_keys
     from gapo_jax.rollout.sampler import make_sampler
 
     source = str(options.model)
     if source in weights.WEIGHTS:
         source = str(weights.locate(source))
     decoder, params = models.load_decoder(source)
-    tokenizer = load_tokenizer(source)
     config = decoder.config
+    limit = min(options.max_prompt_tokens, config.max_positions - options.max_new_tokens)
+    if limit < 1:
+        raise ValueError(
+            f"--max-new-tokens {options.max_new_tokens} leaves no room for a prompt: the model "
+            f"has {config.max_positions} positions"
+        )
     sample = make_sampler(
         decoder,
         max_new_tokens=options.max_new_tokens,
@@ -84,12 +85,17 @@ def generate_responses(rows: Sequence[PromptRow], options: argparse.Namespace) -
         top_k=options.top_k,
         top_p=options.top_p,
     )
-    limit = min(options.max_prompt_tokens, config.max_positions - options.max_new_tokens)
-    if limit < 1:
-        raise ValueError(
-            f"--max-new-tokens {options.max_new_tokens} leaves no room for a prompt: the model "
-            f"has {config.max_positions} positions"
-        )
+    return params, load_tokenizer(source), sample, limit
+
+
+def generate_responses(rows: Sequence[PromptRow], options: argparse.Namespace) -> list[str]:
+    """Ask the model; responses in the order of the prompts."""
+    import jax
+    from tqdm import tqdm
+
+    from gapo_jax.rollout.generate import generate, prompt_width, row_keys
+
+    params, tokenizer, sample, limit = load_model(options)
     keys_B = row_keys(jax.random.key(options.seed), count=len(rows))
     # Prompts of like length share a batch: each batch is as wide as its longest prompt needs.
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].prompt))

@@ -107,11 +107,10 @@ def build_pairs(
     """Build preferential pairs, balanced over types and kinds, without a cheap shortcut.
 
     Args:
-        rows: (task, response); give several responses to each task, since the rejected prompts
-            of one response are what its siblings satisfy. Empty responses are left out.
+        rows: (task, response); several responses to each task, since the rejected prompts of
+            one are what its siblings satisfy. Empty responses are left out.
         type_ids: constraint types to use, full ids or short names.
-        num_pairs: how many pairs; at most that many are returned, one fewer where a lone pair
-            could not be closed into a cycle.
+        num_pairs: at most that many; one fewer where a lone pair cannot be closed into a cycle.
         rng: numpy generator; the result depends on it and the rows alone.
         edited_fraction: share of edited texts (`rule_edit`) among the responses of a task.
         max_constraints: 1 or more constraints in a prompt; insertion needs 2.
@@ -123,8 +122,7 @@ def build_pairs(
         often accepted as rejected. `pair_statistics` counts them.
 
     Raises:
-        ValueError: when there are no rows, no types, or not a single pair can be made. When
-            fewer pairs than wanted can be made a warning says how many.
+        ValueError: no rows, no types, or not a single pair. Fewer than wanted: a warning.
     """
     type_ids = constraints.resolve(type_ids)
     tasks = _by_task(rows)
@@ -142,11 +140,8 @@ def build_pairs(
             "each task, more constraint types, or a larger edited_fraction"
         )
     if len(pairs) < num_pairs - 1:
-        warnings.warn(
-            f"only {len(pairs)} of {num_pairs} preferential pairs could be made from {len(tasks)} "
-            "tasks: give more responses",
-            stacklevel=2,
-        )
+        share = f"only {len(pairs)} of {num_pairs} preferential pairs could be made from"
+        warnings.warn(f"{share} {len(tasks)} tasks: give more responses", stacklevel=2)
     return [pairs[i] for i in rng.permutation(len(pairs))]
 
 

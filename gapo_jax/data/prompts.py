@@ -85,22 +85,17 @@ def make_prompts(
     """Compose prompts of a task and 1 to `max_constraints` constraints that go together.
 
     Args:
-        tasks: tasks to ask; each is used equally often (once at most, if there are n or more).
-        type_ids: constraint types, full ids or short names; used equally often as far as
-            conflicts allow.
+        tasks: tasks to ask, each equally often.
+        type_ids: constraint types, ids or short names, each as often as conflicts allow.
         n: number of prompts.
-        rng: numpy generator; the result depends on the arguments alone.
+        rng: numpy generator.
         phrasing: "train" or "heldout" wordings of the constraints.
-        max_constraints: the number of constraints is uniform in 1..max_constraints.
+        max_constraints: the number of constraints is uniform in 1 to this.
         words: keyword candidates by the task's text; a Task has words of its own.
-        max_words: no prompt asks for more words than that; give about 0.75 of the number of new
-            tokens, so that every prompt can be answered within the limit.
+        max_words: no prompt asks for more words; give about 0.75 of the number of new tokens.
 
     Returns:
-        n rows with keys that name the split and the position.
-
-    Raises:
-        ValueError: when there are no tasks or no types.
+        n rows with keys that name the split and the position; ValueError without tasks or types.
     """
     type_ids = constraints.resolve(type_ids)
     if not tasks or not type_ids:
@@ -115,14 +110,17 @@ def make_prompts(
         task = tasks[order.pop()]
         size = int(rng.integers(1, max_constraints + 1))
         for _ in range(_ATTEMPTS):  # another draw where the very same prompt exists already
-            shuffled = [type_ids[i] for i in rng.permutation(len(type_ids))]
-            names = sorted(shuffled, key=lambda name: used[name])
+            names = [type_ids[i] for i in rng.permutation(len(type_ids))]
+            names.sort(key=lambda name: used[name])
             chosen = _choose(task, names, size, rng, _words(task, words or {}), max_words)
             prompt = compose_prompt(task_text(task), chosen, rng, phrasing=phrasing)
             if prompt not in seen:
                 break
         seen.add(prompt)
         used.update(constraint.id for constraint in chosen)
-        split = "task" if isinstance(task, str) else task.split
-        rows.append(PromptRow(f"{split}-{index:04d}", prompt, task_text(task), chosen))
+        rows.append(PromptRow(f"{_split(task)}-{index:04d}", prompt, task_text(task), chosen))
     return rows
+
+
+def _split(task: Task | str) -> str:
+    return "task" if isinstance(task, str) else task.split
