@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from gapo_jax.config import Config
+from gapo_jax.config import Config, system_text
 from gapo_jax.evaluate.accuracy import Verdict, paired_difference, summarise, verify
 from gapo_jax.rollout.generate import generate, row_keys
 from gapo_jax.train.setup import Players
@@ -44,7 +44,7 @@ def evaluate_policy(
         batch_size=config.sampling.batch_size,
         width=width,
         temperature=config.eval.temperature,
-        system=config.data.system_prompt,
+        system=system_text(config),
         on_batch=on_batch,
     )
     return verify(samples, generated.texts)

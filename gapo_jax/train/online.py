@@ -34,6 +34,8 @@ from gapo_jax.train.rounds import (
     rollout_phase,
     score_phase,
     score_policy,
+    select_rows,
+    take_rows,
 )
 from gapo_jax.train.state import RunState
 from gapo_jax.types import PromptRow, Rollout
@@ -111,20 +113,22 @@ def one_round(run: Run, state: RunState, index: int) -> RunState:
     metrics |= throughput(generated.rollout, run.clock.last["rollout"])
     run.stop_if_asked(index)
 
-    with run.clock("experience"):
-        scored = score_policy(run, state, generated.rollout)
-        check_kl(config, scored, generated.rollout.response_mask_BR, index)
-    run.stop_if_asked(index)
     judged: dict[str, float] = {}
     if config.discriminator.score_with == "post":
         state, judged = judge(run, state, fresh, index)
     with run.clock("score"):
         state, logits_B, rewards_B = score_phase(run, state, fresh)
+        chosen = select_rows(rewards_B, config.ppo.samples_per_prompt, config.ppo.train_samples)
+    write_samples(run, number, rows, generated, logits_B, verdicts)
+    with run.clock("experience"):
+        rollout = take_rows(generated.rollout, chosen)
+        scored = score_policy(run, state, rollout)
+        check_kl(config, scored, rollout.response_mask_BR, index)
+    run.stop_if_asked(index)
     if config.discriminator.score_with == "pre":
         state, judged = judge(run, state, fresh, index)
-    write_samples(run, number, rows, generated, logits_B, verdicts)
 
-    experience, found = experience_phase(run, state, generated.rollout, scored, rewards_B)
+    experience, found = experience_phase(run, state, rollout, scored, rewards_B[chosen])
     metrics |= found | {"reward/score_mean": float(logits_B.mean())}
     metrics |= {
         f"time/{name}_s": run.clock.last[name] for name in ("rollout", "experience", "score")
@@ -135,7 +139,7 @@ def one_round(run: Run, state: RunState, index: int) -> RunState:
 
     with run.clock("policy"):
         state, learned = learn_phase(run, state, experience, scored, index)
-        state = next_kl_coef(config, state, found["kl/ref"], len(rows))
+        state = next_kl_coef(config, state, found["kl/ref"], len(chosen))
     learned |= {"kl/coef": float(state.kl_coef), "time/policy_s": run.clock.last["policy"]}
     run.writer.write(step, number, "policy", learned)
     return state.replace(round=state.round + 1)

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from gapo_jax import constraints
-from gapo_jax.config import Config
+from gapo_jax.config import Config, system_text
 from gapo_jax.constraints.visibility import check_visibility, enforce
 from gapo_jax.data.discriminator_text import pair_ids
 from gapo_jax.data.preferential import build_pairs
@@ -68,6 +68,11 @@ def visible_types(config: Config, players: Players) -> tuple[str, ...]:
     return tuple(enforce(report, on_invisible=config.data.on_invisible))
 
 
+def max_words(config: Config) -> int:
+    """Return the number of words that an answer can hold: English takes 4/3 tokens a word."""
+    return config.sampling.max_new_tokens * 3 // 4
+
+
 def make_all_prompts(config: Config, players: Players) -> Prompts:
     """Compose training, held-out and bootstrap prompts; a function of the seed alone."""
     type_ids = visible_types(config, players)
@@ -75,7 +80,9 @@ def make_all_prompts(config: Config, players: Players) -> Prompts:
 
     def make(split: Any, count: int, stream: int, phrasing: str, limit: int) -> list[PromptRow]:
         rng = np.random.default_rng([config.seed, stream])
-        return make_prompts(tasks(split), type_ids, count, rng, phrasing, limit)
+        return make_prompts(
+            tasks(split), type_ids, count, rng, phrasing, limit, max_words=max_words(config)
+        )
 
     train = make("train", data.prompts, 10, "train", data.max_constraints)
     count = config.eval.prompts_per_set
@@ -85,7 +92,7 @@ def make_all_prompts(config: Config, players: Players) -> Prompts:
     }
     starts = bootstrap_prompts(config, type_ids)
     every = [row.prompt for rows in (train, *heldout.values(), starts) for row in rows]
-    width = prompt_width(players.tokenizer, every, data.system_prompt, data.max_prompt_tokens)
+    width = prompt_width(players.tokenizer, every, system_text(config), data.max_prompt_tokens)
     return Prompts(type_ids, train, heldout, starts, width)
 
 
@@ -100,7 +107,9 @@ def bootstrap_prompts(config: Config, type_ids: tuple[str, ...]) -> list[PromptR
     count = -(-data.bootstrap_responses // data.responses_per_task)
     chosen = [pool[i] for i in rng.permutation(len(pool))[:count]]
     asked = data.responses_per_task // 2
-    rows = make_prompts(chosen * asked, type_ids, count * asked, rng, "train", 1)
+    rows = make_prompts(
+        chosen * asked, type_ids, len(chosen) * asked, rng, "train", 1, max_words=max_words(config)
+    )
     for task in chosen:
         bare = PromptRow(f"bare-{task.text}", task.text, task.text, ())
         rows += [bare] * (data.responses_per_task - asked)
@@ -127,7 +136,7 @@ def bootstrap(
             batch_size=config.sampling.batch_size,
             width=prompts.width,
             temperature=config.sampling.temperature,
-            system=config.data.system_prompt,
+            system=system_text(config),
             on_batch=on_batch,
         )
         records = [

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gapo_jax.checkpoint import Checkpointer
-from gapo_jax.config import Config
+from gapo_jax.config import Config, system_text, trained_rows
 from gapo_jax.data.batching import batch_at, epoch_order
 from gapo_jax.evaluate.accuracy import Verdict, summarise
 from gapo_jax.evaluate.text_health import text_health
@@ -63,8 +63,9 @@ class Run:
     @property
     def updates_per_round(self) -> int:
         """Policy updates in one round; the `step` of a metrics line counts them."""
-        ppo = self.config.ppo
-        return ppo.epochs * (ppo.prompts_per_round * ppo.samples_per_prompt // ppo.minibatch_size)
+        return self.config.ppo.epochs * (
+            trained_rows(self.config) // self.config.ppo.minibatch_size
+        )
 
     def policy_params(self, state: RunState) -> Any:
         """Return the generator's full parameters, trained parts in place."""
@@ -111,7 +112,7 @@ def rollout_phase(run: Run, state: RunState, round_index: int) -> tuple[list[Pro
         batch_size=sampling.batch_size,
         width=run.prompts.width,
         temperature=sampling.temperature,
-        system=run.config.data.system_prompt,
+        system=system_text(run.config),
     )
     return rows, generated
 
@@ -273,6 +274,18 @@ def score_phase(
         clip=reward.clip,
     )
     return state.replace(reward_stats=stats), logits_B, rewards_B
+
+
+def select_rows(rewards_B: np.ndarray, group: int, keep: int) -> np.ndarray:
+    """Return the rows to learn from, int64, in order: all, or the best and worst `keep` / 2 of
+    each group of `group` neighbouring samples; ties go to the earlier sample."""
+    rewards_AG = np.asarray(rewards_B).reshape(-1, group)
+    if not keep or keep == group:
+        return np.arange(rewards_AG.size)
+    order_AG = np.argsort(rewards_AG, axis=1, kind="stable")
+    half = keep // 2
+    chosen_AK = np.concatenate([order_AG[:, :half], order_AG[:, -half:]], axis=1)
+    return np.sort((chosen_AK + np.arange(len(rewards_AG))[:, None] * group).reshape(-1))
 
 
 def experience_phase(

@@ -16,7 +16,7 @@ import optax
 from transformers import PreTrainedTokenizerFast
 
 from gapo_jax import models
-from gapo_jax.config import Config
+from gapo_jax.config import Config, trained_rows
 from gapo_jax.data import weights
 from gapo_jax.data.tiny_tokenizer import character_tokenizer, wordpiece_tokenizer
 from gapo_jax.data.tokenizer import check_vocabulary, load_tokenizer
@@ -123,7 +123,7 @@ def load_discriminator(
 def make_optimizers(config: Config, warmup_updates: int) -> dict[str, optax.GradientTransformation]:
     """Return one optimiser a network, their schedules sized for the whole run."""
     ppo, disc = config.ppo, config.discriminator
-    minibatches = ppo.prompts_per_round * ppo.samples_per_prompt // ppo.minibatch_size
+    minibatches = trained_rows(config) // ppo.minibatch_size
     policy_updates = config.rounds * ppo.epochs * minibatches
     critic_updates = config.rounds * ppo.critic_epochs * minibatches
     rates = two_phase(disc.optim.learning_rate, disc.round_learning_rate, warmup_updates)

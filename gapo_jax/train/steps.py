@@ -7,6 +7,7 @@ donated. Nothing here reads a clock, a file or a global random state.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -172,49 +173,19 @@ def make_steps(
     optimizers: dict[str, optax.GradientTransformation],
 ) -> Steps:
     """Bind the static parts and jit every step once; `optimizers` by network name."""
-
-    def score(base: Params, trained: Params, critic: Params, rollout: Rollout) -> Scored:
-        return score_rollout(spec, base, trained, critic, rollout)
-
-    def policy(network, base, experience, lower_BTD):
-        return policy_step(
-            network,
-            base,
-            experience,
-            lower_BTD,
-            spec=spec,
-            config=config,
-            optimizer=optimizers["policy"],
-        )
-
-    def critic(network, experience, features_BRD, lower_BTD):
-        return critic_step(
-            network,
-            experience,
-            features_BRD,
-            lower_BTD,
-            spec=spec,
-            config=config,
-            optimizer=optimizers["critic"],
-        )
-
-    def update(network, batch, key):
-        return disc_update_step(
-            network,
-            batch,
-            key,
-            discriminator=discriminator,
-            dropout=config.discriminator.dropout > 0,
-            optimizer=optimizers["discriminator"],
-        )
-
-    def scores(params, tokens_BT, mask_BT, type_ids_BT):
-        return disc_score(discriminator, params, tokens_BT, mask_BT, type_ids_BT)
-
+    bound = {"spec": spec, "config": config}
+    policy = functools.partial(policy_step, **bound, optimizer=optimizers["policy"])
+    critic = functools.partial(critic_step, **bound, optimizer=optimizers["critic"])
+    update = functools.partial(
+        disc_update_step,
+        discriminator=discriminator,
+        dropout=config.discriminator.dropout > 0,
+        optimizer=optimizers["discriminator"],
+    )
     return Steps(
-        score=jax.jit(score),
+        score=jax.jit(functools.partial(score_rollout, spec)),
         policy=jax.jit(policy, donate_argnums=0),
         critic=jax.jit(critic, donate_argnums=0),
-        disc_score=jax.jit(scores),
+        disc_score=jax.jit(functools.partial(disc_score, discriminator)),
         disc_update=jax.jit(update, donate_argnums=0),
     )

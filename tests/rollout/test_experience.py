@@ -1,0 +1,92 @@
+"""Rewards and advantages of a rollout, against plain numpy."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gapo_jax.rollout import experience
+from gapo_jax.types import Rollout
+
+
+def test_running_statistics_equal_those_of_all_values_at_once():
+    rng = np.random.default_rng(0)
+    stats, seen = jnp.zeros(3), []
+    for size in (5, 1, 17):
+        values = rng.normal(3.0, 2.0, size).astype(np.float32)
+        seen.append(values)
+        stats = experience.merge_stats(stats, jnp.asarray(values))
+    every = np.concatenate(seen)
+    np.testing.assert_allclose(stats[0], len(every))
+    np.testing.assert_allclose(stats[1], every.mean(), rtol=1e-5)
+    np.testing.assert_allclose(stats[2], ((every - every.mean()) ** 2).sum(), rtol=1e-4)
+
+
+def _standardise(scores, mode, **changes):
+    options = {"mode": mode, "group_size": 4, "squash": "none", "clip": 10.0} | changes
+    return experience.standardise_rewards(jnp.asarray(scores), jnp.zeros(3), **options)
+
+
+def test_standardised_rewards():
+    scores = np.array([0.25, 0.9, 1.7, -1.0, 5.0, 5.5, 6.0, 6.5], np.float32)
+    rewards, _ = _standardise(scores, "batch")
+    wanted = (scores - scores.mean()) / scores.std(ddof=1)
+    np.testing.assert_allclose(rewards, wanted, rtol=1e-4)
+    grouped, _ = _standardise(scores, "group")
+    np.testing.assert_allclose(np.asarray(grouped).reshape(2, 4).sum(1), 0, atol=1e-5)
+    assert (np.diff(np.asarray(grouped)[4:]) > 0).all()
+    # Fractions survive: a peer truncates rewards to integers.
+    assert len(set(np.round(np.asarray(rewards), 4))) == len(scores)
+
+
+def test_rewards_are_clipped_and_squashed():
+    scores = np.array([0.0, 0.1, 0.2, 100.0], np.float32)
+    rewards, _ = _standardise(scores, "batch", clip=0.5)
+    assert np.abs(np.asarray(rewards)).max() <= 0.5
+    squashed, stats = _standardise(scores, "batch", squash="sigmoid")
+    np.testing.assert_allclose(stats[1], (1 / (1 + np.exp(-scores))).mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("pad", [0, 3])
+def test_experience_equals_a_plain_loop_and_ignores_padding(pad):
+    rng = np.random.default_rng(1)
+    lengths, width = [4, 2, 3], 4 + pad
+    mask = np.array([[1] * n + [0] * (width - n) for n in lengths], np.int32)
+    old, ref, values = (rng.normal(size=(3, 4)).astype(np.float32) for _ in range(3))
+    old, ref, values = (
+        np.pad(x, ((0, 0), (0, pad)), constant_values=7.0) for x in (old, ref, values)
+    )
+    rewards = np.array([0.25, 0.9, 1.7], np.float32)
+    prompt = np.zeros((3, 2), np.int32)
+    rollout = Rollout(
+        tokens_BT=jnp.asarray(np.concatenate([prompt, mask], 1)),
+        mask_BT=jnp.asarray(np.concatenate([prompt + 1, mask], 1)),
+        response_mask_BR=jnp.asarray(mask),
+        logprobs_BR=jnp.asarray(old),
+    )
+    made, metrics = experience.build_experience(
+        rollout,
+        jnp.asarray(old),
+        jnp.asarray(ref),
+        jnp.asarray(values),
+        jnp.asarray(rewards),
+        np.array([True, True, False]),
+        jnp.float32(0.1),
+        gamma=1.0,
+        lam=0.95,
+        missing_eos_penalty=0.5,
+        whiten_advantages=False,
+    )
+    for row, length in enumerate(lengths):
+        advantage, following = 0.0, 0.0
+        score = rewards[row] - (0.5 if row == 2 else 0.0)
+        for t in reversed(range(length)):
+            reward = -0.1 * (old[row, t] - ref[row, t]) + (score if t == length - 1 else 0.0)
+            advantage = reward + following - values[row, t] + 0.95 * advantage
+            following = values[row, t]
+            np.testing.assert_allclose(made.advantages_BR[row, t], advantage, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(
+                made.returns_BR[row, t], advantage + values[row, t], rtol=1e-4, atol=1e-5
+            )
+        assert not np.asarray(made.advantages_BR[row, length:]).any()
+    difference = [(old[r, :n] - ref[r, :n]).sum() for r, n in enumerate(lengths)]
+    np.testing.assert_allclose(metrics["kl/ref"], sum(difference) / sum(lengths), rtol=1e-4)

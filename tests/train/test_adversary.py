@@ -1,0 +1,131 @@
+"""The discriminator's diet: the shares, labels and weights that Algorithm 1 asks for."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from gapo_jax.config import DiscriminatorConfig
+from gapo_jax.train import adversary
+from gapo_jax.train.adversary import GeneratedText
+from gapo_jax.types import ACCEPTED, GENERATED, REJECTED, Constraint, PreferentialPair
+
+
+def _pairs(count):
+    comma = (Constraint("punctuation:no_comma"),)
+    return [
+        PreferentialPair("t", f"r{i}", comma, comma, f"acc{i}", f"rej{i}", "modify", comma[0].id)
+        for i in range(count)
+    ]
+
+
+def _texts(count, round_index=1):
+    return [
+        GeneratedText(f"p{i}", f"g{round_index}-{i}", i % 3 == 0, round_index) for i in range(count)
+    ]
+
+
+def _config(**changes):
+    base = DiscriminatorConfig(batch_size=16, updates_per_round=5, label_policy="paper")
+    return dataclasses.replace(base, **changes)
+
+
+def _kinds(texts):
+    return np.bincount([text.kind for text in texts], minlength=3)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.25, 0.5, 0.75, 1.0])
+def test_the_mix_holds_the_requested_share_of_generated_text(fraction):
+    # The official release adds none at 0.5 (defect 17) and drops real negatives below it.
+    texts = adversary.round_texts(
+        _config(generated_fraction=fraction, replay_fraction=0.0),
+        _pairs(200),
+        _texts(96),
+        [],
+        seed=0,
+        round_index=3,
+    )
+    counts = _kinds(texts)
+    assert len(texts) == 80
+    assert counts[GENERATED] == round(80 * fraction)
+    assert counts[ACCEPTED] == counts[REJECTED]
+
+
+def test_few_generated_texts_repeat_rather_than_shrink_the_share():
+    texts = adversary.round_texts(
+        _config(generated_fraction=0.5), _pairs(50), _texts(3), [], seed=0, round_index=0
+    )
+    assert _kinds(texts)[GENERATED] == 40
+
+
+def test_replay_takes_its_share_from_earlier_rounds():
+    texts = adversary.round_texts(
+        _config(generated_fraction=0.5, replay_fraction=0.25),
+        _pairs(50),
+        _texts(60, 2),
+        _texts(60, 1),
+        seed=0,
+        round_index=1,
+    )
+    generated = [text for text in texts if text.kind == GENERATED]
+    assert sum(text.response.startswith("g1-") for text in generated) == 10
+    assert sum(text.response.startswith("g2-") for text in generated) == 30
+
+
+def test_each_round_trains_on_other_pairs_and_is_a_function_of_seed_and_round():
+    # The official release computes a slice for each round and then ignores it (defect 19).
+    def real(index):
+        texts = adversary.round_texts(
+            _config(), _pairs(200), _texts(96), [], seed=7, round_index=index
+        )
+        return texts, {text.prompt for text in texts if text.kind == ACCEPTED}
+
+    assert real(0) == real(0)
+    assert not real(0)[1] & real(1)[1]
+
+
+def test_label_policies():
+    texts = _texts(6)
+    verified = [text.verified for text in texts]
+
+    def targets(**changes):
+        return [text.target for text in adversary.label_generated(texts, _config(**changes))]
+
+    assert targets(label_policy="paper") == [0.0] * 6
+    assert targets(label_policy="soft", soft_label=0.3) == [0.3] * 6
+    assert targets(label_policy="verified") == [float(flag) for flag in verified]
+    assert targets(label_policy="verified", positive_label=0.9)[0] == 0.9
+    dropped = adversary.label_generated(texts, _config(label_policy="drop_verified"))
+    assert [text.response for text in dropped] == [t.response for t in texts if not t.verified]
+
+
+def test_when_every_generated_text_is_dropped_the_real_ones_take_the_room():
+    fresh = [GeneratedText("p", f"g{i}", True, 1) for i in range(8)]
+    texts = adversary.round_texts(
+        _config(label_policy="drop_verified"), _pairs(90), fresh, [], seed=0, round_index=0
+    )
+    assert _kinds(texts).tolist() == [40, 40, 0]
+
+
+def test_balanced_weights_give_both_sides_equal_mass():
+    targets = np.array([1.0, 0.0, 0.0, 0.0, 0.2, 0.9])
+    weights = adversary.class_weights(targets, balance=True)
+    np.testing.assert_allclose(
+        binary_mass := np.sum(weights), len(targets), rtol=1e-6, err_msg=str(binary_mass)
+    )
+    # Mass of the positive side = sum of weight shares that the targets claim.
+    up = targets * len(targets) / (2 * targets.sum())
+    np.testing.assert_allclose(up.sum(), len(targets) / 2, rtol=1e-6)
+    np.testing.assert_allclose(weights[0] * 1.0, len(targets) / (2 * targets.sum()), rtol=1e-6)
+    assert adversary.class_weights([0.0, 0.0], balance=True).tolist() == [1.0, 1.0]
+    assert adversary.class_weights(targets, balance=False).tolist() == [1.0] * 6
+
+
+def test_store_has_no_duplicates_keeps_its_capacity_and_round_trips():
+    store = adversary.update_store([], _texts(10), 100, seed=0, round_index=0)
+    again = adversary.update_store(store, _texts(10), 100, seed=0, round_index=1)
+    assert again == store
+    full = adversary.update_store(store, _texts(30, 2), 15, seed=0, round_index=2)
+    assert len(full) == 15
+    assert {text.round for text in full} == {1, 2}
+    assert adversary.store_from_json(adversary.store_to_json(full)) == full
