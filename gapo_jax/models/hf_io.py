@@ -197,7 +197,7 @@ def save_hf(
             _write_tokenizer(target, tokenizer)
         if "head" in trees:
             head = {path: np.asarray(leaf) for path, leaf in hf_map.flatten(trees["head"])}
-            save_file(head, target / "discriminator_head.safetensors", {"format": "np"})
+            _save_file(target / "discriminator_head.safetensors", head, "np")
         card = model_card.write(module, arch, dtype, method, base, metrics)
         (target / "README.md").write_text(card, encoding="utf-8")
     return Path(folder)
@@ -220,6 +220,12 @@ def _layout(
     return hf_map.architecture_of(module.config), module.config, trees
 
 
+def _save_file(path: Path, tensors: dict[str, np.ndarray], kind: str) -> None:
+    """Write one safetensors file that others may read (the library makes it private)."""
+    save_file(tensors, path, {"format": kind})
+    path.chmod(0o644)
+
+
 def _write_shards(
     folder: Path, tensors: Iterable[tuple[str, np.ndarray]], dtype: np.dtype, limit: int
 ) -> None:
@@ -230,7 +236,7 @@ def _write_shards(
 
     def flush() -> None:
         shards.append(list(batch))
-        save_file(batch, folder / f"shard-{len(shards)}", {"format": "pt"})
+        _save_file(folder / f"shard-{len(shards)}", batch, "pt")
         batch.clear()
 
     for name, array in tensors:

@@ -69,7 +69,9 @@ def load_any(
     source = locate(str(src)) if str(src) in WEIGHTS else hub.resolve(src)
     load = models.load_encoder if _is_encoder(source) else models.load_decoder
     module, params = load(source)
-    return Loaded(module, params, load_tokenizer(source), None, str(src))
+    # A model card names what it was made from, not where that lay.
+    base = str(src) if not Path(src).expanduser().exists() else Path(src).expanduser().name
+    return Loaded(module, params, load_tokenizer(source), None, base)
 
 
 def _is_encoder(source: Path) -> bool:

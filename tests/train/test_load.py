@@ -1,0 +1,102 @@
+"""Networks back out of a run's workdir and out of an imported folder."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from gapo_jax import config as configuration
+from gapo_jax.checkpoint import Checkpointer
+from gapo_jax.models import save_hf
+from gapo_jax.train.load import load_any, save_imported
+from gapo_jax.train.setup import TINY, build_training, initial_state, load_players
+
+
+def _equal(a, b):
+    return all(jax.tree.leaves(jax.tree.map(np.array_equal, a, b)))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The workdir of a run whose networks moved between its two checkpoints; and its states."""
+    workdir = tmp_path_factory.mktemp("run")
+    config = configuration.Config()
+    config.model.generator = config.model.discriminator = TINY
+    config.model.trainable_layers = 2
+    config = configuration.finalize(config)
+    (workdir / "config.json").write_text(json.dumps(configuration.to_json(config)))
+    players = load_players(config)
+    state = initial_state(config, players, build_training(config, players, num_pairs=7))
+    states = {}
+    with Checkpointer(workdir / "checkpoints") as checkpointer:
+        for step in (1, 2):
+            state = state.replace(
+                policy=state.policy.replace(
+                    params=jax.tree.map(lambda leaf: leaf + 1, state.policy.params)
+                )
+            )
+            checkpointer.save(step, state, {}, wait=True)
+            states[step] = state
+    return workdir, players, states
+
+
+@pytest.fixture(scope="module")
+def newest(run):
+    return load_any(run[0])
+
+
+def _check_generator(run, loaded, step):
+    _, players, states = run
+    first = players.spec.first
+    assert first > 0
+    layers = (loaded.params["layers"], players.base["layers"], states[step].policy.params["layers"])
+    for got, base, trained in zip(*(jax.tree.leaves(tree) for tree in layers)):
+        assert np.array_equal(got[:first], base[:first])
+        assert np.array_equal(got[first:], trained) and (got[first:] != base[first:]).all()
+    assert (loaded.module, loaded.method, loaded.base) == (players.decoder, "gapo", TINY)
+
+
+def test_generator_of_a_run_has_the_trained_layers_in_place(run, newest):
+    _check_generator(run, newest, step=2)
+
+
+def test_generator_of_one_checkpoint(run):
+    _check_generator(run, load_any(run[0] / "checkpoints" / "1"), step=1)
+
+
+def test_discriminator_of_a_run(run, tmp_path):
+    workdir, players, states = run
+    loaded = load_any(workdir, network="discriminator")
+    assert _equal(loaded.params, states[2].discriminator.params)
+    save_hf(loaded.module, loaded.params, tmp_path / "export", loaded.tokenizer)
+
+
+def test_imported_folder_gives_back_the_same_network(newest, tmp_path):
+    loaded = newest
+    save_imported(loaded.module, loaded.params, loaded.tokenizer, tmp_path, loaded.base)
+    again = load_any(tmp_path)
+    assert again.module.config == loaded.module.config and again.base == TINY
+    assert _equal(again.params, loaded.params)
+    assert again.tokenizer("Hi 12")["input_ids"] == loaded.tokenizer("Hi 12")["input_ids"]
+
+
+def test_exported_folder_is_a_source_and_the_card_hides_its_place(newest, tmp_path):
+    loaded = newest
+    folder = save_hf(loaded.module, loaded.params, tmp_path / "export", loaded.tokenizer)
+    again = load_any(folder)
+    assert _equal(again.params, loaded.params) and again.base == "export"
+    with pytest.raises(ValueError, match="Wanted the workdir of a run"):
+        load_any(folder, network="discriminator")
+
+
+def test_a_run_without_checkpoints_and_a_source_that_is_not_there(run, tmp_path):
+    workdir, _, _ = run
+    (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(FileNotFoundError, match="wanted checkpoint"):
+        load_any(tmp_path)
+    with pytest.raises(FileNotFoundError, match="none of them"):
+        load_any(tmp_path / "absent")
