@@ -64,9 +64,40 @@ class RMSNorm(nn.Module):
         return rms_norm(x_BTD, scale_D, self.eps)
 
 
+def flat_dot_general(
+    x_BTD: jax.Array,
+    kernel_DF: jax.Array,
+    dimension_numbers: Any,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+) -> jax.Array:
+    """Product of `x_BTD` [..., D] and `kernel_DF` with all leading axes as one; [..., F].
+
+    For `nn.Dense(dot_general=...)`, which contracts these two axes only. With two token axes XLA
+    for CPU computes the kernel's gradient from a transposed copy of the output's gradient and
+    fuses the derivative of the activation into that strided copy: a third of a training step.
+    """
+    del dimension_numbers
+    flat_MF = jax.lax.dot_general(
+        x_BTD.reshape(-1, x_BTD.shape[-1]),
+        kernel_DF,
+        (((1,), (0,)), ((), ())),
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+    )
+    return flat_MF.reshape(*x_BTD.shape[:-1], kernel_DF.shape[1])
+
+
 def dense(features: int, name: str, dtype: Any, use_bias: bool = False) -> nn.Dense:
     """A linear layer with float32 parameters (`kernel` [in, out]) that computes in `dtype`."""
-    return nn.Dense(features, use_bias=use_bias, dtype=dtype, kernel_init=kernel_init, name=name)
+    return nn.Dense(
+        features,
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=kernel_init,
+        dot_general=flat_dot_general,
+        name=name,
+    )
 
 
 def remat(block: type[nn.Module], policy: str, static_argnums: tuple[int, ...] = ()) -> Any:
