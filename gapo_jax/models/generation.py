@@ -61,10 +61,9 @@ def decode_weights(params: Mapping[str, Any], config: DecoderConfig) -> DecodeWe
     A copy of all matrices: do it once per call of the sampler, outside the loop over tokens.
     """
     dtype = jnp.dtype(config.dtype)
-    layers = tuple(
-        _layer_weights(jax.tree.map(lambda stacked: stacked[layer], params["layers"]), dtype)  # noqa: B023
-        for layer in range(config.num_layers)
-    )
+    leaves, structure = jax.tree.flatten(params["layers"])
+    slices = [[stacked[layer] for stacked in leaves] for layer in range(config.num_layers)]
+    layers = tuple(_layer_weights(structure.unflatten(part), dtype) for part in slices)
     embedding_VD = params["embed"]["embedding"].astype(dtype)
     tied = "lm_head" not in params
     unembedding_VD = embedding_VD if tied else params["lm_head"]["kernel"].T.astype(dtype)
@@ -148,11 +147,10 @@ def decode_step(
 
 def next_logits(weights: DecodeWeights, hidden_BD: jax.Array) -> jax.Array:
     """Logits [B, V] float32 of the final hidden states."""
-    logits_BV = jax.lax.dot_general(
+    return jax.lax.dot_general(
         hidden_BD, weights.unembedding_VD, (((1,), (1,)), ((), ())),
         preferred_element_type=jnp.float32,
     )  # fmt: skip
-    return logits_BV
 
 
 def _layer_weights(stack_slice: Mapping[str, Any], dtype: jnp.dtype) -> LayerWeights:

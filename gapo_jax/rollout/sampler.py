@@ -76,13 +76,20 @@ def make_sampler(
         temperature: float | jax.Array,
     ) -> Rollout:
         samples = _samples_per_prompt(tokens_AP, keys_B, max_new_tokens, config.max_positions)
+        greedy = jnp.asarray(temperature) == 0
         weights = generation.decode_weights(params, config)
         hidden_AD, prompt_cache = generation.prefill(params, config, tokens_AP, mask_AP)
 
         def draw(state: _State, hidden_BD: jax.Array) -> _State:
-            logits_BV = generation.next_logits(weights, hidden_BD)
+            # Dividing the hidden states costs D operations a row, dividing the logits V.
+            tempered_BD = (hidden_BD / jnp.where(greedy, 1.0, temperature)).astype(hidden_BD.dtype)
             drawn_B, logprob_B = draw_tokens(
-                logits_BV, keys_B, state.step, temperature, top_k=top_k, top_p=top_p
+                generation.next_logits(weights, tempered_BD),
+                keys_B,
+                state.step,
+                greedy,
+                top_k=top_k,
+                top_p=top_p,
             )
             return _append(state, drawn_B, logprob_B, eos_E, pad_id)
 
@@ -115,23 +122,22 @@ def draw_tokens(
     logits_BV: jax.Array,
     keys_B: jax.Array,
     step: jax.Array,
-    temperature: float | jax.Array,
+    greedy: bool | jax.Array = False,
     *,
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Draw one token per row from softmax(logits / temperature), or take the best at 0.
+    """Draw one token per row from softmax(logits), or take the best one when `greedy`.
 
-    `logits_BV` float32; each of `keys_B` is folded with `step`. Returns the tokens [B] int32 and
-    their log-probs [B] float32 in the full distribution (before `top_k` and `top_p`).
+    `logits_BV` float32, already divided by the temperature; each of `keys_B` is folded with
+    `step`. Returns the tokens [B] int32 and their log-probs [B] float32 in the full distribution
+    (before `top_k` and `top_p`).
     """
-    greedy = jnp.asarray(temperature) == 0
-    scaled_BV = logits_BV / jnp.where(greedy, 1.0, temperature)
-    blocks_BMC, top_B = _blocks(scaled_BV)
+    blocks_BMC, top_B = _blocks(logits_BV)
     mass_BM = jnp.exp(blocks_BMC - top_B[:, None, None]).sum(axis=-1)
     log_total_B = jnp.log(mass_BM.sum(axis=-1)) + top_B
     if top_k or top_p < 1.0:
-        blocks_BMC, _ = _blocks(restrict(scaled_BV, top_k, top_p))
+        blocks_BMC, _ = _blocks(restrict(logits_BV, top_k, top_p))
         mass_BM = jnp.exp(blocks_BMC - top_B[:, None, None]).sum(axis=-1)
 
     uniform_B2 = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, step), (2,)))(

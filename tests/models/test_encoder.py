@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,12 @@ import pytest
 import torch
 
 from gapo_jax.models import Encoder
+
+
+def apply(module, params, *args, method="__call__", **kwargs):
+    """`module.apply`, compiled as a whole: many times faster to compile than op by op."""
+    bound = functools.partial(module.apply, method=method, **kwargs)
+    return jax.jit(bound)({"params": params}, *args)
 
 
 @pytest.fixture
@@ -38,7 +45,7 @@ def test_hidden_states_and_gradients_match_transformers(make_bert, texts, remat)
 
     @jax.jit
     def loss(params):
-        hidden_BTD = encoder.apply({"params": params}, *texts)
+        hidden_BTD = apply(encoder, params, *texts)
         return (hidden_BTD * weights_BTD).sum(), hidden_BTD
 
     grads, hidden_BTD = jax.grad(loss, has_aux=True)(params)
@@ -64,7 +71,7 @@ def test_hidden_states_and_gradients_match_transformers(make_bert, texts, remat)
 def test_segment_ids_default_to_zero(make_bert, texts):
     model, config, params = make_bert()
     tokens_BT, mask_BT, _ = texts
-    hidden_BTD = Encoder(config).apply({"params": params}, tokens_BT, mask_BT)
+    hidden_BTD = apply(Encoder(config), params, tokens_BT, mask_BT)
     with torch.no_grad():
         expected_BTD = model(**as_torch(tokens_BT, mask_BT)).last_hidden_state.numpy()
     real_BT = mask_BT > 0
@@ -74,10 +81,11 @@ def test_segment_ids_default_to_zero(make_bert, texts):
 def test_dropout_needs_a_key_and_acts_only_in_training(make_bert, texts):
     _, config, params = make_bert(dropout=0.2)
     encoder = Encoder(config)
-    still_BTD = encoder.apply({"params": params}, *texts)
-    plain_BTD = Encoder(dataclasses.replace(config, dropout=0.0)).apply({"params": params}, *texts)
+    still_BTD = apply(encoder, params, *texts)
+    plain_BTD = apply(Encoder(dataclasses.replace(config, dropout=0.0)), params, *texts)
     np.testing.assert_array_equal(still_BTD, plain_BTD)
 
+    @jax.jit
     def dropped(seed):
         rngs = {"dropout": jax.random.key(seed)}
         return encoder.apply({"params": params}, *texts, deterministic=False, rngs=rngs)
@@ -91,7 +99,7 @@ def test_a_text_beyond_the_positions_is_refused(make_bert):
     _, config, params = make_bert()
     tokens_BT = np.ones((1, 41), np.int32)
     with pytest.raises(ValueError, match="at most 40 tokens, got 41"):
-        Encoder(config).apply({"params": params}, tokens_BT, tokens_BT)
+        apply(Encoder(config), params, tokens_BT, tokens_BT)
 
 
 def test_a_width_that_heads_do_not_divide_is_refused(make_bert):

@@ -99,7 +99,7 @@ def test_logprobs_equal_those_of_the_training_forward(model, prompts, plain, tem
     decoder, params = model
     tokens_BP, mask_BP = prompts
     rollout = plain(params, tokens_BP, mask_BP, keys(4), temperature)
-    logits_BTV = decoder.apply({"params": params}, rollout.tokens_BT, rollout.mask_BT)
+    logits_BTV = jax.jit(decoder.apply)({"params": params}, rollout.tokens_BT, rollout.mask_BT)
     logprobs_BRV = jax.nn.log_softmax(logits_BTV[:, 6:-1] / (temperature or 1.0))
     expected_BR = np.take_along_axis(
         np.asarray(logprobs_BRV), responses(rollout)[..., None], axis=-1
@@ -151,7 +151,7 @@ def test_draws_follow_the_tempered_softmax(temperature):
     probs_V = np.exp(logits_V.astype(np.float64) / temperature)
     probs_V /= probs_V.sum()
     logits_BV = jnp.broadcast_to(logits_V, (count, vocab))
-    draw = jax.jit(lambda logits, keys: draw_tokens(logits, keys, jnp.int32(3), temperature))
+    draw = jax.jit(lambda logits, keys: draw_tokens(logits / temperature, keys, jnp.int32(3)))
     tokens_B, logprobs_B = draw(logits_BV, keys(count))
     counts_V = np.bincount(tokens_B, minlength=vocab)
     assert counts_V.shape == (vocab,) and counts_V[5] == 0
@@ -170,11 +170,15 @@ def test_draws_follow_the_tempered_softmax(temperature):
 def test_restricted_draws_stay_inside_and_keep_full_logprobs():
     logits_BV = jnp.asarray(np.random.default_rng(2).normal(size=(64, 600)), jnp.float32)
     full_BV = jax.nn.log_softmax(logits_BV)
-    tokens_B, logprobs_B = draw_tokens(logits_BV, keys(64), jnp.int32(0), 1.0, top_k=3)
+    tokens_B, logprobs_B = jax.jit(draw_tokens, static_argnames=("top_k",))(
+        logits_BV, keys(64), jnp.int32(0), top_k=3
+    )
     ranks_B = (logits_BV > jnp.take_along_axis(logits_BV, tokens_B[:, None], axis=1)).sum(axis=1)
     assert set(np.asarray(ranks_B)) == {0, 1, 2}
     np.testing.assert_allclose(logprobs_B, full_BV[np.arange(64), tokens_B], atol=1e-5)
-    tokens_B, _ = draw_tokens(logits_BV, keys(64), jnp.int32(0), 1.0, top_p=1e-6)
+    tokens_B, _ = jax.jit(draw_tokens, static_argnames=("top_p",))(
+        logits_BV, keys(64), jnp.int32(0), top_p=1e-6
+    )
     np.testing.assert_array_equal(tokens_B, logits_BV.argmax(axis=1))
 
 
