@@ -1,6 +1,6 @@
 """GAPO on SmolLM2-135M-Instruct against MiniLM.
 
-    python scripts/train.py --config configs/gapo_quickstart.py
+python scripts/train.py --config configs/gapo_quickstart.py
 """
 
 from gapo_jax.config import Config

@@ -78,7 +78,7 @@ class PreferentialPair:
     """One response and two prompts: it satisfies the first and violates the second.
 
     GAPO (arXiv 2503.20194) section 3.2, Eq. 3 and 4. `edit` says how the rejected prompt came
-    about (`modify`, `insert` or `polarity`), `type` the id of the constraint that was edited.
+    about (`modify`, `polarity`, `insert` or `replace`), `type` is the id of the edited constraint.
     """
 
     task: str
@@ -106,8 +106,7 @@ class PreferentialPair:
         return cls(**fields)
 
 
-@flax.struct.dataclass
-class Rollout:
+class Rollout(flax.struct.PyTreeNode):
     """Sampled responses. `tokens_BT`, `mask_BT` int32; `response_mask_BR` int32;
     `logprobs_BR` float32, of the sampled tokens at the sampling temperature."""
 
@@ -117,8 +116,7 @@ class Rollout:
     logprobs_BR: jax.Array
 
 
-@flax.struct.dataclass
-class Experience:
+class Experience(flax.struct.PyTreeNode):
     """A rollout made ready for policy updates: one row per response, all float32 but the tokens.
 
     `old_logprobs_BR` and `ref_logprobs_BR` come from the training forward at the sampling

@@ -130,7 +130,7 @@ def scan_layers(block: Any, length: int, num_broadcast: int, unroll: int = 1) ->
         block,
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
-        in_axes=(nn.broadcast,) * num_broadcast,
+        in_axes=(nn.broadcast,) * num_broadcast,  # pyright: ignore[reportArgumentType]
         length=length,
         unroll=unroll,
     )

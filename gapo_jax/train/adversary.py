@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
@@ -157,8 +158,8 @@ def class_weights(targets: Sequence[float], balance: bool) -> np.ndarray:
 
 
 def widths(max_tokens: int) -> tuple[int, ...]:
-    """Return the padded lengths in use: a half, three quarters and all of the limit."""
-    return tuple(sorted({max(8, -(-max_tokens * part // 4)) for part in (2, 3, 4)}))
+    """Return the padded lengths in use: a half, five and six eighths, and all of the limit."""
+    return tuple(sorted({max(8, -(-max_tokens * part // 8)) for part in (4, 5, 6, 8)}))
 
 
 def make_batch(
@@ -179,12 +180,12 @@ def make_batch(
     weights_B = np.zeros(config.batch_size, np.float32)
     weights_B[: len(texts)] = weights
     return TextBatch(
-        tokens_BT=tokens_BT,
-        mask_BT=mask_BT,
-        type_ids_BT=type_ids_BT,
-        targets_B=np.array([text.target for text in padded], np.float32),
-        weights_B=weights_B,
-        classes_B=np.array([text.kind for text in padded], np.int32),
+        tokens_BT=jnp.asarray(tokens_BT),
+        mask_BT=jnp.asarray(mask_BT),
+        type_ids_BT=jnp.asarray(type_ids_BT),
+        targets_B=jnp.array([text.target for text in padded], jnp.float32),
+        weights_B=jnp.asarray(weights_B),
+        classes_B=jnp.array([text.kind for text in padded], jnp.int32),
     )
 
 

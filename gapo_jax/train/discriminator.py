@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from gapo_jax.config import DiscriminatorConfig
 from gapo_jax.data.batching import epoch_order
 from gapo_jax.losses import class_metrics
-from gapo_jax.train.adversary import LabelledText, batches, make_batch, pair_texts
+from gapo_jax.train.adversary import LabelledText, batches, make_batch, pair_texts, widths
 from gapo_jax.train.state import Network
 from gapo_jax.train.steps import Steps
 from gapo_jax.types import ACCEPTED, PreferentialPair
@@ -55,7 +56,10 @@ def score_texts(
 def text_metrics(logits_B: np.ndarray, texts: Sequence[LabelledText]) -> dict[str, float]:
     """Return per-class accuracies and scores of scored texts, and the accuracy on targets."""
     kinds_B = np.array([text.kind for text in texts], np.int32)
-    metrics = {key: float(value) for key, value in class_metrics(logits_B, kinds_B).items()}
+    metrics = {
+        key: float(value)
+        for key, value in class_metrics(jnp.asarray(logits_B), jnp.asarray(kinds_B)).items()
+    }
     targets_B = np.array([text.target for text in texts])
     metrics["disc/accuracy"] = float(np.mean((logits_B > 0) == (targets_B > 0.5)))
     return {key: value for key, value in metrics.items() if not np.isnan(value)}
@@ -169,16 +173,14 @@ def prime(
 
     The update runs on a copy of the network, which is thrown away.
     """
-    from gapo_jax.train.adversary import widths
-
     text = LabelledText("a", "b", ACCEPTED, 1.0)
     batch = make_batch(tokenizer, [text], np.ones(1), config)
     for width in widths(config.max_tokens):
         pad = ((0, 0), (0, width - batch.tokens_BT.shape[1]))
         wide = batch.replace(
-            tokens_BT=np.pad(batch.tokens_BT, pad),
-            mask_BT=np.pad(batch.mask_BT, pad),
-            type_ids_BT=np.pad(batch.type_ids_BT, pad),
+            tokens_BT=jnp.pad(batch.tokens_BT, pad),
+            mask_BT=jnp.pad(batch.mask_BT, pad),
+            type_ids_BT=jnp.pad(batch.type_ids_BT, pad),
         )
         steps.disc_score(network.params, wide.tokens_BT, wide.mask_BT, wide.type_ids_BT)
         copy = jax.tree.map(lambda leaf: leaf.copy(), network)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -50,8 +51,7 @@ class GeneratorSpec:
         return ScalarHead(hidden_dim=self.critic_hidden or None)
 
 
-@flax.struct.dataclass
-class Scored:
+class Scored(flax.struct.PyTreeNode):
     """What one pass over a rollout gives: `lower_BTD` (or None where nothing is frozen), the
     critic's `features_BRD`, and float32 [B, R] log-probs and values before the update."""
 
@@ -62,14 +62,18 @@ class Scored:
     values_BR: jax.Array
 
 
+def _apply(module: nn.Module, params: Params, *args: Any, method: str = "__call__") -> Any:
+    return module.apply({"params": params}, *args, method=method)
+
+
 def lower_hidden(spec: GeneratorSpec, base: Params, tokens_BT, mask_BT) -> jax.Array:
     """Return the output [B, T, D] of embedding and frozen layers."""
-    hidden_BTD = Decoder(spec.config).apply({"params": base}, tokens_BT, method="embed_tokens")
+    hidden_BTD = _apply(Decoder(spec.config), base, tokens_BT, method="embed_tokens")
     if not spec.first:
         return hidden_BTD
     frozen = jax.tree.map(lambda leaf: leaf[: spec.first], base["layers"])
     stack = LayerStack(dataclasses.replace(spec.config, num_layers=spec.first))
-    return stack.apply({"params": frozen}, hidden_BTD, mask_BT, positions_of(mask_BT))
+    return _apply(stack, frozen, hidden_BTD, mask_BT, positions_of(mask_BT))
 
 
 def upper_hidden(spec: GeneratorSpec, params: Params, lower_BTD, mask_BT, length: int) -> jax.Array:
@@ -79,12 +83,10 @@ def upper_hidden(spec: GeneratorSpec, params: Params, lower_BTD, mask_BT, length
     """
     num_upper = spec.config.num_layers - spec.first
     stack = LayerStack(dataclasses.replace(spec.config, num_layers=num_upper))
-    hidden_BTD = stack.apply(
-        {"params": params["layers"]}, lower_BTD, mask_BT, positions_of(mask_BT)
-    )
+    hidden_BTD = _apply(stack, params["layers"], lower_BTD, mask_BT, positions_of(mask_BT))
     hidden_BRD = hidden_BTD[:, -length - 1 : -1]
     norm = {"final_norm": params["final_norm"]}
-    return Decoder(spec.config).apply({"params": norm}, hidden_BRD, method="final")
+    return _apply(Decoder(spec.config), norm, hidden_BRD, method="final")
 
 
 def response_hidden(
@@ -141,7 +143,7 @@ def critic_values(
     if spec.critic == "decoder":
         length = rollout.response_mask_BR.shape[1]
         features_BRD = upper_hidden(spec, critic["trunk"], lower_BTD, rollout.mask_BT, length)
-    return spec.head.apply({"params": critic["head"]}, features_BRD)
+    return _apply(spec.head, critic["head"], features_BRD)
 
 
 def init_critic(spec: GeneratorSpec, base: Params, key: jax.Array) -> Params:

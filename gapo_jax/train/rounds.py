@@ -31,7 +31,7 @@ from gapo_jax.train.adversary import (
 from gapo_jax.train.discriminator import evaluate_pairs, mean_metrics, round_update, score_texts
 from gapo_jax.train.evaluation import evaluate_policy
 from gapo_jax.train.forward import Scored
-from gapo_jax.train.interrupt import RunStopped, StopRequest
+from gapo_jax.train.interrupt import RunInterrupted, RunStopped, StopRequest
 from gapo_jax.train.metrics import MetricsWriter
 from gapo_jax.train.phases import PhaseClock
 from gapo_jax.train.prepare import Pairs, Prompts
@@ -121,7 +121,7 @@ def ended(run: Run, rollout: Rollout) -> np.ndarray:
     """Return which responses hold their end-of-sequence token, bool [B]."""
     tokens_BR = np.asarray(rollout.tokens_BT)[:, -rollout.response_mask_BR.shape[1] :]
     is_end_BR = np.isin(tokens_BR, run.players.decoder.config.eos_ids)
-    return (is_end_BR & (np.asarray(rollout.response_mask_BR) > 0)).any(axis=1)
+    return np.any(is_end_BR & (np.asarray(rollout.response_mask_BR) > 0), axis=1)
 
 
 def rollout_metrics(
@@ -206,10 +206,11 @@ def check_finite(metrics: dict[str, float], round_index: int) -> None:
             )
 
 
-def check_kl(config: Config, scored: Scored, mask_BR: np.ndarray, round_index: int) -> None:
+def check_kl(config: Config, scored: Scored, mask_BR: jax.Array, round_index: int) -> None:
     """Raise RunStopped when the policy has left the reference by more than the limit (nats a
     token, k1 estimate)."""
-    kl = float(masked_mean(scored.old_logprobs_BR - scored.ref_logprobs_BR, mask_BR))
+    gap_BR = scored.old_logprobs_BR - scored.ref_logprobs_BR
+    kl = float(masked_mean(gap_BR, mask_BR))
     if not kl <= config.ppo.kl_limit:
         raise RunStopped(
             f"KL to the reference is {kl:.3f} a token in round {round_index + 1}, above "
@@ -276,7 +277,7 @@ def score_phase(
     return state.replace(reward_stats=stats), logits_B, rewards_B
 
 
-def select_rows(rewards_B: np.ndarray, group: int, keep: int) -> np.ndarray:
+def select_rows(rewards_B: jax.Array, group: int, keep: int) -> np.ndarray:
     """Return the rows to learn from, int64, in order: all, or the best and worst `keep` / 2 of
     each group of `group` neighbouring samples; ties go to the earlier sample."""
     rewards_AG = np.asarray(rewards_B).reshape(-1, group)
@@ -299,7 +300,7 @@ def experience_phase(
         scored.ref_logprobs_BR,
         scored.values_BR,
         rewards_B,
-        ended(run, rollout),
+        jnp.asarray(ended(run, rollout)),
         state.kl_coef,
         gamma=ppo.gamma,
         lam=ppo.lam,

@@ -91,7 +91,10 @@ def measure(
     found: VerdictSets = {}
     for record in read_jsonl(path):
         set_name = record.pop("set")
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in record.items()
+        }
         found.setdefault(set_name, []).append(Verdict(**fields))
     return found
 

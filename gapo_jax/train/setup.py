@@ -60,17 +60,17 @@ def source(name: str) -> str | Path:
     return weights.locate(name) if name in weights.WEIGHTS else name
 
 
-def _tiny_decoder(vocab_size: int, eos_id: int, pad_id: int) -> DecoderConfig:
+def _tiny_decoder(tokenizer: Any) -> DecoderConfig:
     return DecoderConfig(
-        vocab_size=vocab_size,
+        vocab_size=len(tokenizer),
         num_layers=4,
         d_model=64,
         num_heads=4,
         num_kv_heads=2,
         head_dim=16,
         d_ff=128,
-        eos_ids=(eos_id,),
-        pad_id=pad_id,
+        eos_ids=(tokenizer.eos_token_id,),
+        pad_id=tokenizer.pad_token_id,
         max_positions=1024,
     )
 
@@ -79,8 +79,7 @@ def load_generator(name: str, seed: int) -> tuple[Decoder, Params, PreTrainedTok
     """Return (decoder, float32 parameters, tokenizer) of a source, or of `random:tiny`."""
     if name == TINY:
         tokenizer = character_tokenizer()
-        config = _tiny_decoder(len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
-        decoder = Decoder(config)
+        decoder = Decoder(_tiny_decoder(tokenizer))
         tokens = jnp.zeros((1, 2), jnp.int32)
         init = jax.jit(decoder.init)
         params = init(jax.random.key(seed), tokens, jnp.ones_like(tokens))["params"]

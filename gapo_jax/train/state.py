@@ -14,8 +14,7 @@ from gapo_jax.config import ModelConfig
 Params = Any
 
 
-@flax.struct.dataclass
-class Network:
+class Network(flax.struct.PyTreeNode):
     """One trained network: its parameters, its optimiser's state and its count of updates."""
 
     params: Params
@@ -35,8 +34,7 @@ class Network:
         return Network(optax.apply_updates(self.params, updates), opt_state, self.step + 1)
 
 
-@flax.struct.dataclass
-class RunState:
+class RunState(flax.struct.PyTreeNode):
     """Everything that a checkpoint holds on the device side. `round` counts finished rounds;
     `reward_stats` is the running (count, mean, sum of squares) of raw rewards, float32 [3]."""
 

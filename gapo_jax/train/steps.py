@@ -31,8 +31,7 @@ from gapo_jax.types import Experience, Rollout
 Params = Any
 
 
-@flax.struct.dataclass
-class TextBatch:
+class TextBatch(flax.struct.PyTreeNode):
     """Texts as the discriminator reads them: ids, mask and segment ids int32 [B, T]; float32
     targets and weights [B]; class ids int32 [B] (0 rejected, 1 accepted, 2 generated)."""
 
@@ -92,6 +91,7 @@ def policy_step(
             aggregation=config.ppo.aggregation,
         )
         metrics["policy/loss"] = loss
+        assert entropy_BR is not None  # asked for above
         metrics["policy/entropy"] = masked_mean(entropy_BR, mask_BR)
         return loss, metrics
 
@@ -142,7 +142,7 @@ def disc_update_step(
     key = jax.random.fold_in(key, network.step)
 
     def loss_fn(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
-        logits_B = discriminator.apply(
+        logits_B: Any = discriminator.apply(
             {"params": params},
             batch.tokens_BT,
             batch.mask_BT,
