@@ -61,15 +61,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def load_model(options: argparse.Namespace) -> tuple[Any, Any, Callable[..., Any], int]:
     """Return the parameters, the tokenizer, the sampler and the longest prompt in tokens."""
-    from gapo_jax import models
-    from gapo_jax.data import weights
-    from gapo_jax.data.tokenizer import load_tokenizer
+    from gapo_jax.models import Decoder
     from gapo_jax.rollout.sampler import make_sampler
+    from gapo_jax.train.load import load_any
 
-    source = str(options.model)
-    if source in weights.WEIGHTS:
-        source = str(weights.locate(source))
-    decoder, params = models.load_decoder(source)
+    loaded = load_any(str(options.model))
+    decoder = loaded.module
+    if not isinstance(decoder, Decoder):
+        raise ValueError(f"--model {options.model} is an encoder; it cannot generate text")
     config = decoder.config
     limit = min(options.max_prompt_tokens, config.max_positions - options.max_new_tokens)
     if limit < 1:
@@ -85,7 +84,7 @@ def load_model(options: argparse.Namespace) -> tuple[Any, Any, Callable[..., Any
         top_k=options.top_k,
         top_p=options.top_p,
     )
-    return params, load_tokenizer(source), sample, limit
+    return loaded.params, loaded.tokenizer, sample, limit
 
 
 def generate_responses(rows: Sequence[PromptRow], options: argparse.Namespace) -> list[str]:

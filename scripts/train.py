@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
         sys.exit(f"error: {error}")
     workdir = Path(_WORKDIR.value or f"runs/{config.name}")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("jax", "orbax", "absl", "httpx", "transformers"):
+    for noisy in ("jax", "orbax", "absl", "httpx", "transformers", "datasets"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     _train(config, workdir)

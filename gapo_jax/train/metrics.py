@@ -148,7 +148,8 @@ class MetricsWriter:
             self._append("metrics.jsonl", record)
             for name, value in values.items():
                 if value is not None:
-                    self._tensorboard.add_scalar(name, value, int(step))
+                    # TensorBoard tags hold no colon; instruction ids do.
+                    self._tensorboard.add_scalar(name.replace(":", "_"), value, int(step))
             # Above a progress bar rather than through it.
             console = self._console or sys.stdout
             tqdm.write(console_line(record), file=console)

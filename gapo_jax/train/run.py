@@ -99,8 +99,15 @@ def measure(
     return found
 
 
-def write_eval(run: Run, verdicts: VerdictSets, finished: int, name: str) -> None:
-    """Write one metrics line with the accuracies of all held-out sets."""
+def write_eval(run: Run, verdicts: VerdictSets, finished: int) -> None:
+    """Write one metrics line with the accuracies of all held-out sets.
+
+    A run that is continued after its last round may have written it already.
+    """
+    step = finished * run.updates_per_round
+    written = read_metrics(run.workdir)
+    if any(line["phase"] == "eval" and line["step"] == step for line in written):
+        return
     metrics: dict[str, float] = {}
     for set_name, summary in summarise_sets(verdicts, run.config.eval.resamples).items():
         for metric in ("instruction_strict", "prompt_strict"):
@@ -108,7 +115,7 @@ def write_eval(run: Run, verdicts: VerdictSets, finished: int, name: str) -> Non
                 suffix = "" if part == "value" else f"_{part}"
                 metrics[f"eval/{set_name}/{metric}{suffix}"] = value
     metrics["time/eval_s"] = run.clock.last.get("eval", 0.0)
-    run.writer.write(finished * run.updates_per_round, finished, "eval", metrics)
+    run.writer.write(step, finished, "eval", metrics)
 
 
 def open_run(config: Config, workdir: Path, stop: StopRequest) -> tuple[Run, RunState]:
@@ -249,12 +256,11 @@ def execute(config: Config, workdir: Path, stop: StopRequest) -> dict[str, Any]:
     run, state = open_run(config, workdir, stop)
     try:
         before = measure(run, lambda: run.players.base, "before", run.prompts.heldout)
-        if run.last_saved is None:
-            write_eval(run, before, 0, "before")
+        write_eval(run, before, 0)
         state = train(run, state)
         params = run.policy_params(state)
         after = measure(run, lambda: params, f"after_{config.rounds}", run.prompts.heldout)
-        write_eval(run, after, config.rounds, "after")
+        write_eval(run, after, config.rounds)
         run.checkpointer.wait()
         summary = summarise_run(run, state, before, after)
         if config.export:
