@@ -14,12 +14,23 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gapo_jax.models import Decoder, generation
+from gapo_jax.models import Decoder, DecoderConfig, generation
 from gapo_jax.types import Rollout
 
 BLOCK = 256
 
 Sampler = Callable[..., Rollout]
+
+
+class _Settings(NamedTuple):
+    """What is fixed when a sampler is made."""
+
+    config: DecoderConfig
+    max_new_tokens: int
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    top_k: int
+    top_p: float
 
 
 class _State(NamedTuple):
@@ -60,13 +71,12 @@ def make_sampler(
     Raises ValueError on impossible settings, and from `sample` when the number of keys is not a
     multiple of the prompts or the tokens do not fit `max_positions`.
     """
-    config = decoder.config
     if max_new_tokens < 1 or top_k < 0 or not 0.0 < top_p <= 1.0:
         raise ValueError(
             "sampling needs max_new_tokens >= 1, top_k >= 0 and 0 < top_p <= 1, got "
             f"{max_new_tokens}, {top_k} and {top_p}"
         )
-    eos_E = tuple(eos_ids)
+    settings = _Settings(decoder.config, max_new_tokens, tuple(eos_ids), pad_id, top_k, top_p)
 
     def sample(
         params: Mapping[str, Any],
@@ -75,47 +85,48 @@ def make_sampler(
         keys_B: jax.Array,
         temperature: float | jax.Array,
     ) -> Rollout:
-        samples = _samples_per_prompt(tokens_AP, keys_B, max_new_tokens, config.max_positions)
-        greedy = jnp.asarray(temperature) == 0
-        weights = generation.decode_weights(params, config)
-        hidden_AD, prompt_cache = generation.prefill(params, config, tokens_AP, mask_AP)
-
-        def draw(state: _State, hidden_BD: jax.Array) -> _State:
-            # Dividing the hidden states costs D operations a row, dividing the logits V.
-            tempered_BD = (hidden_BD / jnp.where(greedy, 1.0, temperature)).astype(hidden_BD.dtype)
-            drawn_B, logprob_B = draw_tokens(
-                generation.next_logits(weights, tempered_BD),
-                keys_B,
-                state.step,
-                greedy,
-                top_k=top_k,
-                top_p=top_p,
-            )
-            return _append(state, drawn_B, logprob_B, eos_E, pad_id)
-
-        def advance(state: _State) -> _State:
-            hidden_BD, cache = generation.decode_step(
-                weights, config, state.last_B, state.step - 1, mask_AP, prompt_cache, state.cache
-            )
-            return draw(state._replace(cache=cache), hidden_BD)
-
-        def unfinished(state: _State) -> jax.Array:
-            return (state.step < max_new_tokens) & ~state.ended_B.all()
-
-        cache = generation.empty_cache(config, keys_B.shape[0], max_new_tokens)
-        state = _initial_state(keys_B.shape[0], max_new_tokens, pad_id, cache)
-        state = draw(state, jnp.repeat(hidden_AD, samples, axis=0))
-        state = jax.lax.while_loop(unfinished, advance, state)
-        prompt_BP = jnp.repeat(tokens_AP, samples, axis=0)
-        prompt_mask_BP = jnp.repeat(mask_AP, samples, axis=0)
-        return Rollout(
-            tokens_BT=jnp.concatenate([prompt_BP, state.tokens_BR], axis=1),
-            mask_BT=jnp.concatenate([prompt_mask_BP, state.mask_BR], axis=1),
-            response_mask_BR=state.mask_BR,
-            logprobs_BR=state.logprobs_BR,
-        )
+        return _sample(settings, params, tokens_AP, mask_AP, keys_B, temperature)
 
     return jax.jit(sample)
+
+
+def _sample(settings: _Settings, params, tokens_AP, mask_AP, keys_B, temperature) -> Rollout:
+    """Prefill once, then append one token to every row until all have ended."""
+    config, length, batch = settings.config, settings.max_new_tokens, keys_B.shape[0]
+    samples = _samples_per_prompt(tokens_AP, keys_B, length, config.max_positions)
+    greedy = jnp.asarray(temperature) == 0
+    weights = generation.decode_weights(params, config)
+    hidden_AD, prompt_cache = generation.prefill(params, config, tokens_AP, mask_AP)
+
+    def draw(state: _State, hidden_BD: jax.Array) -> _State:
+        # Dividing the hidden states costs D operations a row, dividing the logits V.
+        tempered_BD = (hidden_BD / jnp.where(greedy, 1.0, temperature)).astype(hidden_BD.dtype)
+        logits_BV = generation.next_logits(weights, tempered_BD)
+        drawn_B, logprob_B = draw_tokens(
+            logits_BV, keys_B, state.step, greedy, top_k=settings.top_k, top_p=settings.top_p
+        )
+        return _append(state, drawn_B, logprob_B, settings.eos_ids, settings.pad_id)
+
+    def advance(state: _State) -> _State:
+        hidden_BD, cache = generation.decode_step(
+            weights, config, state.last_B, state.step - 1, mask_AP, prompt_cache, state.cache
+        )
+        return draw(state._replace(cache=cache), hidden_BD)
+
+    def unfinished(state: _State) -> jax.Array:
+        return (state.step < length) & ~state.ended_B.all()
+
+    cache = generation.empty_cache(config, batch, length)
+    state = _initial_state(batch, length, settings.pad_id, cache)
+    state = draw(state, jnp.repeat(hidden_AD, samples, axis=0))
+    state = jax.lax.while_loop(unfinished, advance, state)
+    prompt_BP, prompt_mask_BP = (jnp.repeat(x, samples, axis=0) for x in (tokens_AP, mask_AP))
+    return Rollout(
+        tokens_BT=jnp.concatenate([prompt_BP, state.tokens_BR], axis=1),
+        mask_BT=jnp.concatenate([prompt_mask_BP, state.mask_BR], axis=1),
+        response_mask_BR=state.mask_BR,
+        logprobs_BR=state.logprobs_BR,
+    )
 
 
 def draw_tokens(
