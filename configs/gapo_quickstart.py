@@ -11,12 +11,18 @@ def get_config(preset: str = "") -> Config:
     config = Config(name="gapo_quickstart", rounds=10)
     config.model.trainable_layers = 12
     config.data.system_prompt = "You are a helpful assistant."
-    config.data.max_prompt_tokens = 80
-    config.data.bootstrap_responses = 480
-    config.data.pairs, config.data.pairs_heldout = 600, 64
+    config.data.max_prompt_tokens = 64
+    config.data.bootstrap_responses = 384
+    config.data.pairs, config.data.pairs_heldout = 1000, 32
     config.sampling.temperature = 0.8
-    config.ppo.train_samples = 4
-    config.ppo.optim.learning_rate = 4e-5
+    config.discriminator.max_tokens = 144
+    config.discriminator.optim.learning_rate = 3e-4
+    config.discriminator.warmup_epochs = 1
+    config.discriminator.score_with = "post"
+    config.ppo.train_samples, config.ppo.minibatch_size = 4, 16
+    config.ppo.epochs = 1
+    config.ppo.clip_high = 0.28
+    config.ppo.optim.learning_rate = 8e-5
     config.reward.standardise, config.reward.squash = "group", "sigmoid"
     config.eval.prompts_per_set, config.eval.samples_per_prompt = 64, 2
     return config

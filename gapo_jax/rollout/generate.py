@@ -29,6 +29,14 @@ def row_keys(key: jax.Array, *path: int, count: int) -> jax.Array:
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(np.arange(count, dtype=np.uint32))
 
 
+def prompt_lengths(
+    tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], system: str | None
+) -> list[int]:
+    """Return the length of each prompt in tokens, chat template included."""
+    texts = [chat_prompt(tokenizer, prompt, system) for prompt in prompts]
+    return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+
 def prompt_width(
     tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], system: str | None, limit: int
 ) -> int:
@@ -37,8 +45,7 @@ def prompt_width(
     Raises:
         ValueError: a prompt is longer than `limit`; names it, its length and the config key.
     """
-    texts = [chat_prompt(tokenizer, prompt, system) for prompt in prompts]
-    lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    lengths = prompt_lengths(tokenizer, prompts, system)
     longest = int(np.argmax(lengths))
     if lengths[longest] > limit:
         raise ValueError(

@@ -141,23 +141,25 @@ def round_update(
     """Update the discriminator on a round's texts, gated by its accuracy on them beforehand.
 
     Above `gate_high` the update is skipped (the generator would only see a saturated judge),
-    below `gate_low` it is made twice. Metrics are those before the update, plus the losses.
+    below `gate_low` it is made twice.
     """
-    metrics = text_metrics(score_texts(steps, network.params, tokenizer, texts, config), texts)
+    gated = config.gate_high < 1 or config.gate_low > 0
+    metrics: dict[str, float] = {}
     passes = 1
-    if metrics["disc/accuracy"] > config.gate_high:
-        passes = 0
-    elif metrics["disc/accuracy"] < config.gate_low:
-        passes = 2
+    if gated:
+        logits_B = score_texts(steps, network.params, tokenizer, texts, config)
+        metrics = text_metrics(logits_B, texts)
+        if metrics["disc/accuracy"] > config.gate_high:
+            passes = 0
+        elif metrics["disc/accuracy"] < config.gate_low:
+            passes = 2
     rows = []
     for _ in range(passes):
         for batch in batches(tokenizer, texts, config):
             network, found = steps.disc_update(network, batch, key)
             rows.append(found)
-    trained = mean_metrics(rows)
-    for name in ("disc/loss", "disc/grad_norm"):
-        if name in trained:
-            metrics[name] = trained[name]
+    # The gate's metrics are those of one snapshot; without it, those of each update's own forward.
+    metrics = mean_metrics(rows) | metrics
     metrics["disc/updates"] = float(len(rows))
     return network, metrics
 

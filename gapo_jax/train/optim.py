@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import optax
 
-from gapo_jax.config import OptimConfig
+from gapo_jax.config import Config, OptimConfig
 
 
 def learning_rate(optim: OptimConfig, total_steps: int) -> optax.Schedule:
@@ -30,10 +30,16 @@ def learning_rate(optim: OptimConfig, total_steps: int) -> optax.Schedule:
     return optax.join_schedules([warmup, decay], [optim.warmup_steps])
 
 
-def two_phase(first: float, second: float, boundary: int) -> optax.Schedule:
-    """Return the rate `first` for the first `boundary` updates and `second` afterwards."""
+def warmup_then_rounds(peak: float, rounds: float, updates: int) -> optax.Schedule:
+    """Return the discriminator's rate: over the `updates` of its warm-up it climbs to `peak`
+    within the first tenth and falls linearly to `rounds`, where it stays for the rounds."""
+    climb = max(1, updates // 10)
     return optax.join_schedules(
-        [optax.constant_schedule(first), optax.constant_schedule(second)], [boundary]
+        [
+            optax.linear_schedule(0.0, peak, climb),
+            optax.linear_schedule(peak, rounds, max(1, updates - climb)),
+        ],
+        [climb],
     )
 
 
@@ -63,6 +69,23 @@ def make_optimizer(
         )
 
     return optax.multi_transform({"trained": chain, "frozen": optax.set_to_zero()}, labels)
+
+
+def frozen_parameters(config: Config) -> str | None:
+    """Return the regular expression of the discriminator's parameters that are not trained."""
+    return r"encoder/embed/" if config.discriminator.freeze_embeddings else None
+
+
+def stop_gradients(params: Any, frozen: str | None) -> Any:
+    """Return the parameters with no gradient flowing to those whose path matches `frozen`."""
+    if frozen is None:
+        return params
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: (
+            jax.lax.stop_gradient(leaf) if re.search(frozen, path_name(path)) else leaf
+        ),
+        params,
+    )
 
 
 def decay_mask(params: Any) -> Any:

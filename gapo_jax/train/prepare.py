@@ -24,7 +24,7 @@ from gapo_jax.data.preferential import build_pairs
 from gapo_jax.data.prompts import make_prompts
 from gapo_jax.data.sources import read_jsonl, read_pairs, write_jsonl, write_pairs
 from gapo_jax.data.tasks import Task, tasks
-from gapo_jax.rollout.generate import generate, prompt_width, row_keys
+from gapo_jax.rollout.generate import generate, prompt_lengths, prompt_width, row_keys
 from gapo_jax.train.setup import Players
 from gapo_jax.types import PreferentialPair, PromptRow
 
@@ -73,6 +73,27 @@ def max_words(config: Config) -> int:
     return config.sampling.max_new_tokens * 3 // 4
 
 
+def fitting(
+    config: Config, players: Players, rows: list[PromptRow], count: int, name: str
+) -> list[PromptRow]:
+    """Return the first `count` of the composed prompts that are short enough.
+
+    Raises:
+        ValueError: most are too long; gives the lengths and the key to change.
+    """
+    limit = config.data.max_prompt_tokens
+    prompts = [row.prompt for row in rows]
+    lengths = prompt_lengths(players.tokenizer, prompts, system_text(config))
+    short = [row for row, length in zip(rows, lengths, strict=True) if length <= limit]
+    if 2 * len(short) < len(rows):
+        raise ValueError(
+            f"{len(rows) - len(short)} of {len(rows)} composed prompts ({name}) are longer than "
+            f"config.data.max_prompt_tokens is {limit}: their median is "
+            f"{sorted(lengths)[len(lengths) // 2]} tokens; raise the limit"
+        )
+    return short[:count]
+
+
 def make_all_prompts(config: Config, players: Players) -> Prompts:
     """Compose training, held-out and bootstrap prompts; a function of the seed alone."""
     type_ids = visible_types(config, players)
@@ -80,9 +101,16 @@ def make_all_prompts(config: Config, players: Players) -> Prompts:
 
     def make(split: Any, count: int, stream: int, phrasing: str, limit: int) -> list[PromptRow]:
         rng = np.random.default_rng([config.seed, stream])
-        return make_prompts(
-            tasks(split), type_ids, count, rng, phrasing, limit, max_words=max_words(config)
+        rows = make_prompts(
+            tasks(split),
+            type_ids,
+            count * 3 // 2,
+            rng,
+            phrasing,
+            limit,
+            max_words=max_words(config),
         )
+        return fitting(config, players, rows, count, split)
 
     train = make("train", data.prompts, 10, "train", data.max_constraints)
     count = config.eval.prompts_per_set
@@ -90,13 +118,15 @@ def make_all_prompts(config: Config, players: Players) -> Prompts:
         "heldout_topics": make("heldout_topics", count, 11, "train", data.max_constraints),
         "heldout_phrasings": make("heldout_phrasings", count, 12, "heldout", data.max_constraints),
     }
-    starts = bootstrap_prompts(config, type_ids)
+    starts = bootstrap_prompts(config, players, type_ids)
     every = [row.prompt for rows in (train, *heldout.values(), starts) for row in rows]
     width = prompt_width(players.tokenizer, every, system_text(config), data.max_prompt_tokens)
     return Prompts(type_ids, train, heldout, starts, width)
 
 
-def bootstrap_prompts(config: Config, type_ids: tuple[str, ...]) -> list[PromptRow]:
+def bootstrap_prompts(
+    config: Config, players: Players, type_ids: tuple[str, ...]
+) -> list[PromptRow]:
     """Return the prompts whose answers become pairs: several for each of some training tasks.
 
     Half of a task's prompts are bare, half ask for one constraint, so that answers differ in what
@@ -110,6 +140,7 @@ def bootstrap_prompts(config: Config, type_ids: tuple[str, ...]) -> list[PromptR
     rows = make_prompts(
         chosen * asked, type_ids, len(chosen) * asked, rng, "train", 1, max_words=max_words(config)
     )
+    rows = fitting(config, players, rows, len(rows), "bootstrap")
     for task in chosen:
         bare = PromptRow(f"bare-{task.text}", task.text, task.text, ())
         rows += [bare] * (data.responses_per_task - asked)

@@ -24,7 +24,12 @@ from gapo_jax.models import Decoder, DecoderConfig, Discriminator, EncoderConfig
 from gapo_jax.rollout.generate import SampleFn
 from gapo_jax.rollout.sampler import make_sampler
 from gapo_jax.train.forward import GeneratorSpec, init_critic
-from gapo_jax.train.optim import learning_rate, make_optimizer, two_phase
+from gapo_jax.train.optim import (
+    frozen_parameters,
+    learning_rate,
+    make_optimizer,
+    warmup_then_rounds,
+)
 from gapo_jax.train.state import Network, RunState, first_trained_layer, split_trainable
 from gapo_jax.train.steps import Steps, make_steps
 
@@ -110,7 +115,12 @@ def load_discriminator(
             f"config.discriminator.max_tokens={settings.max_tokens} exceeds the "
             f"{encoder_config.max_positions} positions of {name}; lower it"
         )
-    encoder_config = dataclasses.replace(encoder_config, dropout=settings.dropout)
+    # A scan over layers copies what the backward pass keeps; on a CPU that costs a third of the
+    # step, and the few layers of an encoder compile quickly without it.
+    unroll = encoder_config.num_layers if jax.default_backend() == "cpu" else 1
+    encoder_config = dataclasses.replace(
+        encoder_config, dropout=settings.dropout, scan_unroll=unroll
+    )
     discriminator = Discriminator(encoder_config, pooling=config.model.pooling)
     tokens = jnp.zeros((1, 8), jnp.int32)
     params = jax.jit(discriminator.init)(key, tokens, jnp.ones_like(tokens))["params"]
@@ -125,12 +135,11 @@ def make_optimizers(config: Config, warmup_updates: int) -> dict[str, optax.Grad
     minibatches = trained_rows(config) // ppo.minibatch_size
     policy_updates = config.rounds * ppo.epochs * minibatches
     critic_updates = config.rounds * ppo.critic_epochs * minibatches
-    rates = two_phase(disc.optim.learning_rate, disc.round_learning_rate, warmup_updates)
-    frozen = r"encoder/embed/" if disc.freeze_embeddings else None
+    rates = warmup_then_rounds(disc.optim.learning_rate, disc.round_learning_rate, warmup_updates)
     return {
         "policy": make_optimizer(ppo.optim, learning_rate(ppo.optim, policy_updates)),
         "critic": make_optimizer(ppo.critic_optim, learning_rate(ppo.critic_optim, critic_updates)),
-        "discriminator": make_optimizer(disc.optim, rates, frozen),
+        "discriminator": make_optimizer(disc.optim, rates, frozen_parameters(config)),
     }
 
 

@@ -25,6 +25,7 @@ from gapo_jax.train.forward import (
     response_logprobs,
     score_rollout,
 )
+from gapo_jax.train.optim import frozen_parameters, stop_gradients
 from gapo_jax.train.state import Network
 from gapo_jax.types import Experience, Rollout
 
@@ -136,12 +137,17 @@ def disc_update_step(
     *,
     discriminator: Discriminator,
     dropout: bool,
+    frozen: str | None,
     optimizer: optax.GradientTransformation,
 ) -> tuple[Network, dict[str, jax.Array]]:
-    """One binary cross-entropy update of the discriminator (GAPO, Eq. 6)."""
+    """One binary cross-entropy update of the discriminator (GAPO, Eq. 6).
+
+    Parameters whose path matches `frozen` stand still, and no gradient is computed for them.
+    """
     key = jax.random.fold_in(key, network.step)
 
     def loss_fn(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
+        params = stop_gradients(params, frozen)
         logits_B: Any = discriminator.apply(
             {"params": params},
             batch.tokens_BT,
@@ -180,6 +186,7 @@ def make_steps(
         disc_update_step,
         discriminator=discriminator,
         dropout=config.discriminator.dropout > 0,
+        frozen=frozen_parameters(config),
         optimizer=optimizers["discriminator"],
     )
     return Steps(
