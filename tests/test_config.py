@@ -1,0 +1,94 @@
+"""The configuration: checked as a whole before anything slow, frozen, and comparable."""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from gapo_jax import config as configuration
+from gapo_jax.config import Config, finalize
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+def _load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_file_is_valid_and_says_its_command(path):
+    module = _load(path)
+    final = finalize(module.get_config())
+    assert final.name == path.stem
+    assert f"--config configs/{path.name}" in module.__doc__
+
+
+def test_final_configs_cannot_change_and_leave_the_original_alone():
+    config = Config()
+    final = finalize(config)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        final.ppo.clip_low = 0.5
+    config.ppo.clip_low = 0.5
+    assert final.ppo.clip_low == 0.2
+
+
+def test_a_misspelt_field_is_refused_with_the_nearest_one():
+    with pytest.raises(AttributeError, match="did you mean 'clip_low'"):
+        Config().ppo.clip_lo = 0.1
+    with pytest.raises(ValueError, match="unknown key config.ppo.clip_lo; did you mean 'clip_low'"):
+        configuration.from_json({"ppo": {"clip_lo": 0.1}})
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("method", "gap", r"config.method cannot be 'gap'; did you mean 'gapo'"),
+        ("rounds", 2.5, r"config.rounds must be of type"),
+        ("rounds", -1, r"config.rounds must lie in \[0, inf\], got -1"),
+        ("export", 1, r"config.export must be of type"),
+        ("ppo.gamma", float("nan"), r"config.ppo.gamma must lie in"),
+        ("ppo.minibatch_size", 7, r"96 rows .* config.ppo.minibatch_size is 7"),
+        ("ppo.train_samples", 3, r"config.ppo.train_samples must be even .* got 3"),
+        ("sampling.batch_size", 20, r"config.sampling.batch_size=20 must be a multiple"),
+        ("data.types", (), r"config.data.types is empty"),
+        ("discriminator.label_policy", "verify", r"did you mean 'verified'"),
+    ],
+)
+def test_bad_values_name_the_field_and_the_way_out(path, value, message):
+    config = Config()
+    *sections, name = path.split(".")
+    setattr(configuration.lookup(config, ".".join(sections)) if sections else config, name, value)
+    with pytest.raises(ValueError, match=message):
+        finalize(config)
+
+
+def test_fields_that_contradict_each_other():
+    config = Config()
+    config.model.train_embeddings, config.model.trainable_layers = True, 4
+    with pytest.raises(ValueError, match="train_embeddings=True"):
+        finalize(config)
+    config = Config()
+    config.reward.standardise, config.ppo.samples_per_prompt = "group", 1
+    config.ppo.minibatch_size = 12
+    with pytest.raises(ValueError, match="at least 2 samples"):
+        finalize(config)
+
+
+def test_json_round_trip_and_identity():
+    config = Config()
+    config.ppo.kl_coef = 0.5
+    config.data.types = ("no_comma", "title")
+    again = configuration.from_json(configuration.to_json(config))
+    assert again == config
+    longer = configuration.from_json(configuration.to_json(config))
+    longer.rounds, longer.export = 99, False
+    assert configuration.fingerprint(longer) == configuration.fingerprint(config)
+    longer.ppo.kl_coef = 0.1
+    assert configuration.fingerprint(longer) != configuration.fingerprint(config)
+    old, new = configuration.identity(config), configuration.identity(longer)
+    assert configuration.differences(old, new) == ["ppo.kl_coef: 0.5 -> 0.1"]
