@@ -127,7 +127,8 @@ class DiscriminatorConfig(Section):
     `generated_fraction` is the share of generated text in a round's batch, `replay_fraction` the
     share of that which comes from earlier rounds. An update is skipped when the accuracy on the
     fresh batch is above `gate_high`, and doubled below `gate_low`. `score_with` names the
-    snapshot that gives the round's rewards: `pre` or `post` the round's update.
+    snapshot that gives the round's rewards: `pre` or `post` the round's update. `frozen_layers`
+    of the encoder (from the bottom, the embeddings with them) keep their pretrained weights.
     """
 
     optim: OptimConfig = dataclasses.field(
@@ -148,6 +149,7 @@ class DiscriminatorConfig(Section):
     gate_low: float = 0.0
     balance_classes: bool = True
     freeze_embeddings: bool = True
+    frozen_layers: int = 0
     dropout: float = 0.0
     score_with: str = "pre"
 
@@ -285,6 +287,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "sampling.batch_size": (1, math.inf),
     "discriminator.max_tokens": (8, 512),
     "discriminator.batch_size": (1, math.inf),
+    "discriminator.frozen_layers": (0, math.inf),
     "discriminator.generated_fraction": (0, 1),
     "discriminator.replay_fraction": (0, 1),
     "discriminator.soft_label": (0, 1),

@@ -10,6 +10,7 @@ Parameters (kernels [in, out]; the layers are stacked on a leading L axis):
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -164,6 +165,43 @@ class Encoder(nn.Module):
             )
         if type_ids_BT is None:
             type_ids_BT = jnp.zeros_like(tokens_BT)
-        x_BTD = self.embed(tokens_BT, type_ids_BT, deterministic)
-        x_BTD, _ = self.layers(x_BTD, padding_bias(mask_BT), deterministic)
-        return x_BTD
+        return self.run_layers(
+            self.embed(tokens_BT, type_ids_BT, deterministic), mask_BT, deterministic
+        )
+
+    def run_layers(
+        self, hidden_BTD: jax.Array, mask_BT: jax.Array, deterministic: bool = True
+    ) -> jax.Array:
+        """Apply the layers alone to `hidden_BTD` [B, T, D], for a slice of a deeper stack."""
+        hidden_BTD, _ = self.layers(hidden_BTD, padding_bias(mask_BT), deterministic)
+        return hidden_BTD
+
+
+def encode_above(
+    config: EncoderConfig,
+    params: Any,
+    first: int,
+    tokens_BT: jax.Array,
+    mask_BT: jax.Array,
+    type_ids_BT: jax.Array,
+    **options: Any,
+) -> jax.Array:
+    """Return what `Encoder(config)` returns, with no gradient to the embeddings and to the layers
+    below `first`: their backward pass is not computed. `options` go to `apply` (`rngs`,
+    `deterministic`)."""
+    if not 0 < first < config.num_layers:
+        raise ValueError(f"first must lie in 1..{config.num_layers - 1}, got {first}")
+    layers = params["layers"]
+    below = {"embed": params["embed"], "layers": jax.tree.map(lambda x: x[:first], layers)}
+    above = {"layers": jax.tree.map(lambda x: x[first:], layers)}
+
+    def part(count: int) -> Encoder:
+        unroll = min(config.scan_unroll, count)
+        return Encoder(dataclasses.replace(config, num_layers=count, scan_unroll=unroll))
+
+    hidden: Any = part(first).apply(
+        {"params": jax.lax.stop_gradient(below)}, tokens_BT, mask_BT, type_ids_BT, **options
+    )
+    return part(config.num_layers - first).apply(  # pyright: ignore[reportReturnType]
+        {"params": above}, hidden, mask_BT, method="run_layers", **options
+    )

@@ -50,6 +50,10 @@ class Discriminator(nn.Module):
     ) -> jax.Array:
         """Logits [B] float32; arguments as in `Encoder.__call__`. Padding does not count."""
         hidden_BTD = self.encoder(tokens_BT, mask_BT, type_ids_BT, deterministic)
+        return self.judge(hidden_BTD, mask_BT)
+
+    def judge(self, hidden_BTD: jax.Array, mask_BT: jax.Array) -> jax.Array:
+        """Logits [B] float32 of texts that the encoder has read already."""
         return self.head(pool(hidden_BTD, mask_BT, self.pooling))
 
 

@@ -73,7 +73,24 @@ def make_optimizer(
 
 def frozen_parameters(config: Config) -> str | None:
     """Return the regular expression of the discriminator's parameters that are not trained."""
-    return r"encoder/embed/" if config.discriminator.freeze_embeddings else None
+    settings = config.discriminator
+    return r"encoder/embed/" if settings.freeze_embeddings or settings.frozen_layers else None
+
+
+def freeze_rows(pattern: str, rows: int) -> optax.GradientTransformation:
+    """Zero the updates of the first `rows` rows of leaves whose path matches: of stacked layers,
+    the lowest. Weight decay would move them even without a gradient."""
+
+    def update(updates: Any, params: Any = None) -> Any:
+        del params
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: (
+                leaf.at[:rows].set(0) if re.search(pattern, path_name(path)) else leaf
+            ),
+            updates,
+        )
+
+    return optax.stateless(update)
 
 
 def stop_gradients(params: Any, frozen: str | None) -> Any:

@@ -25,6 +25,7 @@ from gapo_jax.rollout.generate import SampleFn
 from gapo_jax.rollout.sampler import make_sampler
 from gapo_jax.train.forward import GeneratorSpec, init_critic
 from gapo_jax.train.optim import (
+    freeze_rows,
     frozen_parameters,
     learning_rate,
     make_optimizer,
@@ -110,6 +111,11 @@ def load_discriminator(
         encoder, encoder_params = models.load_encoder(source(name))
         encoder_config, tokenizer = encoder.config, load_tokenizer(source(name))
         check_vocabulary(tokenizer, encoder_config.vocab_size)
+    if settings.frozen_layers >= encoder_config.num_layers:
+        raise ValueError(
+            f"config.discriminator.frozen_layers={settings.frozen_layers} leaves none of the "
+            f"{encoder_config.num_layers} layers of {name} to train; lower it"
+        )
     if settings.max_tokens > encoder_config.max_positions:
         raise ValueError(
             f"config.discriminator.max_tokens={settings.max_tokens} exceeds the "
@@ -139,7 +145,10 @@ def make_optimizers(config: Config, warmup_updates: int) -> dict[str, optax.Grad
     return {
         "policy": make_optimizer(ppo.optim, learning_rate(ppo.optim, policy_updates)),
         "critic": make_optimizer(ppo.critic_optim, learning_rate(ppo.critic_optim, critic_updates)),
-        "discriminator": make_optimizer(disc.optim, rates, frozen_parameters(config)),
+        "discriminator": optax.chain(
+            make_optimizer(disc.optim, rates, frozen_parameters(config)),
+            freeze_rows(r"encoder/layers/", disc.frozen_layers),
+        ),
     }
 
 

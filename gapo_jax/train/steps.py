@@ -18,6 +18,7 @@ import optax
 from gapo_jax.config import Config
 from gapo_jax.losses import bce_loss, masked_mean, ppo_loss, value_loss
 from gapo_jax.models import Discriminator
+from gapo_jax.models.encoder import encode_above
 from gapo_jax.train.forward import (
     GeneratorSpec,
     Scored,
@@ -130,6 +131,27 @@ def critic_step(
     return network.apply_gradients(gradients, optimizer), metrics
 
 
+def disc_logits(
+    discriminator: Discriminator,
+    params: Params,
+    batch: TextBatch,
+    frozen_layers: int,
+    **options: Any,
+) -> jax.Array:
+    """Return logits [B] float32; the backward pass ends at the lowest trained layer."""
+    texts = batch.tokens_BT, batch.mask_BT, batch.type_ids_BT
+    if not frozen_layers:
+        logits: Any = discriminator.apply({"params": params}, *texts, **options)
+        return logits
+    hidden_BTD = encode_above(
+        discriminator.config, params["encoder"], frozen_layers, *texts, **options
+    )
+    judged: Any = discriminator.apply(
+        {"params": {"head": params["head"]}}, hidden_BTD, batch.mask_BT, method="judge"
+    )
+    return judged
+
+
 def disc_update_step(
     network: Network,
     batch: TextBatch,
@@ -138,21 +160,23 @@ def disc_update_step(
     discriminator: Discriminator,
     dropout: bool,
     frozen: str | None,
+    frozen_layers: int = 0,
     optimizer: optax.GradientTransformation,
 ) -> tuple[Network, dict[str, jax.Array]]:
     """One binary cross-entropy update of the discriminator (GAPO, Eq. 6).
 
-    Parameters whose path matches `frozen` stand still, and no gradient is computed for them.
+    Parameters whose path matches `frozen` and the lowest `frozen_layers` layers stand still, and
+    no gradient is computed for them.
     """
     key = jax.random.fold_in(key, network.step)
 
     def loss_fn(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
         params = stop_gradients(params, frozen)
-        logits_B: Any = discriminator.apply(
-            {"params": params},
-            batch.tokens_BT,
-            batch.mask_BT,
-            batch.type_ids_BT,
+        logits_B = disc_logits(
+            discriminator,
+            params,
+            batch,
+            frozen_layers,
             deterministic=not dropout,
             rngs={"dropout": key},
         )
@@ -187,6 +211,7 @@ def make_steps(
         discriminator=discriminator,
         dropout=config.discriminator.dropout > 0,
         frozen=frozen_parameters(config),
+        frozen_layers=config.discriminator.frozen_layers,
         optimizer=optimizers["discriminator"],
     )
     return Steps(

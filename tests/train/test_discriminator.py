@@ -1,0 +1,126 @@
+"""The discriminator's phases on a small real network: scoring, warm-up order, the gate."""
+
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gapo_jax.config import DiscriminatorConfig
+from gapo_jax.data.tiny_tokenizer import wordpiece_tokenizer
+from gapo_jax.models import Discriminator, EncoderConfig
+from gapo_jax.train import discriminator as phases
+from gapo_jax.train import optim
+from gapo_jax.train.adversary import LabelledText
+from gapo_jax.train.state import Network
+from gapo_jax.train.steps import disc_score, disc_update_step
+from gapo_jax.types import ACCEPTED, GENERATED, REJECTED, Constraint, PreferentialPair
+
+TOKENIZER = wordpiece_tokenizer()
+MODULE = Discriminator(
+    EncoderConfig(vocab_size=len(TOKENIZER), num_layers=1, d_model=16, num_heads=2, d_ff=16)
+)
+
+
+def _config(**changes):
+    values = {"batch_size": 4, "max_tokens": 48, "updates_per_round": 2} | changes
+    return DiscriminatorConfig(**values)
+
+
+@pytest.fixture(scope="module")
+def optimizer():
+    settings = _config().optim
+    return optim.make_optimizer(settings, optim.learning_rate(settings, 10))
+
+
+@pytest.fixture(scope="module")
+def steps(optimizer):
+    update = functools.partial(
+        disc_update_step, discriminator=MODULE, dropout=False, frozen=None, optimizer=optimizer
+    )
+    return types.SimpleNamespace(
+        disc_update=jax.jit(update), disc_score=jax.jit(functools.partial(disc_score, MODULE))
+    )
+
+
+@pytest.fixture
+def network(optimizer):
+    tokens = jnp.zeros((1, 8), jnp.int32)
+    params = jax.jit(MODULE.init)(jax.random.key(0), tokens, jnp.ones_like(tokens))["params"]
+    return Network.create(params, optimizer)
+
+
+TEXTS = [
+    LabelledText(f"p{i}", "word " * (i % 5 + 1), kind, float(kind == ACCEPTED))
+    for i, kind in enumerate([ACCEPTED, REJECTED, GENERATED, REJECTED, ACCEPTED, GENERATED, 0])
+]
+
+
+def test_scores_keep_the_order_of_the_texts(network, steps):
+    config = _config()
+    scores = phases.score_texts(steps, network.params, TOKENIZER, TEXTS, config)
+    alone = [
+        phases.score_texts(steps, network.params, TOKENIZER, [text], config)[0] for text in TEXTS
+    ]
+    np.testing.assert_allclose(scores, alone, atol=1e-6)
+    assert len(set(np.round(scores, 6).tolist())) > 3
+
+
+@pytest.mark.parametrize(
+    ("gate", "passes"),
+    [({}, 1), ({"gate_high": 0.01}, 0), ({"gate_low": 0.99}, 2)],
+)
+def test_the_gate_skips_or_doubles_the_update(network, steps, gate, passes):
+    moved, metrics = phases.round_update(
+        network, steps, TOKENIZER, TEXTS, _config(**gate), jax.random.key(1)
+    )
+    assert int(moved.step) == 2 * passes
+    assert metrics["disc/updates"] == 2 * passes
+    assert 0 <= metrics["disc/accuracy"] <= 1
+    same = all(
+        (np.asarray(a) == np.asarray(b)).all()
+        for a, b in zip(jax.tree.leaves(network.params), jax.tree.leaves(moved.params), strict=True)
+    )
+    assert same == (passes == 0)
+
+
+def test_training_separates_what_can_be_separated(network, steps):
+    texts = [LabelledText("p", "aaa", ACCEPTED, 1.0), LabelledText("p", "bbb", REJECTED, 0.0)] * 2
+    for _ in range(60):
+        network, _ = phases.round_update(
+            network, steps, TOKENIZER, texts, _config(), jax.random.key(1)
+        )
+    logits = phases.score_texts(steps, network.params, TOKENIZER, texts, _config())
+    found = phases.text_metrics(logits, texts)
+    assert found["disc/acc_accepted"] == found["disc/acc_rejected"] == 1.0
+    assert phases.pair_order_accuracy(logits, texts) == 1.0
+
+
+def test_priming_changes_nothing_and_leaves_nothing_to_compile(network, steps):
+    from gapo_jax.train.adversary import widths
+    from gapo_jax.train.metrics import CompileCounter
+
+    config = _config()
+    before = jax.tree.map(np.asarray, network.params)
+    phases.prime(network, steps, TOKENIZER, config, jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, before, network.params)
+    with CompileCounter() as counter:
+        for width in widths(config.max_tokens):
+            array = jnp.asarray(np.ones((4, width), np.int32))
+            steps.disc_score(network.params, array, array, array)
+    assert counter.count == 0
+
+
+def test_a_warmup_epoch_sees_every_pair_once_with_both_sides_in_one_batch():
+    comma = (Constraint("punctuation:no_comma"),)
+    pairs = [
+        PreferentialPair("t", "r" * (i % 7), comma, comma, f"a{i}", f"b{i}", "modify", comma[0].id)
+        for i in range(21)
+    ]
+    groups = phases.warmup_order(pairs, 8, seed=0, epoch=0)
+    assert sorted(i for group in groups for i in group) == list(range(21))
+    assert max(len(group) for group in groups) == 4
+    assert groups == phases.warmup_order(pairs, 8, seed=0, epoch=0)
+    assert groups != phases.warmup_order(pairs, 8, seed=0, epoch=1)
