@@ -25,4 +25,5 @@ def get_config(preset: str = "") -> Config:
     config.ppo.minibatch_size, config.ppo.epochs = 16, 1
     config.ppo.optim.learning_rate = 1e-3
     config.eval.prompts_per_set, config.eval.resamples = 16, 200
+    config.checkpoint.keep = 10
     return config

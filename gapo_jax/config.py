@@ -323,6 +323,24 @@ def lookup(config: Any, path: str) -> Any:
     return config
 
 
+def check_path(path: str) -> None:
+    """Raise ValueError when no field lies at a dotted path; names the nearest one."""
+    section: Any = Config()
+    parts = path.split(".")
+    for depth, part in enumerate(parts):
+        names = (
+            [field.name for field in dataclasses.fields(section)]
+            if isinstance(section, Section)
+            else []
+        )
+        if part not in names:
+            where = ".".join(["config", *parts[:depth]])
+            raise ValueError(
+                f"there is no config.{path}: {where} has no {part!r}{_nearest(part, names)}"
+            )
+        section = getattr(section, part)
+
+
 def _check_choices(config: Config) -> None:
     for path, allowed in _CHOICES.items():
         value = lookup(config, path)
@@ -350,17 +368,17 @@ def trained_rows(config: Config) -> int:
 
 def _check_together(config: Config) -> None:
     """Check what involves more than one field."""
+    if config.ppo.train_samples > config.ppo.samples_per_prompt or config.ppo.train_samples % 2:
+        raise ValueError(
+            "config.ppo.train_samples must be even and at most ppo.samples_per_prompt="
+            f"{config.ppo.samples_per_prompt} (0 trains on all), got {config.ppo.train_samples}"
+        )
     rows = trained_rows(config)
     if rows % config.ppo.minibatch_size:
         raise ValueError(
             f"the {rows} rows that a round trains on (prompts_per_round times train_samples, "
             "or samples_per_prompt where that is 0) must divide into whole minibatches; "
             f"config.ppo.minibatch_size is {config.ppo.minibatch_size}"
-        )
-    if config.ppo.train_samples > config.ppo.samples_per_prompt or config.ppo.train_samples % 2:
-        raise ValueError(
-            "config.ppo.train_samples must be even and at most ppo.samples_per_prompt="
-            f"{config.ppo.samples_per_prompt} (0 trains on all), got {config.ppo.train_samples}"
         )
     if config.sampling.batch_size % config.ppo.samples_per_prompt:
         raise ValueError(

@@ -16,6 +16,19 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run (default: run
 _COLLAPSED = 3
 
 
+def parse(argv: list[str]) -> list[str]:
+    """Parse the flags; a misspelt configuration key ends here, with the nearest valid one."""
+    from gapo_jax.config import check_path
+
+    for argument in argv:
+        if argument.startswith("--config."):
+            try:
+                check_path(argument.removeprefix("--config.").split("=")[0])
+            except ValueError as error:
+                sys.exit(f"error: {error}")
+    return flags.FLAGS(argv)
+
+
 def main(argv: list[str]) -> None:
     """Check the configuration, then run it; see gapo_jax/train/run.py."""
     if len(argv) > 1:
@@ -61,4 +74,4 @@ def _train(config, workdir: Path) -> None:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=parse)

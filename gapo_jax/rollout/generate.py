@@ -26,7 +26,12 @@ def row_keys(key: jax.Array, *path: int, count: int) -> jax.Array:
     """Return `count` typed keys [B] that depend on the run's key, on `path` and on the row."""
     for part in path:
         key = jax.random.fold_in(key, part)
-    return jax.vmap(lambda index: jax.random.fold_in(key, index))(np.arange(count, dtype=np.uint32))
+    return _fold_rows(key, np.arange(count, dtype=np.uint32))
+
+
+@jax.jit
+def _fold_rows(key: jax.Array, rows_B: jax.Array) -> jax.Array:
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows_B)
 
 
 def prompt_lengths(
@@ -49,7 +54,7 @@ def prompt_width(
     longest = int(np.argmax(lengths))
     if lengths[longest] > limit:
         raise ValueError(
-            f"a prompt has {lengths[longest]} tokens, but config.data.max_prompt_tokens is {limit} "
+            f"a prompt has {lengths[longest]} tokens, but config.data.max_prompt_tokens={limit} "
             f"(the prompt: {prompts[longest]!r}); raise the limit or shorten the prompt"
         )
     return min(limit, -(-lengths[longest] // 8) * 8)

@@ -93,10 +93,10 @@ def round_texts(
     if not new:
         from_store = wanted
     generated = _draw(rng, new, wanted - from_store) + _draw(rng, old, from_store)
-    num_pairs = (total - wanted) // 2
+    num_pairs = -(-(total - wanted) // 2)
     chosen = batch_at(seed, round_index, len(pairs), num_pairs) if num_pairs else []
     real = [text for i in chosen for text in pair_texts(pairs[i], config.positive_label)]
-    texts = generated + real
+    texts = generated + real[: total - wanted]
     return [texts[i] for i in rng.permutation(len(texts))]
 
 

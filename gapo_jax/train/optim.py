@@ -74,7 +74,9 @@ def make_optimizer(
 def frozen_parameters(config: Config) -> str | None:
     """Return the regular expression of the discriminator's parameters that are not trained."""
     settings = config.discriminator
-    return r"encoder/embed/" if settings.freeze_embeddings or settings.frozen_layers else None
+    if settings.frozen_layers:
+        return r"encoder/embed/"
+    return r"encoder/embed/word/" if settings.freeze_embeddings else None
 
 
 def freeze_rows(pattern: str, rows: int) -> optax.GradientTransformation:

@@ -88,7 +88,7 @@ def fitting(
     if 2 * len(short) < len(rows):
         raise ValueError(
             f"{len(rows) - len(short)} of {len(rows)} composed prompts ({name}) are longer than "
-            f"config.data.max_prompt_tokens is {limit}: their median is "
+            f"config.data.max_prompt_tokens={limit}: their median is "
             f"{sorted(lengths)[len(lengths) // 2]} tokens; raise the limit"
         )
     return short[:count]
@@ -212,6 +212,6 @@ def make_pairs(
             )
             write_pairs(path, pairs)
     train = read_pairs(paths[0])
-    if len(train) < config.data.pairs:
+    if len(train) < config.data.pairs - 1:
         log.warning("made %d of the %d pairs asked for", len(train), config.data.pairs)
     return Pairs(train, read_pairs(paths[1]))

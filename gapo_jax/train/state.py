@@ -88,5 +88,5 @@ def merge_trainable(base: Params, trainable: Params, first: int) -> Params:
 
 def relative_change(before: Params, after: Params) -> float:
     """Return |after - before| / |before| in the 2-norm over all parameters."""
-    moved = optax.global_norm(jax.tree.map(lambda a, b: a - b, after, before))
-    return float(moved / jnp.maximum(optax.global_norm(before), 1e-12))
+    moved = optax.tree.norm(jax.tree.map(lambda a, b: a - b, after, before))
+    return float(moved / jnp.maximum(optax.tree.norm(before), 1e-12))

@@ -98,7 +98,7 @@ def policy_step(
         return loss, metrics
 
     gradients, metrics = jax.grad(loss_fn, has_aux=True)(network.params)
-    metrics["policy/grad_norm"] = optax.global_norm(gradients)
+    metrics["policy/grad_norm"] = optax.tree.norm(gradients)
     return network.apply_gradients(gradients, optimizer), metrics
 
 
@@ -187,7 +187,7 @@ def disc_update_step(
         return loss, metrics
 
     gradients, metrics = jax.grad(loss_fn, has_aux=True)(network.params)
-    metrics["disc/grad_norm"] = optax.global_norm(gradients)
+    metrics["disc/grad_norm"] = optax.tree.norm(gradients)
     return network.apply_gradients(gradients, optimizer), metrics
 
 

@@ -207,10 +207,10 @@ def test_another_configuration_is_refused_by_name(straight):
 @pytest.mark.parametrize(
     ("flag", "wanted"),
     [
-        ("--config.ppo.clip_lo=0.3", "clip_low"),
+        ("--config.ppo.clip_lo=0.3", "did you mean 'clip_low'"),
         ("--config.method=gap", "did you mean 'gapo'"),
         ("--config.ppo.minibatch_size=7", "config.ppo.minibatch_size is 7"),
-        ("--config.data.max_prompt_tokens=20", "config.data.max_prompt_tokens is 20"),
+        ("--config.data.max_prompt_tokens=20", "config.data.max_prompt_tokens=20"),
         ("--config.model.generator=/no/such/model", "/no/such/model"),
     ],
 )
@@ -218,7 +218,7 @@ def test_bad_input_ends_with_what_to_change(tmp_path, flag, wanted):
     done = _run(tmp_path / "run", flag)
     assert done.returncode != 0
     assert wanted in done.stderr + done.stdout
-    assert "Traceback" not in done.stderr or "clip_lo" in flag
+    assert "Traceback" not in done.stderr
 
 
 def test_a_collapsing_run_saves_and_stops_itself(tmp_path):

@@ -106,9 +106,9 @@ def test_priming_changes_nothing_and_leaves_nothing_to_compile(network, steps):
     before = jax.tree.map(np.asarray, network.params)
     phases.prime(network, steps, TOKENIZER, config, jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, before, network.params)
+    arrays = [jnp.ones((4, width), jnp.int32) for width in widths(config.max_tokens)]
     with CompileCounter() as counter:
-        for width in widths(config.max_tokens):
-            array = jnp.asarray(np.ones((4, width), np.int32))
+        for array in arrays:
             steps.disc_score(network.params, array, array, array)
     assert counter.count == 0
 
