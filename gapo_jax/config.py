@@ -328,11 +328,7 @@ def check_path(path: str) -> None:
     section: Any = Config()
     parts = path.split(".")
     for depth, part in enumerate(parts):
-        names = (
-            [field.name for field in dataclasses.fields(section)]
-            if isinstance(section, Section)
-            else []
-        )
+        names = list(vars(section)) if isinstance(section, Section) else []
         if part not in names:
             where = ".".join(["config", *parts[:depth]])
             raise ValueError(
