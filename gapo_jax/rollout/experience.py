@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -59,6 +61,10 @@ def standardise_rewards(
     return jnp.clip(rewards_B, -clip, clip), stats_3
 
 
+# Jitted as a whole: run eagerly, the scan inside `gae` would be compiled anew in every round.
+@functools.partial(
+    jax.jit, static_argnames=("gamma", "lam", "missing_eos_penalty", "whiten_advantages")
+)
 def build_experience(
     rollout: Rollout,
     old_logprobs_BR: jax.Array,
