@@ -44,6 +44,8 @@ def main(argv: list[str]) -> None:
     for noisy in ("jax", "orbax", "absl", "httpx", "transformers", "datasets"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # transformers says that it found no torch; only its tokenizers are used here.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     _train(config, workdir)
 
 
