@@ -10,26 +10,28 @@ epoch) and updated in every round on pairs and on the generator's text, labelled
 it scores a round's text after that update. Rewards are its probabilities, normalised among the
 samples of a prompt.
 
-Which constraint types: those that this discriminator learns to judge within such a warm-up. Measured
-on 199 held-out pairs after 1,500 training pairs of nine types (accepted prompt scored above rejected):
-postscript 1.00, title 1.00, end_checker .90, no_comma .73, bullets .68, number_words .68;
-number_sentences .57, existence .55, forbidden_words .48 were no better than a coin, so their reward
-would be noise and they are left out here (add them to `data.types` with 4 times the pairs). Quotation
-never occurs by itself, so there is nothing to reinforce.
+Which constraint types: those that this discriminator learns to judge within such a warm-up.
+Measured on 199 held-out pairs after 1,500 training pairs of nine types (accepted prompt scored
+above rejected): postscript 1.00, title 1.00, end_checker .90, no_comma .73, bullets .68,
+number_words .68; number_sentences .57, existence .55, forbidden_words .48 were no better than a
+coin, so their reward would be noise and they are left out here (add them to `data.types` with 4
+times the pairs). Quotation never occurs by itself, so there is nothing to reinforce.
 
-Measured 2026-11-22, 2 CPU cores, jax 0.10.2 (held-out constraint accuracy, strict, per instruction,
-percentage points, 95% interval of the paired bootstrap over prompts; 96 responses a set):
+Measured 2026-11-22, 2 CPU cores, jax 0.10.2 (held-out constraint accuracy, strict, per
+instruction, percentage points, 95% interval of the paired bootstrap over prompts; 96 responses a
+set):
 
 | seed | held-out topics | held-out phrasings |
 |---|---|---|
 | 0 | 43.2 -> 54.5, +11.4 [+2.1, +21.3] | 24.6 -> 41.0, +16.4 [+6.5, +26.7] |
 
-Only this one seed has been run to its end with these settings so far; 20 minutes 25 seconds of wall time
-on a machine shared with other work, 6.0 GB at the peak.
+Only this one seed has been run to its end with these settings so far; 20 minutes 25 seconds of
+wall time on a machine shared with other work, 6.0 GB at the peak.
 
 What it learns is titles, postscripts and lengths; exact endings stay where they were, since the
-starting model almost never writes one and there is nothing to reinforce. How it gets hacked: at KL .11 a
-token some answers repeat their postscript (share of repeated 3-grams .01 -> .11 on held-out topics).
+starting model almost never writes one and there is nothing to reinforce. How it gets hacked: at
+KL .11 a token some answers repeat their postscript (share of repeated 3-grams .01 -> .11 on
+held-out topics).
 """
 
 from gapo_jax.config import Config
