@@ -159,15 +159,14 @@ def test_killed_and_continued_equals_straight_through(straight, tmp_path):
     """k rounds, SIGKILL, then the rest: every array bit-equal, every metric equal."""
     workdir, _ = straight
     victim = tmp_path / "killed"
-    process = subprocess.Popen(
+    with subprocess.Popen(
         _command(victim), cwd=ROOT, env=_environment(), stdout=subprocess.PIPE, text=True
-    )
-    for line in process.stdout:
-        # In the middle of round 3, round 2 being saved (or still being written).
-        if line.startswith("round   3") and "rollout" in line:
-            process.send_signal(signal.SIGKILL)
-            break
-    process.wait()
+    ) as process:
+        for line in process.stdout:
+            # In the middle of round 3, round 2 being saved (or still being written).
+            if line.startswith("round   3") and "rollout" in line:
+                process.send_signal(signal.SIGKILL)
+                break
     assert process.returncode == -signal.SIGKILL
     assert not (victim / "summary.json").exists()
     done = _run(victim)
