@@ -1,4 +1,4 @@
-"""GAPO on a 4-layer model from random weights: the whole program in under a minute on 2 cores.
+"""GAPO on a 4-layer model from random weights: the whole program in about 75 seconds on 2 cores.
 
     python scripts/train.py --config configs/gapo_tiny.py
 
