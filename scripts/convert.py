@@ -89,7 +89,7 @@ def verify_model(args: argparse.Namespace) -> int:
     except ImportError as error:
         raise ValueError(
             "Wanted torch for the comparison, got an environment without it. "
-            "Install it: pip install torch --index-url https://download.pytorch.org/whl/cpu"
+            "Install it: pip install torch"
         ) from error
     path = locate(args.src) if args.src in WEIGHTS else hub.resolve(args.src)
     decoder, params = models.load_decoder(path)
