@@ -210,7 +210,6 @@ class EvalConfig(Section):
     every_rounds: int = 0
     prompts_during: int = 48
     temperature: float = 0.8
-    max_new_tokens: int = 0
     resamples: int = 2000
 
 

@@ -10,7 +10,6 @@ of that round, so a continued run knows which lines its checkpoint has not seen.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import jax
@@ -39,8 +38,6 @@ from gapo_jax.train.rounds import (
 )
 from gapo_jax.train.state import RunState
 from gapo_jax.types import PromptRow, Rollout
-
-log = logging.getLogger("gapo_jax")
 
 
 def warmup(run: Run, state: RunState) -> RunState:

@@ -8,7 +8,6 @@ violates. What was made lies in the workdir, so that a continued run reads it ba
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ from gapo_jax.types import PreferentialPair, PromptRow
 
 BOOTSTRAP_STREAM = 100
 HELDOUT_SETS = ("heldout_topics", "heldout_phrasings")
-log = logging.getLogger("gapo_jax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +209,4 @@ def make_pairs(
                 edited_fraction=config.data.edited_fraction,
             )
             write_pairs(path, pairs)
-    train = read_pairs(paths[0])
-    if len(train) < config.data.pairs - 1:
-        log.warning("made %d of the %d pairs asked for", len(train), config.data.pairs)
-    return Pairs(train, read_pairs(paths[1]))
+    return Pairs(read_pairs(paths[0]), read_pairs(paths[1]))

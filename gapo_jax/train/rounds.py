@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,7 +39,6 @@ from gapo_jax.train.state import RunState, merge_trainable
 from gapo_jax.types import GENERATED, Experience, PromptRow, Rollout
 
 ROLLOUT_STREAM = 102
-log = logging.getLogger("gapo_jax")
 
 
 @dataclasses.dataclass
