@@ -123,7 +123,9 @@ class DiscriminatorConfig(Section):
     """The discriminator's warm-up and its update in every round (Algorithm 1 of GAPO).
 
     `label_policy` is the target of generated text: `paper` (0), `soft` (`soft_label`), `verified`
-    (1 if every constraint holds, else 0) or `drop_verified` (those are left out).
+    (1 if every constraint holds, else 0) or `drop_verified` (those are left out). A response
+    that repeats itself (share of repeated word 3-grams above `max_repetition`) never counts as
+    verified: a postscript written nine times over satisfies its constraint too.
     `generated_fraction` is the share of generated text in a round's batch, `replay_fraction` the
     share of that which comes from earlier rounds. An update is skipped when the accuracy on the
     fresh batch is above `gate_high`, and doubled below `gate_low`. `score_with` names the
@@ -141,6 +143,7 @@ class DiscriminatorConfig(Section):
     round_learning_rate: float = 5e-5
     label_policy: str = "verified"
     soft_label: float = 0.2
+    max_repetition: float = 0.2
     positive_label: float = 1.0
     generated_fraction: float = 0.6
     replay_fraction: float = 0.25
@@ -157,6 +160,9 @@ class DiscriminatorConfig(Section):
 @dataclasses.dataclass
 class RewardConfig(Section):
     """Reward = the discriminator's logit, standardised and clipped.
+
+    `missing_eos_penalty` comes off the reward of a response that did not end within
+    `sampling.max_new_tokens`, in units of the rewards' deviation.
 
     `standardise` takes mean and deviation from all rounds so far (`running`), this round
     (`batch`) or the samples of the same prompt (`group`).
@@ -290,6 +296,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "discriminator.generated_fraction": (0, 1),
     "discriminator.replay_fraction": (0, 1),
     "discriminator.soft_label": (0, 1),
+    "discriminator.max_repetition": (0, 1),
     "discriminator.positive_label": (0.5, 1),
     "discriminator.gate_high": (0, 1),
     "discriminator.gate_low": (0, 1),

@@ -62,21 +62,17 @@ def standardise_rewards(
 
 
 # Jitted as a whole: run eagerly, the scan inside `gae` would be compiled anew in every round.
-@functools.partial(
-    jax.jit, static_argnames=("gamma", "lam", "missing_eos_penalty", "whiten_advantages")
-)
+@functools.partial(jax.jit, static_argnames=("gamma", "lam", "whiten_advantages"))
 def build_experience(
     rollout: Rollout,
     old_logprobs_BR: jax.Array,
     ref_logprobs_BR: jax.Array,
     values_BR: jax.Array,
     rewards_B: jax.Array,
-    ended_B: jax.Array,
     kl_coef: jax.Array,
     *,
     gamma: float,
     lam: float,
-    missing_eos_penalty: float,
     whiten_advantages: bool,
 ) -> tuple[Experience, dict[str, jax.Array]]:
     """Place rewards on tokens, run GAE and whiten; return the experience and its metrics.
@@ -91,8 +87,6 @@ def build_experience(
         ref_logprobs_BR,
         mask_BR,
         kl_coef,
-        missing_eos_penalty=missing_eos_penalty,
-        ended_B=ended_B,
     )
     advantages_BR, returns_BR = gae(rewards_BR, values_BR, mask_BR, gamma, lam)
     metrics = {

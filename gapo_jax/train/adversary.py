@@ -17,6 +17,8 @@ from transformers import PreTrainedTokenizerBase
 from gapo_jax.config import DiscriminatorConfig
 from gapo_jax.data.batching import batch_at
 from gapo_jax.data.discriminator_text import encode_discriminator
+from gapo_jax.evaluate.accuracy import Verdict
+from gapo_jax.evaluate.text_health import repetition
 from gapo_jax.train.steps import TextBatch
 from gapo_jax.types import ACCEPTED, GENERATED, REJECTED, PreferentialPair
 
@@ -32,12 +34,17 @@ class LabelledText(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class GeneratedText:
-    """A sampled response, and whether the verifiers found every constraint satisfied."""
+    """A sampled response, and whether it counts as a good answer: see `is_accepted`."""
 
     prompt: str
     response: str
     verified: bool
     round: int
+
+
+def is_accepted(config: DiscriminatorConfig, verdict: Verdict) -> bool:
+    """Return whether every constraint holds (strict) and the text does not repeat itself."""
+    return all(verdict.strict) and repetition(verdict.response) <= config.max_repetition
 
 
 def pair_texts(pair: PreferentialPair, positive: float) -> tuple[LabelledText, LabelledText]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from gapo_jax.evaluate.accuracy import Verdict, verify
 from gapo_jax.rollout.generate import Generated
-from gapo_jax.train.adversary import GeneratedText
+from gapo_jax.train.adversary import GeneratedText, is_accepted
 from gapo_jax.train.discriminator import evaluate_pairs, prime, warmup_epoch
 from gapo_jax.train.interrupt import RunInterrupted, RunStopped
 from gapo_jax.train.metrics import progress
@@ -103,7 +103,7 @@ def one_round(run: Run, state: RunState, index: int) -> RunState:
         rows, generated = rollout_phase(run, state, index)
         verdicts = verify(rows, generated.texts)
         fresh = [
-            GeneratedText(row.prompt, text, all(verdict.strict), number)
+            GeneratedText(row.prompt, text, is_accepted(config.discriminator, verdict), number)
             for row, text, verdict in zip(rows, generated.texts, verdicts, strict=True)
         ]
     metrics = rollout_metrics(run, rows, generated, verdicts)
@@ -114,7 +114,7 @@ def one_round(run: Run, state: RunState, index: int) -> RunState:
     if config.discriminator.score_with == "post":
         state, judged = judge(run, state, fresh, index)
     with run.clock("score"):
-        state, logits_B, rewards_B = score_phase(run, state, fresh)
+        state, logits_B, rewards_B = score_phase(run, state, fresh, generated.rollout)
         chosen = select_rows(rewards_B, config.ppo.samples_per_prompt, config.ppo.train_samples)
     write_samples(run, number, rows, generated, logits_B, verdicts)
     with run.clock("experience"):

@@ -252,9 +252,13 @@ def judge_phase(
 
 
 def score_phase(
-    run: Run, state: RunState, fresh: Sequence[GeneratedText]
+    run: Run, state: RunState, fresh: Sequence[GeneratedText], rollout: Rollout
 ) -> tuple[RunState, np.ndarray, jax.Array]:
-    """Return (state with new reward statistics, logits [B], rewards [B]) of one snapshot."""
+    """Return (state with new reward statistics, logits [B], rewards [B]) of one snapshot.
+
+    The penalty of a response without an end comes off after the standardisation, so it is in
+    units of the rewards' deviation, and before the choice of the rows to learn from.
+    """
     texts = [LabelledText(text.prompt, text.response, GENERATED, 0.0) for text in fresh]
     logits_B = score_texts(
         run.training.steps,
@@ -272,6 +276,7 @@ def score_phase(
         squash=reward.squash,
         clip=reward.clip,
     )
+    rewards_B -= reward.missing_eos_penalty * jnp.asarray(~ended(run, rollout), jnp.float32)
     return state.replace(reward_stats=stats), logits_B, rewards_B
 
 
@@ -298,11 +303,9 @@ def experience_phase(
         scored.ref_logprobs_BR,
         scored.values_BR,
         rewards_B,
-        jnp.asarray(ended(run, rollout)),
         state.kl_coef,
         gamma=ppo.gamma,
         lam=ppo.lam,
-        missing_eos_penalty=run.config.reward.missing_eos_penalty,
         whiten_advantages=ppo.whiten_advantages,
     )
     return experience, {key: float(value) for key, value in metrics.items()}

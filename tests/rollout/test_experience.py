@@ -69,16 +69,14 @@ def test_experience_equals_a_plain_loop_and_ignores_padding(pad):
         jnp.asarray(ref),
         jnp.asarray(values),
         jnp.asarray(rewards),
-        np.array([True, True, False]),
         jnp.float32(0.1),
         gamma=1.0,
         lam=0.95,
-        missing_eos_penalty=0.5,
         whiten_advantages=False,
     )
     for row, length in enumerate(lengths):
         advantage, following = 0.0, 0.0
-        score = rewards[row] - (0.5 if row == 2 else 0.0)
+        score = rewards[row]
         for t in reversed(range(length)):
             reward = -0.1 * (old[row, t] - ref[row, t]) + (score if t == length - 1 else 0.0)
             advantage = reward + following - values[row, t] + 0.95 * advantage

@@ -6,9 +6,23 @@ import numpy as np
 import pytest
 
 from gapo_jax.config import DiscriminatorConfig
+from gapo_jax.evaluate.accuracy import Verdict
 from gapo_jax.train import adversary
 from gapo_jax.train.adversary import GeneratedText
 from gapo_jax.types import ACCEPTED, GENERATED, REJECTED, Constraint, PreferentialPair
+
+
+@pytest.mark.parametrize(
+    ("response", "strict", "accepted"),
+    [
+        ("The sea is wide and blue.\n\nP.S. Bring a hat.", (True, True), True),
+        ("The sea is wide and blue.\n\nP.S. Bring a hat.", (True, False), False),
+        ("P.S.\n\nP.S.\n\nP.S.\n\nP.S.", (True,), False),
+    ],
+)
+def test_what_counts_as_a_good_answer(response, strict, accepted):
+    verdict = Verdict("k", "p", response, ("x",) * len(strict), strict, strict)
+    assert adversary.is_accepted(DiscriminatorConfig(), verdict) is accepted
 
 
 def _pairs(count):
