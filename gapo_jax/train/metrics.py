@@ -1,6 +1,6 @@
 """What a run says while it goes: metrics.jsonl, TensorBoard, the console, samples.jsonl.
 
-Also progress bars and the count of compilations. The files of a run that is continued hold what
+Also progress bars. The files of a run that is continued hold what
 an uninterrupted run would have written: lines of steps after the checkpoint are dropped first.
 """
 
@@ -18,10 +18,11 @@ from typing import Any, TextIO, TypeVar
 import jax
 from tqdm import tqdm
 
+from gapo_jax.train.compilation import CompileCounter
+
 Item = TypeVar("Item")
 
 PHASES = ("warmup", "rollout", "discriminator", "policy", "eval", "save")
-_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 # What a console line shows, in this order; the files hold everything.
 _CONSOLE = (
     "disc/loss",
@@ -42,38 +43,6 @@ _CONSOLE = (
     "throughput/real_tokens_per_s",
     "compile/count",
 )
-
-
-class CompileCounter:
-    """Counts the programs that XLA compiles from its creation on; `close` ends the counting.
-
-    >>> with CompileCounter() as counter:
-    ...     step(state, batch)
-    >>> assert counter.count == 0  # nothing was compiled again
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.seconds = 0.0
-        self._open = True
-        jax.monitoring.register_event_duration_secs_listener(self._listen)
-
-    def _listen(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
-        if event == _COMPILE_EVENT:
-            self.count += 1
-            self.seconds += duration_secs
-
-    def close(self) -> None:
-        """Stop counting; `count` keeps its value."""
-        if self._open:
-            self._open = False
-            jax.monitoring.unregister_event_duration_listener(self._listen)
-
-    def __enter__(self) -> CompileCounter:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 class MetricsWriter:

@@ -22,6 +22,7 @@ from gapo_jax.evaluate.report import write_report
 from gapo_jax.evaluate.text_health import text_health
 from gapo_jax.models import save_hf
 from gapo_jax.train.adversary import store_from_json
+from gapo_jax.train.compilation import keep_compiled_programs
 from gapo_jax.train.evaluation import compare_sets, evaluate_policy, summarise_sets
 from gapo_jax.train.interrupt import StopRequest
 from gapo_jax.train.metrics import MetricsWriter, read_metrics
@@ -126,6 +127,7 @@ def open_run(config: Config, workdir: Path, stop: StopRequest) -> tuple[Run, Run
     """
     clock = PhaseClock()
     claim_workdir(config, workdir)
+    keep_compiled_programs()
     with clock("load"):
         players = load_players(config)
         prompts = make_all_prompts(config, players)

@@ -100,7 +100,7 @@ def test_training_separates_what_can_be_separated(network, steps):
 
 def test_priming_changes_nothing_and_leaves_nothing_to_compile(network, steps):
     from gapo_jax.train.adversary import widths
-    from gapo_jax.train.metrics import CompileCounter
+    from gapo_jax.train.compilation import CompileCounter
 
     config = _config()
     before = jax.tree.map(np.asarray, network.params)

@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from gapo_jax.train import metrics
-from gapo_jax.train.metrics import CompileCounter, MetricsWriter, read_metrics
+from gapo_jax.train.compilation import CompileCounter, keep_compiled_programs
+from gapo_jax.train.metrics import MetricsWriter, read_metrics
 
 
 def write_run(workdir: pathlib.Path, first: int, last: int, resume: int | None = None) -> str:
@@ -136,6 +138,32 @@ def test_compilations_are_counted_once() -> None:
         assert counter.count == 2
     jax.jit(lambda x: x * 3)(x3)
     assert counter.count == 2
+
+
+def test_a_program_kept_on_disk_is_not_compiled_again(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    names = (
+        "jax_compilation_cache_dir", "jax_compilation_cache_max_size",
+        "jax_persistent_cache_min_compile_time_secs", "jax_persistent_cache_min_entry_size_bytes",
+    )  # fmt: skip
+    before = {name: getattr(jax.config, name) for name in names}
+    x = jnp.ones(7)
+    try:
+        keep_compiled_programs()
+        compilation_cache.reset_cache()
+        with CompileCounter() as counter:
+            first = jax.jit(lambda x: x * 5 + 1)(x)
+            assert counter.count == 1
+            jax.clear_caches()
+            second = jax.jit(lambda x: x * 5 + 1)(x)
+            assert counter.count == 1
+        np.testing.assert_array_equal(first, second)
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 def test_every_record_says_how_much_was_compiled(tmp_path: pathlib.Path) -> None:

@@ -1,0 +1,91 @@
+"""Compiled programs: kept on disk from one start to the next, and counted."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+import jax
+
+from gapo_jax.hub import cache_dir
+
+_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+_HIT_EVENT = "/jax/compilation_cache/cache_hits"
+_MAX_BYTES = 2 * 2**30
+
+
+def machine_id() -> str:
+    """Return a short name of this machine's instruction set: programs for the CPU are not
+    portable between processors, and a home folder may be shared by several."""
+    features = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = info.read_text().splitlines()
+        features += next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:8]}"
+
+
+def keep_compiled_programs() -> None:
+    """Keep compiled programs in the cache folder, so that a second start compiles nothing.
+
+    `JAX_COMPILATION_CACHE_DIR` names another folder; set but empty, it turns this off. At most
+    2 GiB are kept, the least used go first.
+    """
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if folder is None:
+        folder = str(cache_dir() / "compiled" / machine_id())
+    if not folder:
+        return
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_compilation_cache_max_size", _MAX_BYTES)
+    # Many small programs cost more together than the few large ones.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+class CompileCounter:
+    """Counts the programs that XLA compiles from its creation on; `close` ends the counting.
+
+    A program that comes from the cache on disk was not compiled, and `seconds` does not hold the
+    reading of it.
+
+    >>> with CompileCounter() as counter:
+    ...     step(state, batch)
+    >>> assert counter.count == 0  # nothing was compiled again
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.seconds = 0.0
+        self._hits = 0
+        self._open = True
+        jax.monitoring.register_event_listener(self._listen_hits)
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen_hits(self, event: str, **kwargs: str | int) -> None:
+        self._hits += event == _HIT_EVENT
+
+    def _listen(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if event != _COMPILE_EVENT:
+            return
+        if self._hits:
+            # The hit is reported inside the span that this event ends.
+            self._hits -= 1
+            return
+        self.count += 1
+        self.seconds += duration_secs
+
+    def close(self) -> None:
+        """Stop counting; `count` keeps its value."""
+        if self._open:
+            self._open = False
+            jax.monitoring.unregister_event_listener(self._listen_hits)
+            jax.monitoring.unregister_event_duration_listener(self._listen)
+
+    def __enter__(self) -> CompileCounter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

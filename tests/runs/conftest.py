@@ -1,0 +1,79 @@
+"""Whole runs of the tiny configuration, each in a process of its own as a user starts it.
+
+All of them share one cache of compiled programs, which is new in every test session.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# What depends on the process rather than on the run.
+PROCESS = ("time", "throughput/", "compile/")
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """Starts runs and reads what they leave."""
+
+    cache: Path
+
+    def command(self, workdir, *flags):
+        return [
+            sys.executable, "scripts/train.py", "--config", "configs/gapo_tiny.py",
+            "--workdir", str(workdir), *flags,
+        ]  # fmt: skip
+
+    def options(self):
+        keep = {k: v for k, v in os.environ.items() if not k.startswith("XLA_FLAGS")}
+        own = {
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": str(ROOT),
+            "JAX_COMPILATION_CACHE_DIR": str(self.cache),
+        }
+        return {"cwd": ROOT, "env": keep | own, "text": True}
+
+    def play(self, workdir, *flags):
+        return subprocess.run(
+            self.command(workdir, *flags), **self.options(), capture_output=True, check=False,
+            timeout=600,
+        )  # fmt: skip
+
+    def lines(self, workdir, name="metrics.jsonl"):
+        return [json.loads(line) for line in (workdir / name).read_text().splitlines()]
+
+    def comparable(self, workdir):
+        return [
+            {k: v for k, v in line.items() if not k.startswith(PROCESS)}
+            for line in self.lines(workdir)
+        ]
+
+    def players(self, workdir):
+        from gapo_jax.config import finalize, from_json
+        from gapo_jax.train.setup import load_players
+
+        config = finalize(from_json(json.loads((workdir / "config.json").read_text())))
+        return config, load_players(config)
+
+    def states(self, workdir, *steps):
+        """Return the checkpointed states at `steps`."""
+        from gapo_jax.checkpoint import Checkpointer
+        from gapo_jax.train.setup import build_training, initial_state
+
+        config, players = self.players(workdir)
+        pairs = (workdir / "pairs.jsonl").read_text().count("\n")
+        state = initial_state(config, players, build_training(config, players, pairs))
+        with Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep) as checkpointer:
+            return [checkpointer.restore(state, step)[0] for step in steps]
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    base = tmp_path_factory.getbasetemp()
+    # With several test processes, the parent is the folder that they share.
+    return Runs((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled")
