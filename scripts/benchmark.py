@@ -1,15 +1,17 @@
-"""Throughput of sampling, the training forward and a policy update, as JSON.
+"""Throughput of sampling, the training forward, a policy update and whole rounds, as JSON.
 
     python scripts/benchmark.py sample --batch 32 --compare
     python scripts/benchmark.py sample --batch 12 --samples 8
     python scripts/benchmark.py forward policy_update --batch 8 --compare
+    python scripts/benchmark.py round
 
 Each measurement compiles once, runs `--repeats` times and reports median, least and greatest
 seconds, real and padded tokens per second (of the median), compile seconds and the peak memory of
 the process so far. `--compare` runs transformers on torch afterwards: same weights, tokens and
 shapes, in the same process. Prompts have random lengths down to half of `--prompt-tokens`; no row
-ends early. Weights: `--model`, or the cached SmolLM2, or random ones of its size, and the output
-says which.
+ends early. `round` plays rounds of configs/gapo_quickstart.py by GAPO and by PPO (the same with a
+frozen discriminator) and gives the median seconds of each phase. Weights: `--model`, or the cached
+SmolLM2, or random ones of its size, and the output says which.
 """
 
 from __future__ import annotations
@@ -18,23 +20,30 @@ import argparse
 import functools
 import json
 import resource
+import runpy
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gapo_jax.config import Config
+from gapo_jax.config import Config, finalize
 from gapo_jax.data.weights import locate
 from gapo_jax.models import Decoder, DecoderConfig, load_decoder, save_hf
 from gapo_jax.rollout.sampler import make_sampler
+from gapo_jax.train.discriminator import prime
 from gapo_jax.train.forward import GeneratorSpec
+from gapo_jax.train.interrupt import StopRequest
+from gapo_jax.train.online import one_round
 from gapo_jax.train.optim import make_optimizer
+from gapo_jax.train.run import open_run
 from gapo_jax.train.state import Network, split_trainable
 from gapo_jax.train.steps import policy_step
 from gapo_jax.types import Experience
@@ -44,6 +53,7 @@ SMOLLM2_SIZE = DecoderConfig(
     d_ff=1536, rope_theta=100000.0, max_positions=8192,
 )  # fmt: skip
 TEMPERATURE, LEARNING_RATE = 0.8, 1e-5
+QUICKSTART = Path(__file__).parents[1] / "configs" / "gapo_quickstart.py"
 
 
 def parse() -> argparse.Namespace:
@@ -212,6 +222,45 @@ def measure_policy_update(args, decoder, params, reference) -> dict[str, Any]:
     return results
 
 
+def measure_round(args, decoder, params, reference) -> dict[str, Any]:
+    """Rounds of the quickstart, GAPO beside PPO: what does the adversary cost?"""
+    del decoder, params, reference  # a run loads its own
+    settings = runpy.run_path(str(QUICKSTART))["get_config"]
+    results: dict[str, Any] = {}
+    for method in ("gapo", "ppo"):
+        config = settings()
+        config.method, config.rounds = method, args.repeats + 1
+        config.data.bootstrap_responses, config.data.pairs = 96, 128
+        config.data.pairs_heldout = 32
+        if args.model:
+            config.model.generator = args.model
+        with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
+            results[method] = _play(finalize(config), Path(folder))
+    results["gapo_over_ppo"] = round(results["gapo"]["total"] / results["ppo"]["total"], 3)
+    return results
+
+
+def _play(config: Config, workdir: Path) -> dict[str, float]:
+    """Return the median seconds of each phase of a round, the first round left out."""
+    run, state = open_run(config, workdir, StopRequest())
+    rounds = []
+    try:
+        prime(
+            state.discriminator, run.training.steps, run.players.disc_tokenizer,
+            config.discriminator, state.key,
+        )  # fmt: skip
+        for index in range(config.rounds):
+            before = dict(run.clock.seconds)
+            state = one_round(run, state, index)
+            rounds.append({k: v - before.get(k, 0.0) for k, v in run.clock.seconds.items()})
+    finally:
+        run.writer.close()
+        run.checkpointer.close()
+    phases = [k for k in rounds[-1] if rounds[-1][k] > 0]
+    found = {k: round(statistics.median(r[k] for r in rounds[1:]), 2) for k in phases}
+    return {**found, "total": round(sum(found.values()), 2)}
+
+
 class TorchReference:
     """The same weights and the same work in transformers on torch."""
 
@@ -289,6 +338,7 @@ MEASUREMENTS = {
     "sample": measure_sample,
     "forward": measure_forward,
     "policy_update": measure_policy_update,
+    "round": measure_round,
 }
 
 
