@@ -66,6 +66,6 @@ def get_config(preset: str = "") -> Config:
     config.ppo.kl_coef = 0.05
     config.ppo.optim.learning_rate = 6e-5
     config.reward.standardise, config.reward.squash = "group", "sigmoid"
-    config.reward.missing_eos_penalty = 0.5
+    config.reward.missing_eos_penalty = 0.25
     config.eval.prompts_per_set, config.eval.samples_per_prompt = 48, 2
     return config
