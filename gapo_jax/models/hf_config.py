@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from gapo_jax.models.decoder import DecoderConfig
-from gapo_jax.models.encoder import EncoderConfig
 
 
 def _only(raw: Mapping[str, Any], key: str, *supported: Any) -> None:
@@ -92,47 +91,4 @@ def llama_from_config(config: DecoderConfig) -> dict[str, Any]:
         "eos_token_id": eos_ids[0] if len(eos_ids) == 1 else eos_ids or None,
         "pad_token_id": config.pad_id,
         "bos_token_id": config.bos_id,
-    }
-
-
-def bert_to_config(raw: Mapping[str, Any]) -> EncoderConfig:
-    """Translate a BERT `config.json` to an `EncoderConfig`.
-
-    Raises ValueError on relative positions, decoders, and activations other than the exact gelu.
-    """
-    _only(raw, "hidden_act", "gelu")
-    _only(raw, "position_embedding_type", "absolute")
-    for key in ("is_decoder", "add_cross_attention"):
-        _only(raw, key, False)
-    pad_id = raw.get("pad_token_id")
-    return EncoderConfig(
-        vocab_size=_required(raw, "vocab_size"),
-        num_layers=_required(raw, "num_hidden_layers"),
-        d_model=_required(raw, "hidden_size"),
-        num_heads=_required(raw, "num_attention_heads"),
-        d_ff=_required(raw, "intermediate_size"),
-        max_positions=raw.get("max_position_embeddings", 512),
-        type_vocab_size=raw.get("type_vocab_size", 2),
-        norm_eps=float(raw.get("layer_norm_eps", 1e-12)),
-        dropout=float(raw.get("hidden_dropout_prob", 0.1)),
-        pad_id=0 if pad_id is None else pad_id,
-    )
-
-
-def bert_from_config(config: EncoderConfig) -> dict[str, Any]:
-    """Translate an `EncoderConfig` to `config.json` keys."""
-    return {
-        "hidden_act": "gelu",
-        "vocab_size": config.vocab_size,
-        "num_hidden_layers": config.num_layers,
-        "hidden_size": config.d_model,
-        "num_attention_heads": config.num_heads,
-        "intermediate_size": config.d_ff,
-        "max_position_embeddings": config.max_positions,
-        "type_vocab_size": config.type_vocab_size,
-        "layer_norm_eps": config.norm_eps,
-        "hidden_dropout_prob": config.dropout,
-        "attention_probs_dropout_prob": config.dropout,
-        "position_embedding_type": "absolute",
-        "pad_token_id": config.pad_id,
     }

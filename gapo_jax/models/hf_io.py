@@ -162,9 +162,10 @@ def save_hf(
     config.json, safetensors in `dtype` (sharded with an index above `max_shard_bytes`), tokenizer
     files with the chat template, generation_config.json for decoders, and a README.md that names
     `method`, `base` and `metrics`. The folder appears when whole; an earlier export there is
-    replaced. A discriminator with pooling "cls" and `hidden_dim == d_model` becomes a
-    BertForSequenceClassification; any other one is written as its encoder (BertModel without
-    pooler) plus discriminator_head.safetensors, which the card explains. Returns the folder.
+    replaced. A discriminator with pooling "hf" (or a head that is the same function) becomes the
+    AutoModelForSequenceClassification of its family; any other one is written as its encoder
+    (without pooler) plus discriminator_head.safetensors, which the card explains. Returns the
+    folder.
 
     Raises ValueError for an unknown dtype, parameters that are not the module's, a tokenizer with
     ids outside the embedding, or a folder that holds something else.
@@ -184,7 +185,7 @@ def save_hf(
         "torch_dtype": dtype,
         **arch.from_config(config),
     }
-    if arch is hf_map.BERT_CLASSIFIER:
+    if isinstance(module, Discriminator) and module.is_hf:
         raw |= {"id2label": {"0": "OBEYS"}, "label2id": {"OBEYS": 0}}
     with _replacing(Path(folder)) as target:
         tensors = hf_map.export_tensors(arch, config, trees["model"])
@@ -214,8 +215,8 @@ def _layout(
             f"Wanted a Decoder, Encoder or Discriminator, got a {type(module).__name__}. "
             "Pass the network and its own parameter tree."
         )
-    if module.pooling == "cls" and module.hidden_dim == module.config.d_model:
-        return hf_map.BERT_CLASSIFIER, module.config, {"model": params}
+    if module.is_hf:
+        return hf_map.classifier_of(module.config), module.config, {"model": params}
     trees = {"model": params["encoder"], "head": params["head"]}
     return hf_map.architecture_of(module.config), module.config, trees
 

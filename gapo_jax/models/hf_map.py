@@ -12,64 +12,18 @@ into `ARCHITECTURES`.
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from gapo_jax.models import hf_config
 from gapo_jax.models.decoder import DecoderConfig
 from gapo_jax.models.encoder import EncoderConfig
-
-Config = DecoderConfig | EncoderConfig
-
-
-class TensorSource(Protocol):
-    """Named tensors of a file or folder under HF names; `shapes` costs no tensor read."""
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Return the shape of every tensor by name."""
-        ...
-
-    def read(self, name: str) -> np.ndarray:
-        """Return one tensor."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """One row: see the module docstring. `rotary` names the head count (N or K) by which GGUF
-    interleaves the rows; `when` is a condition on the config under which the row exists."""
-
-    hf: str
-    path: str
-    shape: str
-    transpose: bool = False
-    gguf: str | None = None
-    rotary: str | None = None
-    when: Callable[[Any], bool] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Architecture:
-    """A model family: its table, its config translations, and what its checkpoints may also hold.
-
-    `ignored` lists patterns of tensors that carry nothing for us; `aliases` are (pattern,
-    replacement) pairs that bring older spellings to the table's.
-    """
-
-    model_type: str
-    class_name: str
-    kind: str
-    rules: tuple[Rule, ...]
-    to_config: Callable[[Mapping[str, Any]], Config]
-    from_config: Callable[[Any], dict[str, Any]]
-    ignored: tuple[str, ...] = ()
-    aliases: tuple[tuple[str, str], ...] = ()
+from gapo_jax.models.hf_encoders import CLASSIFIERS, ENCODERS
+from gapo_jax.models.hf_rules import Architecture, Config, Rule, TensorSource
 
 
 def _tied(config: DecoderConfig) -> bool:
@@ -119,52 +73,6 @@ LLAMA_RULES = (
 )
 
 
-def _affine(hf: str, path: str, shape: str) -> list[tuple[str, str, str, bool, None, None]]:
-    """The kernel and bias rows of one torch Linear."""
-    return [
-        (f"{hf}.weight", f"{path}/kernel", shape, True, None, None),
-        (f"{hf}.bias", f"{path}/bias", shape.split()[0], False, None, None),
-    ]
-
-
-def _norm(hf: str, path: str) -> list[tuple[str, str, str, bool, None, None]]:
-    """The scale and bias rows of one torch LayerNorm."""
-    return [
-        (f"{hf}.weight", f"{path}/scale", "D", False, None, None),
-        (f"{hf}.bias", f"{path}/bias", "D", False, None, None),
-    ]
-
-
-BERT_RULES = (
-    Rule("embeddings.word_embeddings.weight", "embed/word/embedding", "V D"),
-    Rule("embeddings.position_embeddings.weight", "embed/position/embedding", "P D"),
-    Rule("embeddings.token_type_embeddings.weight", "embed/type/embedding", "S D"),
-    Rule("embeddings.LayerNorm.weight", "embed/norm/scale", "D"),
-    Rule("embeddings.LayerNorm.bias", "embed/norm/bias", "D"),
-    *_layer_rules(
-        "encoder.layer.{layer}.",
-        [
-            *_affine("attention.self.query", "attn/q", "D D"),
-            *_affine("attention.self.key", "attn/k", "D D"),
-            *_affine("attention.self.value", "attn/v", "D D"),
-            *_affine("attention.output.dense", "attn/o", "D D"),
-            *_norm("attention.output.LayerNorm", "attn_norm"),
-            *_affine("intermediate.dense", "mlp/up", "F D"),
-            *_affine("output.dense", "mlp/down", "D F"),
-            *_norm("output.LayerNorm", "mlp_norm"),
-        ],
-    ),
-)
-# BERT's classifier is linear(tanh(linear(first token))): our head with `hidden_dim == d_model` over
-# "cls" pooling is the same function, so that discriminator is a BertForSequenceClassification.
-BERT_CLASSIFIER_RULES = (
-    *(dataclasses.replace(r, hf="bert." + r.hf, path="encoder/" + r.path) for r in BERT_RULES),
-    Rule("bert.pooler.dense.weight", "head/up/kernel", "D D", True),
-    Rule("bert.pooler.dense.bias", "head/up/bias", "D"),
-    Rule("classifier.weight", "head/out/kernel", "1 D", True),
-    Rule("classifier.bias", "head/out/bias", "1"),
-)
-
 _LLAMA = Architecture(
     model_type="llama",
     class_name="LlamaForCausalLM",
@@ -175,26 +83,7 @@ _LLAMA = Architecture(
     # Rotary tables that old versions stored.
     ignored=(r".*\.rotary_emb\.inv_freq",),
 )
-_BERT = Architecture(
-    model_type="bert",
-    class_name="BertModel",
-    kind="encoder",
-    rules=BERT_RULES,
-    to_config=hf_config.bert_to_config,
-    from_config=hf_config.bert_from_config,
-    # A counter, and the heads of pretraining and classification: the encoder ends before them.
-    ignored=(r"embeddings\.position_ids", r"pooler\..*", r"cls\..*", r"classifier\..*"),
-    aliases=((r"^bert\.", ""), (r"LayerNorm\.gamma$", "LayerNorm.weight"))
-    + ((r"LayerNorm\.beta$", "LayerNorm.bias"),),
-)
-BERT_CLASSIFIER = dataclasses.replace(
-    _BERT,
-    class_name="BertForSequenceClassification",
-    rules=BERT_CLASSIFIER_RULES,
-    ignored=(),
-    aliases=(),
-)
-ARCHITECTURES = {architecture.model_type: architecture for architecture in (_LLAMA, _BERT)}
+ARCHITECTURES = {_LLAMA.model_type: _LLAMA, **ENCODERS}
 
 
 def architecture(model_type: str | None, kind: str) -> Architecture:
@@ -218,7 +107,12 @@ def _article(kind: str) -> str:
 
 def architecture_of(config: Config) -> Architecture:
     """Return the architecture that a config of ours is written as."""
-    return ARCHITECTURES["llama" if isinstance(config, DecoderConfig) else "bert"]
+    return ARCHITECTURES["llama" if isinstance(config, DecoderConfig) else config.family]
+
+
+def classifier_of(config: EncoderConfig) -> Architecture:
+    """Return the sequence classifier of an encoder's family: a `Discriminator` of pooling "hf"."""
+    return CLASSIFIERS[config.family]
 
 
 def _sizes(config: Config) -> dict[str, int]:
@@ -228,7 +122,8 @@ def _sizes(config: Config) -> dict[str, int]:
         sizes["NH"] = config.num_heads * config.head_dim
         sizes["KH"] = config.num_kv_heads * config.head_dim
     else:
-        sizes |= {"P": config.max_positions, "S": config.type_vocab_size}
+        sizes["P"] = config.max_positions + config.position_offset
+        sizes |= {"S": config.type_vocab_size, "R": 2 * config.relative_buckets}
     return sizes
 
 
@@ -241,13 +136,30 @@ def expand(rule: Rule, config: Config) -> list[str]:
     """Return the HF names of a row: one, or one per layer."""
     if "{layer}" not in rule.hf:
         return [rule.hf]
-    return [rule.hf.format(layer=layer) for layer in range(config.num_layers)]
+    return [rule.hf.format(layer=layer) for layer in range(rule.first_layer, config.num_layers)]
 
 
 def hf_shape(rule: Rule, config: Config) -> tuple[int, ...]:
     """Return the shape that one HF tensor of the row must have."""
+    return tuple(sum(lengths) for lengths in _lengths(rule, config))
+
+
+def _lengths(rule: Rule, config: Config) -> list[list[int]]:
+    """For each axis of the HF tensor the lengths of its parts: one but for fused tensors."""
     sizes = _sizes(config)
-    return tuple(sizes[letter] for letter in rule.shape.split())
+    return [[sizes[part] for part in axis.split("+")] for axis in rule.shape.split()]
+
+
+def _parts(rule: Rule, config: Config) -> tuple[int, list[int], list[tuple[int, ...]]]:
+    """The axis of the HF tensor along which a row's parameters lie one after the other, where to
+    split it, and their shapes, without the layer axis."""
+    lengths = _lengths(rule, config)
+    axis = max(range(len(lengths)), key=lambda i: len(lengths[i]))
+    shapes = []
+    for size in lengths[axis]:
+        shape = [size if i == axis else axis_lengths[0] for i, axis_lengths in enumerate(lengths)]
+        shapes.append(tuple(shape[::-1] if rule.transpose else shape))
+    return axis, np.cumsum(lengths[axis])[:-1].tolist(), shapes
 
 
 def _listed(names: Collection[str]) -> str:
@@ -303,18 +215,22 @@ def import_params(arch: Architecture, config: Config, source: TensorSource) -> d
     params: dict[str, Any] = {}
     for rule in rules_of(arch, config):
         hf_names = expand(rule, config)
-        shape = hf_shape(rule, config)
-        shape = shape[::-1] if rule.transpose else shape
+        axis, splits, shapes = _parts(rule, config)
         stacked = "{layer}" in rule.hf
-        leaf = np.empty((len(hf_names), *shape), np.float32)
-        for layer, name in enumerate(hf_names):
-            tensor = source.read(names[name])
-            leaf[layer] = tensor.T if rule.transpose else tensor
-        node = params
-        *parents, last = rule.path.split("/")
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf if stacked else leaf[0]
+        leaves = [
+            np.empty((rule.first_layer + len(hf_names), *shape), np.float32) for shape in shapes
+        ]
+        for leaf in leaves:
+            leaf[: rule.first_layer] = 1.0
+        for layer, name in enumerate(hf_names, start=rule.first_layer):
+            for leaf, part in zip(leaves, np.split(source.read(names[name]), splits, axis)):
+                leaf[layer] = part.T if rule.transpose else part
+        for path, leaf in zip(rule.paths, leaves, strict=True):
+            node = params
+            *parents, last = path.split("/")
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[last] = leaf if stacked else leaf[0]
     return params
 
 
@@ -336,32 +252,33 @@ def export_tensors(
     once, and on a shape that contradicts the config, before anything is yielded.
     """
     leaves = dict(flatten(params))
-    rules = {rule.path: rule for rule in rules_of(arch, config)}
-    extra, missing = leaves.keys() - rules.keys(), rules.keys() - leaves.keys()
+    rules = rules_of(arch, config)
+    paths = {path for rule in rules for path in rule.paths}
+    extra, missing = leaves.keys() - paths, paths - leaves.keys()
     if extra or missing:
         raise ValueError(
             f"Wanted the parameters of {arch.class_name}, got parameters without a tensor: "
             f"{_listed(extra)}; tensors without a parameter: {_listed(missing)}. Merge adapters "
             "and pass the tree of one network."
         )
-    for path, rule in rules.items():
-        want = hf_shape(rule, config)
-        want = want[::-1] if rule.transpose else want
-        want = (config.num_layers, *want) if "{layer}" in rule.hf else want
-        if tuple(leaves[path].shape) != want:
-            raise ValueError(
-                f"Wanted shape {want} for parameter {path}, got {tuple(leaves[path].shape)}. "
-                "The config does not belong to these parameters."
-            )
-    return _exported(list(rules.values()), config, leaves)
+    for rule in rules:
+        for path, want in zip(rule.paths, _parts(rule, config)[2], strict=True):
+            want = (config.num_layers, *want) if "{layer}" in rule.hf else want
+            if tuple(leaves[path].shape) != want:
+                raise ValueError(
+                    f"Wanted shape {want} for parameter {path}, got {tuple(leaves[path].shape)}. "
+                    "The config does not belong to these parameters."
+                )
+    return _exported(rules, config, leaves)
 
 
 def _exported(
     rules: Sequence[Rule], config: Config, leaves: Mapping[str, Any]
 ) -> Iterator[tuple[str, np.ndarray]]:
     for rule in rules:
-        leaf = np.asarray(leaves[rule.path])
-        names = expand(rule, config)
-        parts = leaf if "{layer}" in rule.hf else leaf[None]
-        for name, part in zip(names, parts, strict=True):
-            yield name, np.ascontiguousarray(part.T if rule.transpose else part)
+        parts = [np.asarray(leaves[path]) for path in rule.paths]
+        parts = parts if "{layer}" in rule.hf else [part[None] for part in parts]
+        axis = _parts(rule, config)[0]
+        for layer, name in enumerate(expand(rule, config), start=rule.first_layer):
+            tensors = [part[layer].T if rule.transpose else part[layer] for part in parts]
+            yield name, np.ascontiguousarray(np.concatenate(tensors, axis))

@@ -120,17 +120,20 @@ def remat(block: type[nn.Module], policy: str, static_argnums: tuple[int, ...] =
     )
 
 
-def scan_layers(block: Any, length: int, num_broadcast: int, unroll: int = 1) -> Any:
+def scan_layers(
+    block: Any, length: int, num_broadcast: int, unroll: int = 1, num_scanned: int = 0
+) -> Any:
     """Stack `length` copies of a layer class on a leading parameter axis with `nn.scan`.
 
-    The layer is called as `layer(carry, *broadcast) -> (carry, None)`; every layer sees the same
-    `num_broadcast` further arguments, and its own dropout key.
+    The layer is called as `layer(carry, *broadcast, *scanned) -> (carry, None)`; every layer sees
+    the same `num_broadcast` further arguments, its own row of the `num_scanned` last ones (arrays
+    [L, ...]), and its own dropout key.
     """
     return nn.scan(
         block,
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
-        in_axes=(nn.broadcast,) * num_broadcast,  # pyright: ignore[reportArgumentType]
+        in_axes=(nn.broadcast,) * num_broadcast + (0,) * num_scanned,  # pyright: ignore
         length=length,
         unroll=unroll,
     )

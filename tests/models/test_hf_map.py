@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from gapo_jax.models import Decoder, DecoderConfig, Discriminator, Encoder, EncoderConfig, hf_map
-from gapo_jax.models.hf_config import bert_to_config, llama_to_config
+from gapo_jax.models.hf_config import llama_to_config
+from gapo_jax.models.hf_encoders import bert_to_config
 
 DECODER = DecoderConfig(
     vocab_size=40, num_layers=3, d_model=12, num_heads=3, num_kv_heads=1, head_dim=6, d_ff=20
@@ -47,7 +48,7 @@ CASES = {
         Decoder(dataclasses.replace(DECODER, tie_embeddings=False)),
     ),
     "encoder": (hf_map.ARCHITECTURES["bert"], ENCODER, Encoder(ENCODER)),
-    "classifier": (hf_map.BERT_CLASSIFIER, ENCODER, Discriminator(ENCODER, "cls", hidden_dim=12)),
+    "classifier": (hf_map.classifier_of(ENCODER), ENCODER, Discriminator(ENCODER, "hf")),
 }
 
 
