@@ -34,12 +34,12 @@ class EncodedTexts(NamedTuple):
 
 
 class _Frame(NamedTuple):
-    """The ids that a tokenizer puts around two texts, and whether it numbers the two."""
+    """The ids that a tokenizer puts around two texts, and the segment id of the second."""
 
     before: list[int]
     between: list[int]
     after: list[int]
-    segments: bool
+    segment: int
 
     def room(self, max_length: int) -> int:
         """Return the tokens left for text; ValueError when they are too few to mean anything."""
@@ -55,22 +55,22 @@ class _Frame(NamedTuple):
 def _frame(tokenizer: PreTrainedTokenizerBase) -> _Frame:
     """Read the frame off the tokenizer's own encoding of a pair: [CLS] a [SEP] b [SEP] for BERT,
     <s> a </s></s> b </s> for RoBERTa. One without a template gets the first."""
-    encoding = tokenizer("a", "b")
+    encoding = tokenizer("a", "b", return_token_type_ids=True)
     ids: list[int] = encoding["input_ids"]  # pyright: ignore
     texts = encoding.sequence_ids(0)
     first = [place for place, text in enumerate(texts) if text == 0]
     second = [place for place, text in enumerate(texts) if text == 1]
-    segments = "token_type_ids" in tokenizer.model_input_names
+    segment: int = encoding["token_type_ids"][second[0]]  # pyright: ignore
     if len(first) + len(second) < len(ids):
         between = ids[first[-1] + 1 : second[0]]
-        return _Frame(ids[: first[0]], between, ids[second[-1] + 1 :], segments)
+        return _Frame(ids[: first[0]], between, ids[second[-1] + 1 :], segment)
     start, end = tokenizer.cls_token_id, tokenizer.sep_token_id
     if start is None or end is None:
         raise ValueError(
             "wanted a tokenizer that frames texts or has a cls_token and a sep_token, got "
             f"{type(tokenizer).__name__} with {start} and {end}: use the tokenizer of an encoder"
         )
-    return _Frame([start], [end], [end], segments)  # pyright: ignore
+    return _Frame([start], [end], [end], segment)  # pyright: ignore
 
 
 def line_break(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -157,7 +157,7 @@ def encode_texts(
 
     Args:
         tokenizer: the discriminator's own tokenizer, whose special tokens stand around the texts;
-            segment ids are 0 throughout where it has none (RoBERTa, ModernBERT).
+            segment ids are 0 throughout where it gives none (RoBERTa).
         prompts: B prompts; `responses`: B responses.
         max_length: longest row in tokens, special tokens counted.
         pad_to: fixed width, or bucket widths of which the smallest that fits is taken; None pads
@@ -191,7 +191,7 @@ def encode_texts(
     for index, (row, first_length, _) in enumerate(rows):
         tokens_BT[index, : len(row)] = row
         mask_BT[index, : len(row)] = 1
-        type_ids_BT[index, first_length : len(row)] = frame.segments
+        type_ids_BT[index, first_length : len(row)] = frame.segment
     return EncodedTexts(tokens_BT, mask_BT, type_ids_BT, np.array([cut for _, _, cut in rows]))
 
 

@@ -2,8 +2,6 @@
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
 from gapo_jax.constraints import check_visibility, types
 from gapo_jax.data.discriminator_text import (
@@ -153,25 +151,6 @@ def test_pad_to_takes_buckets():
         for n in (1, 5, 13)
     ]
     assert widths == [8, 16, 32]
-
-
-@pytest.fixture(scope="module")
-def byte_level():
-    """A cased byte-level tokenizer that frames texts as RoBERTa's does, without segments."""
-    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: index for index, token in enumerate(specials + alphabet)}
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.post_processor = processors.RobertaProcessing(
-        ("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=False
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        model_input_names=["input_ids", "attention_mask"],
-        **{f"{name}_token": token for name, token in zip(("cls", "pad", "sep", "unk"), specials)},
-    )
 
 
 def test_byte_level_texts_are_the_tokenizers_own_pair_encoding(byte_level):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 
 from gapo_jax.models import Discriminator, Encoder, EncoderConfig, hf_map
@@ -82,7 +83,7 @@ def largest_array(jaxpr):
     sizes = [0]
     for equation in jaxpr.eqns:
         sizes += [math.prod(v.aval.shape) for v in equation.outvars if hasattr(v.aval, "shape")]
-        sizes += [largest_array(inner) for inner in jax.core.jaxprs_in_params(equation.params)]
+        sizes += [largest_array(inner) for inner in jaxprs_in_params(equation.params)]
     return max(sizes)
 
 
@@ -102,7 +103,7 @@ def test_memory_of_forward_and_backward_grows_linearly_with_windows(family, powe
     assert largest(8192) == pytest.approx(2**power * largest(4096), rel=0.05)
 
 
-@families
+@pytest.mark.parametrize("family", ["longformer", "modernbert", "deberta-v2"])
 def test_no_gradient_below_and_the_same_above(family):
     config, first = CONFIGS[family], 2
     params = random_params(Encoder(config))
@@ -138,12 +139,7 @@ def test_no_gradient_below_and_the_same_above(family):
 @families
 def test_dropout_remat_and_bfloat16_trace(family):
     """Shapes and types only: that no family mixes types or leaks a tracer into a branch."""
-    for changes in (
-        {"remat": "full"},
-        {"remat": "dots"},
-        {"dtype": "bfloat16"},
-        {"scan_unroll": 4},
-    ):
+    for changes in ({"remat": "full", "dtype": "bfloat16"}, {"remat": "dots", "scan_unroll": 4}):
         config = dataclasses.replace(CONFIGS[family], dropout=0.1, **changes)
         module = Discriminator(config, "hf")
 

@@ -85,6 +85,7 @@ def test_hidden_states_logits_and_gradients(case):
         np.testing.assert_allclose(ours[name], grad, atol=bound, rtol=0, err_msg=name)
 
 
+@pytest.mark.parametrize("case", ["longformer", "modernbert"], indirect=True)
 def test_a_text_shorter_than_three_windows(case):
     """Then windows are a mask over one matrix."""
     apply = jax.jit(case.encoder.apply)
