@@ -20,16 +20,7 @@ import jax.numpy as jnp
 from gapo_jax.models import encoder_attention as attention
 from gapo_jax.models.attention import padding_bias
 from gapo_jax.models.encoder_config import EncoderConfig
-from gapo_jax.models.layers import (
-    apply_rope,
-    dense,
-    kernel_init,
-    remat,
-    rope_tables,
-    scan_layers,
-)
-
-__all__ = ["Encoder", "EncoderConfig", "encode_above"]
+from gapo_jax.models.layers import apply_rope, dense, kernel_init, remat, rope_tables, scan_layers
 
 RopeTables = tuple[jax.Array, jax.Array]
 

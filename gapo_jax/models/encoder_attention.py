@@ -18,8 +18,8 @@ Drop = Callable[[jax.Array, jax.Array | int], jax.Array]
 
 # A text of up to so many blocks is cheaper as one matrix: a block reads three blocks of keys.
 _DENSE_BLOCKS = 3
-# Layers without a window take the queries of so many blocks at a time.
-_CHUNK_BLOCKS = 4
+# Layers without a window take the queries of up to so many blocks at a time.
+_CHUNK_BLOCKS = 8
 
 
 def make_drop(rate: float, key: jax.Array | None) -> Drop:
@@ -150,7 +150,7 @@ def _with_neighbours(x_BT: jax.Array, count: int, block: int) -> jax.Array:
 def _first_slot(x_BTNH: jax.Array, first_BT: jax.Array, count: int) -> jax.Array:
     """The marked token's vectors, repeated for every block: [B, M, 1, N, H]."""
     first_B1NH = take_first(x_BTNH, first_BT)
-    return jnp.broadcast_to(first_B1NH[:, None], (len(x_BTNH), count, *first_B1NH.shape[1:]))
+    return jnp.broadcast_to(first_B1NH[:, None], (x_BTNH.shape[0], count, *first_B1NH.shape[1:]))
 
 
 def take_first(x_BT: jax.Array, first_BT: jax.Array) -> jax.Array:
@@ -172,11 +172,12 @@ def chunked_attention(
     chunk: int,
     drop: Drop,
 ) -> jax.Array:
-    """Full attention, `chunk` queries at a time, so that no [T, T] array exists at any moment."""
+    """Full attention, up to `chunk` queries at a time, so that no [T, T] array exists at a time."""
     batch, length, num_heads, head_dim = q_BTNH.shape
     count = -(-length // chunk)
     if count == 1:
         return biased_attention(q_BTNH, k_BTNH, v_BTNH, bias_B1T, drop)
+    chunk = -(-length // count)
     padded = _pad_tokens(q_BTNH, 0, count * chunk - length)
     q_MBCNH = padded.reshape(batch, count, chunk, num_heads, head_dim).swapaxes(0, 1)
 

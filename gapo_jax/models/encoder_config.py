@@ -15,7 +15,8 @@ class EncoderConfig:
     """Shape and numerics of an encoder; the defaults are BERT's.
 
     Attributes:
-      max_positions: longest text in tokens.
+      max_positions: longest text in tokens; with relative positions also the distance that falls
+        into the last bucket.
       type_vocab_size: number of segments; 0 has no segment embedding, 1 the same one for all.
       dropout: acts on embeddings, attention weights and the output of each sublayer, as in BERT.
       family: the model type of Hugging Face under which the network is written.

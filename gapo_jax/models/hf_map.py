@@ -139,27 +139,34 @@ def expand(rule: Rule, config: Config) -> list[str]:
     return [rule.hf.format(layer=layer) for layer in range(rule.first_layer, config.num_layers)]
 
 
+def _dimensions(rule: Rule, config: Config) -> list[list[int]]:
+    """Return the length of each axis of the HF tensor; of a fused axis, that of each part."""
+    sizes = _sizes(config)
+    return [[sizes[letter] for letter in axis.split("+")] for axis in rule.shape.split()]
+
+
 def hf_shape(rule: Rule, config: Config) -> tuple[int, ...]:
     """Return the shape that one HF tensor of the row must have."""
-    return tuple(sum(lengths) for lengths in _lengths(rule, config))
+    return tuple(sum(parts) for parts in _dimensions(rule, config))
 
 
-def _lengths(rule: Rule, config: Config) -> list[list[int]]:
-    """For each axis of the HF tensor the lengths of its parts: one but for fused tensors."""
-    sizes = _sizes(config)
-    return [[sizes[part] for part in axis.split("+")] for axis in rule.shape.split()]
+def _split(rule: Rule, config: Config) -> tuple[int, list[int]]:
+    """Return the fused axis of the row's HF tensor (0 if none is) and the ends of its parts but
+    the last."""
+    fused = [(axis, x) for axis, x in enumerate(_dimensions(rule, config)) if len(x) > 1]
+    axis, parts = fused[0] if fused else (0, [])
+    return axis, np.cumsum(parts, dtype=int)[:-1].tolist()
 
 
-def _parts(rule: Rule, config: Config) -> tuple[int, list[int], list[tuple[int, ...]]]:
-    """The axis of the HF tensor along which a row's parameters lie one after the other, where to
-    split it, and their shapes, without the layer axis."""
-    lengths = _lengths(rule, config)
-    axis = max(range(len(lengths)), key=lambda i: len(lengths[i]))
+def param_shapes(rule: Rule, config: Config) -> list[tuple[int, ...]]:
+    """Return the shapes of the parameters that the row fills, with their leading L axis."""
+    axes = _dimensions(rule, config)
     shapes = []
-    for size in lengths[axis]:
-        shape = [size if i == axis else axis_lengths[0] for i, axis_lengths in enumerate(lengths)]
-        shapes.append(tuple(shape[::-1] if rule.transpose else shape))
-    return axis, np.cumsum(lengths[axis])[:-1].tolist(), shapes
+    for index in range(len(rule.paths)):
+        shape = [parts[index] if len(parts) > 1 else parts[0] for parts in axes]
+        shape = shape[::-1] if rule.transpose else shape
+        shapes.append((config.num_layers, *shape) if "{layer}" in rule.hf else tuple(shape))
+    return shapes
 
 
 def _listed(names: Collection[str]) -> str:
@@ -214,24 +221,30 @@ def import_params(arch: Architecture, config: Config, source: TensorSource) -> d
     names = match(arch, config, source)
     params: dict[str, Any] = {}
     for rule in rules_of(arch, config):
-        hf_names = expand(rule, config)
-        axis, splits, shapes = _parts(rule, config)
-        stacked = "{layer}" in rule.hf
-        leaves = [
-            np.empty((rule.first_layer + len(hf_names), *shape), np.float32) for shape in shapes
-        ]
-        for leaf in leaves:
-            leaf[: rule.first_layer] = 1.0
-        for layer, name in enumerate(hf_names, start=rule.first_layer):
-            for leaf, part in zip(leaves, np.split(source.read(names[name]), splits, axis)):
-                leaf[layer] = part.T if rule.transpose else part
-        for path, leaf in zip(rule.paths, leaves, strict=True):
+        for path, leaf in _read_row(rule, config, source, names):
             node = params
             *parents, last = path.split("/")
             for parent in parents:
                 node = node.setdefault(parent, {})
-            node[last] = leaf if stacked else leaf[0]
+            node[last] = leaf
     return params
+
+
+def _read_row(
+    rule: Rule, config: Config, source: TensorSource, names: Mapping[str, str]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield (path, array) of the parameters that one row fills."""
+    leaves = [np.empty(shape, np.float32) for shape in param_shapes(rule, config)]
+    for leaf in leaves:
+        leaf[: rule.first_layer] = 1.0
+    axis, ends = _split(rule, config)
+    for layer, name in enumerate(expand(rule, config), start=rule.first_layer):
+        tensor = source.read(names[name])
+        for leaf, part in zip(leaves, np.split(tensor, ends, axis), strict=True):
+            target = leaf[layer : layer + 1] if "{layer}" in rule.hf else leaf[None]
+            target[0] = part.T if rule.transpose else part
+    for path in rule.paths:
+        yield path, leaves.pop(0)
 
 
 def flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -253,22 +266,24 @@ def export_tensors(
     """
     leaves = dict(flatten(params))
     rules = rules_of(arch, config)
-    paths = {path for rule in rules for path in rule.paths}
-    extra, missing = leaves.keys() - paths, paths - leaves.keys()
+    wanted = {
+        path: shape
+        for rule in rules
+        for path, shape in zip(rule.paths, param_shapes(rule, config), strict=True)
+    }
+    extra, missing = leaves.keys() - wanted.keys(), wanted.keys() - leaves.keys()
     if extra or missing:
         raise ValueError(
             f"Wanted the parameters of {arch.class_name}, got parameters without a tensor: "
             f"{_listed(extra)}; tensors without a parameter: {_listed(missing)}. Merge adapters "
             "and pass the tree of one network."
         )
-    for rule in rules:
-        for path, want in zip(rule.paths, _parts(rule, config)[2], strict=True):
-            want = (config.num_layers, *want) if "{layer}" in rule.hf else want
-            if tuple(leaves[path].shape) != want:
-                raise ValueError(
-                    f"Wanted shape {want} for parameter {path}, got {tuple(leaves[path].shape)}. "
-                    "The config does not belong to these parameters."
-                )
+    for path, want in wanted.items():
+        if tuple(leaves[path].shape) != want:
+            raise ValueError(
+                f"Wanted shape {want} for parameter {path}, got {tuple(leaves[path].shape)}. "
+                "The config does not belong to these parameters."
+            )
     return _exported(rules, config, leaves)
 
 
@@ -276,9 +291,10 @@ def _exported(
     rules: Sequence[Rule], config: Config, leaves: Mapping[str, Any]
 ) -> Iterator[tuple[str, np.ndarray]]:
     for rule in rules:
-        parts = [np.asarray(leaves[path]) for path in rule.paths]
-        parts = parts if "{layer}" in rule.hf else [part[None] for part in parts]
-        axis = _parts(rule, config)[0]
+        arrays = [np.asarray(leaves[path]) for path in rule.paths]
+        if "{layer}" not in rule.hf:
+            arrays = [array[None] for array in arrays]
+        axis, _ = _split(rule, config)
         for layer, name in enumerate(expand(rule, config), start=rule.first_layer):
-            tensors = [part[layer].T if rule.transpose else part[layer] for part in parts]
-            yield name, np.ascontiguousarray(np.concatenate(tensors, axis))
+            parts = [array[layer].T if rule.transpose else array[layer] for array in arrays]
+            yield name, np.ascontiguousarray(np.concatenate(parts, axis))

@@ -16,7 +16,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_p
 from gapo_jax.models import Discriminator, Encoder, EncoderConfig, hf_map
 from gapo_jax.models import encoder_attention as attention
 from gapo_jax.models.encoder import encode_above
-from gapo_jax.models.hf_encoders import (
+from gapo_jax.models.hf_encoder_config import (
     deberta_to_config,
     longformer_to_config,
     modernbert_to_config,

@@ -11,7 +11,7 @@ import pytest
 
 from gapo_jax.models import Decoder, DecoderConfig, Discriminator, Encoder, EncoderConfig, hf_map
 from gapo_jax.models.hf_config import llama_to_config
-from gapo_jax.models.hf_encoders import bert_to_config
+from gapo_jax.models.hf_encoder_config import bert_to_config
 
 DECODER = DecoderConfig(
     vocab_size=40, num_layers=3, d_model=12, num_heads=3, num_kv_heads=1, head_dim=6, d_ff=20

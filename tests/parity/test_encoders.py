@@ -60,7 +60,7 @@ def case(request, tmp_path_factory):
 
 
 def test_hidden_states_logits_and_gradients(case):
-    """40 tokens: ten blocks of Longformer's and ModernBERT's windows, three chunks of queries."""
+    """40 tokens: ten blocks of Longformer's and ModernBERT's windows, two chunks of queries."""
     for side in ("left", "right"):
         batch = _batch(case.model, side)
         real = batch[1] > 0
