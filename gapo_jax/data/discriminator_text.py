@@ -54,16 +54,15 @@ class _Frame(NamedTuple):
 
 def _frame(tokenizer: PreTrainedTokenizerBase) -> _Frame:
     """Read the frame off the tokenizer's own encoding of a pair: [CLS] a [SEP] b [SEP] for BERT,
-    <s> a </s></s> b </s> for RoBERTa. One without a template gets the first."""
+    <s> a </s></s> b </s> for RoBERTa. One that puts nothing behind the texts gets the first."""
     encoding = tokenizer("a", "b", return_token_type_ids=True)
     ids: list[int] = encoding["input_ids"]  # pyright: ignore
     texts = encoding.sequence_ids(0)
     first = [place for place, text in enumerate(texts) if text == 0]
     second = [place for place, text in enumerate(texts) if text == 1]
     segment: int = encoding["token_type_ids"][second[0]]  # pyright: ignore
-    if len(first) + len(second) < len(ids):
-        between = ids[first[-1] + 1 : second[0]]
-        return _Frame(ids[: first[0]], between, ids[second[-1] + 1 :], segment)
+    if after := ids[second[-1] + 1 :]:
+        return _Frame(ids[: first[0]], ids[first[-1] + 1 : second[0]], after, segment)
     start, end = tokenizer.cls_token_id, tokenizer.sep_token_id
     if start is None or end is None:
         raise ValueError(

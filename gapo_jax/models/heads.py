@@ -17,12 +17,12 @@ class ScalarHead(nn.Module):
     """One float32 number per vector: a linear map, or a layer of `hidden_dim` before it.
 
     That layer is norm(act(linear(x))): `act` "tanh" or "gelu", with a layer norm if it has an
-    epsilon, `use_bias` for linear map and norm.
+    epsilon, `hidden_bias` for linear map and norm.
     """
 
     hidden_dim: int | None = None
     act: str = "tanh"
-    use_bias: bool = True
+    hidden_bias: bool = True
     norm_eps: float | None = None
 
     @nn.compact
@@ -30,19 +30,19 @@ class ScalarHead(nn.Module):
         """Drop the last axis of `hidden_BTD` [..., D]; the result is float32 [...]."""
         x = hidden_BTD.astype(jnp.float32)
         if self.hidden_dim is not None:
-            init = nn.initializers.lecun_normal()
-            x = nn.Dense(self.hidden_dim, use_bias=self.use_bias, kernel_init=init, name="up")(x)
+            bias, init = self.hidden_bias, nn.initializers.lecun_normal()
+            x = nn.Dense(self.hidden_dim, use_bias=bias, kernel_init=init, name="up")(x)
             x = jnp.tanh(x) if self.act == "tanh" else nn.gelu(x, approximate=False)
             if self.norm_eps is not None:
-                x = nn.LayerNorm(self.norm_eps, use_bias=self.use_bias, name="norm")(x)
+                x = nn.LayerNorm(self.norm_eps, use_bias=bias, name="norm")(x)
         return nn.Dense(1, kernel_init=kernel_init, name="out")(x)[..., 0]
 
 
 def hf_head(config: EncoderConfig) -> ScalarHead:
     """The head in transformers' sequence classifier of the encoder's family."""
     if config.family == "modernbert":
-        return ScalarHead(config.d_model, "gelu", config.use_bias, config.norm_eps)
-    return ScalarHead(config.d_model, "gelu" if config.family == "deberta-v2" else "tanh")
+        return ScalarHead(config.d_model, act="gelu", hidden_bias=False, norm_eps=config.norm_eps)
+    return ScalarHead(config.d_model, act="gelu" if config.family == "deberta-v2" else "tanh")
 
 
 class Discriminator(nn.Module):
