@@ -131,7 +131,7 @@ def test_slices_of_the_stack_compose(make_llama):
     positions_BT = positions_of(mask_BT)
     hidden_BTD = apply(decoder, params, tokens_BT, method="embed_tokens")
     for start, stop in ((0, 2), (2, 3)):
-        stack = LayerStack(dataclasses.replace(config, num_layers=stop - start))
+        stack = LayerStack(config.part(start, stop))
         part = jax.tree.map(lambda stacked: stacked[start:stop], params["layers"])  # noqa: B023
         hidden_BTD = apply(stack, part, hidden_BTD, mask_BT, positions_BT)
     hidden_BTD = apply(decoder, params, hidden_BTD, method="final")
