@@ -353,8 +353,10 @@ def gpt2_to_config(raw: Mapping[str, Any]) -> DecoderConfig:
 
 def gpt2_from_config(config: DecoderConfig) -> dict[str, Any]:
     """Translate a `DecoderConfig` to the keys of a GPT-2 `config.json`."""
+    activation = config.activation
     return {
-        "activation_function": _ACTIVATION_NAMES[config.activation],
+        # The same function; in torch the two names differ in the order of roundings.
+        "activation_function": {"gelu_tanh": "gelu_new"}.get(activation, activation),
         "vocab_size": config.vocab_size,
         "n_layer": config.num_layers,
         "n_embd": config.d_model,
