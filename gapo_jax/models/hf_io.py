@@ -129,6 +129,20 @@ def _open_folder(
     return arch, config, SafetensorsSource(folder)
 
 
+def network_of(src: str | os.PathLike[str]) -> str | None:
+    """Return "decoder", "encoder" or "reward model", by what config.json names; None if that is
+    no architecture of ours, and "decoder" for a GGUF file. Raises as `hub.resolve`."""
+    path = hub.resolve(src)
+    if path.is_file():
+        return "decoder"
+    raw = _read_json(path / "config.json")
+    arch = hf_map.ARCHITECTURES.get(raw.get("model_type"))
+    judges = (raw.get("architectures") or [""])[0].endswith("ForSequenceClassification")
+    if arch is None or arch.kind == "encoder":
+        return arch and arch.kind
+    return "reward model" if judges else "decoder"
+
+
 def load_decoder(
     src: str | os.PathLike[str], put: hf_map.Put | None = None, **overrides: Any
 ) -> tuple[Decoder, dict[str, Any]]:

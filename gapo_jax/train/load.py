@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,23 +68,14 @@ def load_any(
             "Give the --workdir of a training run."
         )
     source = locate(str(src)) if str(src) in WEIGHTS else hub.resolve(src)
-    module, params = _loader(source)(source)
+    load: Any = {
+        "encoder": models.load_encoder,
+        "reward model": models.load_reward_model,
+    }.get(models.network_of(source), models.load_decoder)  # pyright: ignore
+    module, params = load(source)
     # A model card names what it was made from, not where that lay.
     base = str(src) if not Path(src).expanduser().exists() else Path(src).expanduser().name
     return Loaded(module, params, load_tokenizer(source), None, base)
-
-
-def _loader(source: Path) -> Callable[[Path], tuple[nn.Module, Any]]:
-    """Return the loader of what config.json names; anything else is left to `load_decoder`."""
-    if not (source / "config.json").is_file():
-        return models.load_decoder
-    record = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    arch = models.ARCHITECTURES.get(record.get("model_type"))
-    if arch is not None and arch.kind == "encoder":
-        return models.load_encoder
-    names = record.get("architectures") or [""]
-    is_judge = names[0].endswith("ForSequenceClassification")
-    return models.load_reward_model if is_judge else models.load_decoder
 
 
 def _load_run(workdir: Path, network: str, step: int | None) -> Loaded:
