@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from transformers import PreTrainedTokenizerFast
 
@@ -90,10 +91,16 @@ def load_generator(name: str, seed: int) -> tuple[Decoder, Params, PreTrainedTok
         init = jax.jit(decoder.init)
         params = init(jax.random.key(seed), tokens, jnp.ones_like(tokens))["params"]
         return decoder, params, tokenizer
-    decoder, params = models.load_decoder(source(name))
+    decoder, params = models.load_decoder(source(name), put=_to_device)
     tokenizer = load_tokenizer(source(name))
     check_vocabulary(tokenizer, decoder.config.vocab_size)
-    return decoder, jax.tree.map(jnp.asarray, params), tokenizer
+    return decoder, params, tokenizer
+
+
+def _to_device(path: str, leaf: np.ndarray) -> jax.Array:
+    """Take a parameter from the host as soon as it is read, so that no second tree is held."""
+    del path
+    return jnp.asarray(leaf)
 
 
 def _load_reward_model(config: Config) -> tuple[RewardModel, Params, PreTrainedTokenizerFast]:
@@ -106,7 +113,7 @@ def _load_reward_model(config: Config) -> tuple[RewardModel, Params, PreTrainedT
             "them, or choose an encoder"
         )
     module, params = models.load_reward_model(
-        source(name), seed=config.seed, remat=config.model.remat
+        source(name), put=_to_device, seed=config.seed, remat=config.model.remat
     )
     tokenizer = load_tokenizer(source(name))
     check_vocabulary(tokenizer, module.config.vocab_size)
@@ -114,7 +121,7 @@ def _load_reward_model(config: Config) -> tuple[RewardModel, Params, PreTrainedT
     # Decoders have no tokens to frame a text with; the last one is what the head reads.
     tokenizer.cls_token = tokenizer.bos_token or tokenizer.eos_token
     tokenizer.sep_token = tokenizer.eos_token
-    return module, jax.tree.map(jnp.asarray, params), tokenizer
+    return module, params, tokenizer
 
 
 def _check_length(tokens: int, positions: int, name: str) -> None:
