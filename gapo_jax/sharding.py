@@ -26,6 +26,7 @@ PARAMETER_AXES: tuple[tuple[str, LogicalAxes], ...] = (
     (r"embed/embedding", ("vocab", "embed")),
     (r"embed/word/embedding", ("vocab", "embed")),
     (r"embed/(position|type|relative)/embedding", (None, "embed")),
+    (r"(^|/)position/embedding", (None, "embed")),
     (r"lm_head/kernel", ("embed", "vocab")),
     (r"layers/attn/[qkv](_global)?/kernel", ("layers", "embed", "heads")),
     (r"layers/attn/[qkv](_global)?/bias", ("layers", "heads")),
@@ -34,7 +35,8 @@ PARAMETER_AXES: tuple[tuple[str, LogicalAxes], ...] = (
     (r"layers/mlp/(gate|up)/bias", ("layers", "mlp")),
     (r"layers/mlp/down/kernel", ("layers", "mlp", "embed")),
     (r"layers/(attn/o|mlp/down)/bias", ("layers", None)),
-    (r"layers/(attn|mlp)_norm/(scale|bias)", ("layers", None)),
+    (r"layers/(attn|mlp)(_post)?_norm/(scale|bias)", ("layers", None)),
+    (r"layers/attn/[qk]_norm/(scale|bias)", ("layers", None)),
     (r"(embed/norm|embed/relative_norm|final_norm|head/norm)/(scale|bias)", (None,)),
     # Scalar heads (critic, discriminator): small, the same on every device.
     (r"(^|/)(up|out)/kernel", (None, None)),

@@ -1,4 +1,5 @@
-"""Scalar heads, and the discriminator: an encoder with a pooled scalar head."""
+"""Scalar heads, the discriminator (an encoder with a pooled scalar head), and the reward model (a
+decoder with a scalar head on its last token)."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gapo_jax.models.decoder import Decoder
+from gapo_jax.models.decoder_config import DecoderConfig
 from gapo_jax.models.encoder import Encoder, EncoderConfig
 from gapo_jax.models.encoder_attention import first_tokens, take_first
 from gapo_jax.models.layers import kernel_init
@@ -17,10 +20,11 @@ class ScalarHead(nn.Module):
     """One float32 number per vector: a linear map, or a layer of `hidden_dim` before it.
 
     That layer is norm(act(linear(x))): `act` "tanh" or "gelu", with a layer norm if it has an
-    epsilon, `hidden_bias` for linear map and norm.
+    epsilon, `hidden_bias` for its linear map and norm, `use_bias` for the last map.
     """
 
     hidden_dim: int | None = None
+    use_bias: bool = True
     act: str = "tanh"
     hidden_bias: bool = True
     norm_eps: float | None = None
@@ -35,7 +39,8 @@ class ScalarHead(nn.Module):
             x = jnp.tanh(x) if self.act == "tanh" else nn.gelu(x, approximate=False)
             if self.norm_eps is not None:
                 x = nn.LayerNorm(self.norm_eps, use_bias=bias, name="norm")(x)
-        return nn.Dense(1, kernel_init=kernel_init, name="out")(x)[..., 0]
+        out = nn.Dense(1, use_bias=self.use_bias, kernel_init=kernel_init, name="out")
+        return out(x)[..., 0]
 
 
 def hf_head(config: EncoderConfig) -> ScalarHead:
@@ -93,6 +98,38 @@ class Discriminator(nn.Module):
         """Logits [B] float32 of texts that the encoder has read already."""
         pooling = self.config.hf_pooling if self.pooling == "hf" else self.pooling
         return self.head(pool(hidden_BTD, mask_BT, pooling))
+
+
+class RewardModel(nn.Module):
+    """A decoder that judges text, the reward model of the paper's PPO baseline: one logit out of
+    the last real token, as transformers' `...ForSequenceClassification` with one label.
+
+    Called like a `Discriminator`. Parameters: {"decoder": without lm_head, "head": {"out": ...}}.
+    """
+
+    config: DecoderConfig
+
+    def setup(self) -> None:
+        """Declare decoder and head; transformers' `score` has no bias."""
+        self.decoder = Decoder(self.config)
+        self.head = ScalarHead(use_bias=False)
+
+    def __call__(
+        self,
+        tokens_BT: jax.Array,
+        mask_BT: jax.Array,
+        type_ids_BT: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """Logits [B] float32 of `tokens_BT` (int32); `mask_BT` int32, 1 = real token, padding on
+        either side. Decoders have no segments and no dropout: the rest is not used."""
+        del type_ids_BT, deterministic
+        return self.judge(self.decoder.hidden(tokens_BT, mask_BT), mask_BT)
+
+    def judge(self, hidden_BTD: jax.Array, mask_BT: jax.Array) -> jax.Array:
+        """Logits [B] float32 of texts that the decoder has read already."""
+        last_B = mask_BT.shape[1] - 1 - jnp.argmax(mask_BT[:, ::-1] > 0, axis=1)
+        return self.head(jnp.take_along_axis(hidden_BTD, last_B[:, None, None], axis=1)[:, 0])
 
 
 def pool(hidden_BTD: jax.Array, mask_BT: jax.Array, pooling: str) -> jax.Array:

@@ -1,89 +1,32 @@
-"""One table per architecture: Hugging Face tensor name <-> parameter path, read both ways.
+"""Hugging Face tensors <-> parameters, by the tables of `hf_decoders` and `hf_encoders`, both ways.
 
-A row (`Rule`) names the tensor in HF's spelling and in llama.cpp's (GGUF), the parameter it fills,
-its HF shape in letters, and whether it is transposed (torch's Linear stores [out, in], ours
-[in, out]). `{layer}` in a name means one tensor per layer, stacked on the leading L axis. Import
-uses every tensor exactly once and fills every parameter exactly once, or raises with both lists;
-export is the same table read backwards, so import then export gives the source tensors bit for bit.
-
-To add an architecture: write its rules and its two config translations, and put an `Architecture`
-into `ARCHITECTURES`.
+A row (`Rule`) names a tensor and the parameter or parameters that it fills. Import uses every
+tensor exactly once and fills every parameter exactly once, or raises with both lists; export is the
+same table read backwards, so import then export gives the source tensors bit for bit.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from gapo_jax.models import hf_config
-from gapo_jax.models.decoder import DecoderConfig
-from gapo_jax.models.encoder import EncoderConfig
+from gapo_jax.models.decoder_config import DecoderConfig
+from gapo_jax.models.encoder_config import EncoderConfig
+from gapo_jax.models.hf_decoders import DECODERS, reward_architecture
 from gapo_jax.models.hf_encoders import CLASSIFIERS, ENCODERS
 from gapo_jax.models.hf_rules import Architecture, Config, Rule, TensorSource
 
+__all__ = ["Architecture", "Config", "Rule", "TensorSource", "reward_architecture"]
 
-def _tied(config: DecoderConfig) -> bool:
-    return config.tie_embeddings
-
-
-def _untied(config: DecoderConfig) -> bool:
-    return not config.tie_embeddings
+# Takes (path, float32 array) of a parameter that has just been read, returns what the tree holds.
+Put = Callable[[str, np.ndarray], Any]
 
 
-def _layer_rules(
-    prefix: str, rows: Sequence[tuple[str, str, str, bool, str | None, str | None]]
-) -> tuple[Rule, ...]:
-    return tuple(
-        Rule(
-            prefix + hf, "layers/" + path, shape, transpose, gguf and "blk.{layer}." + gguf, rotary
-        )
-        for hf, path, shape, transpose, gguf, rotary in rows
-    )
-
-
-LLAMA_RULES = (
-    Rule("model.embed_tokens.weight", "embed/embedding", "V D", gguf="token_embd.weight"),
-    *_layer_rules(
-        "model.layers.{layer}.",
-        [
-            ("input_layernorm.weight", "attn_norm/scale", "D", False, "attn_norm.weight", None),
-            ("self_attn.q_proj.weight", "attn/q/kernel", "NH D", True, "attn_q.weight", "N"),
-            ("self_attn.k_proj.weight", "attn/k/kernel", "KH D", True, "attn_k.weight", "K"),
-            ("self_attn.v_proj.weight", "attn/v/kernel", "KH D", True, "attn_v.weight", None),
-            ("self_attn.o_proj.weight", "attn/o/kernel", "D NH", True, "attn_output.weight", None),
-            (
-                "post_attention_layernorm.weight",
-                "mlp_norm/scale",
-                "D",
-                False,
-                "ffn_norm.weight",
-                None,
-            ),
-            ("mlp.gate_proj.weight", "mlp/gate/kernel", "F D", True, "ffn_gate.weight", None),
-            ("mlp.up_proj.weight", "mlp/up/kernel", "F D", True, "ffn_up.weight", None),
-            ("mlp.down_proj.weight", "mlp/down/kernel", "D F", True, "ffn_down.weight", None),
-        ],
-    ),
-    Rule("model.norm.weight", "final_norm/scale", "D", gguf="output_norm.weight"),
-    Rule("lm_head.weight", "lm_head/kernel", "V D", True, gguf="output.weight", when=_untied),
-)
-
-
-_LLAMA = Architecture(
-    model_type="llama",
-    class_name="LlamaForCausalLM",
-    kind="decoder",
-    rules=LLAMA_RULES,
-    to_config=hf_config.llama_to_config,
-    from_config=hf_config.llama_from_config,
-    # Rotary tables that old versions stored.
-    ignored=(r".*\.rotary_emb\.inv_freq",),
-)
-ARCHITECTURES = {_LLAMA.model_type: _LLAMA, **ENCODERS}
+ARCHITECTURES = {**{arch.model_type: arch for arch in DECODERS}, **ENCODERS}
 
 
 def architecture(model_type: str | None, kind: str) -> Architecture:
@@ -107,7 +50,7 @@ def _article(kind: str) -> str:
 
 def architecture_of(config: Config) -> Architecture:
     """Return the architecture that a config of ours is written as."""
-    return ARCHITECTURES["llama" if isinstance(config, DecoderConfig) else config.family]
+    return ARCHITECTURES[config.family]
 
 
 def classifier_of(config: EncoderConfig) -> Architecture:
@@ -119,6 +62,7 @@ def _sizes(config: Config) -> dict[str, int]:
     """Sizes of the letters that the tables' shapes use."""
     sizes = {"V": config.vocab_size, "D": config.d_model, "F": config.d_ff, "1": 1}
     if isinstance(config, DecoderConfig):
+        sizes |= {"H": config.head_dim, "P": config.max_positions}
         sizes["NH"] = config.num_heads * config.head_dim
         sizes["KH"] = config.num_kv_heads * config.head_dim
     else:
@@ -213,10 +157,14 @@ def match(arch: Architecture, config: Config, source: TensorSource) -> dict[str,
     return found
 
 
-def import_params(arch: Architecture, config: Config, source: TensorSource) -> dict[str, Any]:
-    """Return the float32 numpy parameter tree read from `source`, one tensor at a time.
+def import_params(
+    arch: Architecture, config: Config, source: TensorSource, put: Put | None = None
+) -> dict[str, Any]:
+    """Return the float32 parameter tree read from `source`, one tensor at a time.
 
-    Everything is checked by `match` before the first tensor is read.
+    Everything is checked by `match` before the first tensor is read. Each parameter goes through
+    `put(path, array)` as soon as it is whole, for example to its devices; what `put` returns takes
+    its place in the tree. The host then holds one tensor and one parameter at a time.
     """
     names = match(arch, config, source)
     params: dict[str, Any] = {}
@@ -226,7 +174,8 @@ def import_params(arch: Architecture, config: Config, source: TensorSource) -> d
             *parents, last = path.split("/")
             for parent in parents:
                 node = node.setdefault(parent, {})
-            node[last] = leaf
+            node[last] = leaf if put is None else put(path, leaf)
+            del leaf
     return params
 
 

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gapo_jax.models.decoder import DecoderConfig
-from gapo_jax.models.encoder import EncoderConfig
+from gapo_jax.models.decoder_config import DecoderConfig
+from gapo_jax.models.encoder_config import EncoderConfig
 
 Config = DecoderConfig | EncoderConfig
 
