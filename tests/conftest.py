@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
 from gapo_jax.data.weights import locate
 
@@ -31,8 +29,11 @@ def minilm() -> Path:
 
 
 @pytest.fixture(scope="session")
-def byte_level() -> PreTrainedTokenizerFast:
+def byte_level():
     """A cased byte-level tokenizer that frames texts as RoBERTa's does, without segments."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
     specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: index for index, token in enumerate(specials + alphabet)}

@@ -170,7 +170,6 @@ def deberta_from_config(config: EncoderConfig) -> dict[str, Any]:
         "pooler_hidden_size": config.d_model,
         "pooler_hidden_act": "gelu",
         "pooler_dropout": 0.0,
-        "legacy": False,
     }
 
 
