@@ -24,7 +24,6 @@ from safetensors.numpy import save_file
 from gapo_jax import hub
 from gapo_jax.models import gguf_io, hf_map, model_card
 from gapo_jax.models.decoder import Decoder
-from gapo_jax.models.decoder_config import DecoderConfig
 from gapo_jax.models.encoder import Encoder
 from gapo_jax.models.heads import Discriminator, RewardModel
 
@@ -287,9 +286,7 @@ def _layout(
 
 
 def _check_family(arch: hf_map.Architecture, config: hf_map.Config, raw: Mapping[str, Any]) -> None:
-    """Raise ValueError if config.json of the family cannot say what a decoder's config says."""
-    if not isinstance(config, DecoderConfig):
-        return
+    """Raise ValueError if config.json of the family cannot say what the network's config says."""
     back = arch.to_config(raw)
     # How to compute, which no config.json holds.
     skipped = ("dtype", "remat", "scan_unroll")
@@ -300,8 +297,8 @@ def _check_family(arch: hf_map.Architecture, config: hf_map.Config, raw: Mapping
     }
     if lost:
         raise ValueError(
-            f"Wanted a decoder that config.json of {arch.model_type!r} can describe, got {lost}, "
-            "which it cannot. Set `family` of the DecoderConfig to the family that has it."
+            f"Wanted a network that config.json of {arch.model_type!r} can describe, got {lost}, "
+            f"which it cannot. Set `family` of the {type(config).__name__} to the one that has it."
         )
 
 

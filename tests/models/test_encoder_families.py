@@ -13,7 +13,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 
-from gapo_jax.models import Discriminator, Encoder, EncoderConfig, hf_map
+from gapo_jax.models import Discriminator, Encoder, EncoderConfig, hf_map, save_hf
 from gapo_jax.models import encoder_attention as attention
 from gapo_jax.models.encoder import encode_above
 from gapo_jax.models.hf_encoder_config import (
@@ -278,6 +278,13 @@ def test_features_that_we_lack_are_refused(translate, raw, change):
 def test_shapes_that_cannot_be_built_are_refused(family, change, said):
     with pytest.raises(ValueError, match=said):
         dataclasses.replace(CONFIGS[family], **change)
+
+
+def test_what_config_json_cannot_say_is_not_exported(tmp_path):
+    config = dataclasses.replace(CONFIGS["bert"], windows=(0, 4, 4, 0))
+    module = Encoder(config)
+    with pytest.raises(ValueError, match="'bert' can describe, got.*windows.*of the EncoderConfig"):
+        save_hf(module, random_params(module), tmp_path / "export")
 
 
 def test_a_head_of_ours_does_not_go_with_that_of_transformers():
