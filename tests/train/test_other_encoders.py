@@ -61,7 +61,7 @@ def test_a_modernbert_trains_from_its_folder(byte_level, tmp_path):
     ]
     batch = make_batch(tokenizer, texts, np.ones(4, np.float32), config.discriminator)
     assert batch.tokens_BT.shape[1] > 3 * 4  # more than the dense path takes
-    optimizer = make_optimizers(config, 20)["discriminator"]
+    optimizer = make_optimizers(config, 40)["discriminator"]
     update = functools.partial(
         disc_update_step,
         discriminator=module,
@@ -72,7 +72,7 @@ def test_a_modernbert_trains_from_its_folder(byte_level, tmp_path):
     )
     step = jax.jit(update)
     network, losses = Network.create(start, optimizer), []
-    for _ in range(12):
+    for _ in range(40):
         network, metrics = step(network, batch, jax.random.key(2))
         losses.append(float(metrics["disc/loss"]))
     assert losses[-1] < 0.5 * losses[0]
