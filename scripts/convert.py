@@ -34,7 +34,24 @@ PROMPTS = (
     "Write a short note to a neighbour about a lost cat.",
     "What is 17 + 25? Explain in one sentence.",
     "Write a Python function that reverses a list.",
+    "Describe the taste of a ripe pear.",
+    "List five things to pack for a walk in the rain.",
+    "Why do leaves turn red in autumn?",
+    "Write a title for a story about a lighthouse keeper.",
+    "Translate into French: The shop opens at nine.",
+    "Give me two reasons to learn the piano.",
+    "Summarise how a bicycle stays upright.",
+    "Write a haiku about snow.",
+    "What does a beekeeper do in spring?",
+    "Explain to a child what a shadow is.",
+    "Write an email asking for a day off.",
+    "Which planet is the largest, and which the hottest?",
+    "Suggest a name for a small bakery.",
+    "How do I remove a coffee stain from a shirt?",
+    "Compare trains and buses in three sentences.",
+    "Tell me a joke about a librarian.",
 )
+COMPARED = 4  # prompts for logits; greedy decoding takes all of them
 # Float32 logits of one network on two libraries: rounding grows with the size of the logits.
 RELATIVE_TOLERANCE = 1e-5
 
@@ -102,13 +119,11 @@ def _torch_model(path: Path, module: Any) -> Any:
     return model
 
 
-def _compare(
-    module: Any, params: Any, tokenizer: Any, theirs: Any, count: int = len(PROMPTS)
-) -> int:
+def _compare(module: Any, params: Any, tokenizer: Any, theirs: Any) -> int:
     """Print the largest difference of the two outputs on the prompts; 1 if it is too large."""
     import torch
 
-    texts = [chat_prompt(tokenizer, prompt) for prompt in PROMPTS[:count]]
+    texts = [chat_prompt(tokenizer, prompt) for prompt in PROMPTS[:COMPARED]]
     tokens_BT, mask_BT = encode_prompts(tokenizer, texts, module.config.max_positions)
     # Padding on the right: every class of transformers then numbers the tokens as we do.
     lengths_B = mask_BT.sum(axis=1)
@@ -147,7 +162,7 @@ def verify_model(args: argparse.Namespace) -> int:
     path = locate(args.src) if args.src in WEIGHTS else hub.resolve(args.src)
     loaded = load_any(path)
     module, theirs = loaded.module, _torch_model(path, loaded.module)
-    failed = _compare(module, loaded.params, loaded.tokenizer, theirs, args.prompts)
+    failed = _compare(module, loaded.params, loaded.tokenizer, theirs)
     if not isinstance(module, models.Decoder):
         return failed
     texts = [chat_prompt(loaded.tokenizer, prompt) for prompt in PROMPTS[: args.prompts]]
@@ -206,7 +221,7 @@ def main() -> int:
     command = commands.add_parser("verify", help="compare with transformers (needs torch)")
     command.add_argument("src")
     command.add_argument("--prompts", type=int, default=len(PROMPTS))
-    command.add_argument("--tokens", type=int, default=64)
+    command.add_argument("--tokens", type=int, default=128)
     command.set_defaults(run=verify_model)
     args = parser.parse_args()
     try:

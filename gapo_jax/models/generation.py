@@ -156,7 +156,7 @@ def decode_step(
     slots = response_cache[0].v_BKSH.shape[2]
     views = {
         local: _view(config, positions_B, prompt_mask_AP, slots, step, local)
-        for local in set(config.local_layers)
+        for local in sorted(set(config.local_layers))
     }
     x_BD = scale_embeddings(weights.embedding_VD[tokens_B], config)
     if weights.position_PD is not None:

@@ -106,7 +106,7 @@ def _to_config(raw: Mapping[str, Any], family: str, **choices: Any) -> DecoderCo
     """Translate what the families but GPT-2 have in common; `choices` are further fields."""
     rope = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
     heads, width = _required(raw, "num_attention_heads"), _required(raw, "hidden_size")
-    values = {
+    values: dict[str, Any] = {
         "rope_theta": float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0),
         "activation": _activation({"hidden_act": "silu", **raw}, "hidden_act"),
         "attn_bias": "all" if raw.get("attention_bias") else "none",
