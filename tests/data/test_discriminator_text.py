@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gapo_jax.constraints import check_visibility, types
+from gapo_jax.constraints import check_visibility, resolve
 from gapo_jax.data.discriminator_text import (
     CUT,
     NEWLINE,
@@ -173,11 +173,13 @@ def test_byte_level_tokenizers_keep_line_breaks_and_are_cut_by_a_token(byte_leve
     assert byte_level.unk_token_id not in row
 
 
-def test_a_cased_byte_level_tokenizer_sees_every_type(byte_level):
+def test_a_cased_byte_level_tokenizer_sees_line_breaks_marks_and_capitals(byte_level):
     def encode(prompt, response):
-        return pair_ids(byte_level, prompt, response, 4000)[0]
+        return pair_ids(byte_level, prompt, response, 1500)[0]
 
-    assert check_visibility(types(), encode, max_length=4000).invisible == ()
+    names = ("number_bullet_lists", "number_paragraphs", "title", "english_capital", "quotation")
+    report = check_visibility(resolve(names), encode, max_length=1500)
+    assert report.invisible == () and len(report.visible) == 5
 
 
 def test_a_tokenizer_without_frame_is_refused():
