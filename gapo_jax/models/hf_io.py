@@ -135,7 +135,7 @@ def network_of(src: str | os.PathLike[str]) -> str | None:
     if path.is_file():
         return "decoder"
     raw = _read_json(path / "config.json")
-    arch = hf_map.ARCHITECTURES.get(raw.get("model_type"))
+    arch = hf_map.ARCHITECTURES.get(str(raw.get("model_type")))
     judges = (raw.get("architectures") or [""])[0].endswith("ForSequenceClassification")
     if arch is None or arch.kind == "encoder":
         return arch and arch.kind

@@ -37,7 +37,9 @@ def architecture(model_type: str | None, kind: str) -> Architecture:
     known = {name: arch for name, arch in ARCHITECTURES.items() if arch.kind == kind}
     if model_type in known:
         return known[model_type]
-    close = difflib.get_close_matches(str(model_type), known, 1, 0.5) or list(known)
+    asked = str(model_type)
+    close = [name for name in known if name.startswith(asked) or asked.startswith(name)]
+    close = close or difflib.get_close_matches(asked, known, 1, 0.5) or list(known)
     raise ValueError(
         f"Wanted {_article(kind)} of type {sorted(known)}, got model_type "
         f"{model_type!r}. The nearest supported choice is {close[0]!r}: give a model of that type."

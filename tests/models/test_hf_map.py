@@ -184,7 +184,8 @@ def test_what_older_files_leave_out_is_the_family_s_default():
     qwen = LLAMA | {"sliding_window": 99, "max_window_layers": 1}
     assert qwen2_to_config(qwen | {"use_sliding_window": False}).windows == ()
     assert qwen2_to_config(qwen | {"use_sliding_window": True}).windows == (0, 99, 99)
-    assert mistral_to_config(LLAMA | {"sliding_window": None}).windows == ()
+    mistral = LLAMA | {"num_key_value_heads": 1, "sliding_window": None}
+    assert mistral_to_config(mistral).windows == ()
     assert gpt2_to_config(GPT2).d_ff == 48 and gpt2_to_config(GPT2).tie_embeddings
 
 

@@ -34,26 +34,16 @@ _LLAMA3 = {
 }
 _LINEAR = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0}
 _SHORT = {"rope_type": "default", "rope_theta": 100.0}
-# Every family and variant: the class of transformers and what differs from `_SIZES`.
-DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
+# For every family the class of transformers and what differs from `_SIZES`.
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {"tie_word_embeddings": True}),
-    "llama, untied, multi-head": ("Llama", {"num_key_value_heads": 4}),
-    "llama, one kv head, biases": (
-        "Llama",
-        {"num_key_value_heads": 1, "attention_bias": True, "mlp_bias": True},
-    ),
-    "llama 3 rope scaling": ("Llama", {"rope_parameters": _LLAMA3}),
     "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
-    "qwen2, windows in the upper layers": (
-        "Qwen2",
-        {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
-    ),
     "qwen3": ("Qwen3", {"tie_word_embeddings": True}),
     "mistral": ("Mistral", {"sliding_window": 7}),
     "gemma2": (
         "Gemma2",
         {
-            "num_hidden_layers": 4,
+            "num_hidden_layers": 3,
             "sliding_window": 7,
             "query_pre_attn_scalar": 5,
             "attn_logit_softcapping": 3.0,
@@ -63,11 +53,10 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": (
         "Gemma3",
         {
-            "num_hidden_layers": 4,
+            "num_hidden_layers": 3,
             "sliding_window": 7,
             "query_pre_attn_scalar": 5,
-            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]
-            + ["sliding_attention"],
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
             "rope_parameters": {"full_attention": _LINEAR, "sliding_attention": _SHORT},
         },
     ),
@@ -75,11 +64,23 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("Olmo2", {}),
     "gpt2": ("GPT2", {}),
 }
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama, untied, multi-head": ("Llama", {"num_key_value_heads": 4}),
+    "llama, one kv head, biases": (
+        "Llama",
+        {"num_key_value_heads": 1, "attention_bias": True, "mlp_bias": True},
+    ),
+    "llama 3 rope scaling": ("Llama", {"rope_parameters": _LLAMA3}),
+    "qwen2, windows in the upper layers": (
+        "Qwen2",
+        {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
+    ),
+}
 
 
 def tiny_config(case: str, **changes: Any) -> Any:
-    """The configuration of transformers for a case of `DECODERS`."""
-    name, differences = DECODERS[case]
+    """The configuration of transformers for a case of `FAMILIES` or `VARIANTS`."""
+    name, differences = {**FAMILIES, **VARIANTS}[case]
     if name == "GPT2":
         keys = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "head_dim": ""}
         keys |= {"num_attention_heads": "n_head", "max_position_embeddings": "n_positions"}
