@@ -261,7 +261,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "model.critic": ("reference", "policy", "decoder"),
     "model.dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "dots", "full"),
-    "model.pooling": ("mean", "cls"),
+    "model.pooling": ("mean", "cls", "hf"),
     "data.on_invisible": ("refuse", "drop"),
     "discriminator.label_policy": ("paper", "soft", "verified", "drop_verified"),
     "discriminator.score_with": ("pre", "post"),

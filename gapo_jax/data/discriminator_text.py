@@ -4,8 +4,9 @@ Gold and generated text go through `discriminator_text` and `encode_discriminato
 format can never give away where a text came from (the official release joins them differently:
 real rows as one output, generated rows as prompt + decoded whole).
 
-BERT tokenizers drop line breaks, and with them titles, bullets and paragraphs; each line break
-becomes `NEWLINE`, a character that has its own id in the BERT vocabularies.
+BERT tokenizers drop line breaks, and with them titles, bullets and paragraphs; for such a one each
+line break becomes `NEWLINE`, a character that has its own id in the BERT vocabularies. Byte-level
+tokenizers (RoBERTa, ModernBERT) keep line breaks, and get them as they are.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 NEWLINE = "¶"
 CUT = "…"  # stands where truncation took the middle out
-_SPECIALS = 3  # [CLS] prompt [SEP] response [SEP]
+_MIN_ROOM = 4
 
 
 class EncodedTexts(NamedTuple):
@@ -32,21 +33,69 @@ class EncodedTexts(NamedTuple):
     truncated_B: np.ndarray
 
 
-def _normalise(text: str) -> str:
+class _Frame(NamedTuple):
+    """The ids that a tokenizer puts around two texts, and the segment id of the second."""
+
+    before: list[int]
+    between: list[int]
+    after: list[int]
+    segment: int
+
+    def room(self, max_length: int) -> int:
+        """Return the tokens left for text; ValueError when they are too few to mean anything."""
+        specials = len(self.before) + len(self.between) + len(self.after)
+        if max_length < specials + _MIN_ROOM:
+            raise ValueError(
+                f"max_length is {max_length}: the discriminator needs at least "
+                f"{specials + _MIN_ROOM} tokens"
+            )
+        return max_length - specials
+
+
+def _frame(tokenizer: PreTrainedTokenizerBase) -> _Frame:
+    """Read the frame off the tokenizer's own encoding of a pair: [CLS] a [SEP] b [SEP] for BERT,
+    <s> a </s></s> b </s> for RoBERTa. One that puts nothing behind the texts gets the first."""
+    encoding = tokenizer("a", "b", return_token_type_ids=True)
+    ids: list[int] = encoding["input_ids"]  # pyright: ignore
+    texts = encoding.sequence_ids(0)
+    first = [place for place, text in enumerate(texts) if text == 0]
+    second = [place for place, text in enumerate(texts) if text == 1]
+    segment: int = encoding["token_type_ids"][second[0]]  # pyright: ignore
+    if after := ids[second[-1] + 1 :]:
+        return _Frame(ids[: first[0]], ids[first[-1] + 1 : second[0]], after, segment)
+    start, end = tokenizer.cls_token_id, tokenizer.sep_token_id
+    if start is None or end is None:
+        raise ValueError(
+            "wanted a tokenizer that frames texts or has a cls_token and a sep_token, got "
+            f"{type(tokenizer).__name__} with {start} and {end}: use the tokenizer of an encoder"
+        )
+    return _Frame([start], [end], [end], segment)  # pyright: ignore
+
+
+def line_break(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return what stands for a line break: itself, or `NEWLINE` where the tokenizer drops it."""
+    broken, spaced = (tokenizer(text, add_special_tokens=False) for text in ("a\nb", "a b"))
+    return "\n" if broken["input_ids"] != spaced["input_ids"] else f" {NEWLINE} "
+
+
+def _normalise(text: str, between_lines: str) -> str:
     # Leading and trailing white space depends on how a text was obtained (decoded up to the end
     # token, cut at the length limit, read from a file), so it must not reach the discriminator.
     text = text.replace("\r\n", "\n").replace("\r", "\n").strip()
     lines = (line.rstrip() for line in text.split("\n"))
-    return f" {NEWLINE} ".join(lines)
+    return between_lines.join(lines)
 
 
-def discriminator_text(prompt: str, response: str) -> tuple[str, str]:
+def discriminator_text(
+    prompt: str, response: str, between_lines: str = f" {NEWLINE} "
+) -> tuple[str, str]:
     """Return the two texts that the discriminator reads, for real and generated text alike.
 
     Surrounding white space is dropped, white space at line ends is dropped, line breaks become
-    visible. The response must be plain text: decoded without special tokens.
+    visible as `between_lines` (see `line_break`). The response must be plain text: decoded without
+    special tokens.
     """
-    return _normalise(prompt), _normalise(response)
+    return _normalise(prompt, between_lines), _normalise(response, between_lines)
 
 
 def _keep_ends(ids: list[int], limit: int, cut_id: int) -> list[int]:
@@ -71,25 +120,29 @@ def pair_ids(
         The ids with special tokens, the number of ids in the first segment, and whether
         something was cut.
     """
-    room = max_length - _SPECIALS
-    if room < 4:
-        raise ValueError(f"max_length is {max_length}: the discriminator needs at least 7 tokens")
-    first, second = discriminator_text(prompt, response)
+    frame = _frame(tokenizer)
+    room = frame.room(max_length)
+    first, second = discriminator_text(prompt, response, line_break(tokenizer))
     prompt_ids: list[int] = tokenizer(first, add_special_tokens=False, verbose=False)["input_ids"]  # pyright: ignore
     reply_ids: list[int] = tokenizer(second, add_special_tokens=False, verbose=False)["input_ids"]  # pyright: ignore
-    return _join(tokenizer, prompt_ids, reply_ids, room)
+    return _join(tokenizer, frame, prompt_ids, reply_ids, room)
 
 
 def _join(
-    tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], reply_ids: list[int], room: int
+    tokenizer: PreTrainedTokenizerBase,
+    frame: _Frame,
+    prompt_ids: list[int],
+    reply_ids: list[int],
+    room: int,
 ) -> tuple[list[int], int, bool]:
     cut = len(prompt_ids) + len(reply_ids) > room
     if cut:
-        cut_id: int = tokenizer.convert_tokens_to_ids(CUT)  # pyright: ignore
+        # Where it takes several tokens, the last one is its own: a blank may come before it.
+        cut_id: int = tokenizer(CUT, add_special_tokens=False)["input_ids"][-1]  # pyright: ignore
         reply_ids = _keep_ends(reply_ids, max(room - len(prompt_ids), room // 2), cut_id)
         prompt_ids = _keep_ends(prompt_ids, room - len(reply_ids), cut_id)
-    first = [tokenizer.cls_token_id, *prompt_ids, tokenizer.sep_token_id]
-    return [*first, *reply_ids, tokenizer.sep_token_id], len(first), cut  # pyright: ignore
+    first = [*frame.before, *prompt_ids, *frame.between]
+    return [*first, *reply_ids, *frame.after], len(first), cut
 
 
 def encode_texts(
@@ -102,7 +155,8 @@ def encode_texts(
     """Tokenise prompts and responses for the discriminator.
 
     Args:
-        tokenizer: the discriminator's own tokenizer (BERT type: [CLS] prompt [SEP] response [SEP]).
+        tokenizer: the discriminator's own tokenizer, whose special tokens stand around the texts;
+            segment ids are 0 throughout where it gives none (RoBERTa).
         prompts: B prompts; `responses`: B responses.
         max_length: longest row in tokens, special tokens counted.
         pad_to: fixed width, or bucket widths of which the smallest that fits is taken; None pads
@@ -118,15 +172,15 @@ def encode_texts(
         raise ValueError(f"got {len(prompts)} prompts and {len(responses)} responses")
     if not prompts:
         raise ValueError("nothing to encode: got no prompts")
-    if max_length < _SPECIALS + 4:
-        raise ValueError(f"max_length is {max_length}: the discriminator needs at least 7 tokens")
-    pairs = [discriminator_text(p, r) for p, r in zip(prompts, responses, strict=True)]
+    frame = _frame(tokenizer)
+    room = frame.room(max_length)
+    between = line_break(tokenizer)
+    pairs = [discriminator_text(p, r, between) for p, r in zip(prompts, responses, strict=True)]
     # One call for all texts: the Rust tokenizer works in parallel and its overhead is per call.
     texts = [first for first, _ in pairs] + [second for _, second in pairs]
     ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]  # pyright: ignore
-    room = max_length - _SPECIALS
     rows = [
-        _join(tokenizer, first, second, room)
+        _join(tokenizer, frame, first, second, room)
         for first, second in zip(ids[: len(pairs)], ids[len(pairs) :], strict=True)
     ]
     width = _width(max(len(row) for row, _, _ in rows), pad_to)
@@ -136,7 +190,7 @@ def encode_texts(
     for index, (row, first_length, _) in enumerate(rows):
         tokens_BT[index, : len(row)] = row
         mask_BT[index, : len(row)] = 1
-        type_ids_BT[index, first_length : len(row)] = 1
+        type_ids_BT[index, first_length : len(row)] = frame.segment
     return EncodedTexts(tokens_BT, mask_BT, type_ids_BT, np.array([cut for _, _, cut in rows]))
 
 

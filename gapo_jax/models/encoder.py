@@ -1,109 +1,162 @@
-"""BERT-type encoder: post-norm layers, learned positions, exact gelu.
+"""The encoder: BERT, RoBERTa, Longformer, ModernBERT and DeBERTa-v3 by configuration.
 
-Parameters (kernels [in, out]; the layers are stacked on a leading L axis):
+Parameters (kernels [in, out]; the layers are stacked on a leading L axis; what a family lacks is
+not there):
 
-    embed/{word,position,type}/embedding    embed/norm/{scale,bias}
-    layers/attn/{q,k,v,o}/{kernel,bias}     layers/attn_norm/{scale,bias}
-    layers/mlp/{up,down}/{kernel,bias}      layers/mlp_norm/{scale,bias}
+    embed/{word,position,type,relative}/embedding    embed/{norm,relative_norm}/{scale,bias}
+    layers/attn/{q,k,v,o}/{kernel,bias}              layers/attn/{q,k,v}_global/{kernel,bias}
+    layers/mlp/{gate,up,down}/{kernel,bias}          layers/{attn,mlp}_norm/{scale,bias}
+    final_norm/{scale,bias}
 """
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gapo_jax.models.attention import apply_weights, attention_weights, padding_bias
-from gapo_jax.models.layers import REMAT_POLICIES, dense, kernel_init, remat, scan_layers
+from gapo_jax.models import encoder_attention as attention
+from gapo_jax.models.attention import padding_bias
+from gapo_jax.models.encoder_config import EncoderConfig
+from gapo_jax.models.layers import apply_rope, dense, kernel_init, remat, rope_tables, scan_layers
+
+RopeTables = tuple[jax.Array, jax.Array]
 
 
-@dataclasses.dataclass(frozen=True)
-class EncoderConfig:
-    """Shape and numerics of an encoder. `dropout` acts on embeddings, attention weights and the
-    output of each sublayer, as in BERT; the remaining fields are those of `DecoderConfig`."""
+class LayerInputs(NamedTuple):
+    """What differs from layer to layer, stacked on L for the scan: how far attention reaches (0 is
+    everywhere), int32, and whether it is the very first layer, bool."""
 
-    vocab_size: int
-    num_layers: int
-    d_model: int
-    num_heads: int
-    d_ff: int
-    max_positions: int = 512
-    type_vocab_size: int = 2
-    norm_eps: float = 1e-12
-    dropout: float = 0.0
-    pad_id: int = 0
-    dtype: str = "float32"
-    remat: str = "none"
-    scan_unroll: int = 1
-
-    def __post_init__(self) -> None:
-        """Raise ValueError on shapes that cannot be built."""
-        if self.d_model % self.num_heads:
-            raise ValueError(
-                f"num_heads must divide d_model, got {self.num_heads} and {self.d_model}"
-            )
-        if self.remat not in REMAT_POLICIES:
-            raise ValueError(f"remat must be one of {REMAT_POLICIES}, got {self.remat!r}")
+    window: jax.Array
+    is_first: jax.Array
 
 
-def layer_norm(config: EncoderConfig, name: str) -> nn.LayerNorm:
-    """Layer norm with scale and bias; two-pass variance, since eps 1e-12 forgives no rounding."""
+class Context(NamedTuple):
+    """What all layers share: the mask [B, T] and its bias [B, 1, T]; rotary tables of layers
+    without and with a window; DeBERTa's normalised relative embeddings [R, D]."""
+
+    mask_BT: jax.Array
+    bias_B1T: jax.Array
+    ropes: tuple[RopeTables, RopeTables] | None = None
+    relative_RD: jax.Array | None = None
+
+
+def layer_norm(config: EncoderConfig, name: str | None = None) -> nn.LayerNorm:
+    """Layer norm; two-pass variance, since eps 1e-12 forgives no rounding."""
     return nn.LayerNorm(
-        epsilon=config.norm_eps, dtype=config.dtype, use_fast_variance=False, name=name
+        epsilon=config.norm_eps,
+        use_bias=config.use_bias,
+        dtype=config.dtype,
+        use_fast_variance=False,
+        name=name,
     )
 
 
+def linear(config: EncoderConfig, features: int, name: str) -> nn.Dense:
+    """A linear layer, with bias where the family has them."""
+    return dense(features, name, config.dtype, use_bias=config.use_bias)
+
+
 class EncoderEmbedding(nn.Module):
-    """Sum of word, position and segment embeddings, normalised."""
+    """Sum of word, position and segment embeddings, normalised; DeBERTa's relative embeddings."""
 
     config: EncoderConfig
 
-    @nn.compact
-    def __call__(self, tokens_BT, type_ids_BT, deterministic):
-        """Embed `tokens_BT` (int32); returns [B, T, D]."""
+    def setup(self) -> None:
+        """Declare the tables that the family has."""
         cfg = self.config
 
-        def table(size: int, name: str) -> nn.Embed:
-            return nn.Embed(
-                size, cfg.d_model, dtype=cfg.dtype, embedding_init=kernel_init, name=name
-            )
+        def table(size: int) -> nn.Embed:
+            return nn.Embed(size, cfg.d_model, dtype=cfg.dtype, embedding_init=kernel_init)
 
-        positions_1T = jnp.arange(tokens_BT.shape[1])[None]
-        summed_BTD = (
-            table(cfg.vocab_size, "word")(tokens_BT)
-            + table(cfg.type_vocab_size, "type")(type_ids_BT)
-            + table(cfg.max_positions, "position")(positions_1T)
-        )
-        normed_BTD = layer_norm(cfg, "norm")(summed_BTD)
-        return nn.Dropout(cfg.dropout)(normed_BTD, deterministic)
+        self.word = table(cfg.vocab_size)
+        if cfg.type_vocab_size:
+            self.type = table(cfg.type_vocab_size)
+        if cfg.positions == "learned":
+            self.position = table(cfg.max_positions + cfg.position_offset)
+        self.norm = layer_norm(cfg)
+        self.dropout = nn.Dropout(cfg.dropout)
+        if cfg.positions == "relative":
+            self.relative = table(2 * cfg.relative_buckets)
+            self.relative_norm = layer_norm(cfg)
+
+    def __call__(self, tokens_BT, mask_BT, type_ids_BT, deterministic):
+        """Embed `tokens_BT` (int32); returns [B, T, D]."""
+        cfg = self.config
+        summed_BTD = self.word(tokens_BT)
+        if cfg.type_vocab_size:
+            # The data side numbers two segments; RoBERTa has one.
+            summed_BTD += self.type(jnp.minimum(type_ids_BT, cfg.type_vocab_size - 1))
+        if cfg.positions == "learned":
+            places_BT = jnp.arange(tokens_BT.shape[1])[None]
+            if cfg.position_offset:
+                # The row before the offset is that of padding.
+                places_BT = jnp.cumsum(mask_BT, axis=1) * mask_BT + cfg.position_offset - 1
+            summed_BTD += self.position(places_BT)
+        return self.dropout(self.norm(summed_BTD), deterministic)
+
+    def relative_table(self) -> jax.Array:
+        """The relative embeddings [R, D], normalised."""
+        return self.relative_norm(self.relative.embedding)
 
 
 class SelfAttention(nn.Module):
-    """Bidirectional self-attention of one layer."""
+    """Bidirectional self-attention of one layer, in the family's kind."""
 
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, x_BTD, bias_B1T, deterministic):
-        """Mix tokens under `bias_B1T` (see `attention.padding_bias`); returns [B, T, D]."""
+    def __call__(self, x_BTD, context: Context, deterministic, inputs: LayerInputs):
+        """Mix the tokens of `x_BTD`; returns [B, T, D]."""
         cfg = self.config
-        head_dim = cfg.d_model // cfg.num_heads
+        active = cfg.dropout > 0 and not deterministic
+        drop = attention.make_drop(cfg.dropout, self.make_rng("dropout") if active else None)
+        project = {name: linear(cfg, cfg.d_model, name) for name in "qkv"}
+        q, k, v = (self._heads(project[name](x_BTD)) for name in "qkv")
+        if context.ropes is not None:
+            everywhere, near = context.ropes
+            cos, sin = (jnp.where(inputs.window > 0, b, a) for a, b in zip(everywhere, near))
+            q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
+        if context.relative_RD is not None:
+            relative_RD = nn.Dropout(cfg.dropout)(context.relative_RD, deterministic)
+            relative_q, relative_k = (self._heads(project[name](relative_RD)) for name in "qk")
+            out_BTNH = attention.disentangled_attention(
+                q, k, v, relative_q, relative_k, context.bias_B1T, cfg.max_positions, drop
+            )
+        elif cfg.windows:
+            first_BT = attention.first_tokens(context.mask_BT) if cfg.global_first else None
+            out_BTNH = attention.windowed_attention(
+                q, k, v, context.mask_BT, inputs.window, cfg.windows, drop, first_BT
+            )
+            if first_BT is not None:
+                first_B1NH = self._global_row(x_BTD, first_BT, context, drop)
+                out_BTNH = jnp.where(first_BT[..., None, None], first_B1NH, out_BTNH)
+        else:
+            out_BTNH = attention.biased_attention(q, k, v, context.bias_B1T, drop)
+        return linear(cfg, cfg.d_model, "o")(out_BTNH.reshape(x_BTD.shape))
 
-        def heads(name: str) -> jax.Array:
-            projected_BTD = dense(cfg.d_model, name, cfg.dtype, use_bias=True)(x_BTD)
-            return projected_BTD.reshape(*x_BTD.shape[:2], cfg.num_heads, head_dim)
+    def _heads(self, x_BTD: jax.Array) -> jax.Array:
+        """Split the last axis into heads: [..., N, H]."""
+        return x_BTD.reshape(*x_BTD.shape[:-1], self.config.num_heads, self.config.head_dim)
 
-        weights_BKGTS = attention_weights(heads("q"), heads("k"), bias_B1T)
-        weights_BKGTS = nn.Dropout(cfg.dropout)(weights_BKGTS, deterministic)
-        out_BTD = apply_weights(weights_BKGTS, heads("v")).reshape(x_BTD.shape)
-        return dense(cfg.d_model, "o", cfg.dtype, use_bias=True)(out_BTD)
+    def _global_row(self, x_BTD, first_BT, context: Context, drop: attention.Drop) -> jax.Array:
+        """What the first token sees of the whole text, by its own projections: [B, 1, N, H]."""
+        cfg = self.config
+        q_B1NH = self._heads(
+            linear(cfg, cfg.d_model, "q_global")(attention.take_first(x_BTD, first_BT))
+        )
+        k_BTNH, v_BTNH = (
+            self._heads(linear(cfg, cfg.d_model, name)(x_BTD)) for name in ("k_global", "v_global")
+        )
+        return attention.biased_attention(
+            q_B1NH, k_BTNH, v_BTNH, context.bias_B1T, lambda weights, _: drop(weights, 1)
+        )
 
 
 class MLP(nn.Module):
-    """Feed-forward with the exact (erf) gelu."""
+    """Feed-forward with the exact (erf) gelu, gated or not."""
 
     config: EncoderConfig
 
@@ -111,39 +164,60 @@ class MLP(nn.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """Map `x_BTD` to the same shape."""
         cfg = self.config
-        up_BTF = dense(cfg.d_ff, "up", cfg.dtype, use_bias=True)(x_BTD)
-        activated_BTF = nn.gelu(up_BTF, approximate=False)
-        return dense(cfg.d_model, "down", cfg.dtype, use_bias=True)(activated_BTF)
+        up_BTF = linear(cfg, cfg.d_ff, "up")(x_BTD)
+        if cfg.gated:
+            gate_BTF = linear(cfg, cfg.d_ff, "gate")(x_BTD)
+            up_BTF = nn.gelu(gate_BTF, approximate=False) * up_BTF
+        else:
+            up_BTF = nn.gelu(up_BTF, approximate=False)
+        return linear(cfg, cfg.d_model, "down")(up_BTF)
 
 
 class EncoderLayer(nn.Module):
-    """One post-norm layer: norm(x + attention(x)), then norm(x + mlp(x))."""
+    """One layer: norm(x + sublayer(x)) for attention and feed-forward, or x + sublayer(norm(x))."""
 
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, x_BTD, bias_B1T, deterministic):
+    def __call__(self, x_BTD, context: Context, deterministic, inputs: LayerInputs):
         """Returns (x_BTD, None): the carry of the scan over layers and no output."""
         cfg = self.config
-        mixed_BTD = SelfAttention(cfg, name="attn")(x_BTD, bias_B1T, deterministic)
-        mixed_BTD = nn.Dropout(cfg.dropout)(mixed_BTD, deterministic)
-        x_BTD = layer_norm(cfg, "attn_norm")(x_BTD + mixed_BTD)
-        mapped_BTD = MLP(cfg, name="mlp")(x_BTD)
-        mapped_BTD = nn.Dropout(cfg.dropout)(mapped_BTD, deterministic)
-        return layer_norm(cfg, "mlp_norm")(x_BTD + mapped_BTD), None
+        attn, mlp = SelfAttention(cfg, name="attn"), MLP(cfg, name="mlp")
+        attn_norm, mlp_norm = layer_norm(cfg, "attn_norm"), layer_norm(cfg, "mlp_norm")
+
+        def drop(out_BTD: jax.Array) -> jax.Array:
+            return nn.Dropout(cfg.dropout)(out_BTD, deterministic)
+
+        if cfg.pre_norm:
+            # The embeddings are normalised already; the scale of the first layer has no use.
+            normed_BTD = jnp.where(inputs.is_first, x_BTD, attn_norm(x_BTD))
+            x_BTD = x_BTD + drop(attn(normed_BTD, context, deterministic, inputs))
+            return x_BTD + drop(mlp(mlp_norm(x_BTD))), None
+        x_BTD = attn_norm(x_BTD + drop(attn(x_BTD, context, deterministic, inputs)))
+        return mlp_norm(x_BTD + drop(mlp(x_BTD))), None
 
 
 class Encoder(nn.Module):
-    """A bidirectional text encoder. Call it through `encoder.apply({"params": params}, ...)`."""
+    """A bidirectional text encoder. Call it through `encoder.apply({"params": params}, ...)`.
+
+    `span` takes the layers from `span[0]` up to `span[1]` alone, for `encode_above`; the norm
+    behind the last layer belongs to that layer.
+    """
 
     config: EncoderConfig
+    span: tuple[int, int] | None = None
 
     def setup(self) -> None:
         """Declare the embeddings and the scanned layers."""
         cfg = self.config
+        self.first, self.stop = self.span or (0, cfg.num_layers)
+        count = self.stop - self.first
         self.embed = EncoderEmbedding(cfg)
         layer = remat(EncoderLayer, cfg.remat, static_argnums=(3,))
-        self.layers = scan_layers(layer, cfg.num_layers, 2, cfg.scan_unroll)(cfg)
+        unroll = min(cfg.scan_unroll, count)
+        self.layers = scan_layers(layer, count, 2, unroll, num_scanned=1)(cfg)
+        if cfg.pre_norm and self.stop == cfg.num_layers:
+            self.final_norm = layer_norm(cfg)
 
     def __call__(
         self,
@@ -165,15 +239,30 @@ class Encoder(nn.Module):
             )
         if type_ids_BT is None:
             type_ids_BT = jnp.zeros_like(tokens_BT)
-        return self.run_layers(
-            self.embed(tokens_BT, type_ids_BT, deterministic), mask_BT, deterministic
-        )
+        hidden_BTD = self.embed(tokens_BT, mask_BT, type_ids_BT, deterministic)
+        return self.run_layers(hidden_BTD, mask_BT, deterministic)
 
     def run_layers(
         self, hidden_BTD: jax.Array, mask_BT: jax.Array, deterministic: bool = True
     ) -> jax.Array:
         """Apply the layers alone to `hidden_BTD` [B, T, D], for a slice of a deeper stack."""
-        hidden_BTD, _ = self.layers(hidden_BTD, padding_bias(mask_BT), deterministic)
+        cfg = self.config
+        windows = cfg.windows or (0,) * cfg.num_layers
+        inputs = LayerInputs(
+            window=jnp.array(windows[self.first : self.stop], jnp.int32),
+            is_first=jnp.arange(self.first, self.stop) == 0,
+        )
+        ropes = relative_RD = None
+        if cfg.positions == "rope":
+            places_1T = jnp.arange(hidden_BTD.shape[1])[None]
+            everywhere, near = (rope_tables(places_1T, cfg.head_dim, x) for x in cfg.rope_thetas)
+            ropes = everywhere, near
+        if cfg.positions == "relative":
+            relative_RD = self.embed.relative_table()
+        context = Context(mask_BT, padding_bias(mask_BT), ropes, relative_RD)
+        hidden_BTD, _ = self.layers(hidden_BTD, context, deterministic, inputs)
+        if cfg.pre_norm and self.stop == cfg.num_layers:
+            hidden_BTD = self.final_norm(hidden_BTD)
         return hidden_BTD
 
 
@@ -192,16 +281,16 @@ def encode_above(
     if not 0 < first < config.num_layers:
         raise ValueError(f"first must lie in 1..{config.num_layers - 1}, got {first}")
     layers = params["layers"]
-    below = {"embed": params["embed"], "layers": jax.tree.map(lambda x: x[:first], layers)}
-    above = {"layers": jax.tree.map(lambda x: x[first:], layers)}
-
-    def part(count: int) -> Encoder:
-        unroll = min(config.scan_unroll, count)
-        return Encoder(dataclasses.replace(config, num_layers=count, scan_unroll=unroll))
-
-    hidden: Any = part(first).apply(
-        {"params": jax.lax.stop_gradient(below)}, tokens_BT, mask_BT, type_ids_BT, **options
+    embed = jax.lax.stop_gradient(params["embed"])
+    low = jax.lax.stop_gradient(jax.tree.map(lambda x: x[:first], layers))
+    high = jax.tree.map(lambda x: x[first:], layers)
+    hidden: Any = Encoder(config, (0, first)).apply(
+        {"params": {"embed": embed, "layers": low}}, tokens_BT, mask_BT, type_ids_BT, **options
     )
-    return part(config.num_layers - first).apply(  # pyright: ignore[reportReturnType]
-        {"params": above}, hidden, mask_BT, method="run_layers", **options
+    return Encoder(config, (first, config.num_layers)).apply(  # pyright: ignore[reportReturnType]
+        {"params": {**params, "embed": embed, "layers": high}},
+        hidden,
+        mask_BT,
+        method="run_layers",
+        **options,
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from flax import linen as nn
 
-from gapo_jax.models.decoder import Decoder
+from gapo_jax.models.encoder import Encoder
 from gapo_jax.models.heads import Discriminator
 from gapo_jax.models.hf_map import Architecture
 
@@ -20,18 +20,23 @@ _HEAD = """
 
 The discriminator is this encoder plus `discriminator_head.safetensors` (kernels are [in, out]):
 {pooled} of the encoder's last hidden states, then {head}, in float32; one logit per text,
-positive = the response obeys its prompt. BERT's own classifier reads tanh(linear(first token)), so
-this head is not an AutoModelForSequenceClassification; load the parts:
+positive = the response obeys its prompt. AutoModelForSequenceClassification has another head (train
+with pooling "hf" for that one); load the parts:
 
 ```python
+import torch
 from safetensors.torch import load_file
 from transformers import AutoModel
-encoder = AutoModel.from_pretrained(folder, add_pooling_layer=False)
+encoder = AutoModel.from_pretrained({arguments})
 head = load_file(f"{{folder}}/discriminator_head.safetensors")
-hidden = encoder(**batch).last_hidden_state
+{given}hidden = encoder(**batch).last_hidden_state
 {code}
 logits = (pooled @ head["out/kernel"] + head["out/bias"])[:, 0]
 ```
+"""
+_GLOBAL = """first = torch.zeros_like(batch["attention_mask"])
+first[:, 0] = 1  # the first token sees all
+batch = {**batch, "global_attention_mask": first}
 """
 _MEAN = """mask = batch["attention_mask"][..., None].float()
 pooled = (hidden * mask).sum(1) / mask.sum(1)"""
@@ -67,10 +72,10 @@ def write(
     if metrics:
         lines += ["", "| metric | value |", "|---|---|"]
         lines += [f"| {name} | {_number(value)} |" for name, value in metrics.items()]
-    if isinstance(module, Discriminator) and arch.class_name == "BertModel":
-        lines.append(_head(module))
-    elif not isinstance(module, (Decoder, Discriminator)):
-        lines += ["", "Load with `AutoModel.from_pretrained(folder, add_pooling_layer=False)`."]
+    if isinstance(module, Discriminator) and not module.is_hf:
+        lines.append(_head(module, arch))
+    elif isinstance(module, Encoder):
+        lines += ["", f"Load with `AutoModel.from_pretrained({_arguments(arch)})`."]
     return "\n".join(lines) + "\n"
 
 
@@ -81,11 +86,19 @@ def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _head(module: Discriminator) -> str:
+def _arguments(arch: Architecture) -> str:
+    """Return the arguments that load the encoder without a pooler, which it has not learned."""
+    pooler = arch.model_type in ("bert", "roberta", "longformer")
+    return "folder" + ", add_pooling_layer=False" * pooler
+
+
+def _head(module: Discriminator, arch: Architecture) -> str:
     """Return the section on a head that transformers has no class for."""
     hidden = module.hidden_dim is not None
     return _HEAD.format(
         pooled="the mean over real tokens" if module.pooling == "mean" else "the first token",
         head=f"a tanh layer of {module.hidden_dim} and a linear map" if hidden else "a linear map",
+        arguments=_arguments(arch),
+        given=_GLOBAL if module.config.global_first else "",
         code=(_MEAN if module.pooling == "mean" else _CLS) + (_HIDDEN if hidden else ""),
     )

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 
+from gapo_jax.constraints import check_visibility, resolve
 from gapo_jax.data.discriminator_text import (
     CUT,
     NEWLINE,
     discriminator_text,
     encode_discriminator,
     encode_texts,
+    line_break,
     pair_ids,
 )
 from gapo_jax.data.tiny_tokenizer import character_tokenizer, wordpiece_tokenizer
@@ -149,3 +151,37 @@ def test_pad_to_takes_buckets():
         for n in (1, 5, 13)
     ]
     assert widths == [8, 16, 32]
+
+
+def test_byte_level_texts_are_the_tokenizers_own_pair_encoding(byte_level):
+    prompt, response = "Write a note.\nNo commas.", GOLD[1]
+    tokens_BT, mask_BT, type_ids_BT = encode_discriminator(byte_level, [prompt], [response], 256)
+    wanted = byte_level(prompt, response)["input_ids"]
+    assert wanted[0] == 0 and wanted.count(2) == 3 and wanted[-1] == 2
+    assert tokens_BT[0].tolist() == wanted
+    assert mask_BT.all() and not type_ids_BT.any()
+
+
+def test_byte_level_tokenizers_keep_line_breaks_and_are_cut_by_a_token(byte_level):
+    assert line_break(byte_level) == "\n" and line_break(wordpiece_tokenizer()) == f" {NEWLINE} "
+    encoded = encode_texts(byte_level, ["task"], ["h\n" + "y" * 80 + "z"], 24)
+    assert encoded.truncated_B[0] and encoded.mask_BT.sum() == 24
+    row = encoded.tokens_BT[0].tolist()
+    text = byte_level.decode(row)
+    assert text.startswith("<s>task</s></s>h\n") and text.endswith("z</s>")
+    assert row.count(byte_level(CUT, add_special_tokens=False)["input_ids"][-1]) == 1
+    assert byte_level.unk_token_id not in row
+
+
+def test_a_cased_byte_level_tokenizer_sees_line_breaks_marks_and_capitals(byte_level):
+    def encode(prompt, response):
+        return pair_ids(byte_level, prompt, response, 1500)[0]
+
+    names = ("number_bullet_lists", "number_paragraphs", "title", "english_capital", "quotation")
+    report = check_visibility(resolve(names), encode, max_length=1500)
+    assert report.invisible == () and len(report.visible) == 5
+
+
+def test_a_tokenizer_without_frame_is_refused():
+    with pytest.raises(ValueError, match="cls_token and a sep_token"):
+        encode_texts(character_tokenizer(), ["a"], ["b"], 32)

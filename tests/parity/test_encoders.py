@@ -1,0 +1,146 @@
+"""Every encoder family against transformers: in, equal, with equal gradients; out, loadable."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from encoder_references import FAMILIES, classifier, torch_batch
+from parity_references import padded_batch
+from safetensors.numpy import load_file
+from transformers import AutoModelForSequenceClassification
+
+from gapo_jax.models import Discriminator, hf_map, load_encoder, save_hf
+from gapo_jax.models.hf_io import SafetensorsSource
+
+TOLERANCE = 1e-4
+LENGTH = 40
+
+
+def _batch(model, side, length=LENGTH):
+    """Tokens, mask and segment ids [4, T]; padding holds the model's padding token."""
+    tokens_BT, mask_BT = padded_batch(120, side, length)
+    tokens_BT = np.where(mask_BT > 0, tokens_BT, model.config.pad_token_id).astype(np.int32)
+    type_ids_BT = (np.cumsum(mask_BT, axis=1) > 9).astype(np.int32)
+    return tokens_BT, mask_BT, type_ids_BT
+
+
+def _theirs(model, batch):
+    """Hidden states and logits of transformers, with a graph for the gradient."""
+    arguments = torch_batch(model, *batch)
+    hidden_BTD = model.base_model(**arguments).last_hidden_state
+    return hidden_BTD, model(**arguments).logits[:, 0]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def case(request, tmp_path_factory):
+    """A family: transformers' classifier, its folder, and our network with the same weights."""
+    family = request.param
+    folder = tmp_path_factory.mktemp(family)
+    model = classifier(family)
+    model.save_pretrained(folder)
+    encoder, encoder_params = load_encoder(folder)
+    module = Discriminator(encoder.config, "hf")
+    arch = hf_map.classifier_of(encoder.config)
+    params = hf_map.import_params(arch, encoder.config, SafetensorsSource(folder))
+    weights_BTD = np.random.default_rng(1).standard_normal((4, LENGTH, 32)).astype(np.float32)
+
+    def loss(params, *batch):
+        hidden_BTD = encoder.apply({"params": params["encoder"]}, *batch)
+        logits_B = module.apply({"params": params}, hidden_BTD, batch[1], method="judge")
+        loss = (hidden_BTD * weights_BTD * batch[1][..., None]).sum() + logits_B.sum()
+        return loss, (hidden_BTD, logits_B)
+
+    gradients = jax.jit(jax.grad(loss, has_aux=True))
+    return SimpleNamespace(**locals())
+
+
+def test_hidden_states_logits_and_gradients(case):
+    """40 tokens: ten blocks of Longformer's and ModernBERT's windows, two chunks of queries."""
+    for side in ("left", "right"):
+        batch = _batch(case.model, side)
+        real = batch[1] > 0
+        want_hidden, want_logits = _theirs(case.model, batch)
+        grads, (hidden, logits) = case.gradients(case.params, *batch)
+        want = want_hidden.detach().numpy()[real]
+        assert want.std() > 0.5
+        np.testing.assert_allclose(np.asarray(hidden)[real], want, atol=TOLERANCE, rtol=0)
+    # On the left transformers' classifiers read a padding token: logits are compared on the right.
+    np.testing.assert_allclose(logits, want_logits.detach().numpy(), atol=TOLERANCE, rtol=0)
+    weights = torch.tensor(case.weights_BTD * batch[1][..., None])
+    ((want_hidden * weights).sum() + want_logits.sum()).backward()
+    theirs = {name: p.grad for name, p in case.model.named_parameters()}
+    ours = dict(hf_map.export_tensors(case.arch, case.encoder.config, grads))
+    case.model.zero_grad()
+    assert theirs.keys() == ours.keys()
+    largest = max(g.abs().max().item() for g in theirs.values() if g is not None)
+    for name, grad in theirs.items():
+        grad = np.zeros_like(ours[name]) if grad is None else grad.numpy()
+        # A key bias has no gradient but for rounding, hence the share of the largest one.
+        bound = 1e-3 * np.abs(grad).max() + 1e-6 * largest
+        np.testing.assert_allclose(ours[name], grad, atol=bound, rtol=0, err_msg=name)
+
+
+@pytest.mark.parametrize("case", ["longformer", "modernbert"], indirect=True)
+def test_a_text_shorter_than_three_windows(case):
+    """Then windows are a mask over one matrix."""
+    apply = jax.jit(case.encoder.apply)
+    for side in ("left", "right"):
+        batch = _batch(case.model, side, 8)
+        with torch.no_grad():
+            want = _theirs(case.model, batch)[0].numpy()[batch[1] > 0]
+        got = np.asarray(apply({"params": case.params["encoder"]}, *batch))[batch[1] > 0]
+        np.testing.assert_allclose(got, want, atol=TOLERANCE, rtol=0)
+
+
+def test_the_encoder_is_that_of_the_classifier(case):
+    assert jax.tree.structure(case.encoder_params) == jax.tree.structure(case.params["encoder"])
+    equal = jax.tree.map(np.array_equal, case.encoder_params, case.params["encoder"])
+    assert all(jax.tree.leaves(equal))
+    tokens_BT = jnp.zeros((1, 2), jnp.int32)
+    made = jax.eval_shape(case.module.init, jax.random.key(0), tokens_BT, tokens_BT)["params"]
+    shapes = jax.tree.map(lambda leaf: leaf.shape, case.params)
+    assert shapes == jax.tree.map(lambda leaf: leaf.shape, made)
+
+
+def test_export_is_bit_identical_and_loads(case, tmp_path):
+    exported = save_hf(case.module, case.params, tmp_path / "exported")
+    source, stored = (load_file(f / "model.safetensors") for f in (case.folder, exported))
+    assert source.keys() == stored.keys()
+    assert all(np.array_equal(stored[name], source[name]) for name in source)
+    again, info = AutoModelForSequenceClassification.from_pretrained(
+        exported, output_loading_info=True
+    )
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert type(again) is type(case.model)
+    batch = _batch(case.model, "right")
+    with torch.no_grad():
+        want, got = (_theirs(model.eval(), batch)[1] for model in (case.model, again))
+    np.testing.assert_allclose(got, want, atol=1e-6, rtol=0)
+    encoder, params = load_encoder(exported)
+    assert encoder.config == case.encoder.config
+
+
+def test_any_other_head_is_encoder_plus_head_as_the_card_says(case, tmp_path):
+    module = Discriminator(case.encoder.config, "mean", 16)
+    rng = np.random.default_rng(0)
+    tokens_BT = jnp.zeros((1, 2), jnp.int32)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), tokens_BT, tokens_BT)["params"]["head"]
+    head = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+    params = {"encoder": case.params["encoder"], "head": head}
+    folder = save_hf(module, params, tmp_path / "exported")
+    tokens_BT, mask_BT, _ = _batch(case.model, "right")
+    # The code in the card is run as a reader would run it.
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    arrays = {"input_ids": tokens_BT, "attention_mask": mask_BT}
+    batch = {name: torch.tensor(array).long() for name, array in arrays.items()}
+    scope = {"folder": str(folder), "batch": batch}
+    with torch.no_grad():
+        exec(code, scope)
+    got = jax.jit(module.apply)({"params": params}, tokens_BT, mask_BT)
+    assert np.abs(got).max() > 1e-2
+    np.testing.assert_allclose(got, scope["logits"].numpy(), atol=TOLERANCE, rtol=0)

@@ -1,0 +1,85 @@
+"""A discriminator that is no BERT, with a byte-level tokenizer, from its folder to an update."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gapo_jax import config as configuration
+from gapo_jax.models import Discriminator, Encoder, EncoderConfig, save_hf
+from gapo_jax.train.adversary import LabelledText, make_batch
+from gapo_jax.train.optim import frozen_parameters
+from gapo_jax.train.setup import TINY, load_discriminator, make_optimizers
+from gapo_jax.train.state import Network
+from gapo_jax.train.steps import disc_update_step
+from gapo_jax.types import ACCEPTED, REJECTED
+
+FROZEN = 1
+
+
+def _modernbert(tokenizer):
+    return EncoderConfig(
+        vocab_size=len(tokenizer),
+        num_layers=3,
+        d_model=16,
+        num_heads=2,
+        d_ff=24,
+        family="modernbert",
+        type_vocab_size=0,
+        positions="rope",
+        windows=(0, 4, 4),
+        pre_norm=True,
+        use_bias=False,
+        gated=True,
+        hf_pooling="mean",
+        pad_id=tokenizer.pad_token_id,
+    )
+
+
+def test_a_modernbert_trains_from_its_folder(byte_level, tmp_path):
+    encoder = Encoder(_modernbert(byte_level))
+    tokens_BT = jnp.ones((1, 8), jnp.int32)
+    source = jax.jit(encoder.init)(jax.random.key(0), tokens_BT, tokens_BT)["params"]
+    config = configuration.Config()
+    config.model.generator = TINY
+    config.model.discriminator = str(save_hf(encoder, source, tmp_path / "source", byte_level))
+    config.model.pooling = "hf"
+    config.discriminator.max_tokens = 64
+    config.discriminator.batch_size = 4
+    config.discriminator.frozen_layers = FROZEN
+    config.discriminator.optim.learning_rate = 1e-2
+    config = configuration.finalize(config)
+
+    module, start, tokenizer = load_discriminator(config, jax.random.key(1))
+    jax.tree.map(np.testing.assert_array_equal, start["encoder"], source)
+    texts = [
+        LabelledText("Write\ntwo lines.", "a\nb" * (i + 1), kind, float(kind == ACCEPTED))
+        for i, kind in enumerate([ACCEPTED, REJECTED, REJECTED, ACCEPTED])
+    ]
+    batch = make_batch(tokenizer, texts, np.ones(4, np.float32), config.discriminator)
+    assert batch.tokens_BT.shape[1] > 3 * 4  # more than the dense path takes
+    optimizer = make_optimizers(config, 40)["discriminator"]
+    update = functools.partial(
+        disc_update_step,
+        discriminator=module,
+        dropout=False,
+        frozen=frozen_parameters(config),
+        frozen_layers=FROZEN,
+        optimizer=optimizer,
+    )
+    step = jax.jit(update)
+    network, losses = Network.create(start, optimizer), []
+    for _ in range(40):
+        network, metrics = step(network, batch, jax.random.key(2))
+        losses.append(float(metrics["disc/loss"]))
+    assert losses[-1] < 0.5 * losses[0]
+    moved = jax.tree.map(lambda a, b: np.abs(a - b), network.params, start)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(moved["encoder"]["embed"]))
+    for leaf in jax.tree.leaves(moved["encoder"]["layers"]):
+        assert not leaf[:FROZEN].any() and leaf[FROZEN:].any()
+    assert all(leaf.any() for leaf in jax.tree.leaves(moved["head"]))
+    exported = save_hf(Discriminator(module.config, "hf"), network.params, tmp_path / "export")
+    assert "ModernBertForSequenceClassification" in (exported / "config.json").read_text()
