@@ -51,7 +51,7 @@ def _theirs(base, adapter):
     return peft.PeftModel.from_pretrained(model, adapter).eval()
 
 
-def _random(adapters, scale=0.2):
+def _random(adapters, scale=0.1):
     """Adapters with B away from zero, as after training."""
     leaves, structure = jax.tree.flatten(adapters)
     keys = jax.random.split(jax.random.key(5), len(leaves))
