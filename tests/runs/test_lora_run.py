@@ -1,68 +1,55 @@
 """A tiny GAPO run that trains adapters: it ends, goes on, and leaves what transformers and PEFT load
 with the same logits."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-from gapo_jax import config as configuration
-from gapo_jax.checkpoint import Checkpointer
 from gapo_jax.models import save_hf
-from gapo_jax.train.setup import build_training, initial_state, load_players
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
-ROOT = Path(__file__).parents[2]
-FLAGS = (
-    "lora.rank=4", "lora.targets=q,v,down", "ppo.optim.learning_rate=0.01",
-    "data.bootstrap_responses=48", "data.pairs=24", "data.pairs_heldout=4", "data.prompts=16",
-    "discriminator.warmup_epochs=1", "discriminator.updates_per_round=1", "ppo.critic_epochs=1",
-    "eval.prompts_per_set=4",
-)  # fmt: skip
+FLAGS = [
+    f"--config.{flag}"
+    for flag in (
+        "lora.rank=4", "lora.targets=q,v,down", "ppo.optim.learning_rate=0.01",
+        "data.bootstrap_responses=48", "data.pairs=24", "data.pairs_heldout=4", "data.prompts=16",
+        "discriminator.warmup_epochs=1", "discriminator.updates_per_round=1",
+        "ppo.critic_epochs=1", "eval.prompts_per_set=4",
+    )
+]  # fmt: skip
 
 
-def _run(workdir, rounds):
-    keep = {k: v for k, v in os.environ.items() if not k.startswith("XLA_FLAGS")}
-    done = subprocess.run(
-        [
-            sys.executable, "scripts/train.py", "--config", "configs/gapo_tiny.py",
-            "--workdir", str(workdir), f"--config.rounds={rounds}",
-            *(f"--config.{flag}" for flag in FLAGS),
-        ],
-        cwd=ROOT, env=keep | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, check=False, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+@pytest.fixture(scope="module")
+def workdir(runs, tmp_path_factory):
+    """The workdir after one round, and after the same command with two."""
+    workdir = tmp_path_factory.mktemp("lora")
+    learned = []
+    for rounds in (1, 2):
+        done = runs.play(workdir, f"--config.rounds={rounds}", *FLAGS)
+        assert done.returncode == 0, done.stderr[-3000:]
+        learned.append([line for line in runs.lines(workdir) if line["phase"] == "policy"])
+    assert learned[1][:1] == learned[0]
+    assert [line["round"] for line in learned[1]] == [1, 2]
+    return workdir
 
 
-def test_a_run_with_adapters_ends_goes_on_and_exports(tmp_path):
+def test_a_run_saves_adapters_alone_and_samples_what_it_trains(runs, workdir):
+    rollouts = [line for line in runs.lines(workdir) if line["phase"] == "rollout"]
+    assert max(line["rollout/logprob_gap"] for line in rollouts) < 1e-3
+    assert rollouts[0]["kl/ref"] == 0.0 != rollouts[1]["kl/ref"]
+    first, last = runs.states(workdir, 1, 2)
+    assert set(last.policy.params) == {"lora"}
+    before, after = (state.policy.params["lora"].pairs for state in (first, last))
+    assert after.keys() == {"attn/q", "attn/v", "mlp/down"}
+    for path, pair in after.items():
+        assert all((np.asarray(pair[x]) != np.asarray(before[path][x])).any() for x in "ab")
+
+
+def test_what_it_exports_is_the_same_merged_and_in_peft(runs, workdir, tmp_path):
     from transformers import AutoModelForCausalLM
 
-    workdir = tmp_path / "run"
-    first, lines = _run(workdir, 1), _run(workdir, 2)
-    learned = [line for line in lines if line["phase"] == "policy"]
-    assert [line["round"] for line in learned] == [1, 2]
-    assert learned[:1] == [line for line in first if line["phase"] == "policy"]
-    gaps = [line["rollout/logprob_gap"] for line in lines if line["phase"] == "rollout"]
-    assert len(gaps) == 2 and max(gaps) < 1e-3
-    kls = [line["kl/ref"] for line in lines if line["phase"] == "rollout"]
-    assert kls[0] == 0.0 != kls[1]
-
-    config = configuration.from_json(json.loads((workdir / "config.json").read_text()))
-    players = load_players(config)
-    state = initial_state(config, players, build_training(config, players, 1))
-    with Checkpointer(workdir / "checkpoints", keep=10) as checkpointer:
-        last, _ = checkpointer.restore(state, 2)
-    assert set(last.policy.params) == {"lora"}
-    assert last.policy.params["lora"].pairs.keys() == {"attn/q", "attn/v", "mlp/down"}
-
+    _, players = runs.players(workdir)
     save_hf(players.decoder, players.base, tmp_path / "base")
     tokens = torch.arange(5, 25)[None]
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
