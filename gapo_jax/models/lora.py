@@ -15,6 +15,7 @@ of them would look like a change of the policy.
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -71,8 +72,9 @@ def _nodes(tree: Tree, leaf: str, path: str = "") -> Iterator[tuple[str, Tree]]:
 def find_targets(layers: Tree, targets: Sequence[str]) -> dict[str, Any]:
     """Return {"attn/q": kernel} of the projections that any of `targets` means.
 
-    A target that is a plain word is the name of a projection ("q", "gate"); any other one is a
-    regular expression, searched in the path ("layers/attn/q/kernel").
+    A target that is a plain word is the name of a projection ("q", "gate"), and so is each of
+    "q,v", which is how a flag spells them; any other one is a regular expression, searched in the
+    path ("layers/attn/q/kernel").
 
     Raises:
         ValueError: a target means no projection; names the nearest.
@@ -80,7 +82,8 @@ def find_targets(layers: Tree, targets: Sequence[str]) -> dict[str, Any]:
     known = kernels(layers)
     names = sorted({path.split("/")[-1] for path in known})
     chosen: set[str] = set()
-    for target in targets:
+    listed = [t.split(",") if re.fullmatch(r"[\w,]+", t) else [t] for t in targets]
+    for target in itertools.chain(*listed):
         # The word "o" as an expression would mean every path.
         pattern = rf"/{target}/kernel$" if re.fullmatch(r"\w+", target) else target
         found = [path for path in known if re.search(pattern, f"layers/{path}/kernel")]

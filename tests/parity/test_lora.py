@@ -29,7 +29,7 @@ ALL = ("q", "k", "v", "o", "gate", "up", "down")
 # Names, and an expression: where they are to be found in a Llama.
 TARGETS = {
     "all": (ALL, ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]),
-    "query and value": (("q", "v"), ["q_proj", "v_proj"]),
+    "as a flag spells it": (("q,v",), ["q_proj", "v_proj"]),
     "a regular expression": ((r"mlp/(gate|down)",), ["down_proj", "gate_proj"]),
 }
 
