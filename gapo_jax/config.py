@@ -5,33 +5,15 @@
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from gapo_jax.sections import LoraConfig, Section, check_trained_parts, nearest
+
 METHODS = ("gapo", "ppo")
-
-
-class Section:
-    """Base of all sections: refuses unknown fields at once, and any change once final."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if self.__dict__.get("_final"):
-            raise dataclasses.FrozenInstanceError(f"config is final: cannot set {name!r}")
-        names = [field.name for field in dataclasses.fields(self)]  # type: ignore[arg-type]
-        if name not in names:
-            raise AttributeError(
-                f"{type(self).__name__} has no field {name!r}{_nearest(name, names)}"
-            )
-        super().__setattr__(name, value)
-
-
-def _nearest(name: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(str(name), names, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; valid: {list(names)}"
 
 
 def _tuple(*items: str) -> Any:
@@ -45,8 +27,10 @@ class ModelConfig(Section):
     `generator` and `discriminator` name a model of the weight cache, an HF folder, a hub id, a
     GGUF file, or `random:tiny` (built from the seed). `trainable_layers` counts from the top, 0
     means all; the layers below are the reference's, so their activations are computed once a
-    round. `critic` is `reference` (a head on the reference's hidden states), `policy` (a head on
-    the policy's hidden states) or `decoder` (a trunk of its own and a head); all are causal.
+    round. `freeze` is a regular expression over parameter paths (`layers/mlp/`, `norm`): what it
+    finds stands still too. `critic` is `reference` (a head on the reference's hidden states),
+    `policy` (a head on the policy's hidden states) or `decoder` (a trunk of its own and a head);
+    all are causal.
     """
 
     generator: str = "smollm2-135m-instruct"
@@ -55,6 +39,7 @@ class ModelConfig(Section):
     critic_hidden: int = 256
     trainable_layers: int = 0
     train_embeddings: bool = False
+    freeze: str = ""
     dtype: str = "float32"
     remat: str = "none"
     pooling: str = "mean"
@@ -246,6 +231,7 @@ class Config(Section):
     rounds: int = 10
     export: bool = True
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     discriminator: DiscriminatorConfig = dataclasses.field(default_factory=DiscriminatorConfig)
@@ -277,6 +263,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "rounds": (0, math.inf),
     "model.critic_hidden": (0, math.inf),
     "model.trainable_layers": (0, math.inf),
+    "lora.rank": (0, math.inf),
+    "lora.alpha": (1e-6, math.inf),
     "data.max_constraints": (1, 8),
     "data.max_prompt_tokens": (1, math.inf),
     "data.bootstrap_responses": (1, math.inf),
@@ -338,7 +326,7 @@ def check_path(path: str) -> None:
         if part not in names:
             where = ".".join(["config", *parts[:depth]])
             raise ValueError(
-                f"there is no config.{path}: {where} has no {part!r}{_nearest(part, names)}"
+                f"there is no config.{path}: {where} has no {part!r}{nearest(part, names)}"
             )
         section = getattr(section, part)
 
@@ -347,7 +335,7 @@ def _check_choices(config: Config) -> None:
     for path, allowed in _CHOICES.items():
         value = lookup(config, path)
         if value not in allowed:
-            raise ValueError(f"config.{path} cannot be {value!r}{_nearest(value, allowed)}")
+            raise ValueError(f"config.{path} cannot be {value!r}{nearest(value, allowed)}")
 
 
 def _check_ranges(config: Config) -> None:
@@ -406,6 +394,7 @@ def _check_together(config: Config) -> None:
         )
     if not config.data.types:
         raise ValueError("config.data.types is empty; name at least one constraint type")
+    check_trained_parts(config)
 
 
 def finalize(config: Config) -> Config:
@@ -461,7 +450,7 @@ def _fill(section: Any, record: Mapping[str, Any], path: str) -> Any:
     names = [field.name for field in dataclasses.fields(section)]
     for key, value in record.items():
         if key not in names:
-            raise ValueError(f"unknown key {path}.{key}{_nearest(key, names)}")
+            raise ValueError(f"unknown key {path}.{key}{nearest(key, names)}")
         current = getattr(section, key)
         if dataclasses.is_dataclass(current):
             _fill(current, value, f"{path}.{key}")

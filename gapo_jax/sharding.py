@@ -31,6 +31,13 @@ PARAMETER_AXES: tuple[tuple[str, LogicalAxes], ...] = (
     (r"layers/attn/[qkv](_global)?/kernel", ("layers", "embed", "heads")),
     (r"layers/attn/[qkv](_global)?/bias", ("layers", "heads")),
     (r"layers/attn/o/kernel", ("layers", "heads", "embed")),
+    # Adapters are small beside their matrix: split with the side that they share with it.
+    (r"layers/(attn/[qkv]|mlp/(gate|up))/a", ("layers", "embed", None)),
+    (r"layers/attn/[qkv]/b", ("layers", None, "heads")),
+    (r"layers/attn/o/a", ("layers", "heads", None)),
+    (r"layers/mlp/(gate|up)/b", ("layers", None, "mlp")),
+    (r"layers/mlp/down/a", ("layers", "mlp", None)),
+    (r"layers/(attn/o|mlp/down)/b", ("layers", None, "embed")),
     (r"layers/mlp/(gate|up)/kernel", ("layers", "embed", "mlp")),
     (r"layers/mlp/(gate|up)/bias", ("layers", "mlp")),
     (r"layers/mlp/down/kernel", ("layers", "mlp", "embed")),

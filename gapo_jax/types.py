@@ -11,6 +11,7 @@ Array names end in one capital letter per axis (`logits_BTV`):
 | V | vocabulary | F | feed-forward width |
 | L | layers | S | cache slots |
 | G | samples of one prompt | C | tokens of one chunk |
+| E | rank of an adapter (LoRA) | | |
 
 Layout of a row: the prompt is padded on the left to P and the response on the right to R, so that
 response token r always sits in column P + r and is predicted by the hidden state in column

@@ -4,14 +4,16 @@
     python scripts/benchmark.py sample --batch 12 --samples 8
     python scripts/benchmark.py forward policy_update --batch 8 --compare
     python scripts/benchmark.py round
+    python scripts/benchmark.py policy_memory --batch 8 --lora-rank 16
 
 Each measurement compiles once, runs `--repeats` times and reports median, least and greatest
 seconds, real and padded tokens per second (of the median), compile seconds and the peak memory of
 the process so far. `--compare` runs transformers on torch afterwards: same weights, tokens and
 shapes, in the same process. Prompts have random lengths down to half of `--prompt-tokens`; no row
 ends early. `round` plays rounds of configs/gapo_quickstart.py by GAPO and by PPO (the same with a
-frozen discriminator) and gives the median seconds of each phase. Weights: `--model`, or the cached
-SmolLM2, or random ones of its size, and the output says which.
+frozen discriminator) and gives the median seconds of each phase. `policy_memory` only compiles and
+says what a policy update needs. Weights: `--model`, or the cached SmolLM2, or random ones of its
+size, and the output says which.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ from gapo_jax.train.interrupt import StopRequest
 from gapo_jax.train.online import one_round
 from gapo_jax.train.optim import make_optimizer
 from gapo_jax.train.run import open_run
-from gapo_jax.train.state import Network, split_trainable
+from gapo_jax.train.state import Network, start_policy
 from gapo_jax.train.steps import policy_step
 from gapo_jax.types import Experience
 
@@ -67,12 +69,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--trainable-layers", type=int, default=0, help="the upper ones; 0: all")
     parser.add_argument("--train-embeddings", action="store_true")
+    parser.add_argument("--lora-rank", type=int, default=0, help="0: no adapters")
     parser.add_argument("--remat", choices=("none", "dots", "full"), default="none")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compare", action="store_true", help="run torch on the same too")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.compare and args.lora_rank:
+        parser.error("--compare has no adapters in torch; leave out --lora-rank")
+    return args
 
 
 def load(args: argparse.Namespace) -> tuple[Decoder, Any, str]:
@@ -187,10 +193,13 @@ def measure_forward(args, decoder, params, reference) -> dict[str, Any]:
     return results
 
 
-def measure_policy_update(args, decoder, params, reference) -> dict[str, Any]:
-    """Forward, backward and AdamW step of the PPO loss: the step of the training loop itself."""
+def policy_update(args, decoder: Decoder) -> tuple[Any, Callable[[Any], Network], int]:
+    """Return the jitted policy step of the training loop, a function from the base parameters to
+    the network that it updates, and the lowest trained layer."""
     config = Config()
     config.ppo.optim.learning_rate = LEARNING_RATE
+    config.lora.rank = args.lora_rank
+    config.model.train_embeddings = args.train_embeddings
     layers = decoder.config.num_layers
     spec = GeneratorSpec(
         config=decoder.config,
@@ -202,11 +211,45 @@ def measure_policy_update(args, decoder, params, reference) -> dict[str, Any]:
     )
     optimizer = make_optimizer(config.ppo.optim, lambda _: LEARNING_RATE)
     step = functools.partial(policy_step, spec=spec, config=config, optimizer=optimizer)
-    trained = split_trainable(params, spec.first, args.train_embeddings)
-    network = Network.create(trained, optimizer)
+
+    def create(params: Any) -> Network:
+        trained = start_policy(params, spec.first, config, jax.random.key(args.seed))
+        return Network.create(trained, optimizer)
+
+    return jax.jit(step, donate_argnums=0), create, spec.first
+
+
+def measure_policy_memory(args, decoder, params, reference) -> dict[str, Any]:
+    """Memory that a policy update needs, as XLA plans it, in MiB. Nothing runs.
+
+    `base` are the generator's starting weights, which are also the reference; `trained` is what the
+    step updates, `moments` the optimiser's state, `temporaries` activations and gradients.
+    """
+    del reference
+    step, create, _ = policy_update(args, decoder)
+    shape_of = functools.partial(jax.tree.map, lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype))
+    experience = shape_of(make_experience(args, decoder.config.vocab_size))
+    base, network = shape_of(params), jax.eval_shape(create, params)
+    run, compile_s = compiled(step, network, base, experience, None)
+    parts = {"base": base, "trained": network.params, "moments": network.opt_state}
+    sizes = {
+        name: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+        for name, tree in parts.items()
+    }
+    sizes["temporaries"] = run.memory_analysis().temp_size_in_bytes
+    sizes["total"] = sum(sizes.values())
+    return {f"{name}_mib": round(size / 2**20, 1) for name, size in sizes.items()} | {
+        "compile_s": compile_s
+    }
+
+
+def measure_policy_update(args, decoder, params, reference) -> dict[str, Any]:
+    """Forward, backward and AdamW step of the PPO loss: the step of the training loop itself."""
+    step, create, first = policy_update(args, decoder)
+    network = create(params)
     experience = jax.device_put(make_experience(args, decoder.config.vocab_size))
     inputs = (params, experience, None)
-    run, compile_s = compiled(jax.jit(step, donate_argnums=0), network, *inputs)
+    run, compile_s = compiled(step, network, *inputs)
 
     def update() -> None:
         nonlocal network
@@ -217,7 +260,7 @@ def measure_policy_update(args, decoder, params, reference) -> dict[str, Any]:
     counts = (int(experience.mask_BT.sum()), experience.mask_BT.size)
     results = {"jax": {**with_rates(ours, *counts), "compile_s": compile_s}}
     if reference is not None:
-        call = reference.policy_update(experience, spec.first, args.train_embeddings, config)
+        call = reference.policy_update(experience, first, args.train_embeddings, Config())
         results["torch"] = with_rates(timed(call, args.repeats), *counts)
     return results
 
@@ -339,6 +382,7 @@ MEASUREMENTS = {
     "forward": measure_forward,
     "policy_update": measure_policy_update,
     "round": measure_round,
+    "policy_memory": measure_policy_memory,
 }
 
 
@@ -351,7 +395,8 @@ def main() -> int:
     except (FileNotFoundError, ValueError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    shapes = ("batch", "samples", "prompt_tokens", "new_tokens", "trainable_layers", "remat")
+    shapes = ("batch", "samples", "prompt_tokens", "new_tokens", "trainable_layers", "remat",
+              "lora_rank")  # fmt: skip
     report = {
         "weights": weights,
         "device": str(jax.devices()[0].device_kind),

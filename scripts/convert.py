@@ -2,13 +2,15 @@
 
     python scripts/convert.py import SRC DST     HF folder, hub id or .gguf file -> Orbax
     python scripts/convert.py export SRC DST     run, checkpoint or import -> HF folder
+    python scripts/convert.py export RUN DST --adapter    a LoRA run's adapter -> PEFT folder
     python scripts/convert.py verify SRC         against transformers (needs torch)
 
-`export` takes the workdir of a run (its newest checkpoint, or --step), WORKDIR/checkpoints/STEP, a
-folder made by `import`, or whatever `import` takes. Both `export` (if torch is there) and `verify`
-let transformers read the folder and print the largest difference of what it computes: logits, or
-the hidden states of an encoder. `verify` also compares the greedy tokens of a decoder. Their exit
-status is 1 when something differs.
+`import` and `export` also take a PEFT adapter (folder or hub id) and merge it into its base, the
+one that it names or --base. `export` takes the workdir of a run (its newest checkpoint, or --step),
+WORKDIR/checkpoints/STEP, a folder made by `import`, or whatever `import` takes. Both `export` (if
+torch is there) and `verify` let transformers read the folder and print the largest difference of
+what it computes: logits, or the hidden states of an encoder. `verify` also compares the greedy
+tokens of a decoder. Their exit status is 1 when something differs.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from gapo_jax.checkpoint import CheckpointError
 from gapo_jax.data.tokenizer import chat_prompt, encode_prompts
 from gapo_jax.data.weights import WEIGHTS, locate
 from gapo_jax.rollout.sampler import make_sampler
-from gapo_jax.train.load import load_any, save_imported
+from gapo_jax.train.load import load_any, load_trained_adapters, save_imported
 
 PROMPTS = (
     "Name three rivers and one mountain.",
@@ -58,7 +60,7 @@ RELATIVE_TOLERANCE = 1e-5
 
 def import_model(args: argparse.Namespace) -> int:
     """`import SRC DST`."""
-    loaded = load_any(args.src)
+    loaded = load_any(args.src, base=args.base)
     folder = Path(args.dst)
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"Wanted a new or empty folder, got {folder}. Choose another.")
@@ -69,7 +71,11 @@ def import_model(args: argparse.Namespace) -> int:
 
 def export_model(args: argparse.Namespace) -> int:
     """`export SRC DST`."""
-    loaded = load_any(args.src, network=args.network, step=args.step)
+    if args.adapter:
+        decoder, adapters, base, method = load_trained_adapters(args.src, args.step)
+        print(models.save_adapter(decoder, adapters, args.dst, base=base, method=method))
+        return 0
+    loaded = load_any(args.src, network=args.network, step=args.step, base=args.base)
     models.save_hf(
         loaded.module,
         loaded.params,
@@ -210,12 +216,15 @@ def main() -> int:
     command = commands.add_parser("import", help="HF folder, hub id or GGUF file to Orbax")
     command.add_argument("src")
     command.add_argument("dst")
+    command.add_argument("--base", help="the base of a PEFT adapter, if not the one it names")
     command.set_defaults(run=import_model)
     command = commands.add_parser("export", help="run, checkpoint or import to an HF folder")
     command.add_argument("src")
     command.add_argument("dst")
     command.add_argument("--step", type=int, default=None)
     command.add_argument("--network", choices=("generator", "discriminator"), default="generator")
+    command.add_argument("--base", help="the base of a PEFT adapter, if not the one it names")
+    command.add_argument("--adapter", action="store_true", help="a LoRA run's adapter, for PEFT")
     command.add_argument("--dtype", choices=sorted(models.DTYPES), default="float32")
     command.set_defaults(run=export_model)
     command = commands.add_parser("verify", help="compare with transformers (needs torch)")

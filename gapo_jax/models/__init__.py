@@ -13,9 +13,14 @@ from gapo_jax.models.hf_io import (
     save_hf,
 )
 from gapo_jax.models.hf_map import ARCHITECTURES
+from gapo_jax.models.lora import Adapters, find_targets, init_adapters, merge_adapters
+from gapo_jax.models.peft_io import CONFIG as ADAPTER_CONFIG
+from gapo_jax.models.peft_io import is_adapter, load_adapter, save_adapter
 
 __all__ = [
+    "ADAPTER_CONFIG",
     "ARCHITECTURES",
+    "Adapters",
     "DTYPES",
     "Decoder",
     "DecoderConfig",
@@ -25,11 +30,17 @@ __all__ = [
     "LayerStack",
     "RewardModel",
     "ScalarHead",
+    "find_targets",
+    "init_adapters",
+    "is_adapter",
+    "load_adapter",
     "load_decoder",
     "load_encoder",
     "load_reward_model",
     "network_of",
+    "merge_adapters",
     "positions_of",
+    "save_adapter",
     "save_hf",
     "unembedding",
 ]

@@ -144,9 +144,23 @@ def flat_dot_general(
     return flat_MF.reshape(*x_BTD.shape[:-1], kernel_DF.shape[1])
 
 
+class AdaptedDense(nn.Dense):
+    """`nn.Dense` and, where the call brings the collection "lora", LoRA's low-rank update beside it
+    (arXiv 2106.09685, Eq. 3): x W + (x A) B. W + A B is never formed; see `lora.Adapters`."""
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Map `inputs` [..., in] to [..., out]."""
+        outputs = super().__call__(inputs)
+        if not self.has_variable("lora", "a"):
+            return outputs
+        a_DE, b_EF = (self.get_variable("lora", name).astype(outputs.dtype) for name in "ab")
+        low_BTE = flat_dot_general(inputs.astype(outputs.dtype), a_DE, None)
+        return outputs + flat_dot_general(low_BTE, b_EF, None)
+
+
 def dense(features: int, name: str, dtype: Any, use_bias: bool = False) -> nn.Dense:
     """A linear layer with float32 parameters (`kernel` [in, out]) that computes in `dtype`."""
-    return nn.Dense(
+    return AdaptedDense(
         features,
         use_bias=use_bias,
         dtype=dtype,
@@ -187,7 +201,7 @@ def scan_layers(
     """
     return nn.scan(
         block,
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, "lora": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(nn.broadcast,) * num_broadcast + (0,) * num_scanned,  # pyright: ignore
         length=length,

@@ -24,6 +24,7 @@ from gapo_jax.models import (
     positions_of,
     unembedding,
 )
+from gapo_jax.train.state import ENDS, overlay
 from gapo_jax.types import Rollout
 
 Params = Any
@@ -81,10 +82,14 @@ def lower_hidden(spec: GeneratorSpec, base: Params, tokens_BT, mask_BT) -> jax.A
 def upper_hidden(spec: GeneratorSpec, params: Params, lower_BTD, mask_BT, length: int) -> jax.Array:
     """Return the final hidden states [B, R, D] that predict the last `length` columns.
 
-    `params` holds `layers` (those from `spec.first` on) and `final_norm`.
+    `params` holds `layers` (those from `spec.first` on), `final_norm` and, if the layers are
+    adapted, `lora`.
     """
     stack = LayerStack(spec.config.part(spec.first, spec.config.num_layers))
-    hidden_BTD = _apply(stack, params["layers"], lower_BTD, mask_BT, positions_of(mask_BT))
+    variables = {"params": params["layers"]}
+    if "lora" in params:
+        variables["lora"] = params["lora"].collection()
+    hidden_BTD: Any = stack.apply(variables, lower_BTD, mask_BT, positions_of(mask_BT))
     hidden_BRD = hidden_BTD[:, -length - 1 : -1]
     norm = {"final_norm": params["final_norm"]}
     return _apply(Decoder(spec.config), norm, hidden_BRD, method="final")
@@ -94,12 +99,13 @@ def response_hidden(
     spec: GeneratorSpec, base: Params, trained: Params, rollout: Rollout, lower_BTD=None
 ) -> jax.Array:
     """Return the final hidden states [B, R, D] of the policy on a rollout."""
-    if "embed" in trained:
-        lower_BTD = lower_hidden(spec, trained, rollout.tokens_BT, rollout.mask_BT)
+    policy = policy_part(spec, base, trained)
+    if "embed" in policy:
+        lower_BTD = lower_hidden(spec, policy, rollout.tokens_BT, rollout.mask_BT)
     elif lower_BTD is None:
         lower_BTD = lower_hidden(spec, base, rollout.tokens_BT, rollout.mask_BT)
     length = rollout.response_mask_BR.shape[1]
-    return upper_hidden(spec, trained, lower_BTD, rollout.mask_BT, length)
+    return upper_hidden(spec, policy, lower_BTD, rollout.mask_BT, length)
 
 
 def response_logprobs(
@@ -112,7 +118,8 @@ def response_logprobs(
 ) -> tuple[jax.Array, jax.Array | None, jax.Array]:
     """Return (log-probs [B, R], entropy [B, R] or None, hidden [B, R, D]) of the responses."""
     hidden_BRD = response_hidden(spec, base, trained, rollout, lower_BTD)
-    kernel_DV = unembedding(trained if "embed" in trained else base)
+    policy = policy_part(spec, base, trained)
+    kernel_DV = unembedding(policy if "embed" in policy else base)
     targets_BR = rollout.tokens_BT[:, -rollout.response_mask_BR.shape[1] :]
     logprobs_BR, entropy_BR = chunked_logprobs(
         hidden_BRD,
@@ -125,6 +132,15 @@ def response_logprobs(
         softcap=spec.config.final_softcap,
     )
     return logprobs_BR, entropy_BR, hidden_BRD
+
+
+def policy_part(spec: GeneratorSpec, base: Params, trained: Params) -> Params:
+    """Return the trained parameters with the frozen ones of the same layers around them: those that
+    `config.model.freeze` holds, or with adapters (`lora`) all of the reference's."""
+    part = reference_part(spec, base)
+    if any(name in trained for name in ENDS):
+        part |= {name: base[name] for name in ENDS if name in base}
+    return overlay(part, trained)
 
 
 def reference_part(spec: GeneratorSpec, base: Params) -> Params:

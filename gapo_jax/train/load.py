@@ -19,8 +19,8 @@ from gapo_jax import hub, models
 from gapo_jax.checkpoint import Checkpointer
 from gapo_jax.data.tokenizer import load_tokenizer
 from gapo_jax.data.weights import WEIGHTS, locate
-from gapo_jax.train.setup import build_training, initial_state, load_players
-from gapo_jax.train.state import merge_trainable
+from gapo_jax.train.setup import Players, build_training, initial_state, load_players
+from gapo_jax.train.state import RunState, merge_trainable
 
 IMPORTED = "model.json"
 _KINDS = {
@@ -46,18 +46,21 @@ def is_run(path: Path) -> bool:
 
 
 def load_any(
-    src: str | os.PathLike[str], *, network: str = "generator", step: int | None = None
+    src: str | os.PathLike[str],
+    *,
+    network: str = "generator",
+    step: int | None = None,
+    base: str | None = None,
 ) -> Loaded:
     """Return a network of `src`: a run's workdir or one of its checkpoints (`WORKDIR/checkpoints/
-    STEP`), a folder written by `save_imported`, an HF folder, a hub id, a `.gguf` file, or the name
-    of cached weights.
+    STEP`), a folder written by `save_imported`, an HF folder, a hub id, a `.gguf` file, the name of
+    cached weights, or a PEFT adapter (folder or hub id), which is merged into its base.
 
     `network` is "generator" or "discriminator" (runs only); `step` picks a run's checkpoint, the
-    newest by default. Raises FileNotFoundError or ValueError saying what was wanted.
+    newest by default; `base` replaces the base that an adapter names. Raises FileNotFoundError or
+    ValueError saying what was wanted.
     """
-    path = Path(src)
-    if path.parent.name == "checkpoints" and path.name.isdigit() and path.is_dir():
-        path, step = path.parent.parent, int(path.name)
+    path, step = _checkpoint_of(Path(src), step)
     if (path / IMPORTED).is_file():
         return _load_imported(path)
     if is_run(path):
@@ -68,6 +71,8 @@ def load_any(
             "Give the --workdir of a training run."
         )
     source = locate(str(src)) if str(src) in WEIGHTS else hub.resolve(src)
+    if models.is_adapter(source):
+        return _load_adapter(source, base)
     load: Any = {
         "encoder": models.load_encoder,
         "reward model": models.load_reward_model,
@@ -78,16 +83,53 @@ def load_any(
     return Loaded(module, params, load_tokenizer(source), None, base)
 
 
+def load_trained_adapters(
+    src: str | os.PathLike[str], step: int | None = None
+) -> tuple[models.Decoder, models.Adapters, str, str]:
+    """Return (decoder, adapters, base, method) of a run that trained adapters, `src` and `step` as
+    in `load_any`.
+
+    Raises:
+        ValueError: `src` is not such a run.
+    """
+    path, step = _checkpoint_of(Path(src), step)
+    config = _read_config(path) if is_run(path) else None
+    if config is None or not config.lora.rank:
+        raise ValueError(
+            f"Wanted the workdir of a run that trained adapters (config.lora.rank above 0), got "
+            f"{src}. Leave out --adapter to export whole weights."
+        )
+    players, state = _restore(path, config, step)
+    adapters = state.policy.params["lora"]
+    return players.decoder, adapters, config.model.generator, config.method
+
+
+def _checkpoint_of(path: Path, step: int | None) -> tuple[Path, int | None]:
+    """Return workdir and step of `WORKDIR/checkpoints/STEP`; anything else as it is."""
+    if path.parent.name == "checkpoints" and path.name.isdigit() and path.is_dir():
+        return path.parent.parent, int(path.name)
+    return path, step
+
+
+def _load_adapter(folder: Path, base: str | None) -> Loaded:
+    """Return the base of a PEFT adapter with the adapter merged into it."""
+    base = (
+        base or json.loads((folder / models.ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
+    )
+    if not base:
+        raise ValueError(f"Wanted the base of the adapter {folder}, which names none. Give --base.")
+    loaded = load_any(base)
+    if not isinstance(loaded.module, models.Decoder):
+        raise ValueError(f"Wanted a decoder as base of the adapter {folder}, got {base}.")
+    adapters, _ = models.load_adapter(folder, loaded.module)
+    layers = models.merge_adapters(loaded.params["layers"], adapters)
+    return loaded._replace(params=dict(loaded.params) | {"layers": layers})
+
+
 def _load_run(workdir: Path, network: str, step: int | None) -> Loaded:
     """Restore a run's checkpoint and return one of its networks."""
-    record = json.loads((workdir / "config.json").read_text())
-    config = configuration.from_json(record)
-    players = load_players(config)
-    # The size of the warm-up sets schedules only, no shape.
-    training = build_training(config, players, num_pairs=1)
-    abstract = jax.eval_shape(lambda: initial_state(config, players, training))
-    with Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep) as checkpointer:
-        state, _ = checkpointer.restore(abstract, step)
+    config = _read_config(workdir)
+    players, state = _restore(workdir, config, step)
     if network == "discriminator":
         return Loaded(
             players.discriminator,
@@ -98,6 +140,23 @@ def _load_run(workdir: Path, network: str, step: int | None) -> Loaded:
         )
     params = merge_trainable(players.base, state.policy.params, players.spec.first)
     return Loaded(players.decoder, params, players.tokenizer, config.method, config.model.generator)
+
+
+def _read_config(workdir: Path) -> configuration.Config:
+    return configuration.from_json(json.loads((workdir / "config.json").read_text()))
+
+
+def _restore(
+    workdir: Path, config: configuration.Config, step: int | None
+) -> tuple[Players, RunState]:
+    """Return what is fixed in a run, and a checkpoint of what is not."""
+    players = load_players(config)
+    # The size of the warm-up sets schedules only, no shape.
+    training = build_training(config, players, num_pairs=1)
+    abstract = jax.eval_shape(lambda: initial_state(config, players, training))
+    with Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep) as checkpointer:
+        state, _ = checkpointer.restore(abstract, step)
+    return players, state
 
 
 def save_imported(

@@ -20,7 +20,7 @@ from gapo_jax.data.sources import read_jsonl, write_jsonl
 from gapo_jax.evaluate.accuracy import Verdict
 from gapo_jax.evaluate.report import write_report
 from gapo_jax.evaluate.text_health import text_health
-from gapo_jax.models import save_hf
+from gapo_jax.models import save_adapter, save_hf
 from gapo_jax.train.adversary import store_from_json
 from gapo_jax.train.compilation import keep_compiled_programs
 from gapo_jax.train.evaluation import compare_sets, evaluate_policy, summarise_sets
@@ -229,7 +229,8 @@ def summarise_run(
 
 
 def export(run: Run, state: RunState, summary: Mapping[str, Any]) -> Path:
-    """Write the generator as an HF folder under the workdir."""
+    """Write the generator as an HF folder under the workdir, adapters merged; and those beside it
+    as a PEFT folder, `adapter`."""
     folder = run.workdir / "export"
     metrics = {
         f"{name} {metric} (strict)": summary["after"][name][f"{metric}_strict"]["value"]
@@ -245,6 +246,14 @@ def export(run: Run, state: RunState, summary: Mapping[str, Any]) -> Path:
         base=run.config.model.generator,
         metrics=metrics,
     )
+    if "lora" in state.policy.params:
+        save_adapter(
+            run.players.decoder,
+            state.policy.params["lora"],
+            run.workdir / "adapter",
+            base=run.config.model.generator,
+            method=run.config.method,
+        )
     return folder
 
 

@@ -32,10 +32,11 @@ from gapo_jax.train.optim import (
     make_optimizer,
     warmup_then_rounds,
 )
-from gapo_jax.train.state import Network, RunState, first_trained_layer, split_trainable
+from gapo_jax.train.state import Network, RunState, first_trained_layer, start_policy
 from gapo_jax.train.steps import Steps, make_steps
 
 TINY = "random:tiny"
+ADAPTER_STREAM = 5
 Params = Any
 
 
@@ -222,6 +223,8 @@ def load_players(config: Config) -> Players:
         critic=config.model.critic,
         critic_hidden=config.model.critic_hidden,
     )
+    # What cannot be trained is said before anything slow.
+    jax.eval_shape(lambda: start_policy(base, spec.first, config, root))
     sample = make_sampler(
         decoder,
         max_new_tokens=config.sampling.max_new_tokens,
@@ -245,7 +248,9 @@ def load_players(config: Config) -> Players:
 def initial_state(config: Config, players: Players, training: Training) -> RunState:
     """Return the state of a run before its first update; a function of seed and sources alone."""
     root = jax.random.key(config.seed)
-    policy = split_trainable(players.base, players.spec.first, config.model.train_embeddings)
+    policy = start_policy(
+        players.base, players.spec.first, config, jax.random.fold_in(root, ADAPTER_STREAM)
+    )
     critic = init_critic(players.spec, players.base, jax.random.fold_in(root, 3))
     disc = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), players.disc_start)
     return RunState(

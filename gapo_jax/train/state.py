@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
@@ -9,9 +11,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gapo_jax.config import ModelConfig
+from gapo_jax.config import Config, ModelConfig
+from gapo_jax.models.lora import init_adapters, merge_adapters, put
+from gapo_jax.train.optim import path_name
 
 Params = Any
+# The parts of a decoder below and above its layers.
+ENDS = ("embed", "position", "lm_head")
 
 
 class Network(flax.struct.PyTreeNode):
@@ -61,29 +67,75 @@ def first_trained_layer(num_layers: int, model: ModelConfig) -> int:
     return num_layers - (model.trainable_layers or num_layers)
 
 
-def split_trainable(base: Params, first: int, train_embeddings: bool) -> Params:
-    """Return copies of the parameters that are trained: layers `first` and up, the final norm,
-    and the embeddings (with the head, if it is not tied) when asked for."""
-    trainable = {
-        "layers": jax.tree.map(lambda leaf: jnp.array(leaf[first:], copy=True), base["layers"]),
-        "final_norm": jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), base["final_norm"]),
+def start_policy(base: Params, first: int, config: Config, key: jax.Array) -> Params:
+    """Return the parameters that a run trains, before the first update: `split_trainable`, or with
+    `config.lora.rank` {"lora": adapters of the layers from `first` on} and nothing else.
+
+    Raises:
+        ValueError: `config.lora` or `config.model.freeze` names what the generator does not have.
+    """
+    lora = config.lora
+    if not lora.rank:
+        return split_trainable(base, first, config.model.train_embeddings, config.model.freeze)
+    layers = jax.tree.map(lambda leaf: leaf[first:], base["layers"])
+    return {
+        "lora": init_adapters(key, layers, rank=lora.rank, alpha=lora.alpha, targets=lora.targets)
     }
-    if train_embeddings:
-        for name in ("embed", "position", "lm_head"):
-            if name in base:
-                trainable[name] = jax.tree.map(lambda x: jnp.array(x, copy=True), base[name])
+
+
+def split_trainable(base: Params, first: int, train_embeddings: bool, freeze: str = "") -> Params:
+    """Return copies of the parameters that are trained: layers `first` and up, the final norm,
+    and the embeddings (with the head, if it is not tied) when asked for.
+
+    What the regular expression `freeze` finds by its path ("layers/attn/q/kernel") is left out, so
+    it has no gradient, no moments and no copy.
+
+    Raises:
+        ValueError: `freeze` finds nothing, or leaves nothing to train.
+    """
+    names = ["layers", "final_norm"] + [name for name in ENDS if train_embeddings and name in base]
+    chosen = {name: base[name] for name in names}
+    leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(chosen)}
+    kept = [path for path in leaves if not (freeze and re.search(freeze, path))]
+    if not kept or (freeze and len(kept) == len(leaves)):
+        raise ValueError(
+            f"config.model.freeze={freeze!r} finds {'every one' if not kept else 'none'} of the "
+            f"parameters that would be trained: {sorted(leaves)}. It is a regular expression that "
+            "is searched in these paths."
+        )
+    trainable: dict[str, Any] = {}
+    for path in kept:
+        first_of = first if path.startswith("layers/") else 0
+        put(trainable, path, jnp.array(leaves[path][first_of:], copy=True))
     return trainable
 
 
 def merge_trainable(base: Params, trainable: Params, first: int) -> Params:
-    """Return the full parameter tree with the trained parts in their places."""
-    merged = dict(base) | {name: trainable[name] for name in trainable if name != "layers"}
-    merged["layers"] = jax.tree.map(
-        lambda low, high: jnp.concatenate([low[:first], high]) if first else high,
+    """Return the full parameter tree with the trained parts in their places, adapters added in."""
+    if "lora" in trainable:
+        return dict(base) | {"layers": merge_adapters(base["layers"], trainable["lora"])}
+    layers = overlay(
         base["layers"],
-        trainable["layers"],
+        trainable.get("layers", {}),
+        lambda low, high: jnp.concatenate([low[:first], high]) if first else high,
     )
-    return merged
+    rest = {name: part for name, part in trainable.items() if name != "layers"}
+    return overlay(base, rest) | {"layers": layers}
+
+
+def overlay(
+    old: Params, new: Params, choose: Callable[[Any, Any], Any] = lambda old, new: new
+) -> dict[str, Any]:
+    """Return the tree `old` with `choose(old leaf, new leaf)` in place of the leaves of `new`."""
+    result = dict(old)
+    for name, value in new.items():
+        if name not in old:
+            result[name] = value
+        elif isinstance(value, Mapping):
+            result[name] = overlay(old[name], value, choose)
+        else:
+            result[name] = choose(old[name], value)
+    return result
 
 
 def relative_change(before: Params, after: Params) -> float:
