@@ -16,7 +16,7 @@ import optax
 from transformers import PreTrainedTokenizerFast
 
 from gapo_jax import models
-from gapo_jax.config import Config, trained_rows
+from gapo_jax.config import OFFLINE_METHODS, Config, trained_rows, updates_per_round
 from gapo_jax.data import weights
 from gapo_jax.data.tiny_tokenizer import character_tokenizer, wordpiece_tokenizer
 from gapo_jax.data.tokenizer import check_vocabulary, load_tokenizer
@@ -137,19 +137,59 @@ def load_discriminator(
 
 def make_optimizers(config: Config, warmup_updates: int) -> dict[str, optax.GradientTransformation]:
     """Return one optimiser a network, their schedules sized for the whole run."""
-    ppo, disc = config.ppo, config.discriminator
+    if config.method in OFFLINE_METHODS:
+        return offline_optimizers(config, warmup_updates)
+    ppo = config.ppo
     minibatches = trained_rows(config) // ppo.minibatch_size
     policy_updates = config.rounds * ppo.epochs * minibatches
     critic_updates = config.rounds * ppo.critic_epochs * minibatches
-    rates = warmup_then_rounds(disc.optim.learning_rate, disc.round_learning_rate, warmup_updates)
     return {
         "policy": make_optimizer(ppo.optim, learning_rate(ppo.optim, policy_updates)),
         "critic": make_optimizer(ppo.critic_optim, learning_rate(ppo.critic_optim, critic_updates)),
-        "discriminator": optax.chain(
-            make_optimizer(disc.optim, rates, frozen_parameters(config)),
-            freeze_rows(r"encoder/layers/", disc.frozen_layers),
-        ),
+        "discriminator": discriminator_optimizer(config, warmup_updates),
     }
+
+
+def discriminator_optimizer(config: Config, updates: int) -> optax.GradientTransformation:
+    """Return the discriminator's optimiser; `updates` are those of its warm-up."""
+    disc = config.discriminator
+    rates = warmup_then_rounds(disc.optim.learning_rate, disc.round_learning_rate, updates)
+    return optax.chain(
+        make_optimizer(disc.optim, rates, frozen_parameters(config)),
+        freeze_rows(r"encoder/layers/", disc.frozen_layers),
+    )
+
+
+def offline_optimizers(
+    config: Config, warmup_updates: int
+) -> dict[str, optax.GradientTransformation]:
+    """Return the optimisers of an offline method; networks that it leaves alone keep no moments."""
+    still, total = optax.set_to_zero(), config.rounds * updates_per_round(config)
+    if config.method == "discriminator":
+        disc = discriminator_optimizer(config, total)
+        return {"policy": still, "critic": still, "discriminator": disc}
+    optim = config.offline.optim
+    rates = learning_rate(optim, total)
+    if config.method == "sgpo":
+        first = config.sgpo.improver_rounds * updates_per_round(config)
+        rates = optax.join_schedules(
+            [
+                optax.constant_schedule(config.sgpo.improver_learning_rate),
+                learning_rate(optim, total - first),
+            ],
+            [first],
+        )
+    judged = needs_discriminator(config)
+    return {
+        "policy": make_optimizer(optim, rates),
+        "critic": still,
+        "discriminator": discriminator_optimizer(config, warmup_updates) if judged else still,
+    }
+
+
+def needs_discriminator(config: Config) -> bool:
+    """Return whether an offline method takes rewards from a discriminator, warmed up on pairs."""
+    return config.method == "rpo" and config.rpo.reward == "discriminator"
 
 
 def warmup_updates(config: Config, num_pairs: int) -> int:
