@@ -22,6 +22,11 @@ def tiny(method: str, name: str = "") -> Config:
     config.discriminator.batch_size, config.discriminator.max_tokens = 16, 384
     config.offline.steps_per_round, config.offline.batch_size = 4, 8
     config.offline.optim.learning_rate = 1e-3
+    config.sgpo.refine_template = "{prompt}\n{response}\n{reference}\n"
+    config.sgpo.improve_template = "{prompt}\n{response}\n"
+    # Random text is far from any other.
+    config.sgpo.max_edit, config.sgpo.max_length_ratio = 1.0, 10.0
+    config.sgpo.max_prompt_tokens, config.sgpo.prompts = 512, 32
     config.eval.prompts_per_set, config.eval.samples_per_prompt = 16, 1
     config.eval.resamples = 200
     config.checkpoint.keep = 10

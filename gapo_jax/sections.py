@@ -305,6 +305,12 @@ def _check_sgpo(config: Any) -> None:
             f"config.sgpo.improver_rounds={sgpo.improver_rounds} leaves none of config.rounds="
             f"{config.rounds} for the preference stage; raise rounds"
         )
+    if sgpo.max_prompt_tokens < config.data.max_prompt_tokens:
+        raise ValueError(
+            f"config.sgpo.max_prompt_tokens={sgpo.max_prompt_tokens} must be at least "
+            f"config.data.max_prompt_tokens={config.data.max_prompt_tokens}: a prompt to improve "
+            "an answer holds the prompt itself"
+        )
     if sgpo.min_edit >= sgpo.max_edit:
         raise ValueError(
             f"config.sgpo.min_edit={sgpo.min_edit} must lie below sgpo.max_edit={sgpo.max_edit}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,12 +18,12 @@ from gapo_jax.train.offline_data import (
     make_examples,
     offline_batch,
 )
-from gapo_jax.train.offline_steps import make_offline_step
 from gapo_jax.train.rounds import Run
 from gapo_jax.train.setup import needs_discriminator
 from gapo_jax.train.state import Network, RunState
 from gapo_jax.types import GENERATED
 
+log = logging.getLogger("gapo_jax")
 Update = Callable[[Network, Any], tuple[Network, dict[str, jax.Array]]]
 
 
@@ -39,9 +40,7 @@ Teacher = Callable[[RunState, int], Lesson]
 
 def policy_update(run: Run) -> Update:
     """Return the compiled update of the generator by the run's method."""
-    optimizer = run.training.optimizers["policy"]
-    step = make_offline_step(run.players.spec, run.config, optimizer)
-    return lambda network, batch: step(network, run.players.base, batch)
+    return lambda network, batch: run.training.offline(network, run.players.base, batch)
 
 
 def fixed_teacher(run: Run, state: RunState) -> Teacher:
@@ -56,6 +55,9 @@ def fixed_teacher(run: Run, state: RunState) -> Teacher:
         make_examples(run.config, run.pairs.train),
         cut_off_texts(run.workdir),
     )
+    config = run.config
+    seen = config.rounds * run.updates_per_round * config.offline.batch_size
+    log.info("%d examples, each learned from %.1f times", len(examples), seen / len(examples))
     rewards: dict[tuple[str, str], float] = {}
     if needs_discriminator(run.config):
         rewards = discriminator_rewards(run, state, examples)

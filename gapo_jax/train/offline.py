@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gapo_jax.train.discriminator import evaluate_pairs, mean_metrics, prime
+from gapo_jax.train.discriminator import evaluate_pairs, mean_metrics
 from gapo_jax.train.interrupt import RunStopped
 from gapo_jax.train.inverse_q import inverse_q_teacher
 from gapo_jax.train.lessons import Teacher, discriminator_teacher, fixed_teacher
@@ -41,22 +41,12 @@ def train(run: Run, state: RunState) -> RunState:
         RunStopped: a loss is not finite or the policy collapses; the last good state is saved.
         ValueError: the data gives too few examples that fit; names the keys to change.
     """
-    config = run.config
-    if needs_discriminator(config) or config.method == "discriminator":
-        with run.clock("compile"):
-            prime(
-                state.discriminator,
-                run.training.steps,
-                run.players.disc_tokenizer,
-                config.discriminator,
-                state.key,
-            )
     if run.last_saved is None:
-        if needs_discriminator(config):
+        if needs_discriminator(run.config):
             state = warmup(run, state)
         run.save(state, 0)
     with run.clock("examples"):
-        teach = TEACHERS.get(config.method, fixed_teacher)(run, state)
+        teach = TEACHERS.get(run.config.method, fixed_teacher)(run, state)
     return play_rounds(run, state, functools.partial(one_round, teach))
 
 

@@ -7,6 +7,7 @@ the whole program runs in seconds with nothing to download.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from gapo_jax.models import Decoder, DecoderConfig, Discriminator, EncoderConfig
 from gapo_jax.rollout.generate import SampleFn
 from gapo_jax.rollout.sampler import make_sampler
 from gapo_jax.train.forward import GeneratorSpec, init_critic
+from gapo_jax.train.offline_steps import Metrics, OfflineBatch, make_offline_step
 from gapo_jax.train.optim import (
     freeze_rows,
     frozen_parameters,
@@ -55,10 +57,12 @@ class Players:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """The optimisers of the three networks and the compiled steps that use them."""
+    """The optimisers of the three networks and the compiled steps that use them; `offline` is the
+    generator's update by an offline method."""
 
     optimizers: dict[str, optax.GradientTransformation]
     steps: Steps
+    offline: Callable[[Network, Params, OfflineBatch], tuple[Network, Metrics]]
 
 
 def source(name: str) -> str | Path:
@@ -202,7 +206,8 @@ def build_training(config: Config, players: Players, num_pairs: int) -> Training
     """Build optimisers and compiled steps, once the size of the warm-up is known."""
     optimizers = make_optimizers(config, warmup_updates(config, num_pairs))
     steps = make_steps(players.spec, players.discriminator, config, optimizers)
-    return Training(optimizers, steps)
+    offline = make_offline_step(players.spec, config, optimizers["policy"])
+    return Training(optimizers, steps, offline)
 
 
 def load_players(config: Config) -> Players:

@@ -1,4 +1,4 @@
-"""The token-level imitation loss: hand numbers, closed-form gradient, masks, jit, its fixed point."""
+"""The token-level imitation loss: hand numbers, closed form, masks, jit, its fixed point."""
 
 import jax
 import jax.numpy as jnp
