@@ -40,15 +40,17 @@ Records = list[dict[str, Any]]
 
 
 def edit_distance(first: str, second: str) -> float:
-    """Return the Levenshtein distance of two texts over words, divided by the longer length: 0 for
-    the same words, 1 for nothing in common."""
-    a, b = first.split(), second.split()
-    row = list(range(len(b) + 1))
-    for i, word in enumerate(a, 1):
-        previous, row[0] = row[0], i
-        for j, other in enumerate(b, 1):
-            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (word != other))
-    return row[-1] / max(len(a), len(b), 1)
+    """Return the Levenshtein distance of two texts divided by the length of the longer one: 0 for
+    the same text, 1 for nothing in common."""
+    b = np.frombuffer(second.encode("utf-32-le"), np.uint32)
+    places = np.arange(len(b) + 1)
+    row = places.copy()
+    for letter in np.frombuffer(first.encode("utf-32-le"), np.uint32):
+        best = row + 1
+        best[1:] = np.minimum(best[1:], row[:-1] + (b != letter))
+        # Insertions run along the row: each place is at most the one before it plus 1.
+        row = np.minimum.accumulate(best - places) + places
+    return float(row[-1]) / max(len(first), len(second), 1)
 
 
 def ask(run: Run, params: Any, prompts: Sequence[str], stream: int) -> list[tuple[str, bool]]:

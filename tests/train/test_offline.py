@@ -21,7 +21,7 @@ DATA = ("bootstrap.jsonl", "pairs.jsonl", "pairs_heldout.jsonl")
 PROCESS = ("time", "throughput/", "compile/")
 # (config file, preset): each method once, and what takes another path through the loop.
 CASES = [(f"{method}_tiny", "") for method in OFFLINE_METHODS]
-CASES += [("rpo_tiny", "k4"), ("rpo_tiny", "discriminator"), ("inverse_q_tiny", "prompts")]
+CASES += [("rpo_tiny", "discriminator"), ("inverse_q_tiny", "prompts")]
 
 
 class Killed(Exception):
@@ -46,13 +46,13 @@ def players():
 
 @pytest.fixture(scope="module")
 def data(players, tmp_path_factory):
-    """A workdir whose bootstrap and pairs all cases start from: they depend on no method."""
+    """(workdir, prompts) that all cases start from: bootstrap and pairs depend on no method."""
     workdir = tmp_path_factory.mktemp("data")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "load_players", lambda config: players)
         opened, _ = run.open_run(finalize(tiny("dpo")), workdir, StopRequest())
     _close(opened)
-    return workdir
+    return workdir, opened.prompts
 
 
 def _close(opened):
@@ -63,6 +63,7 @@ def _close(opened):
 @pytest.fixture
 def opener(players, data, monkeypatch):
     """Opens a run with the networks and compiled steps of the one before it."""
+    made, prompts = data
     built = {}
 
     def training(config, players, num_pairs):
@@ -71,12 +72,13 @@ def opener(players, data, monkeypatch):
         return built["steps"]
 
     monkeypatch.setattr(run, "load_players", lambda config: players)
+    monkeypatch.setattr(run, "make_all_prompts", lambda config, players: prompts)
     monkeypatch.setattr(run, "build_training", training)
 
     def start(config, workdir):
         workdir.mkdir(exist_ok=True)
         for name in DATA:
-            (workdir / name).write_text((data / name).read_text())
+            (workdir / name).write_text((made / name).read_text())
         return run.open_run(config, workdir, StopRequest())
 
     return start
@@ -148,9 +150,20 @@ def test_a_loss_that_is_not_finite_is_seen_and_stops_the_run(opener, tmp_path):
     _close(opened)
 
 
-def test_edit_distance_over_words():
-    assert sgpo.edit_distance("a b c", "a b c") == 0
-    assert sgpo.edit_distance("a b c", "a x c d") == 0.5
-    assert sgpo.edit_distance("", "a b") == 1
-    assert sgpo.edit_distance("", "") == 0
-    assert sgpo.edit_distance("b c d", "a b c d") == 0.25
+def _slow_distance(a, b):
+    table = {(i, 0): i for i in range(len(a) + 1)} | {(0, j): j for j in range(len(b) + 1)}
+    for i, j in np.ndindex(len(a), len(b)):
+        change = table[i, j] + (a[i] != b[j])
+        table[i + 1, j + 1] = min(change, table[i, j + 1] + 1, table[i + 1, j] + 1)
+    return table[len(a), len(b)]
+
+
+def test_edit_distance():
+    assert sgpo.edit_distance("kitten", "sitting") == pytest.approx(3 / 7)
+    assert sgpo.edit_distance("", "né") == 1 and sgpo.edit_distance("", "") == 0
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        a, b = ("".join(rng.choice(list("ab c"), rng.integers(0, 12))) for _ in range(2))
+        assert sgpo.edit_distance(a, b) * max(len(a), len(b), 1) == pytest.approx(
+            _slow_distance(a, b)
+        )
