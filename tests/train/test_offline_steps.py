@@ -16,7 +16,7 @@ from gapo_jax.data.tokenizer import chat_prompt
 from gapo_jax.models import Decoder, DecoderConfig
 from gapo_jax.train import offline_steps
 from gapo_jax.train.forward import GeneratorSpec, reference_part
-from gapo_jax.train.offline_data import Encoder, offline_batch
+from gapo_jax.train.offline_data import Encoder, fit, offline_batch
 from gapo_jax.train.optim import learning_rate, make_optimizer
 from gapo_jax.train.setup import Players
 from gapo_jax.train.state import Network, merge_trainable, split_trainable
@@ -247,6 +247,21 @@ def test_a_batch_in_parts_has_the_loss_and_gradient_of_the_whole(base, trained, 
     for a, b in zip(jax.tree.leaves(joined), jax.tree.leaves(whole), strict=True):
         # Order of float32 sums.
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_examples_that_do_not_fit_are_left_out_or_refused_with_the_key(encoder):
+    config = _config("dpo", offline__batch_size=2, offline__max_response_tokens=8)
+    kept, made = fit(config, encoder.players, EXAMPLES, ())
+    # "A longer tale of it" takes 19 tokens and its end.
+    assert kept == [EXAMPLES[0], EXAMPLES[1], EXAMPLES[3]]
+    assert (made.prompt_width, made.response_width) == (40, 8)
+    # A text that was cut off has no end to learn.
+    _, made = fit(config, encoder.players, EXAMPLES, ("Green",))
+    whole = made.rows([Side("Say hi.", text, 0.0) for text in ("Green", "Hi!")])
+    assert (whole.tokens_BT == TOKENIZER.eos_token_id).sum(1).tolist() == [0, 1]
+    config.data.max_prompt_tokens = 12
+    with pytest.raises(ValueError, match=r"only 0 of 4 examples fit.*max_prompt_tokens, here 12"):
+        fit(config, encoder.players, EXAMPLES, ())
 
 
 def test_the_reference_gets_no_gradient_and_bf16_steps_keep_float32_weights(base, encoder):
