@@ -127,8 +127,9 @@ def pairwise_loss(
         sides = (tokens_BGR[:, 0], tokens_BGR[:, 1], mask_BGR[:, 0], mask_BGR[:, 1])
         loss, metrics = losses.orpo_loss(*sides, beta=config.orpo.beta)
     elif method == "simpo":
-        options = dataclasses.asdict(config.simpo)
-        loss, metrics = losses.simpo_loss(policy_BG[:, 0], policy_BG[:, 1], **options)
+        loss, metrics = losses.simpo_loss(
+            policy_BG[:, 0], policy_BG[:, 1], **dataclasses.asdict(config.simpo)
+        )
     else:
         assert ref_N is not None  # all others have a reference
         ref_BG = _by_example(ref_N, group)
@@ -146,7 +147,7 @@ def pairwise_loss(
             options: dict[str, Any] = {"beta": config.sgpo.beta}
             if method == "dpo":
                 options = dataclasses.asdict(config.dpo)
-                options.pop("reduce")
+                del options["reduce"]
             sides = (policy_BG[:, 0], policy_BG[:, 1], ref_BG[:, 0], ref_BG[:, 1])
             loss, metrics = losses.dpo_loss(*sides, **options)
     nll, _ = losses.sft_loss(tokens_BGR[:, 0], mask_BGR[:, 0])
