@@ -11,9 +11,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from gapo_jax.sections import LoraConfig, Section, check_trained_parts, nearest
+from gapo_jax import sections
+from gapo_jax.sections import OFFLINE_METHODS, LoraConfig, OptimConfig, Section, nearest
 
-METHODS = ("gapo", "ppo")
+METHODS = ("gapo", "ppo", *OFFLINE_METHODS)
 
 
 def _tuple(*items: str) -> Any:
@@ -52,6 +53,9 @@ class DataConfig(Section):
     `on_invisible` says what happens to a type that the discriminator's tokenizer cannot see:
     `refuse` stops the run, `drop` leaves the type out with a warning. `system_prompt="template"`
     leaves the system turn to the chat template; any other text, the empty one too, replaces it.
+    `preference` is what a pairwise method compares: `prompts` (one response under the prompt that
+    it satisfies and under the one that it violates; GAPO, section 3.2) or `responses` (to one
+    prompt, one that satisfies it and one that does not). Both are made of the same pairs.
     """
 
     types: tuple[str, ...] = _tuple(
@@ -75,6 +79,7 @@ class DataConfig(Section):
     pairs: int = 700
     pairs_heldout: int = 96
     prompts: int = 1200
+    preference: str = "prompts"
 
 
 @dataclasses.dataclass
@@ -86,21 +91,6 @@ class SamplingConfig(Section):
     top_k: int = 0
     top_p: float = 1.0
     batch_size: int = 96
-
-
-@dataclasses.dataclass
-class OptimConfig(Section):
-    """AdamW with warm-up, then constant, linear or cosine decay to `final_fraction` of the peak."""
-
-    learning_rate: float = 1e-5
-    warmup_steps: int = 0
-    schedule: str = "constant"
-    final_fraction: float = 0.1
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
 
 
 @dataclasses.dataclass
@@ -237,6 +227,14 @@ class Config(Section):
     discriminator: DiscriminatorConfig = dataclasses.field(default_factory=DiscriminatorConfig)
     reward: RewardConfig = dataclasses.field(default_factory=RewardConfig)
     ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)
+    offline: sections.OfflineConfig = dataclasses.field(default_factory=sections.OfflineConfig)
+    dpo: sections.DPOConfig = dataclasses.field(default_factory=sections.DPOConfig)
+    kto: sections.KTOConfig = dataclasses.field(default_factory=sections.KTOConfig)
+    simpo: sections.SimPOConfig = dataclasses.field(default_factory=sections.SimPOConfig)
+    orpo: sections.ORPOConfig = dataclasses.field(default_factory=sections.ORPOConfig)
+    rpo: sections.RPOConfig = dataclasses.field(default_factory=sections.RPOConfig)
+    inverse_q: sections.InverseQConfig = dataclasses.field(default_factory=sections.InverseQConfig)
+    sgpo: sections.SGPOConfig = dataclasses.field(default_factory=sections.SGPOConfig)
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
@@ -254,10 +252,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "reward.standardise": ("running", "batch", "group"),
     "reward.squash": ("none", "sigmoid"),
     "ppo.aggregation": ("token", "sequence"),
-    "ppo.optim.schedule": ("constant", "linear", "cosine"),
-    "ppo.critic_optim.schedule": ("constant", "linear", "cosine"),
-    "discriminator.optim.schedule": ("constant", "linear", "cosine"),
-}
+} | sections.OFFLINE_CHOICES
 
 _RANGES: dict[str, tuple[float, float]] = {
     "rounds": (0, math.inf),
@@ -307,7 +302,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "eval.temperature": (0, 100),
     "checkpoint.every_rounds": (1, math.inf),
     "checkpoint.keep": (1, math.inf),
-}
+} | sections.OFFLINE_RANGES
 
 
 def lookup(config: Any, path: str) -> Any:
@@ -348,6 +343,13 @@ def _check_ranges(config: Config) -> None:
 def system_text(config: Config) -> str | None:
     """Return the system turn that replaces the chat template's own, or None to keep that."""
     return None if config.data.system_prompt == "template" else config.data.system_prompt
+
+
+def updates_per_round(config: Config) -> int:
+    """Return the updates of one round; the `step` of a metrics line counts them."""
+    if config.method in OFFLINE_METHODS:
+        return config.offline.steps_per_round
+    return config.ppo.epochs * (trained_rows(config) // config.ppo.minibatch_size)
 
 
 def trained_rows(config: Config) -> int:
@@ -394,7 +396,8 @@ def _check_together(config: Config) -> None:
         )
     if not config.data.types:
         raise ValueError("config.data.types is empty; name at least one constraint type")
-    check_trained_parts(config)
+    sections.check_trained_parts(config)
+    sections.check_offline(config)
 
 
 def finalize(config: Config) -> Config:

@@ -79,6 +79,50 @@ def test_fields_that_contradict_each_other():
         finalize(config)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "kto", "offline.batch_size": 1}, r"offline.batch_size=1 gives KTO no second"),
+        ({"method": "dpo", "data.pairs": 4}, r"offline.batch_size=16 asks dpo .* data.pairs=4"),
+        ({"method": "sft", "offline.accumulate": 3}, r"offline.accumulate=3 must divide"),
+        ({"method": "dpo", "dpo.variant": "cdpo"}, r"label_smoothing above 0; try 0.1"),
+        ({"method": "dpo", "dpo.variant": "ipo", "dpo.label_smoothing": 0.1}, r"set it to 0"),
+        ({"method": "rpo", "rpo.distance": "sq", "rpo.responses": 3}, r"'sqloo'"),
+        (
+            {"method": "rpo", "rpo.responses": 9, "data.preference": "responses"},
+            r"rpo.responses=9 .* data.responses_per_task=6",
+        ),
+        (
+            {"method": "inverse_q", "inverse_q.contrast": "system", "inverse_q.system_prompt": ""},
+            r"needs a config.inverse_q.system_prompt",
+        ),
+        ({"method": "sgpo", "rounds": 1}, r"sgpo.improver_rounds=1 leaves none .* raise rounds"),
+        ({"method": "sgpo", "sgpo.min_edit": 0.7}, r"sgpo.min_edit=0.7 must lie below"),
+        ({"method": "sgpo", "sgpo.improve_template": "{prompt}"}, r"improve_template lacks"),
+        ({"method": "sgpo", "sgpo.improve_template": "{prompt}{response}{x}"}, r"no template"),
+        ({"data.preference": "prompt"}, r"did you mean 'prompts'"),
+        ({"ppo.optim.optimizer": "adam"}, r"did you mean 'adamw'"),
+    ],
+)
+def test_a_method_with_data_it_cannot_use_is_refused_before_anything_is_loaded(changes, message):
+    config = Config()
+    for path, value in changes.items():
+        *sections, name = path.split(".")
+        setattr(
+            configuration.lookup(config, ".".join(sections)) if sections else config, name, value
+        )
+    with pytest.raises(ValueError, match=message):
+        finalize(config)
+
+
+def test_presets_are_valid_and_named_after_their_file():
+    for path in CONFIGS:
+        module = _load(path)
+        for name in getattr(module, "PRESETS", ()):
+            assert name in module.__doc__
+            assert finalize(module.get_config(name)).name == f"{path.stem}_{name}"
+
+
 def test_json_round_trip_and_identity():
     config = Config()
     config.ppo.kl_coef = 0.5

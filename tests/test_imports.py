@@ -20,7 +20,7 @@ SCRIPTS = sorted((ROOT / "scripts").glob("*.py")) + sorted((ROOT / "configs").gl
 LAYERS = (
     {"types", "hub", "sections"},
     {"config", "sharding", "constraints"},
-    {"losses", "models", "data", "checkpoint"},
+    {"losses", "models", "data", "checkpoint", "presets"},
     {"rollout"},
     {"train", "evaluate"},
 )

@@ -7,6 +7,7 @@ Every error names the file and the line. IFEval rows are those of the public rel
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,14 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
 
 def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> int:
-    """Write one JSON object a line, UTF-8; return the number of lines."""
-    count = 0
-    with Path(path).open("w", encoding="utf-8") as file:
+    """Write one JSON object a line, UTF-8; return the number of lines. The file is there when it is
+    whole: a run that was killed in between must not find half of it."""
+    count, partial = 0, Path(f"{path}.partial")
+    with partial.open("w", encoding="utf-8") as file:
         for record in records:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
             count += 1
+    os.replace(partial, path)
     return count
 
 

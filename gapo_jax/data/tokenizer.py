@@ -159,6 +159,44 @@ def encode_prompts(
     return tokens_BP, mask_BP
 
 
+def encode_responses(
+    tokenizer: PreTrainedTokenizerFast,
+    responses: Sequence[str],
+    ended: Sequence[bool],
+    width: int,
+    eos_id: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return `(tokens_BR, mask_BR)`, int32, padded on the right to `width`.
+
+    A response that `ended` gets `eos_id` behind its text. Raises ValueError for one that does not
+    fit (index and length).
+    """
+    rows = [
+        [*ids, eos_id] if whole else ids
+        for ids, whole in zip(response_ids(tokenizer, responses), ended, strict=True)
+    ]
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    tokens_BR = np.full((len(rows), width), pad_id, np.int32)
+    mask_BR = np.zeros((len(rows), width), np.int32)
+    for index, row in enumerate(rows):
+        if len(row) > width:
+            raise ValueError(
+                f"Wanted responses of at most {width} tokens, got {len(row)} in response {index} "
+                f"({responses[index][-80:]!r}). Leave it out or raise the response length limit."
+            )
+        tokens_BR[index, : len(row)] = row
+        mask_BR[index, : len(row)] = 1
+    return tokens_BR, mask_BR
+
+
+def response_ids(tokenizer: PreTrainedTokenizerFast, responses: Sequence[str]) -> list[list[int]]:
+    """Return the token ids of each response as it stands after its prompt, without an end token."""
+    ids: list[list[int]] = tokenizer(list(responses), add_special_tokens=False, verbose=False)[  # pyright: ignore
+        "input_ids"
+    ]
+    return ids
+
+
 def decode_responses(
     tokenizer: PreTrainedTokenizerFast, tokens_BR: np.ndarray, mask_BR: np.ndarray
 ) -> list[str]:

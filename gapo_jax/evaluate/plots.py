@@ -204,6 +204,22 @@ def optimisation(records: Records) -> Figure | None:
     return figure if drawn else None
 
 
+def preferences(records: Records) -> Figure | None:
+    """What the offline methods learn: order and margin of the sides, likelihoods of both."""
+    figure, (order_ax, margin_ax, likelihood_ax) = _axes(3)
+    order_ax.set_title("Sides in the right order (implicit reward)")
+    drawn = _lines(order_ax, records, [("pref/accuracy", "accuracy", BLUE)])
+    margin_ax.set_title("Margin, chosen minus rejected")
+    drawn |= _lines(margin_ax, records, [("pref/margin", "margin", ORANGE)])
+    likelihood_ax.set_title("Log-prob of a token")
+    likelihoods = [
+        ("pref/logprob_chosen", "chosen", GREEN),
+        ("pref/logprob_rejected", "rejected", RED),
+    ]
+    drawn |= _lines(likelihood_ax, records, likelihoods)
+    return figure if drawn else None
+
+
 def types_over_rounds(records: Records) -> Figure | None:
     """Accuracy of each constraint type on the training rollouts, a row a type."""
     prefix = "constraint/type/"
@@ -268,6 +284,7 @@ FIGURES: tuple[tuple[str, Callable[[Records], Figure | None]], ...] = (
     ("KL to the reference over rounds", divergence),
     ("Response length, end, echo and repetition over rounds", responses),
     ("Clip fraction, entropy and explained variance over rounds", optimisation),
+    ("Order, margin and likelihood of preferred and rejected sides over rounds", preferences),
     ("Accuracy by constraint type over rounds", types_over_rounds),
     ("Time by phase and round", phase_times),
 )

@@ -17,6 +17,7 @@ from gapo_jax.losses.discriminator import (
     bradley_terry_loss,
     class_metrics,
 )
+from gapo_jax.losses.inverse_q import inverse_q_loss
 from gapo_jax.losses.kl import adaptive_kl_coef, k1, k2, k3
 from gapo_jax.losses.kto import kto_loss, mismatched_rows
 from gapo_jax.losses.logprobs import chunked_logprobs
@@ -50,6 +51,7 @@ __all__ = [
     "explained_variance",
     "gae",
     "group_normalise",
+    "inverse_q_loss",
     "k1",
     "k2",
     "k3",

@@ -34,6 +34,13 @@ def _fold_rows(key: jax.Array, rows_B: jax.Array) -> jax.Array:
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows_B)
 
 
+def ended_rows(rollout: Rollout, eos_ids: Sequence[int]) -> np.ndarray:
+    """Return which responses hold their end-of-sequence token, bool [B]."""
+    tokens_BR = np.asarray(rollout.tokens_BT)[:, -rollout.response_mask_BR.shape[1] :]
+    is_end_BR = np.isin(tokens_BR, eos_ids)
+    return np.any(is_end_BR & (np.asarray(rollout.response_mask_BR) > 0), axis=1)
+
+
 def prompt_lengths(
     tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], system: str | None
 ) -> list[int]:

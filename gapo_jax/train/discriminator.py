@@ -20,12 +20,14 @@ from gapo_jax.types import ACCEPTED, PreferentialPair
 
 
 def mean_metrics(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Average metric dictionaries key by key; NaN (a class without rows) does not count."""
+    """Average metric dictionaries key by key; NaN (a class without rows) does not count, but in a
+    loss or a gradient norm it must be seen."""
     rows = jax.device_get(list(rows))
     means = {}
     for key in rows[0] if rows else ():
         values = np.array([row[key] for row in rows], np.float64)
-        values = values[~np.isnan(values)]
+        if not key.endswith(("loss", "grad_norm")):
+            values = values[~np.isnan(values)]
         if len(values):
             means[key] = float(values.mean())
     return means

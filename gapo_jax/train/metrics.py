@@ -34,6 +34,8 @@ _CONSOLE = (
     "kl/ref",
     "policy/loss",
     "policy/clip_fraction",
+    "pref/accuracy",
+    "pref/margin",
     "value/loss",
     "value/explained_variance",
     "response/length",

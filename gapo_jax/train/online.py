@@ -10,7 +10,7 @@ of that round, so a continued run knows which lines its checkpoint has not seen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -167,6 +167,8 @@ def during(run: Run, state: RunState, finished: int) -> None:
     every = run.config.eval.every_rounds
     if not every or finished % every or finished == run.config.rounds:
         return
+    if run.config.method == "discriminator":  # the policy is the one that was measured before
+        return
     with run.clock("eval"):
         metrics = evaluate_during(run, state)
     metrics["time/eval_s"] = run.clock.last["eval"]
@@ -186,6 +188,18 @@ def train(run: Run, state: RunState) -> RunState:
     if run.last_saved is None:
         state = warmup(run, state)
         run.save(state, 0)
+    return play_rounds(run, state, one_round)
+
+
+def play_rounds(
+    run: Run, state: RunState, one_round: Callable[[Run, RunState, int], RunState]
+) -> RunState:
+    """Play the rounds that are left by `one_round(run, state, index)`, saving at their boundaries.
+
+    Raises:
+        RunInterrupted, RunStopped: as `train`.
+    """
+    config = run.config
     for index in progress(range(int(state.round), config.rounds), "rounds"):
         run.stop_if_asked(index)
         boundary = state

@@ -46,18 +46,20 @@ def warmup_then_rounds(peak: float, rounds: float, updates: int) -> optax.Schedu
 def make_optimizer(
     optim: OptimConfig, schedule: optax.Schedule, frozen: str | None = None
 ) -> optax.GradientTransformation:
-    """Return clip + AdamW. Weight decay skips vectors (norms, biases); `frozen` is a regular
-    expression over parameter paths ("a/b/c") whose updates are zero and keep no moments."""
+    """Return clip + AdamW or Adafactor. Weight decay skips vectors (norms, biases); `frozen` is a
+    regular expression over parameter paths ("a/b/c") whose updates are zero and keep no moments."""
+    scaled = {
+        "adamw": lambda: optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps),
+        # Without the paper's relative step, so that a learning rate means what it means for AdamW.
+        "adafactor": lambda: optax.chain(
+            optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)
+        ),
+    }[optim.optimizer]()
     chain = optax.chain(
         optax.clip_by_global_norm(optim.clip_norm),
-        optax.adamw(
-            schedule,
-            b1=optim.b1,
-            b2=optim.b2,
-            eps=optim.eps,
-            weight_decay=optim.weight_decay,
-            mask=decay_mask,
-        ),
+        scaled,
+        optax.add_decayed_weights(optim.weight_decay, decay_mask),
+        optax.scale_by_learning_rate(schedule),
     )
     if frozen is None:
         return chain

@@ -23,7 +23,13 @@ from gapo_jax.data.preferential import build_pairs
 from gapo_jax.data.prompts import make_prompts
 from gapo_jax.data.sources import read_jsonl, read_pairs, write_jsonl, write_pairs
 from gapo_jax.data.tasks import Task, tasks
-from gapo_jax.rollout.generate import generate, prompt_lengths, prompt_width, row_keys
+from gapo_jax.rollout.generate import (
+    ended_rows,
+    generate,
+    prompt_lengths,
+    prompt_width,
+    row_keys,
+)
 from gapo_jax.train.setup import Players
 from gapo_jax.types import PreferentialPair, PromptRow
 
@@ -168,9 +174,10 @@ def bootstrap(
             system=system_text(config),
             on_batch=on_batch,
         )
+        ended_B = ended_rows(generated.rollout, players.decoder.config.eos_ids)
         records = [
-            {"task": row.task, "prompt": row.prompt, "response": text}
-            for row, text in zip(prompts.bootstrap, generated.texts, strict=True)
+            {"task": row.task, "prompt": row.prompt, "response": text, "ended": bool(ended)}
+            for row, text, ended in zip(prompts.bootstrap, generated.texts, ended_B, strict=True)
         ]
         write_jsonl(path, records)
     return [(by_text[record["task"]], record["response"]) for record in read_jsonl(path)]

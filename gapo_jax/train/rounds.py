@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from gapo_jax.checkpoint import Checkpointer
-from gapo_jax.config import Config, system_text, trained_rows
+from gapo_jax.config import Config, system_text, updates_per_round
 from gapo_jax.data.batching import batch_at, epoch_order
 from gapo_jax.evaluate.accuracy import Verdict, summarise
 from gapo_jax.evaluate.text_health import text_health
 from gapo_jax.losses import adaptive_kl_coef, masked_mean
 from gapo_jax.rollout.experience import build_experience, standardise_rewards
-from gapo_jax.rollout.generate import Generated, generate, row_keys
+from gapo_jax.rollout.generate import Generated, ended_rows, generate, row_keys
 from gapo_jax.train.adversary import (
     GeneratedText,
     LabelledText,
@@ -60,10 +60,8 @@ class Run:
 
     @property
     def updates_per_round(self) -> int:
-        """Policy updates in one round; the `step` of a metrics line counts them."""
-        return self.config.ppo.epochs * (
-            trained_rows(self.config) // self.config.ppo.minibatch_size
-        )
+        """Updates in one round; the `step` of a metrics line counts them."""
+        return updates_per_round(self.config)
 
     def policy_params(self, state: RunState) -> Any:
         """Return the generator's full parameters, trained parts in place."""
@@ -117,9 +115,7 @@ def rollout_phase(run: Run, state: RunState, round_index: int) -> tuple[list[Pro
 
 def ended(run: Run, rollout: Rollout) -> np.ndarray:
     """Return which responses hold their end-of-sequence token, bool [B]."""
-    tokens_BR = np.asarray(rollout.tokens_BT)[:, -rollout.response_mask_BR.shape[1] :]
-    is_end_BR = np.isin(tokens_BR, run.players.decoder.config.eos_ids)
-    return np.any(is_end_BR & (np.asarray(rollout.response_mask_BR) > 0), axis=1)
+    return ended_rows(rollout, run.players.decoder.config.eos_ids)
 
 
 def rollout_metrics(

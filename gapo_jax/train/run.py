@@ -21,12 +21,12 @@ from gapo_jax.evaluate.accuracy import Verdict
 from gapo_jax.evaluate.report import write_report
 from gapo_jax.evaluate.text_health import text_health
 from gapo_jax.models import save_adapter, save_hf
+from gapo_jax.train import offline, online
 from gapo_jax.train.adversary import store_from_json
 from gapo_jax.train.compilation import keep_compiled_programs
 from gapo_jax.train.evaluation import compare_sets, evaluate_policy, summarise_sets
 from gapo_jax.train.interrupt import StopRequest
 from gapo_jax.train.metrics import MetricsWriter, read_metrics
-from gapo_jax.train.online import train
 from gapo_jax.train.phases import PhaseClock, counter, peak_memory_gb
 from gapo_jax.train.prepare import bootstrap, make_all_prompts, make_pairs
 from gapo_jax.train.rounds import Run
@@ -192,9 +192,10 @@ def sample_table(before: VerdictSets, after: VerdictSets, count: int = 3) -> lis
 
 
 def mean_throughput(workdir: Path) -> dict[str, float]:
-    """Return the mean sampling speed over all rounds, new tokens a second, real and padded."""
+    """Return the mean speed over all rounds in tokens a second, real and padded: of sampling, or of
+    training where the method does not sample."""
     names = ("throughput/real_tokens_per_s", "throughput/padded_tokens_per_s")
-    lines = [line for line in read_metrics(workdir) if line["phase"] == "rollout"]
+    lines = [line for line in read_metrics(workdir) if names[0] in line]
     return {name: sum(line[name] for line in lines) / max(len(lines), 1) for name in names}
 
 
@@ -229,26 +230,36 @@ def summarise_run(
 
 
 def export(run: Run, state: RunState, summary: Mapping[str, Any]) -> Path:
-    """Write the generator as an HF folder under the workdir, adapters merged; and those beside it
-    as a PEFT folder, `adapter`."""
-    folder = run.workdir / "export"
+    """Write the trained model, the generator (adapters merged) or the discriminator, as an HF
+    folder under the workdir; and adapters beside it as a PEFT folder, `adapter`."""
+    folder, players = run.workdir / "export", run.players
+    if run.config.method == "discriminator":
+        save_hf(
+            players.discriminator,
+            state.discriminator.params,
+            folder,
+            tokenizer=players.disc_tokenizer,
+            method=run.config.method,
+            base=run.config.model.discriminator,
+        )
+        return folder
     metrics = {
         f"{name} {metric} (strict)": summary["after"][name][f"{metric}_strict"]["value"]
         for name in summary["after"]
         for metric in ("instruction", "prompt")
     }
     save_hf(
-        run.players.decoder,
+        players.decoder,
         run.policy_params(state),
         folder,
-        tokenizer=run.players.tokenizer,
+        tokenizer=players.tokenizer,
         method=run.config.method,
         base=run.config.model.generator,
         metrics=metrics,
     )
     if "lora" in state.policy.params:
         save_adapter(
-            run.players.decoder,
+            players.decoder,
             state.policy.params["lora"],
             run.workdir / "adapter",
             base=run.config.model.generator,
@@ -268,9 +279,12 @@ def execute(config: Config, workdir: Path, stop: StopRequest) -> dict[str, Any]:
     try:
         before = measure(run, lambda: run.players.base, "before", run.prompts.heldout)
         write_eval(run, before, 0)
+        train = offline.train if config.method in configuration.OFFLINE_METHODS else online.train
         state = train(run, state)
-        params = run.policy_params(state)
-        after = measure(run, lambda: params, f"after_{config.rounds}", run.prompts.heldout)
+        after = before  # the discriminator's training leaves the policy alone
+        if config.method != "discriminator":
+            params = run.policy_params(state)
+            after = measure(run, lambda: params, f"after_{config.rounds}", run.prompts.heldout)
         write_eval(run, after, config.rounds)
         run.checkpointer.wait()
         summary = summarise_run(run, state, before, after)

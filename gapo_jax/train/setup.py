@@ -7,6 +7,7 @@ the whole program runs in seconds with nothing to download.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import optax
 from transformers import PreTrainedTokenizerFast
 
 from gapo_jax import models
-from gapo_jax.config import Config, trained_rows
+from gapo_jax.config import OFFLINE_METHODS, Config, trained_rows, updates_per_round
 from gapo_jax.data import weights
 from gapo_jax.data.tiny_tokenizer import character_tokenizer, wordpiece_tokenizer
 from gapo_jax.data.tokenizer import check_vocabulary, load_tokenizer
@@ -25,6 +26,7 @@ from gapo_jax.models import Decoder, DecoderConfig, Discriminator, EncoderConfig
 from gapo_jax.rollout.generate import SampleFn
 from gapo_jax.rollout.sampler import make_sampler
 from gapo_jax.train.forward import GeneratorSpec, init_critic
+from gapo_jax.train.offline_steps import Metrics, OfflineBatch, make_offline_step
 from gapo_jax.train.optim import (
     freeze_rows,
     frozen_parameters,
@@ -57,10 +59,12 @@ class Players:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """The optimisers of the three networks and the compiled steps that use them."""
+    """The optimisers of the three networks and the compiled steps that use them; `offline` is the
+    generator's update by an offline method."""
 
     optimizers: dict[str, optax.GradientTransformation]
     steps: Steps
+    offline: Callable[[Network, Params, OfflineBatch], tuple[Network, Metrics]]
 
 
 def source(name: str) -> str | Path:
@@ -173,19 +177,59 @@ def load_discriminator(
 
 def make_optimizers(config: Config, warmup_updates: int) -> dict[str, optax.GradientTransformation]:
     """Return one optimiser a network, their schedules sized for the whole run."""
-    ppo, disc = config.ppo, config.discriminator
+    if config.method in OFFLINE_METHODS:
+        return offline_optimizers(config, warmup_updates)
+    ppo = config.ppo
     minibatches = trained_rows(config) // ppo.minibatch_size
     policy_updates = config.rounds * ppo.epochs * minibatches
     critic_updates = config.rounds * ppo.critic_epochs * minibatches
-    rates = warmup_then_rounds(disc.optim.learning_rate, disc.round_learning_rate, warmup_updates)
     return {
         "policy": make_optimizer(ppo.optim, learning_rate(ppo.optim, policy_updates)),
         "critic": make_optimizer(ppo.critic_optim, learning_rate(ppo.critic_optim, critic_updates)),
-        "discriminator": optax.chain(
-            make_optimizer(disc.optim, rates, frozen_parameters(config)),
-            freeze_rows(r"encoder/layers/", disc.frozen_layers),
-        ),
+        "discriminator": discriminator_optimizer(config, warmup_updates),
     }
+
+
+def discriminator_optimizer(config: Config, updates: int) -> optax.GradientTransformation:
+    """Return the discriminator's optimiser; `updates` are those of its warm-up."""
+    disc = config.discriminator
+    rates = warmup_then_rounds(disc.optim.learning_rate, disc.round_learning_rate, updates)
+    return optax.chain(
+        make_optimizer(disc.optim, rates, frozen_parameters(config)),
+        freeze_rows(r"encoder/layers/", disc.frozen_layers),
+    )
+
+
+def offline_optimizers(
+    config: Config, warmup_updates: int
+) -> dict[str, optax.GradientTransformation]:
+    """Return the optimisers of an offline method; networks that it leaves alone keep no moments."""
+    still, total = optax.set_to_zero(), config.rounds * updates_per_round(config)
+    if config.method == "discriminator":
+        disc = discriminator_optimizer(config, total)
+        return {"policy": still, "critic": still, "discriminator": disc}
+    optim = config.offline.optim
+    rates = learning_rate(optim, total)
+    if config.method == "sgpo":
+        first = config.sgpo.improver_rounds * updates_per_round(config)
+        rates = optax.join_schedules(
+            [
+                optax.constant_schedule(config.sgpo.improver_learning_rate),
+                learning_rate(optim, total - first),
+            ],
+            [first],
+        )
+    judged = needs_discriminator(config)
+    return {
+        "policy": make_optimizer(optim, rates),
+        "critic": still,
+        "discriminator": discriminator_optimizer(config, warmup_updates) if judged else still,
+    }
+
+
+def needs_discriminator(config: Config) -> bool:
+    """Return whether an offline method takes rewards from a discriminator, warmed up on pairs."""
+    return config.method == "rpo" and config.rpo.reward == "discriminator"
 
 
 def warmup_updates(config: Config, num_pairs: int) -> int:
@@ -198,7 +242,8 @@ def build_training(config: Config, players: Players, num_pairs: int) -> Training
     """Build optimisers and compiled steps, once the size of the warm-up is known."""
     optimizers = make_optimizers(config, warmup_updates(config, num_pairs))
     steps = make_steps(players.spec, players.discriminator, config, optimizers)
-    return Training(optimizers, steps)
+    offline = make_offline_step(players.spec, config, optimizers["policy"])
+    return Training(optimizers, steps, offline)
 
 
 def load_players(config: Config) -> Players:

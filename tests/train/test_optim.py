@@ -72,6 +72,52 @@ def test_frozen_parameters_stand_still_without_moments_or_gradients():
     assert np.asarray(gradients["head"]["bias"]).all()
 
 
+def test_adafactor_keeps_little_and_steps_by_the_sign_at_first():
+    """At its first step the second moment is the squared gradient itself (arXiv 1804.04235, with
+    beta2 = 1 - t^-0.8), so each entry moves by the learning rate; decay is scaled by it as well."""
+    settings = OptimConfig(
+        optimizer="adafactor", learning_rate=0.1, weight_decay=0.5, clip_norm=100.0
+    )
+    optimizer = optim.make_optimizer(settings, optim.learning_rate(settings, 10))
+    params = {"big": {"kernel": jnp.ones((256, 128))}, "norm": {"scale": jnp.ones(3)}}
+    network = Network.create(params, optimizer)
+    assert sum(leaf.size for leaf in jax.tree.leaves(network.opt_state)) < 256 + 128 + 16
+    gradients = {
+        "big": {"kernel": jnp.full((256, 128), -2.0)},
+        "norm": {"scale": jnp.array([1.0, -3.0, 2.0])},
+    }
+    moved = network.apply_gradients(gradients, optimizer).params
+    np.testing.assert_allclose(moved["big"]["kernel"], 1 + 0.1 * (1 - 0.5), rtol=1e-5)
+    np.testing.assert_allclose(moved["norm"]["scale"], [0.9, 1.1, 0.9], rtol=1e-5)
+
+
+def test_offline_methods_train_one_network_on_schedules_of_the_whole_run():
+    from gapo_jax.presets import tiny
+    from gapo_jax.train.setup import make_optimizers
+
+    params = {"layers": {"kernel": jnp.ones((4, 4))}}
+
+    def moments(optimizer):
+        return sum(leaf.size for leaf in jax.tree.leaves(optimizer.init(params)))
+
+    for method, trained in (("dpo", "policy"), ("discriminator", "discriminator")):
+        made = make_optimizers(tiny(method), 5)
+        assert [name for name in made if moments(made[name])] == [trained]
+    # SGPO: one rate for the improver's rounds, then a schedule of its own for the rest.
+    config = tiny("sgpo")
+    config.sgpo.improver_learning_rate, config.offline.optim.learning_rate = 0.25, 0.5
+    config.offline.optim.warmup_steps, config.offline.optim.schedule = 0, "linear"
+    optimizer = make_optimizers(config, 5)["policy"]
+    network, sizes = Network.create({"a": jnp.zeros(())}, optimizer), []
+    for _ in range(config.rounds * config.offline.steps_per_round):
+        after = network.apply_gradients({"a": jnp.float32(-1.0)}, optimizer)
+        sizes.append(float(after.params["a"] - network.params["a"]))
+        network = after
+    # The gradient is constant, so Adam's step is the rate itself.
+    np.testing.assert_allclose(sizes[:4], 0.25, rtol=1e-4)
+    np.testing.assert_allclose(sizes[4:], np.linspace(0.5, 0.05, 9)[:8], rtol=1e-4)
+
+
 def test_first_trained_layer():
     from gapo_jax.config import ModelConfig
 

@@ -1,0 +1,16 @@
+"""The discriminator alone, on preferential prompts: the reward model of GAPO and PPO.
+
+    python scripts/train.py --config configs/discriminator_smollm2.py
+
+On SmolLM2-135M-Instruct, with the models, data and evaluation of
+configs/gapo_quickstart.py.
+The settings are not tuned; time, memory and result have not been measured yet.
+"""
+
+from gapo_jax.config import Config
+from gapo_jax.presets import smollm2
+
+
+def get_config(preset: str = "") -> Config:
+    """Return the configuration; there are no presets."""
+    return smollm2("discriminator")

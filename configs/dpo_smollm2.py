@@ -1,0 +1,24 @@
+"""DPO on preferential prompts; presets are its variants: cdpo, ipo, hinge, robust, exo.
+
+    python scripts/train.py --config configs/dpo_smollm2.py[:PRESET]
+
+On SmolLM2-135M-Instruct, with the models, data and evaluation of
+configs/gapo_quickstart.py.
+The settings are not tuned; time, memory and result have not been measured yet.
+"""
+
+from gapo_jax.config import Config
+from gapo_jax.presets import smollm2
+
+PRESETS = ("cdpo", "ipo", "hinge", "robust", "exo")
+
+
+def get_config(preset: str = "") -> Config:
+    """Return the configuration; `preset` is one of PRESETS or empty."""
+    config = smollm2("dpo", preset and f"dpo_smollm2_{preset}")
+    if preset:
+        config.dpo.variant = preset
+        # ipo by the mean over tokens, as its authors and TRL do.
+        config.dpo.reduce = "mean" if preset == "ipo" else "sum"
+        config.dpo.label_smoothing = {"cdpo": 0.1, "robust": 0.1, "exo": 0.001}.get(preset, 0.0)
+    return config

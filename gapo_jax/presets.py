@@ -1,0 +1,59 @@
+"""The two settings that the files under configs/ share: a tiny one for tests, one for SmolLM2.
+
+Every method starts from the same models, data and evaluation, so that runs of one size compare.
+"""
+
+from gapo_jax.config import Config
+
+
+def tiny(method: str, name: str = "") -> Config:
+    """Return a method on a 4-layer model of random weights: all code paths, text not worth reading.
+
+    The batch of every method has 8 examples; three rounds of four updates.
+    """
+    config = Config(method=method, name=name or f"{method}_tiny", rounds=3)
+    config.model.generator = config.model.discriminator = "random:tiny"
+    config.model.trainable_layers = 2
+    config.data.types = ("no_comma", "letter_frequency")
+    config.data.max_prompt_tokens = 384
+    config.data.bootstrap_responses = 96
+    config.data.pairs, config.data.pairs_heldout, config.data.prompts = 64, 16, 64
+    config.sampling.max_new_tokens, config.sampling.batch_size = 24, 32
+    config.discriminator.batch_size, config.discriminator.max_tokens = 16, 384
+    config.offline.steps_per_round, config.offline.batch_size = 4, 8
+    config.offline.optim.learning_rate = 1e-3
+    config.sgpo.refine_template = "{prompt}\n{response}\n{reference}\n"
+    config.sgpo.improve_template = "{prompt}\n{response}\n"
+    # Random text is far from any other.
+    config.sgpo.max_edit, config.sgpo.max_length_ratio = 1.0, 10.0
+    config.sgpo.max_prompt_tokens, config.sgpo.prompts = 512, 32
+    config.eval.prompts_per_set, config.eval.samples_per_prompt = 16, 1
+    config.eval.resamples = 200
+    config.checkpoint.keep = 10
+    return config
+
+
+def smollm2(method: str, name: str = "") -> Config:
+    """Return a method on SmolLM2-135M-Instruct with the data of configs/gapo_quickstart.py."""
+    config = Config(method=method, name=name or f"{method}_smollm2", rounds=10)
+    config.model.trainable_layers = 10
+    config.data.types = (
+        "no_comma",
+        "number_words",
+        "title",
+        "number_bullet_lists",
+        "postscript",
+        "end_checker",
+    )
+    config.data.system_prompt = "You are a helpful assistant."
+    config.data.max_prompt_tokens = 64
+    config.data.bootstrap_responses = 288
+    config.data.pairs, config.data.pairs_heldout = 800, 64
+    config.sampling.temperature = 0.8
+    config.discriminator.batch_size, config.discriminator.max_tokens = 16, 144
+    config.discriminator.optim.learning_rate = 3e-4
+    config.discriminator.warmup_epochs = 1
+    config.offline.steps_per_round, config.offline.batch_size = 10, 16
+    config.offline.max_response_tokens = 96
+    config.eval.prompts_per_set, config.eval.samples_per_prompt = 48, 2
+    return config

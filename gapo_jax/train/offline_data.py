@@ -1,0 +1,195 @@
+"""What the offline methods read: examples of one or more sides, encoded to one static shape."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from gapo_jax.config import Config, system_text
+from gapo_jax.data.batching import batch_at
+from gapo_jax.data.preferences import (
+    Example,
+    Side,
+    accepted_rows,
+    ends,
+    preferential_prompts,
+    preferential_responses,
+)
+from gapo_jax.data.sources import read_jsonl
+from gapo_jax.data.tokenizer import chat_prompt, encode_prompts, encode_responses, response_ids
+from gapo_jax.losses import mismatched_rows
+from gapo_jax.rollout.generate import prompt_lengths
+from gapo_jax.train.offline_steps import OfflineBatch
+from gapo_jax.train.setup import Players
+from gapo_jax.types import PreferentialPair, Rollout
+
+log = logging.getLogger("gapo_jax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """Turns sides into rows of width P + R; `cut_off` are the texts that sampling cut."""
+
+    players: Players
+    prompt_width: int
+    response_width: int
+    cut_off: tuple[str, ...] = ()
+
+    def rows(self, sides: Sequence[Side], system: str | None = None) -> Rollout:
+        """Return the rows as numpy arrays; `logprobs_BR` is not known and 0."""
+        tokenizer = self.players.tokenizer
+        texts = [chat_prompt(tokenizer, side.prompt, system) for side in sides]
+        width = self.prompt_width
+        tokens_BP, mask_BP = encode_prompts(tokenizer, texts, width, buckets=(width,))
+        responses = [side.response for side in sides]
+        tokens_BR, mask_BR = encode_responses(
+            tokenizer,
+            responses,
+            ends(responses, self.cut_off),
+            self.response_width,
+            end_id(self.players),
+        )
+        return Rollout(
+            tokens_BT=np.concatenate([tokens_BP, tokens_BR], axis=1),
+            mask_BT=np.concatenate([mask_BP, mask_BR], axis=1),
+            response_mask_BR=mask_BR,
+            logprobs_BR=np.zeros(mask_BR.shape, np.float32),
+        )
+
+
+def end_id(players: Players) -> int:
+    """Return the token that ends a response: the tokenizer's, if the model ends with it."""
+    ids = players.decoder.config.eos_ids
+    own = players.tokenizer.eos_token_id
+    return own if own in ids or not ids else ids[0]
+
+
+def cut_off_texts(workdir: Path) -> tuple[str, ...]:
+    """Return the bootstrap responses that reached the length limit without an end."""
+    path = workdir / "bootstrap.jsonl"
+    records = read_jsonl(path) if path.exists() else []
+    return tuple(record["response"] for record in records if not record["ended"])
+
+
+def make_examples(config: Config, pairs: Sequence[PreferentialPair]) -> list[Example]:
+    """Return the examples of an offline method, a function of pairs and seed.
+
+    Raises:
+        ValueError: the pairs give none; names the key to change.
+    """
+    if config.method == "sft":
+        return accepted_rows(pairs)
+    make = {"prompts": preferential_prompts, "responses": preferential_responses}
+    preference = config.data.preference
+    if config.method == "inverse_q":
+        preference = "prompts"
+    size = config.rpo.responses if config.method == "rpo" else 2
+    rng = np.random.default_rng([config.seed, 18])
+    examples = make[preference](pairs, size, rng)
+    if not examples:
+        raise ValueError(
+            f"none of the {len(pairs)} pairs gives an example with {size} {preference}; lower "
+            "config.rpo.responses or raise config.data.responses_per_task and config.data.pairs"
+        )
+    return examples
+
+
+def round_up(length: int, limit: int) -> int:
+    """Return a length rounded up to a multiple of 8, at most the limit."""
+    return min(limit, -(-length // 8) * 8)
+
+
+def fit(
+    config: Config,
+    players: Players,
+    examples: Sequence[Example],
+    cut_off: Sequence[str],
+    *,
+    prompt_limit: int = 0,
+) -> tuple[list[Example], Encoder]:
+    """Return the examples all of whose sides fit, and the encoder of their widths.
+
+    Prompts may have `data.max_prompt_tokens`, or `prompt_limit` tokens if that is given.
+
+    Raises:
+        ValueError: more than half are too long, or fewer are left than a batch holds; gives the
+            lengths and the keys to change.
+    """
+    limits = (
+        prompt_limit or config.data.max_prompt_tokens,
+        config.offline.max_response_tokens,
+    )
+    prompts = list(dict.fromkeys(side.prompt for sides in examples for side in sides))
+    responses = list(dict.fromkeys(side.response for sides in examples for side in sides))
+    lengths = prompt_lengths(players.tokenizer, prompts, system_text(config))
+    prompt_tokens = dict(zip(prompts, lengths, strict=True))
+    response_tokens = {
+        text: len(ids) + whole
+        for text, ids, whole in zip(
+            responses,
+            response_ids(players.tokenizer, responses),
+            ends(responses, cut_off),
+            strict=True,
+        )
+    }
+    sizes = [
+        (
+            max(prompt_tokens[side.prompt] for side in sides),
+            max(response_tokens[side.response] for side in sides),
+        )
+        for sides in examples
+    ]
+    kept = [i for i, size in enumerate(sizes) if size[0] <= limits[0] and size[1] <= limits[1]]
+    if 2 * len(kept) < len(examples) or len(kept) < config.offline.batch_size:
+        median = np.median(np.array(sizes), axis=0)
+        raise ValueError(
+            f"only {len(kept)} of {len(examples)} examples fit (median {median[0]:.0f} prompt and "
+            f"{median[1]:.0f} response tokens) and a batch holds {config.offline.batch_size}; "
+            f"raise the limit on prompts (config.data.max_prompt_tokens, here {limits[0]}), "
+            f"config.offline.max_response_tokens={limits[1]} or config.data.pairs"
+        )
+    if len(kept) < len(examples):
+        log.info("left out %d of %d examples: too long", len(examples) - len(kept), len(examples))
+    widths = [round_up(max(sizes[i][axis] for i in kept), limits[axis]) for axis in (0, 1)]
+    return [examples[i] for i in kept], Encoder(players, *widths, tuple(cut_off))
+
+
+def offline_batch(
+    config: Config,
+    encoder: Encoder,
+    examples: Sequence[Example],
+    rewards: Mapping[tuple[str, str], float],
+    step: int,
+) -> OfflineBatch:
+    """Return the batch of update `step`: a function of (seed, step) and the examples alone.
+
+    `rewards`, by (prompt, response), take the place of the sides' own.
+    """
+    chosen = [
+        examples[i] for i in batch_at(config.seed, step, len(examples), config.offline.batch_size)
+    ]
+    sides = [side for example in chosen for side in example]
+    system = system_text(config)
+    other = None
+    if config.method == "kto":
+        # All accepted rows, then all rejected ones: the rotation by one then goes from one pair to
+        # the next, never to the other side of the same pair, whose response may be the same.
+        sides = [example[k] for k in (0, 1) for example in chosen]
+        rotated = [sides[i].response for i in mismatched_rows(len(sides))]
+        other = encoder.rows(
+            [Side(s.prompt, text, 0.0) for s, text in zip(sides, rotated, strict=True)], system
+        )
+    if config.method == "inverse_q":
+        sides = [example[0] for example in chosen]
+        other = encoder.rows([example[1] for example in chosen], system)
+    return OfflineBatch(
+        rows=encoder.rows(sides, system),
+        other=other,
+        rewards_N=np.array(
+            [rewards.get((side.prompt, side.response), side.reward) for side in sides], np.float32
+        ),
+    )

@@ -1,0 +1,169 @@
+"""Every offline method's tiny config: two rounds, a kill, the rest; who moved and who did not."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from gapo_jax.config import OFFLINE_METHODS, finalize
+from gapo_jax.data.batching import batch_at
+from gapo_jax.presets import tiny
+from gapo_jax.train import offline, run, sgpo
+from gapo_jax.train.discriminator import mean_metrics
+from gapo_jax.train.interrupt import RunStopped, StopRequest
+from gapo_jax.train.setup import build_training, load_players
+
+ROOT = Path(__file__).parents[2]
+DATA = ("bootstrap.jsonl", "pairs.jsonl", "pairs_heldout.jsonl")
+PROCESS = ("time", "throughput/", "compile/")
+# (config file, preset): each method once, and what takes another path through the loop.
+CASES = [(f"{method}_tiny", "") for method in OFFLINE_METHODS]
+CASES += [("rpo_tiny", "discriminator"), ("inverse_q_tiny", "prompts")]
+
+
+class Killed(Exception):
+    """Stands for a kill between the end of a round and its checkpoint."""
+
+
+def _load(name, preset):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(preset)
+    config.rounds, config.offline.steps_per_round = 2, 2
+    config.offline.optim.warmup_steps = 0
+    return finalize(config)
+
+
+@pytest.fixture(scope="module")
+def players():
+    return load_players(finalize(tiny("dpo")))
+
+
+@pytest.fixture(scope="module")
+def data(players, tmp_path_factory):
+    """(workdir, prompts) that all cases start from: bootstrap and pairs depend on no method."""
+    workdir = tmp_path_factory.mktemp("data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "load_players", lambda config: players)
+        opened, _ = run.open_run(finalize(tiny("dpo")), workdir, StopRequest())
+    _close(opened)
+    return workdir, opened.prompts
+
+
+def _close(opened):
+    opened.writer.close()
+    opened.checkpointer.close()
+
+
+@pytest.fixture
+def opener(players, data, monkeypatch):
+    """Opens a run with the networks and compiled steps of the one before it."""
+    made, prompts = data
+    built = {}
+
+    def training(config, players, num_pairs):
+        if built.get("config") != config:
+            built.update(config=config, steps=build_training(config, players, num_pairs))
+        return built["steps"]
+
+    monkeypatch.setattr(run, "load_players", lambda config: players)
+    monkeypatch.setattr(run, "make_all_prompts", lambda config, players: prompts)
+    monkeypatch.setattr(run, "build_training", training)
+
+    def start(config, workdir):
+        workdir.mkdir(exist_ok=True)
+        for name in DATA:
+            (workdir / name).write_text((made / name).read_text())
+        return run.open_run(config, workdir, StopRequest())
+
+    return start
+
+
+def _lines(workdir, number):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {k: v for k, v in line.items() if not k.startswith(PROCESS)}
+        for line in lines
+        if line["round"] == number and line["phase"] != "save"
+    ]
+
+
+def _arrays(state):
+    state = state.replace(key=jax.random.key_data(state.key))
+    return {jax.tree_util.keystr(p): np.array(x) for p, x in jax.tree.leaves_with_path(state)}
+
+
+@pytest.mark.parametrize(("name", "preset"), CASES, ids=lambda value: str(value))
+def test_two_rounds_a_kill_and_the_rest(opener, players, tmp_path, name, preset):
+    config = _load(name, preset)
+    opened, state = opener(config, tmp_path)
+    start, base = _arrays(state), jax.tree.map(np.array, players.base)
+    straight, save = [], opened.save
+
+    def kill(state, finished):
+        if finished == 2:
+            straight.append(_arrays(state))
+            raise Killed
+        save(state, finished)
+
+    opened.save = kill
+    with pytest.raises(Killed):
+        offline.train(opened, state)
+    _close(opened)
+    before = _lines(tmp_path, 2)
+    opened, state = opener(config, tmp_path)
+    assert int(state.round) == 1
+    resumed = _arrays(offline.train(opened, state))
+    _close(opened)
+    # Bit for bit what the killed run had, in every array and every metric.
+    assert resumed.keys() == straight[0].keys()
+    for path, value in resumed.items():
+        np.testing.assert_array_equal(value, straight[0][path], err_msg=path)
+    assert before and _lines(tmp_path, 2) == before
+    moved = {path.split(".")[1] for path in start if (start[path] != resumed[path]).any()}
+    network = "discriminator" if config.method == "discriminator" else "policy"
+    judged = {"discriminator"} if preset == "discriminator" else set()
+    assert moved == {network, "round"} | judged
+    assert all(line["phase"] in ("rollout", network) for line in before)
+    jax.tree.map(np.testing.assert_array_equal, base, jax.tree.map(np.array, players.base))
+
+
+def test_another_seed_gives_other_batches_and_every_row_is_used():
+    rows = [batch_at(0, step, 20, 8) for step in range(5)]
+    assert np.bincount(np.concatenate(rows)).tolist() == [2] * 20
+    assert rows[0].tolist() != batch_at(1, 0, 20, 8).tolist()
+
+
+def test_a_loss_that_is_not_finite_is_seen_and_stops_the_run(opener, tmp_path):
+    found = mean_metrics([{"policy/loss": np.nan, "disc/acc_generated": np.nan}])
+    assert list(found) == ["policy/loss"]
+    opened, _ = opener(_load("dpo_tiny", ""), tmp_path)
+    with pytest.raises(RunStopped, match=r"policy/loss is nan in round 3.*config.offline.optim"):
+        offline.check(opened, found, 3)
+    with pytest.raises(RunStopped, match=r"0.700 a token.*kl_limit=0.5"):
+        offline.check(opened, {"kl/ref": 0.7}, 3)
+    _close(opened)
+
+
+def _slow_distance(a, b):
+    table = {(i, 0): i for i in range(len(a) + 1)} | {(0, j): j for j in range(len(b) + 1)}
+    for i, j in np.ndindex(len(a), len(b)):
+        change = table[i, j] + (a[i] != b[j])
+        table[i + 1, j + 1] = min(change, table[i, j + 1] + 1, table[i + 1, j] + 1)
+    return table[len(a), len(b)]
+
+
+def test_edit_distance():
+    assert sgpo.edit_distance("kitten", "sitting") == pytest.approx(3 / 7)
+    assert sgpo.edit_distance("", "né") == 1 and sgpo.edit_distance("", "") == 0
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        a, b = ("".join(rng.choice(list("ab c"), rng.integers(0, 12))) for _ in range(2))
+        assert sgpo.edit_distance(a, b) * max(len(a), len(b), 1) == pytest.approx(
+            _slow_distance(a, b)
+        )
