@@ -22,6 +22,7 @@ from gapo_jax.data import weights
 from gapo_jax.data.tiny_tokenizer import character_tokenizer, wordpiece_tokenizer
 from gapo_jax.data.tokenizer import check_vocabulary, load_tokenizer
 from gapo_jax.models import Decoder, DecoderConfig, Discriminator, EncoderConfig
+from gapo_jax.online_sections import has_critic, scores_with_average
 from gapo_jax.rollout.generate import SampleFn
 from gapo_jax.rollout.sampler import make_sampler
 from gapo_jax.train.forward import GeneratorSpec, init_critic
@@ -33,7 +34,13 @@ from gapo_jax.train.optim import (
     make_optimizer,
     warmup_then_rounds,
 )
-from gapo_jax.train.state import Network, RunState, first_trained_layer, split_trainable
+from gapo_jax.train.state import (
+    Network,
+    RunState,
+    copy_tree,
+    first_trained_layer,
+    split_trainable,
+)
 from gapo_jax.train.steps import Steps, make_steps
 
 TINY = "random:tiny"
@@ -147,11 +154,14 @@ def make_optimizers(config: Config, warmup_updates: int) -> dict[str, optax.Grad
     minibatches = trained_rows(config) // ppo.minibatch_size
     policy_updates = config.rounds * ppo.epochs * minibatches
     critic_updates = config.rounds * ppo.critic_epochs * minibatches
-    return {
+    optimizers = {
         "policy": make_optimizer(ppo.optim, learning_rate(ppo.optim, policy_updates)),
-        "critic": make_optimizer(ppo.critic_optim, learning_rate(ppo.critic_optim, critic_updates)),
         "discriminator": discriminator_optimizer(config, warmup_updates),
     }
+    if has_critic(config):
+        rates = learning_rate(ppo.critic_optim, critic_updates)
+        optimizers["critic"] = make_optimizer(ppo.critic_optim, rates)
+    return optimizers
 
 
 def discriminator_optimizer(config: Config, updates: int) -> optax.GradientTransformation:
@@ -229,7 +239,7 @@ def load_players(config: Config) -> Players:
         first=first_trained_layer(decoder.config.num_layers, config.model),
         temperature=config.sampling.temperature,
         chunk=config.ppo.logprob_chunk,
-        critic=config.model.critic,
+        critic=config.model.critic if has_critic(config) else "none",
         critic_hidden=config.model.critic_hidden,
     )
     sample = make_sampler(
@@ -256,14 +266,18 @@ def initial_state(config: Config, players: Players, training: Training) -> RunSt
     """Return the state of a run before its first update; a function of seed and sources alone."""
     root = jax.random.key(config.seed)
     policy = split_trainable(players.base, players.spec.first, config.model.train_embeddings)
-    critic = init_critic(players.spec, players.base, jax.random.fold_in(root, 3))
-    disc = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), players.disc_start)
+    critic = None
+    if has_critic(config):
+        fresh = init_critic(players.spec, players.base, jax.random.fold_in(root, 3))
+        critic = Network.create(fresh, training.optimizers["critic"])
+    disc = copy_tree(players.disc_start)
     return RunState(
         policy=Network.create(policy, training.optimizers["policy"]),
-        critic=Network.create(critic, training.optimizers["critic"]),
+        critic=critic,
         discriminator=Network.create(disc, training.optimizers["discriminator"]),
         key=root,
         round=jnp.zeros((), jnp.int32),
         kl_coef=jnp.float32(config.ppo.kl_coef),
         reward_stats=jnp.zeros(3, jnp.float32),
+        judge=copy_tree(disc) if scores_with_average(config) else None,
     )
