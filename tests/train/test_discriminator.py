@@ -15,7 +15,7 @@ from gapo_jax.train import discriminator as phases
 from gapo_jax.train import optim
 from gapo_jax.train.adversary import LabelledText
 from gapo_jax.train.state import Network
-from gapo_jax.train.steps import disc_score, disc_update_step
+from gapo_jax.train.steps import TextBatch, disc_penalty, disc_score, disc_update_step
 from gapo_jax.types import ACCEPTED, GENERATED, REJECTED, Constraint, PreferentialPair
 
 TOKENIZER = wordpiece_tokenizer()
@@ -96,6 +96,59 @@ def test_training_separates_what_can_be_separated(network, steps):
     found = phases.text_metrics(logits, texts)
     assert found["disc/acc_accepted"] == found["disc/acc_rejected"] == 1.0
     assert phases.pair_order_accuracy(logits, texts) == 1.0
+
+
+def test_bradley_terry_learns_which_of_two_texts_is_better(network, optimizer, steps):
+    update = functools.partial(
+        disc_update_step, discriminator=MODULE, dropout=False, frozen=None, loss="bradley_terry",
+        optimizer=optimizer,
+    )  # fmt: skip
+    paired = types.SimpleNamespace(disc_update=jax.jit(update), disc_score=steps.disc_score)
+    texts = [LabelledText("p", "aaa", ACCEPTED, 1.0), LabelledText("p", "bbb", REJECTED, 0.0)] * 2
+    config = _config(loss="bradley_terry", gate_high=0.99)
+    for _ in range(40):
+        network, metrics = phases.round_update(
+            network, paired, TOKENIZER, texts, config, jax.random.key(1)
+        )
+    # The gate reads the order of the pairs: once it is right, nothing is updated any more.
+    assert metrics["disc/accuracy"] == 1.0 and metrics["disc/updates"] == 0
+    logits = phases.score_texts(steps, network.params, TOKENIZER, texts, config)
+    assert phases.pair_order_accuracy(logits, texts) == 1.0
+
+
+@pytest.mark.parametrize("frozen_layers", [0, 1])
+def test_the_gradient_penalty_equals_finite_differences(frozen_layers):
+    module = Discriminator(
+        EncoderConfig(vocab_size=30, num_layers=2, d_model=8, num_heads=2, d_ff=8)
+    )
+    rng = np.random.default_rng(2)
+    tokens = jnp.asarray(rng.integers(1, 30, (3, 5)), jnp.int32)
+    mask = jnp.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
+    params = jax.jit(module.init)(jax.random.key(0), tokens, mask)["params"]
+    params = jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, params)
+    kinds = jnp.array([ACCEPTED, ACCEPTED, REJECTED])
+    batch = TextBatch(tokens, mask, jnp.zeros_like(tokens), kinds * 1.0, jnp.ones(3), kinds)
+
+    def penalty(params):
+        return disc_penalty(module, params, batch, frozen_layers)
+
+    def apply(*arguments, method):
+        return module.apply({"params": params}, *arguments, method=method)
+
+    embedded = apply(tokens, batch.type_ids_BT, method="embed")
+    logits = apply(embedded, mask, method="judge_embedded")
+    np.testing.assert_allclose(logits, module.apply({"params": params}, tokens, mask), atol=1e-6)
+    steps = jnp.eye(5 * 8).reshape(-1, 1, 5, 8) * 1e-2
+    move = jax.jit(jax.vmap(lambda step: apply(embedded + step, mask, method="judge_embedded")))
+    slopes = np.asarray((move(steps) - move(-steps)) / 2e-2, np.float64)
+    real = np.repeat(np.asarray(mask), 8, axis=1).T
+    want = 0.5 * (slopes**2 * real).sum(0)[:2].mean()
+    value, gradient = jax.jit(jax.value_and_grad(penalty))(params)
+    assert want > 1e-3 and float(value) == pytest.approx(want, rel=1e-2)
+    moved = [np.abs(x).max(axis=tuple(range(1, x.ndim))) for x in
+             jax.tree.leaves(gradient["encoder"]["layers"])]  # fmt: skip
+    assert all(not x[:frozen_layers].any() for x in moved)
+    assert max(x[frozen_layers:].max() for x in moved) > 0
 
 
 def test_priming_changes_nothing_and_leaves_nothing_to_compile(network, steps):
