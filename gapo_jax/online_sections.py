@@ -90,7 +90,7 @@ class RewardConfig(Section):
     `standardise` takes mean and deviation from all rounds so far (`running`), this round
     (`batch`) or the samples of the same prompt (`group`); `none` leaves the score as it is.
     `missing_eos_penalty` comes off the reward of a response that did not end within
-    `sampling.max_new_tokens`, in units of the rewards' deviation.
+    `sampling.max_new_tokens`, in units of the rewards' deviation (of the score's own, with `none`).
     """
 
     source: str = "discriminator"
