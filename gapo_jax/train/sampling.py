@@ -67,7 +67,7 @@ def sample_round(run: Run, state: RunState, round_index: int) -> Sampled:
     config, group = run.config, run.config.ppo.samples_per_prompt
     dynamic = estimator(config) == "grpo" and config.grpo.dynamic_sampling
     rows, verdicts, parts, wanted = [], [], [], config.ppo.prompts_per_round
-    useful_A = np.zeros(0, bool)
+    rules_B, useful_A = np.zeros(0, np.float32), np.zeros(0, bool)
     for attempt in range(1 + (config.grpo.max_resamples if dynamic else 0)):
         more, generated = rollout_phase(run, state, round_index, attempt)
         rows, parts = rows + more, [*parts, generated]

@@ -181,7 +181,7 @@ def offline_optimizers(
     still, total = optax.set_to_zero(), config.rounds * updates_per_round(config)
     if config.method == "discriminator":
         disc = discriminator_optimizer(config, total)
-        return {"policy": still, "critic": still, "discriminator": disc}
+        return {"policy": still, "discriminator": disc}
     optim = config.offline.optim
     rates = learning_rate(optim, total)
     if config.method == "sgpo":
@@ -196,7 +196,6 @@ def offline_optimizers(
     judged = needs_discriminator(config)
     return {
         "policy": make_optimizer(optim, rates),
-        "critic": still,
         "discriminator": discriminator_optimizer(config, warmup_updates) if judged else still,
     }
 

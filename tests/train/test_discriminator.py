@@ -104,9 +104,12 @@ def test_bradley_terry_learns_which_of_two_texts_is_better(network, optimizer, s
         optimizer=optimizer,
     )  # fmt: skip
     paired = types.SimpleNamespace(disc_update=jax.jit(update), disc_score=steps.disc_score)
-    texts = [LabelledText("p", "aaa", ACCEPTED, 1.0), LabelledText("p", "bbb", REJECTED, 0.0)] * 2
     config = _config(loss="bradley_terry", gate_high=0.99)
-    for _ in range(40):
+    words = [LabelledText("p", word, ACCEPTED, 1.0) for word in ("aaa", "bbb")]
+    scores = phases.score_texts(steps, network.params, TOKENIZER, words, config)
+    better, worse = (words[i].response for i in np.argsort(scores))  # wrong to begin with
+    texts = [LabelledText("p", better, ACCEPTED, 1.0), LabelledText("p", worse, REJECTED, 0.0)] * 2
+    for _ in range(60):
         network, metrics = phases.round_update(
             network, paired, TOKENIZER, texts, config, jax.random.key(1)
         )
@@ -132,14 +135,15 @@ def test_the_gradient_penalty_equals_finite_differences(frozen_layers):
     def penalty(params):
         return disc_penalty(module, params, batch, frozen_layers)
 
-    def apply(*arguments, method):
-        return module.apply({"params": params}, *arguments, method=method)
+    def judge(embedded):
+        return module.apply({"params": params}, embedded, mask, method="judge_embedded")
 
-    embedded = apply(tokens, batch.type_ids_BT, method="embed")
-    logits = apply(embedded, mask, method="judge_embedded")
-    np.testing.assert_allclose(logits, module.apply({"params": params}, tokens, mask), atol=1e-6)
+    embed = functools.partial(module.apply, {"params": params}, method="embed")
+    embedded = jax.jit(embed)(tokens, batch.type_ids_BT)
+    whole = jax.jit(module.apply)({"params": params}, tokens, mask)
+    np.testing.assert_allclose(jax.jit(judge)(embedded), whole, atol=1e-6)
     steps = jnp.eye(5 * 8).reshape(-1, 1, 5, 8) * 1e-2
-    move = jax.jit(jax.vmap(lambda step: apply(embedded + step, mask, method="judge_embedded")))
+    move = jax.jit(jax.vmap(lambda step: judge(embedded + step)))
     slopes = np.asarray((move(steps) - move(-steps)) / 2e-2, np.float64)
     real = np.repeat(np.asarray(mask), 8, axis=1).T
     want = 0.5 * (slopes**2 * real).sum(0)[:2].mean()

@@ -36,8 +36,7 @@ def _load(name):
 
 
 def _small(config):
-    config.data.bootstrap_responses, config.data.prompts = 32, 16
-    config.data.pairs, config.data.pairs_heldout, config.eval.prompts_per_set = 24, 4, 4
+    config.data.prompts = config.eval.prompts_per_set = 16
     config.discriminator.updates_per_round = min(1, config.discriminator.updates_per_round)
     return finalize(config)
 
@@ -113,8 +112,7 @@ def test_a_round_moves_the_policy_and_no_other_network(world, name, tmp_path):
     asked = config.reward.source != "verifier"
     assert all((sample["score"] is not None) == asked for sample in samples)
     if name == "grpo_tiny":
-        run.save(state, 1)
-        run.checkpointer.wait()
+        run.checkpointer.save(1, state, {"store": []}, wait=True)
         restored, _ = run.checkpointer.restore(_start(run))
         _same(jax.tree.map(_bits, state), jax.tree.map(_bits, restored))
     run.checkpointer.close()
