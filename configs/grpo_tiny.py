@@ -5,7 +5,7 @@
         --config.grpo.dynamic_sampling=True --config.ppo.clip_high=0.28
 
 The reward is the share of the constraints that hold, so no discriminator is warmed up or asked.
-All code paths, text not worth reading. MEASURED
+All code paths, text not worth reading. Time and memory are still to be measured.
 """
 
 from gapo_jax.config import Config

@@ -3,7 +3,7 @@
     python scripts/train.py --config configs/reinforce_pp_tiny.py
 
 The reward is half the discriminator's probability, half the share of the constraints that hold.
-All code paths, text not worth reading. MEASURED
+All code paths, text not worth reading. Time and memory are still to be measured.
 """
 
 from gapo_jax.config import Config

@@ -2,7 +2,7 @@
 
     python scripts/train.py --config configs/rloo_tiny.py
 
-All code paths, text not worth reading. MEASURED
+All code paths, text not worth reading. Time and memory are still to be measured.
 """
 
 from gapo_jax.config import Config

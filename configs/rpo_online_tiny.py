@@ -3,7 +3,7 @@
     python scripts/train.py --config configs/rpo_online_tiny.py
 
 A 4-layer model of random weights; backward KL between softmax(beta log(pi / ref)) and
-softmax(eta r). All code paths, text not worth reading. MEASURED
+softmax(eta r). All code paths, text not worth reading. Time and memory are still to be measured.
 """
 
 from gapo_jax.config import Config
