@@ -275,10 +275,11 @@ def check_online(config: Any) -> None:
     Raises:
         ValueError: names the key, what it holds and what would work.
     """
+    if config.method in ONLINE_METHODS:
+        _check_groups(config)
     _check_rows(config)
     if config.method not in ONLINE_METHODS:
         return
-    _check_groups(config)
     _check_reward(config)
     _check_judge(config.discriminator)
     if estimator(config) == "grpo":
