@@ -108,7 +108,7 @@ def test_a_round_moves_the_policy_and_no_other_network(world, name, tmp_path):
     names = set().union(*lines)
     assert {"policy/loss", "policy/entropy", "kl/ref", "reward/mean", "reward/rule_mean"} <= names
     assert not [found for found in names if found.startswith(("value/", "disc/"))]
-    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").open()]
+    samples = map(json.loads, (tmp_path / "samples.jsonl").read_text().splitlines())
     asked = config.reward.source != "verifier"
     assert all((sample["score"] is not None) == asked for sample in samples)
     if name == "grpo_tiny":
