@@ -231,9 +231,8 @@ ONLINE_RANGES: dict[str, tuple[float, float]] = {
 
 def estimator(config: Any) -> str:
     """Return how an online method turns rewards into an update: one of `ESTIMATORS`."""
-    if config.method == "gapo":
-        return config.ppo.advantage
-    return _ESTIMATOR_OF.get(config.method, config.method)
+    method: str = config.method
+    return config.ppo.advantage if method == "gapo" else _ESTIMATOR_OF.get(method, method)
 
 
 def has_critic(config: Any) -> bool:

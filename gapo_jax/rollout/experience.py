@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gapo_jax.losses import (
     gae,
@@ -42,8 +43,8 @@ def merge_stats(stats_3: jax.Array, values_B: jax.Array) -> jax.Array:
 
 
 def response_scores(
-    logits_B: jax.Array | None,
-    rules_B: jax.Array,
+    logits_B: jax.Array | np.ndarray | None,
+    rules_B: jax.Array | np.ndarray,
     *,
     source: str,
     squash: str,
