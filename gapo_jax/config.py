@@ -11,10 +11,18 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from gapo_jax import sections
-from gapo_jax.sections import OFFLINE_METHODS, LoraConfig, OptimConfig, Section, nearest
+from gapo_jax import online_sections, sections
+from gapo_jax.online_sections import (
+    ONLINE_METHODS,
+    DiscriminatorConfig,
+    GRPOConfig,
+    PPOConfig,
+    RewardConfig,
+)
+from gapo_jax.sections import OFFLINE_METHODS, LoraConfig, Section, nearest
+from gapo_jax.sections import OptimConfig as OptimConfig
 
-METHODS = ("gapo", "ppo", *OFFLINE_METHODS)
+METHODS = (*ONLINE_METHODS, *OFFLINE_METHODS)
 
 
 def _tuple(*items: str) -> Any:
@@ -94,95 +102,6 @@ class SamplingConfig(Section):
 
 
 @dataclasses.dataclass
-class DiscriminatorConfig(Section):
-    """The discriminator's warm-up and its update in every round (Algorithm 1 of GAPO).
-
-    `label_policy` is the target of generated text: `paper` (0), `soft` (`soft_label`), `verified`
-    (1 if every constraint holds, else 0) or `drop_verified` (those are left out). A response
-    that repeats itself (share of repeated word 3-grams above `max_repetition`) never counts as
-    verified: a postscript written nine times over satisfies its constraint too.
-    `generated_fraction` is the share of generated text in a round's batch, `replay_fraction` the
-    share of that which comes from earlier rounds. An update is skipped when the accuracy on the
-    fresh batch is above `gate_high`, and doubled below `gate_low`. `score_with` names the
-    snapshot that gives the round's rewards: `pre` or `post` the round's update. `frozen_layers`
-    of the encoder (from the bottom, the embeddings with them) keep their pretrained weights.
-    """
-
-    optim: OptimConfig = dataclasses.field(
-        default_factory=lambda: OptimConfig(learning_rate=1.5e-4, b2=0.999, weight_decay=0.01)
-    )
-    max_tokens: int = 192
-    batch_size: int = 32
-    warmup_epochs: int = 2
-    updates_per_round: int = 5
-    round_learning_rate: float = 5e-5
-    label_policy: str = "verified"
-    soft_label: float = 0.2
-    max_repetition: float = 0.2
-    positive_label: float = 1.0
-    generated_fraction: float = 0.6
-    replay_fraction: float = 0.25
-    replay_capacity: int = 2000
-    gate_high: float = 1.0
-    gate_low: float = 0.0
-    balance_classes: bool = True
-    freeze_embeddings: bool = True
-    frozen_layers: int = 0
-    dropout: float = 0.0
-    score_with: str = "pre"
-
-
-@dataclasses.dataclass
-class RewardConfig(Section):
-    """Reward = the discriminator's logit, standardised and clipped.
-
-    `missing_eos_penalty` comes off the reward of a response that did not end within
-    `sampling.max_new_tokens`, in units of the rewards' deviation.
-
-    `standardise` takes mean and deviation from all rounds so far (`running`), this round
-    (`batch`) or the samples of the same prompt (`group`).
-    """
-
-    standardise: str = "running"
-    clip: float = 4.0
-    squash: str = "none"
-    missing_eos_penalty: float = 0.0
-
-
-@dataclasses.dataclass
-class PPOConfig(Section):
-    """The policy update (clip, GAE, KL in the reward) and the critic's.
-
-    With `train_samples` above 0, only so many of a prompt's samples are learned from: half of
-    them the best, half the worst by reward, which carry most of the signal (max-variance
-    down-sampling, arXiv 2504.13818). The others cost no scoring and no gradient.
-    """
-
-    optim: OptimConfig = dataclasses.field(default_factory=lambda: OptimConfig(learning_rate=3e-5))
-    critic_optim: OptimConfig = dataclasses.field(
-        default_factory=lambda: OptimConfig(learning_rate=1e-3, b2=0.999)
-    )
-    prompts_per_round: int = 12
-    samples_per_prompt: int = 8
-    train_samples: int = 0
-    epochs: int = 2
-    minibatch_size: int = 24
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    value_clip: float = 0.2
-    gamma: float = 1.0
-    lam: float = 0.95
-    kl_coef: float = 0.02
-    kl_target: float = 0.0
-    kl_horizon: float = 10000.0
-    kl_limit: float = 0.5
-    whiten_advantages: bool = True
-    aggregation: str = "token"
-    critic_epochs: int = 4
-    logprob_chunk: int = 512
-
-
-@dataclasses.dataclass
 class EvalConfig(Section):
     """Held-out evaluation by the verifiers, before, during and after training."""
 
@@ -227,6 +146,7 @@ class Config(Section):
     discriminator: DiscriminatorConfig = dataclasses.field(default_factory=DiscriminatorConfig)
     reward: RewardConfig = dataclasses.field(default_factory=RewardConfig)
     ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)
+    grpo: GRPOConfig = dataclasses.field(default_factory=GRPOConfig)
     offline: sections.OfflineConfig = dataclasses.field(default_factory=sections.OfflineConfig)
     dpo: sections.DPOConfig = dataclasses.field(default_factory=sections.DPOConfig)
     kto: sections.KTOConfig = dataclasses.field(default_factory=sections.KTOConfig)
@@ -240,69 +160,48 @@ class Config(Section):
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
 
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "method": METHODS,
-    "model.critic": ("reference", "policy", "decoder"),
-    "model.dtype": ("float32", "bfloat16"),
-    "model.remat": ("none", "dots", "full"),
-    "model.pooling": ("mean", "cls", "hf"),
-    "data.on_invisible": ("refuse", "drop"),
-    "discriminator.label_policy": ("paper", "soft", "verified", "drop_verified"),
-    "discriminator.score_with": ("pre", "post"),
-    "reward.standardise": ("running", "batch", "group"),
-    "reward.squash": ("none", "sigmoid"),
-    "ppo.aggregation": ("token", "sequence"),
-} | sections.OFFLINE_CHOICES
+_CHOICES: dict[str, tuple[str, ...]] = (
+    {
+        "method": METHODS,
+        "model.critic": ("reference", "policy", "decoder"),
+        "model.dtype": ("float32", "bfloat16"),
+        "model.remat": ("none", "dots", "full"),
+        "model.pooling": ("mean", "cls", "hf"),
+        "data.on_invisible": ("refuse", "drop"),
+    }
+    | sections.OFFLINE_CHOICES
+    | online_sections.ONLINE_CHOICES
+)
 
-_RANGES: dict[str, tuple[float, float]] = {
-    "rounds": (0, math.inf),
-    "model.critic_hidden": (0, math.inf),
-    "model.trainable_layers": (0, math.inf),
-    "lora.rank": (0, math.inf),
-    "lora.alpha": (1e-6, math.inf),
-    "data.max_constraints": (1, 8),
-    "data.max_prompt_tokens": (1, math.inf),
-    "data.bootstrap_responses": (1, math.inf),
-    "data.responses_per_task": (2, math.inf),
-    "data.edited_fraction": (0, 1),
-    "data.pairs": (1, math.inf),
-    "data.pairs_heldout": (0, math.inf),
-    "data.prompts": (1, math.inf),
-    "sampling.max_new_tokens": (1, math.inf),
-    "sampling.temperature": (1e-3, 100),
-    "sampling.top_k": (0, math.inf),
-    "sampling.top_p": (1e-6, 1),
-    "sampling.batch_size": (1, math.inf),
-    "discriminator.max_tokens": (8, 512),
-    "discriminator.batch_size": (1, math.inf),
-    "discriminator.frozen_layers": (0, math.inf),
-    "discriminator.generated_fraction": (0, 1),
-    "discriminator.replay_fraction": (0, 1),
-    "discriminator.soft_label": (0, 1),
-    "discriminator.max_repetition": (0, 1),
-    "discriminator.positive_label": (0.5, 1),
-    "discriminator.gate_high": (0, 1),
-    "discriminator.gate_low": (0, 1),
-    "reward.clip": (1e-6, math.inf),
-    "ppo.prompts_per_round": (1, math.inf),
-    "ppo.samples_per_prompt": (1, math.inf),
-    "ppo.train_samples": (0, math.inf),
-    "ppo.epochs": (1, math.inf),
-    "ppo.minibatch_size": (1, math.inf),
-    "ppo.clip_low": (0, 1),
-    "ppo.clip_high": (0, math.inf),
-    "ppo.value_clip": (0, math.inf),
-    "ppo.gamma": (0, 1),
-    "ppo.lam": (0, 1),
-    "ppo.kl_coef": (0, math.inf),
-    "ppo.kl_target": (0, math.inf),
-    "ppo.kl_limit": (0, math.inf),
-    "eval.prompts_per_set": (1, math.inf),
-    "eval.samples_per_prompt": (1, math.inf),
-    "eval.temperature": (0, 100),
-    "checkpoint.every_rounds": (1, math.inf),
-    "checkpoint.keep": (1, math.inf),
-} | sections.OFFLINE_RANGES
+_RANGES: dict[str, tuple[float, float]] = (
+    {
+        "rounds": (0, math.inf),
+        "model.critic_hidden": (0, math.inf),
+        "model.trainable_layers": (0, math.inf),
+        "lora.rank": (0, math.inf),
+        "lora.alpha": (1e-6, math.inf),
+        "data.max_constraints": (1, 8),
+        "data.max_prompt_tokens": (1, math.inf),
+        "data.bootstrap_responses": (1, math.inf),
+        "data.responses_per_task": (2, math.inf),
+        "data.edited_fraction": (0, 1),
+        "data.pairs": (1, math.inf),
+        "data.pairs_heldout": (0, math.inf),
+        "data.prompts": (1, math.inf),
+        "sampling.max_new_tokens": (1, math.inf),
+        "sampling.temperature": (1e-3, 100),
+        "sampling.top_k": (0, math.inf),
+        "sampling.top_p": (1e-6, 1),
+        "sampling.batch_size": (1, math.inf),
+        "eval.prompts_per_set": (1, math.inf),
+        "eval.samples_per_prompt": (1, math.inf),
+        "eval.temperature": (0, 100),
+        "checkpoint.every_rounds": (1, math.inf),
+        "checkpoint.keep": (1, math.inf),
+    }
+    | sections.OFFLINE_RANGES
+    | online_sections.ONLINE_RANGES
+)
 
 
 def lookup(config: Any, path: str) -> Any:
@@ -354,24 +253,11 @@ def updates_per_round(config: Config) -> int:
 
 def trained_rows(config: Config) -> int:
     """Return the number of responses that one round of policy updates learns from."""
-    ppo = config.ppo
-    return ppo.prompts_per_round * (ppo.train_samples or ppo.samples_per_prompt)
+    return config.ppo.prompts_per_round * online_sections.group_size(config)
 
 
 def _check_together(config: Config) -> None:
     """Check what involves more than one field."""
-    if config.ppo.train_samples > config.ppo.samples_per_prompt or config.ppo.train_samples % 2:
-        raise ValueError(
-            "config.ppo.train_samples must be even and at most ppo.samples_per_prompt="
-            f"{config.ppo.samples_per_prompt} (0 trains on all), got {config.ppo.train_samples}"
-        )
-    rows = trained_rows(config)
-    if rows % config.ppo.minibatch_size:
-        raise ValueError(
-            f"the {rows} rows that a round trains on (prompts_per_round times train_samples, "
-            "or samples_per_prompt where that is 0) must divide into whole minibatches; "
-            f"config.ppo.minibatch_size is {config.ppo.minibatch_size}"
-        )
     if config.sampling.batch_size % config.ppo.samples_per_prompt:
         raise ValueError(
             f"config.sampling.batch_size={config.sampling.batch_size} must be a multiple of "
@@ -383,11 +269,6 @@ def _check_together(config: Config) -> None:
             f"config.sampling.batch_size={config.sampling.batch_size} must be a multiple of "
             f"eval.samples_per_prompt={config.eval.samples_per_prompt}"
         )
-    if config.reward.standardise == "group" and config.ppo.samples_per_prompt < 2:
-        raise ValueError(
-            "config.reward.standardise='group' needs at least 2 samples of a prompt; set "
-            f"config.ppo.samples_per_prompt (got {config.ppo.samples_per_prompt}) or 'running'"
-        )
     if config.model.train_embeddings and config.model.trainable_layers:
         raise ValueError(
             "config.model.train_embeddings=True trains the bottom of the decoder, but "
@@ -398,6 +279,7 @@ def _check_together(config: Config) -> None:
         raise ValueError("config.data.types is empty; name at least one constraint type")
     sections.check_trained_parts(config)
     sections.check_offline(config)
+    online_sections.check_online(config)
 
 
 def finalize(config: Config) -> Config:

@@ -57,3 +57,26 @@ def smollm2(method: str, name: str = "") -> Config:
     config.offline.max_response_tokens = 96
     config.eval.prompts_per_set, config.eval.samples_per_prompt = 48, 2
     return config
+
+
+def tiny_rounds(method: str, name: str = "") -> Config:
+    """Return `tiny` with the rounds of an online method: 4 prompts x 8 samples, 2 updates each."""
+    config = tiny(method, name)
+    config.discriminator.updates_per_round = 3
+    config.ppo.prompts_per_round, config.ppo.samples_per_prompt = 4, 8
+    config.ppo.minibatch_size, config.ppo.epochs = 16, 1
+    config.ppo.optim.learning_rate = 1e-3
+    return config
+
+
+def smollm2_rounds(method: str, name: str = "") -> Config:
+    """Return `smollm2` with the rounds of configs/gapo_quickstart.py: 12 prompts x 8 samples, of
+    which the two best and the two worst are learned from."""
+    config = smollm2(method, name)
+    config.discriminator.updates_per_round = 8
+    config.discriminator.round_learning_rate = 1e-4
+    config.ppo.train_samples, config.ppo.minibatch_size, config.ppo.epochs = 4, 16, 1
+    config.ppo.kl_coef = 0.05
+    config.ppo.optim.learning_rate = 6e-5
+    config.reward.missing_eos_penalty = 0.5
+    return config

@@ -154,6 +154,7 @@ class RPOConfig(Section):
 
     `responses` is K, the sides of an example. `reward` is r*: `verifiers` (the share of the
     prompt's constraints that hold) or `discriminator` (its logit, after a warm-up on the pairs).
+    The method `rpo_online` takes K from `config.ppo` and r* from `config.reward` instead.
     """
 
     distance: str = "bwd_kl"

@@ -121,7 +121,8 @@ class Experience(flax.struct.PyTreeNode):
     """A rollout made ready for policy updates: one row per response, all float32 but the tokens.
 
     `old_logprobs_BR` and `ref_logprobs_BR` come from the training forward at the sampling
-    temperature; `values_BR`, `advantages_BR` (whitened) and `returns_BR` from the critic and GAE.
+    temperature; `values_BR` and `returns_BR` from the critic and GAE, None without a critic.
+    `response_mask_BR` covers the tokens to learn from. `rewards_B` are the rewards themselves.
     """
 
     tokens_BT: jax.Array
@@ -129,6 +130,7 @@ class Experience(flax.struct.PyTreeNode):
     response_mask_BR: jax.Array
     old_logprobs_BR: jax.Array
     ref_logprobs_BR: jax.Array
-    values_BR: jax.Array
     advantages_BR: jax.Array
-    returns_BR: jax.Array
+    values_BR: jax.Array | None = None
+    returns_BR: jax.Array | None = None
+    rewards_B: jax.Array | None = None

@@ -136,3 +136,44 @@ def test_json_round_trip_and_identity():
     assert configuration.fingerprint(longer) != configuration.fingerprint(config)
     old, new = configuration.identity(config), configuration.identity(longer)
     assert configuration.differences(old, new) == ["ppo.kl_coef: 0.5 -> 0.1"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "rloo", "ppo.samples_per_prompt": 1}, r"rloo .*config.ppo.samples_per_prompt"),
+        ({"method": "grpo", "ppo.samples_per_prompt": 1}, r"2 or more \(got 1\).*'ppo'"),
+        (
+            {"method": "reinforce_pp", "ppo.samples_per_prompt": 1, "ppo.group_baseline": True},
+            r"reinforce_pp compares",
+        ),
+        ({"method": "rpo_online", "rpo.distance": "sq"}, r"'sq' is for 2 .*8 samples.*'sqloo'"),
+        ({"method": "rpo_online", "ppo.minibatch_size": 12}, r"must be a multiple of 8"),
+        ({"method": "ppo", "ppo.advantage": "rloo"}, r"config.ppo.advantage='rloo' is for"),
+        ({"reward.source": "verifier"}, r"never asks; set source to 'discriminator' or 'mix'"),
+        ({"reward.source": "mix"}, r"config.reward.squash='sigmoid'"),
+        (
+            {"method": "ppo", "reward.source": "verifier", "reward.squash": "sigmoid"},
+            r"set squash='none'",
+        ),
+        ({"discriminator.loss": "bradley_terry", "discriminator.positive_label": 0.9}, r"soften"),
+        ({"discriminator.loss": "bradley_terry", "discriminator.batch_size": 9}, r"must be even"),
+        ({"method": "grpo", "grpo.variant": "gspo"}, r"3e-4 and 4e-4"),
+        ({"method": "grpo", "grpo.dynamic_sampling": True}, r"set source='verifier'"),
+    ],
+)
+def test_methods_refuse_what_they_cannot_use(changes, message):
+    config = Config()
+    for path, value in changes.items():
+        *sections, name = path.split(".")
+        owner = configuration.lookup(config, ".".join(sections)) if sections else config
+        setattr(owner, name, value)
+    with pytest.raises(ValueError, match=message):
+        finalize(config)
+
+
+def test_reinforce_pp_and_ppo_work_with_one_sample_a_prompt():
+    for method in ("ppo", "reinforce_pp"):
+        config = Config(method=method)
+        config.ppo.samples_per_prompt, config.ppo.minibatch_size = 1, 12
+        assert finalize(config).method == method

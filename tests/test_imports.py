@@ -19,6 +19,7 @@ SCRIPTS = sorted((ROOT / "scripts").glob("*.py")) + sorted((ROOT / "configs").gl
 # (except its own folder) and never of a layer below.
 LAYERS = (
     {"types", "hub", "sections"},
+    {"online_sections"},
     {"config", "sharding", "constraints"},
     {"losses", "models", "data", "checkpoint", "presets"},
     {"rollout"},

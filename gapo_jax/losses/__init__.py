@@ -16,12 +16,14 @@ from gapo_jax.losses.discriminator import (
     binary_cross_entropy,
     bradley_terry_loss,
     class_metrics,
+    gradient_penalty_loss,
 )
 from gapo_jax.losses.inverse_q import inverse_q_loss
-from gapo_jax.losses.kl import adaptive_kl_coef, k1, k2, k3
+from gapo_jax.losses.kl import adaptive_kl_coef, k1, k2, k3, kl_loss
 from gapo_jax.losses.kto import kto_loss, mismatched_rows
 from gapo_jax.losses.logprobs import chunked_logprobs
 from gapo_jax.losses.masked import (
+    aggregate,
     masked_fill,
     masked_mean,
     masked_variance,
@@ -42,6 +44,7 @@ from gapo_jax.losses.value import explained_variance, value_loss
 
 __all__ = [
     "adaptive_kl_coef",
+    "aggregate",
     "bce_loss",
     "binary_cross_entropy",
     "bradley_terry_loss",
@@ -50,11 +53,13 @@ __all__ = [
     "dpo_loss",
     "explained_variance",
     "gae",
+    "gradient_penalty_loss",
     "group_normalise",
     "inverse_q_loss",
     "k1",
     "k2",
     "k3",
+    "kl_loss",
     "kto_loss",
     "last_token_onehot",
     "leave_one_out",

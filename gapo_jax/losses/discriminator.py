@@ -111,3 +111,23 @@ def bradley_terry_loss(
         "disc/pair_margin": masked_mean(margin_B, weights_B),
     }
     return loss, jax.lax.stop_gradient(metrics)
+
+
+def gradient_penalty_loss(
+    gradients_BTD: jax.Array, mask_BT: jax.Array, weights_B: jax.Array
+) -> jax.Array:
+    """Zero-centred penalty 1/2 E[|grad D(x)|^2]: R1 (arXiv 1801.04406, Eq. 9) without its gamma.
+
+    The paper's x is an image; text has no gradient by its tokens, so x are their embeddings.
+
+    Args:
+      gradients_BTD: gradient of each row's logit by the row's embeddings.
+      mask_BT: 1 = real token; what stands at other places is not read.
+      weights_B: non-negative weight of each row, 0 = left out (R1 takes real data alone).
+
+    Returns:
+      float32 scalar, 0 where no row has weight.
+    """
+    gradients_BTD = masked_fill(gradients_BTD, mask_BT[:, :, None])
+    squares_B = jnp.sum(gradients_BTD**2, axis=(1, 2))
+    return 0.5 * weighted_mean(squares_B, jax.lax.stop_gradient(weights_B.astype(jnp.float32)))

@@ -15,6 +15,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from gapo_jax.losses.masked import aggregate, masked_fill
+
 
 def k1(logprobs: jax.Array, ref_logprobs: jax.Array) -> jax.Array:
     """log pi - log ref."""
@@ -44,6 +46,38 @@ def estimate(name: str, logprobs: jax.Array, ref_logprobs: jax.Array) -> jax.Arr
     if name not in ESTIMATORS:
         raise ValueError(f"KL estimator must be one of {sorted(ESTIMATORS)}, got {name!r}.")
     return ESTIMATORS[name](logprobs, ref_logprobs)
+
+
+def kl_loss(
+    logprobs_BR: jax.Array,
+    ref_logprobs_BR: jax.Array,
+    mask_BR: jax.Array,
+    *,
+    estimator: str = "k3",
+    aggregation: str = "token",
+    denominator: jax.Array | float | None = None,
+) -> jax.Array:
+    """KL to the reference as a term of the loss, float32 scalar, reduced as the policy loss is.
+
+    GRPO (arXiv 2402.03300, Eq. 4) takes k3, whose gradient is that of the forward KL; k2 has the
+    gradient of the reverse KL on policy; k1 has none in expectation and is refused. It carries no
+    importance ratio: the sequence ratio of GSPO must not be spread over a token penalty.
+
+    Args:
+      logprobs_BR: under the policy being trained; the gradient flows here alone.
+      ref_logprobs_BR: under the reference.
+      mask_BR: 1 = response token that counts.
+      estimator: "k2" or "k3".
+      aggregation, denominator: as `ppo_loss`.
+
+    Raises:
+      ValueError: "k1", or an unknown estimator or aggregation.
+    """
+    if estimator == "k1":
+        raise ValueError("k1 in a loss has an expected gradient of 0; take 'k2' or 'k3'.")
+    ref_BR = jax.lax.stop_gradient(masked_fill(ref_logprobs_BR, mask_BR))
+    kl_BR = estimate(estimator, masked_fill(logprobs_BR, mask_BR), ref_BR)
+    return aggregate(kl_BR, mask_BR, aggregation, denominator)
 
 
 def adaptive_kl_coef(

@@ -44,6 +44,33 @@ def masked_mean(
     return jnp.sum(masked_fill(x, mask), axis=axis) / denominator
 
 
+def aggregate(
+    losses_BR: jax.Array,
+    mask_BR: jax.Array,
+    aggregation: str,
+    denominator: jax.Array | float | None = None,
+) -> jax.Array:
+    """Reduce token losses to a float32 scalar.
+
+    Args:
+      losses_BR: loss of each token.
+      mask_BR: 1 = token that counts.
+      aggregation: "token" = mean over all tokens of the batch; "sequence" = mean over rows of each
+        row's token mean, rows without a token left out.
+      denominator: count to divide by in place of this call's own tokens (or rows), see
+        `masked_mean`.
+
+    Raises:
+      ValueError: unknown aggregation.
+    """
+    if aggregation == "token":
+        return masked_mean(losses_BR, mask_BR, denominator=denominator)
+    if aggregation != "sequence":
+        raise ValueError(f"aggregation must be 'token' or 'sequence', got {aggregation!r}.")
+    losses_B = masked_mean(losses_BR, mask_BR, axis=1)
+    return masked_mean(losses_B, jnp.any(mask_BR != 0, axis=1), denominator=denominator)
+
+
 def weighted_mean(x: jax.Array, weights: jax.Array) -> jax.Array:
     """Mean of `x` with non-negative `weights` of its shape, float32; 0 if all weights are 0."""
     weights = weights.astype(jnp.float32)

@@ -5,19 +5,20 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from gapo_jax.losses.masked import masked_fill, masked_mean
+from gapo_jax.losses.masked import aggregate, masked_fill, masked_mean
 
 # exp(20) is far outside every clip range; beyond it the ratio would overflow and 0 * inf be NaN.
 MAX_LOG_RATIO = 20.0
+RATIO_LEVELS = ("token", "sequence", "product")
 
 
 def _check(aggregation: str, ratio_level: str, clip_low: float, clip_high: float) -> None:
     if aggregation not in ("token", "sequence"):
         raise ValueError(f"aggregation must be 'token' or 'sequence', got {aggregation!r}.")
-    if ratio_level not in ("token", "sequence"):
-        raise ValueError(f"ratio_level must be 'token' or 'sequence', got {ratio_level!r}.")
-    if ratio_level == "sequence" and aggregation != "sequence":
-        raise ValueError("ratio_level='sequence' wants aggregation='sequence', got 'token'.")
+    if ratio_level not in RATIO_LEVELS:
+        raise ValueError(f"ratio_level must be one of {RATIO_LEVELS}, got {ratio_level!r}.")
+    if ratio_level != "token" and aggregation != "sequence":
+        raise ValueError(f"ratio_level={ratio_level!r} wants aggregation='sequence', got 'token'.")
     if not (0 < clip_low and 0 < clip_high):
         raise ValueError(f"Clip range must be positive, got {clip_low} and {clip_high}.")
 
@@ -45,7 +46,9 @@ def ppo_loss(
       aggregation: "token" = mean over all tokens of the batch; "sequence" = mean over rows of
         each row's token mean (OpenRLHF, GRPO), rows without a token left out.
       ratio_level: "token" = a ratio for each token; "sequence" = one for each row, the exponential
-        of its mean log-ratio (GSPO, arXiv 2507.18071; wants aggregation="sequence").
+        of its mean log-ratio (GSPO, arXiv 2507.18071); "product" = one for each row, the ratio of
+        the whole responses' probabilities (RLOO as TRL has it). The latter two want
+        aggregation="sequence".
       denominator: count to divide by in place of this call's own tokens (or rows), see
         `masked_mean`. With aggregation="token" and rows * R it is the loss of Dr. GRPO.
 
@@ -62,20 +65,20 @@ def ppo_loss(
     advantages_BR = jax.lax.stop_gradient(masked_fill(advantages_BR, mask_BR))
     old_BR = jax.lax.stop_gradient(masked_fill(old_logprobs_BR, mask_BR))
     log_ratio_BR = masked_fill(logprobs_BR, mask_BR) - old_BR
-    if ratio_level == "sequence":
-        mean_B = masked_mean(log_ratio_BR, mask_BR, axis=1)
-        log_ratio_BR = masked_fill(jnp.broadcast_to(mean_B[:, None], mask_BR.shape), mask_BR)
+    if ratio_level != "token":
+        row_B = (
+            masked_mean(log_ratio_BR, mask_BR, axis=1)
+            if ratio_level == "sequence"
+            else jnp.sum(log_ratio_BR, axis=1)
+        )
+        log_ratio_BR = masked_fill(jnp.broadcast_to(row_B[:, None], mask_BR.shape), mask_BR)
     log_ratio_BR = jnp.clip(log_ratio_BR, -MAX_LOG_RATIO, MAX_LOG_RATIO)
     ratio_BR = jnp.exp(log_ratio_BR)
     clipped_BR = jnp.clip(ratio_BR, 1.0 - clip_low, 1.0 + clip_high)
     plain_BR = -advantages_BR * ratio_BR
     bounded_BR = -advantages_BR * clipped_BR
     losses_BR = jnp.maximum(plain_BR, bounded_BR)
-    if aggregation == "token":
-        loss = masked_mean(losses_BR, mask_BR, denominator=denominator)
-    else:
-        losses_B = masked_mean(losses_BR, mask_BR, axis=1)
-        loss = masked_mean(losses_B, jnp.any(mask_BR != 0, axis=1), denominator=denominator)
+    loss = aggregate(losses_BR, mask_BR, aggregation, denominator)
     metrics = {
         "policy/loss": loss,
         "policy/clip_fraction": masked_mean((bounded_BR > plain_BR).astype(jnp.float32), mask_BR),

@@ -94,6 +94,14 @@ class Discriminator(nn.Module):
         hidden_BTD = self.encoder(tokens_BT, mask_BT, type_ids_BT, deterministic)
         return self.judge(hidden_BTD, mask_BT)
 
+    def embed(self, tokens_BT: jax.Array, mask_BT: jax.Array, type_ids_BT: jax.Array) -> jax.Array:
+        """The encoder's input embeddings [B, T, D], without dropout."""
+        return self.encoder.embed(tokens_BT, mask_BT, type_ids_BT, True)
+
+    def judge_embedded(self, embedded_BTD: jax.Array, mask_BT: jax.Array) -> jax.Array:
+        """Logits [B] float32 of embedded texts, without dropout."""
+        return self.judge(self.encoder.run_layers(embedded_BTD, mask_BT), mask_BT)
+
     def judge(self, hidden_BTD: jax.Array, mask_BT: jax.Array) -> jax.Array:
         """Logits [B] float32 of texts that the encoder has read already."""
         pooling = self.config.hf_pooling if self.pooling == "hf" else self.pooling

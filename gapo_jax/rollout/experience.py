@@ -1,13 +1,24 @@
-"""From scores to advantages: standardised rewards, KL penalty, GAE, whitening."""
+"""From scores to advantages: the score, its standardised reward, KL penalty, the estimators."""
 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from gapo_jax.losses import gae, group_normalise, masked_mean, token_rewards, whiten
+from gapo_jax.losses import (
+    gae,
+    group_normalise,
+    k1,
+    leave_one_out,
+    masked_fill,
+    masked_mean,
+    token_rewards,
+    whiten,
+)
 from gapo_jax.types import Experience, Rollout
 
 
@@ -31,27 +42,54 @@ def merge_stats(stats_3: jax.Array, values_B: jax.Array) -> jax.Array:
     )
 
 
+def response_scores(
+    logits_B: jax.Array | np.ndarray | None,
+    rules_B: jax.Array | np.ndarray,
+    *,
+    source: str,
+    squash: str,
+    verifier_weight: float,
+) -> jax.Array:
+    """Return the score of each response, float32 [B], before any standardisation.
+
+    Args:
+        logits_B: the discriminator's, None where `source` does not ask it.
+        rules_B: the rule reward, in [0, 1].
+        source: `discriminator`, `verifier`, or `mix`: (1 - w) probability + w rule reward.
+        squash: `sigmoid` turns logits into probabilities, which bounds what a single confident
+            score can do.
+        verifier_weight: w.
+    """
+    rules_B = jnp.asarray(rules_B, jnp.float32)
+    if source == "verifier" or logits_B is None:
+        return rules_B
+    scores_B = jnp.asarray(logits_B, jnp.float32)
+    if squash == "sigmoid":
+        scores_B = jax.nn.sigmoid(scores_B)
+    if source == "discriminator":
+        return scores_B
+    return (1.0 - verifier_weight) * scores_B + verifier_weight * rules_B
+
+
 def standardise_rewards(
     scores_B: jax.Array,
     stats_3: jax.Array,
     *,
     mode: str,
     group_size: int,
-    squash: str,
     clip: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """Turn raw discriminator logits into rewards, float32 [B], and update the running statistics.
+    """Turn scores into rewards, float32 [B], and update the running statistics.
 
-    `mode` is `running` (over all rounds so far, this one included), `batch` (this round) or
-    `group` (the samples of one prompt, which stand next to each other). `squash="sigmoid"` maps
-    logits to probabilities first, which bounds what a single confident score can do.
+    `mode` is `running` (over all rounds so far, this one included), `batch` (this round), `group`
+    (the samples of one prompt, which stand next to each other) or `none` (clipped only).
     """
     scores_B = scores_B.astype(jnp.float32)
-    if squash == "sigmoid":
-        scores_B = jax.nn.sigmoid(scores_B)
     stats_3 = merge_stats(stats_3, scores_B)
     if mode == "group":
         rewards_B = group_normalise(scores_B, group_size, eps=0.05)
+    elif mode == "none":
+        rewards_B = scores_B
     else:
         count, mean, squares = (
             stats_3 if mode == "running" else merge_stats(jnp.zeros(3, jnp.float32), scores_B)
@@ -61,52 +99,109 @@ def standardise_rewards(
     return jnp.clip(rewards_B, -clip, clip), stats_3
 
 
+def critic_free_advantages(
+    estimator: str,
+    rewards_B: jax.Array,
+    logprobs_BR: jax.Array,
+    ref_logprobs_BR: jax.Array,
+    mask_BR: jax.Array,
+    kl_coef: jax.Array,
+    *,
+    group_size: int,
+    gamma: float = 1.0,
+    scale: bool = True,
+    group_baseline: bool = False,
+) -> jax.Array:
+    """Return advantages float32 [B, R] of an estimator without a critic, 0 at masked tokens.
+
+    | estimator | advantage of each token |
+    |---|---|
+    | rloo (arXiv 2402.14740) | R_i - mean of the others' R, R_i = r_i - kl_coef sum_t k1_t |
+    | grpo (arXiv 2402.03300) | (r_i - mean) / std in the group; r_i - mean without `scale` |
+    | reinforce_pp (arXiv 2501.03262) | return-to-go of -kl_coef k1_t + 1[t = last] r_i, whitened |
+    | rpo | the reward: its loss has no advantage |
+
+    With `group_baseline` reinforce_pp takes the group's mean off the rewards and leaves the KL to
+    the loss (OpenRLHF's reinforce_baseline). The rows of a group stand next to each other.
+    """
+    if estimator == "reinforce_pp":
+        if group_baseline:
+            rewards_B = group_normalise(rewards_B, group_size, scale=False)
+            kl_coef = jnp.zeros_like(kl_coef)
+        rewards_BR = token_rewards(rewards_B, logprobs_BR, ref_logprobs_BR, mask_BR, kl_coef)
+        to_go_BR, _ = gae(rewards_BR, jnp.zeros_like(rewards_BR), mask_BR, gamma, 1.0)
+        return whiten(to_go_BR, mask_BR)
+    if estimator == "rloo":
+        # Before the baseline: a baseline of scores alone belongs to another estimator.
+        kl_B = jnp.sum(masked_fill(k1(logprobs_BR, ref_logprobs_BR), mask_BR), axis=1)
+        advantages_B = leave_one_out(rewards_B - kl_coef * kl_B, group_size)
+    elif estimator == "grpo":
+        advantages_B = group_normalise(rewards_B, group_size, scale=scale)
+    else:
+        advantages_B = rewards_B
+    return masked_fill(jnp.broadcast_to(advantages_B[:, None], mask_BR.shape), mask_BR)
+
+
 # Jitted as a whole: run eagerly, the scan inside `gae` would be compiled anew in every round.
-@functools.partial(jax.jit, static_argnames=("gamma", "lam", "whiten_advantages"))
+@functools.partial(
+    jax.jit,
+    static_argnames=(
+        "estimator", "group_size", "gamma", "lam", "whiten_advantages", "scale", "group_baseline",
+    ),
+)  # fmt: skip
 def build_experience(
     rollout: Rollout,
     old_logprobs_BR: jax.Array,
     ref_logprobs_BR: jax.Array,
-    values_BR: jax.Array,
+    values_BR: jax.Array | None,
     rewards_B: jax.Array,
     kl_coef: jax.Array,
+    learn_B: jax.Array | None = None,
     *,
-    gamma: float,
-    lam: float,
-    whiten_advantages: bool,
+    estimator: str = "gae",
+    gamma: float = 1.0,
+    lam: float = 0.95,
+    whiten_advantages: bool = True,
+    **options: Any,
 ) -> tuple[Experience, dict[str, jax.Array]]:
-    """Place rewards on tokens, run GAE and whiten; return the experience and its metrics.
+    """Place rewards on tokens, estimate advantages; return the experience and its metrics.
 
-    r_t = -kl_coef * k1_t + 1[t = last] * reward (GAPO as its code does it, Eq. 7 and 9 being
-    shorthand); advantages are whitened over the real tokens of the whole rollout.
+    With `gae`: r_t = -kl_coef * k1_t + 1[t = last] * reward (GAPO as its code does it, Eq. 7 and 9
+    being shorthand); advantages are whitened over the real tokens of the whole rollout. The other
+    estimators: `critic_free_advantages` with `options`, `values_BR` being None. Rows whose
+    `learn_B` is 0 stay in the statistics, but none of their tokens is left to learn from.
     """
-    mask_BR = rollout.response_mask_BR
-    rewards_BR = token_rewards(
-        rewards_B,
-        old_logprobs_BR,
-        ref_logprobs_BR,
-        mask_BR,
-        kl_coef,
-    )
-    advantages_BR, returns_BR = gae(rewards_BR, values_BR, mask_BR, gamma, lam)
+    mask_BR, returns_BR = rollout.response_mask_BR, None
+    logprobs = old_logprobs_BR, ref_logprobs_BR
+    if estimator == "gae":
+        assert values_BR is not None
+        rewards_BR = token_rewards(rewards_B, *logprobs, mask_BR, kl_coef)
+        advantages_BR, returns_BR = gae(rewards_BR, values_BR, mask_BR, gamma, lam)
+    else:
+        advantages_BR = critic_free_advantages(
+            estimator, rewards_B, *logprobs, mask_BR, kl_coef, gamma=gamma, **options
+        )
     metrics = {
         "kl/ref": masked_mean(old_logprobs_BR - ref_logprobs_BR, mask_BR),
         "reward/mean": rewards_B.mean(),
         "reward/std": rewards_B.std(),
         "rollout/logprob_gap": masked_mean(jnp.abs(old_logprobs_BR - rollout.logprobs_BR), mask_BR),
-        "value/rollout_mean": masked_mean(values_BR, mask_BR),
         "advantage/std": jnp.sqrt(masked_mean(advantages_BR**2, mask_BR)),
     }
-    if whiten_advantages:
+    if values_BR is not None:
+        metrics["value/rollout_mean"] = masked_mean(values_BR, mask_BR)
+    if estimator == "gae" and whiten_advantages:
         advantages_BR = whiten(advantages_BR, mask_BR)
+    learned_BR = mask_BR if learn_B is None else mask_BR * (learn_B != 0)[:, None]
     experience = Experience(
         tokens_BT=rollout.tokens_BT,
         mask_BT=rollout.mask_BT,
-        response_mask_BR=mask_BR,
+        response_mask_BR=learned_BR,
         old_logprobs_BR=old_logprobs_BR,
         ref_logprobs_BR=ref_logprobs_BR,
-        values_BR=values_BR,
         advantages_BR=advantages_BR,
+        values_BR=values_BR,
         returns_BR=returns_BR,
+        rewards_B=rewards_B,
     )
     return experience, metrics

@@ -88,10 +88,12 @@ def round_texts(
     `replay_fraction` from earlier rounds, as far as the store holds them) and the rest are half
     accepted, half rejected, as pairs with one response. Generated texts repeat when there are too
     few of them, so the mix really has the share that was asked for; when the label policy leaves
-    none, the real texts take their room.
+    none, the real texts take their room. For the Bradley-Terry loss the same shares hold of half as
+    many comparisons of two texts, see `compared`.
     """
     rng = np.random.default_rng([seed, round_index, 1])
-    total = config.updates_per_round * config.batch_size
+    pairwise = config.loss == "bradley_terry"
+    total = config.updates_per_round * config.batch_size // (2 if pairwise else 1)
     wanted = round(total * config.generated_fraction)
     new, old = label_generated(fresh, config), label_generated(store, config)
     if not (new or old):
@@ -100,11 +102,39 @@ def round_texts(
     if not new:
         from_store = wanted
     generated = _draw(rng, new, wanted - from_store) + _draw(rng, old, from_store)
-    num_pairs = -(-(total - wanted) // 2)
+    num_pairs = total if pairwise else -(-(total - wanted) // 2)
     chosen = batch_at(seed, round_index, len(pairs), num_pairs) if num_pairs else []
     real = [text for i in chosen for text in pair_texts(pairs[i], config.positive_label)]
+    if pairwise:
+        return compared(rng, generated, real, total)
     texts = generated + real[: total - wanted]
     return [texts[i] for i in rng.permutation(len(texts))]
+
+
+def compared(
+    rng: np.random.Generator,
+    generated: Sequence[LabelledText],
+    real: Sequence[LabelledText],
+    total: int,
+) -> list[LabelledText]:
+    """Arrange texts as `total` comparisons for the Bradley-Terry loss: better, worse, better, ...
+
+    A generated text stands against one of the other label: of the same prompt if the round has
+    sampled such a one, which is what the policy's advantages compare, else a real text (as Eq. 6
+    of GAPO contrasts accepted responses with generated ones). The other comparisons are pairs as
+    they came: accepted, rejected, accepted, ...
+    """
+    by_prompt: dict[tuple[str, bool], list[LabelledText]] = {}
+    for text in generated:
+        by_prompt.setdefault((text.prompt, text.target > 0.5), []).append(text)
+    pairs = []
+    for text in generated:
+        good = text.target > 0.5
+        others = by_prompt.get((text.prompt, not good)) or real[good::2]
+        other = others[int(rng.integers(len(others)))]
+        pairs.append((text, other) if good else (other, text))
+    pairs += list(zip(real[::2], real[1::2], strict=True))[: total - len(pairs)]
+    return [text for i in rng.permutation(len(pairs)) for text in pairs[i]]
 
 
 def _draw(
@@ -201,8 +231,12 @@ def batches(
     texts: Sequence[LabelledText],
     config: DiscriminatorConfig,
 ) -> Iterator[TextBatch]:
-    """Yield the texts in their order as encoded batches, weighted over the whole of them."""
-    weights_B = class_weights([text.target for text in texts], config.balance_classes)
+    """Yield the texts in their order as encoded batches, weighted over the whole of them.
+
+    Comparisons (Bradley-Terry) have two sides of equal mass anyway and are not weighted.
+    """
+    balance = config.balance_classes and config.loss == "bce"
+    weights_B = class_weights([text.target for text in texts], balance)
     for start in range(0, len(texts), config.batch_size):
         part = slice(start, start + config.batch_size)
         yield make_batch(tokenizer, texts[part], weights_B[part], config)

@@ -151,6 +151,8 @@ def round_update(
     if gated:
         logits_B = score_texts(steps, network.params, tokenizer, texts, config)
         metrics = text_metrics(logits_B, texts)
+        if config.loss == "bradley_terry":  # which fixes no zero for the logits
+            metrics["disc/accuracy"] = float(np.mean(logits_B[::2] > logits_B[1::2]))
         if metrics["disc/accuracy"] > config.gate_high:
             passes = 0
         elif metrics["disc/accuracy"] < config.gate_low:

@@ -36,7 +36,7 @@ class GeneratorSpec:
     """The static facts that a compiled step depends on.
 
     `first` is the lowest trained layer, `temperature` that of sampling (log-probs are scored at
-    it), `chunk` the tokens whose logits exist at one time.
+    it), `chunk` the tokens whose logits exist at one time, `critic` one of CRITICS, or "none".
     """
 
     config: DecoderConfig
@@ -54,13 +54,14 @@ class GeneratorSpec:
 
 class Scored(flax.struct.PyTreeNode):
     """What one pass over a rollout gives: `lower_BTD` (or None where nothing is frozen), the
-    critic's `features_BRD`, and float32 [B, R] log-probs and values before the update."""
+    critic's `features_BRD`, and float32 [B, R] log-probs and values before the update; features
+    and values are None without a critic."""
 
     lower_BTD: jax.Array | None
     features_BRD: jax.Array | None
     old_logprobs_BR: jax.Array
     ref_logprobs_BR: jax.Array
-    values_BR: jax.Array
+    values_BR: jax.Array | None
 
 
 def _apply(module: nn.Module, params: Params, *args: Any, method: str = "__call__") -> Any:
@@ -184,9 +185,10 @@ def init_critic(spec: GeneratorSpec, base: Params, key: jax.Array) -> Params:
 
 
 def score_rollout(
-    spec: GeneratorSpec, base: Params, trained: Params, critic: Params, rollout: Rollout
+    spec: GeneratorSpec, base: Params, trained: Params, critic: Params | None, rollout: Rollout
 ) -> Scored:
-    """Score a rollout with reference, old policy and critic in one pass over shared layers.
+    """Score a rollout with reference, old policy and critic (if any) in one pass over shared
+    layers.
 
     Old log-probs come from the training forward, not from the sampler (design, section 7).
     """
@@ -199,7 +201,9 @@ def score_rollout(
     features_BRD = {"reference": ref_hidden_BRD, "policy": old_hidden_BRD}.get(spec.critic)
     if features_BRD is not None:
         features_BRD = features_BRD.astype(jnp.float32)
-    values_BR = critic_values(spec, critic, rollout, features_BRD, lower_BTD)
+    values_BR = None
+    if critic is not None:
+        values_BR = critic_values(spec, critic, rollout, features_BRD, lower_BTD)
     keep_lower = spec.first > 0 or spec.critic == "decoder"
     return Scored(
         lower_BTD=lower_BTD if keep_lower else None,

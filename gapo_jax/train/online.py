@@ -1,8 +1,10 @@
-"""The loop of GAPO and of PPO with a frozen reward model: rounds of rollout, judge, learn.
+"""The loop of GAPO and of the other methods that learn from their own samples: rounds of rollout,
+judge, learn.
 
 One generation pass a round feeds both players (GAPO, Algorithm 1): the discriminator is updated
 on preferential prompts and on the new text, the policy on the rewards that one snapshot of the
-discriminator gives. `config.method="ppo"` leaves the discriminator as the warm-up made it.
+discriminator gives. The other methods (ppo, rloo, grpo, reinforce_pp, rpo_online) leave the
+discriminator as the warm-up made it, or, with `reward.source="verifier"`, never ask it.
 
 `step` in metrics.jsonl counts policy updates; every line of a round carries the count at the end
 of that round, so a continued run knows which lines its checkpoint has not seen.
@@ -15,8 +17,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from gapo_jax.evaluate.accuracy import Verdict, verify
-from gapo_jax.rollout.generate import Generated
+from gapo_jax.online_sections import asks_discriminator, is_adversarial
 from gapo_jax.train.adversary import GeneratedText, is_accepted
 from gapo_jax.train.discriminator import evaluate_pairs, prime, warmup_epoch
 from gapo_jax.train.interrupt import RunInterrupted, RunStopped
@@ -29,15 +30,13 @@ from gapo_jax.train.rounds import (
     judge_phase,
     learn_phase,
     next_kl_coef,
-    rollout_metrics,
-    rollout_phase,
     score_phase,
     score_policy,
     select_rows,
     take_rows,
 )
-from gapo_jax.train.state import RunState
-from gapo_jax.types import PromptRow, Rollout
+from gapo_jax.train.sampling import Sampled, sample_round
+from gapo_jax.train.state import RunState, copy_tree
 
 
 def warmup(run: Run, state: RunState) -> RunState:
@@ -63,28 +62,25 @@ def warmup(run: Run, state: RunState) -> RunState:
         run.writer.write(0, 0, "warmup", metrics)
         if run.stop:
             raise RunInterrupted(run.stop.signal_name)
-    return state.replace(discriminator=network)
+    average = None if state.judge is None else copy_tree(network.params)
+    return state.replace(discriminator=network, judge=average)
 
 
 def write_samples(
-    run: Run,
-    round_index: int,
-    rows: Sequence[PromptRow],
-    generated: Generated,
-    logits_B: np.ndarray,
-    verdicts: Sequence[Verdict],
+    run: Run, round_index: int, sampled: Sampled, logits_B: np.ndarray | None
 ) -> None:
     """Append the round's responses with score and verdicts to samples.jsonl."""
     step = round_index * run.updates_per_round
-    for row, text, logit, verdict in zip(rows, generated.texts, logits_B, verdicts, strict=True):
+    for i, (row, verdict) in enumerate(zip(sampled.rows, sampled.verdicts, strict=True)):
         run.writer.sample(
             {
                 "step": step,
                 "round": round_index,
                 "prompt": row.prompt,
                 "constraints": [constraint.to_json() for constraint in row.constraints],
-                "response": text,
-                "score": float(logit),
+                "response": sampled.generated.texts[i],
+                "score": None if logits_B is None else float(logits_B[i]),
+                "rule_reward": float(sampled.rules_B[i]),
                 "verdicts": list(verdict.strict),
             }
         )
@@ -100,33 +96,38 @@ def one_round(run: Run, state: RunState, index: int) -> RunState:
     number, config = index + 1, run.config
     step = number * run.updates_per_round
     with run.clock("rollout"):
-        rows, generated = rollout_phase(run, state, index)
-        verdicts = verify(rows, generated.texts)
+        sampled = sample_round(run, state, index)
+        texts = sampled.generated.texts
         fresh = [
             GeneratedText(row.prompt, text, is_accepted(config.discriminator, verdict), number)
-            for row, text, verdict in zip(rows, generated.texts, verdicts, strict=True)
+            for row, text, verdict in zip(sampled.rows, texts, sampled.verdicts, strict=True)
         ]
-    metrics = rollout_metrics(run, rows, generated, verdicts)
-    metrics |= throughput(generated.rollout, run.clock.last["rollout"])
+    metrics = sampled.metrics | throughput(sampled.tokens, run.clock.last["rollout"])
     run.stop_if_asked(index)
 
     judged: dict[str, float] = {}
-    if config.discriminator.score_with == "post":
+    judge_first = config.discriminator.score_with != "pre"
+    if judge_first:
         state, judged = judge(run, state, fresh, index)
     with run.clock("score"):
-        state, logits_B, rewards_B = score_phase(run, state, fresh, generated.rollout)
+        state, logits_B, rewards_B = score_phase(
+            run, state, fresh, sampled.generated.rollout, sampled.rules_B
+        )
         chosen = select_rows(rewards_B, config.ppo.samples_per_prompt, config.ppo.train_samples)
-    write_samples(run, number, rows, generated, logits_B, verdicts)
+    write_samples(run, number, sampled, logits_B)
     with run.clock("experience"):
-        rollout = take_rows(generated.rollout, chosen)
+        rollout = take_rows(sampled.generated.rollout, chosen)
         scored = score_policy(run, state, rollout)
         check_kl(config, scored, rollout.response_mask_BR, index)
     run.stop_if_asked(index)
-    if config.discriminator.score_with == "pre":
+    if not judge_first:
         state, judged = judge(run, state, fresh, index)
 
-    experience, found = experience_phase(run, state, rollout, scored, rewards_B[chosen])
-    metrics |= found | {"reward/score_mean": float(logits_B.mean())}
+    learn_B = sampled.learn_B[chosen]
+    experience, found = experience_phase(run, state, rollout, scored, rewards_B[chosen], learn_B)
+    metrics |= found
+    if logits_B is not None:
+        metrics["reward/score_mean"] = float(logits_B.mean())
     metrics |= {
         f"time/{name}_s": run.clock.last[name] for name in ("rollout", "experience", "score")
     }
@@ -146,19 +147,18 @@ def judge(
     run: Run, state: RunState, fresh: Sequence[GeneratedText], index: int
 ) -> tuple[RunState, dict[str, float]]:
     """Update the discriminator, unless the method keeps it frozen."""
-    if run.config.method == "ppo":
+    if not is_adversarial(run.config):
         return state, {}
     with run.clock("discriminator"):
         state, metrics = judge_phase(run, state, fresh, index)
     return state, metrics | {"time/discriminator_s": run.clock.last["discriminator"]}
 
 
-def throughput(rollout: Rollout, seconds: float) -> dict[str, float]:
+def throughput(tokens: tuple[int, int], seconds: float) -> dict[str, float]:
     """Return new tokens a second, real ones and those with the padding counted."""
-    mask_BR = np.asarray(rollout.response_mask_BR)
     return {
-        "throughput/real_tokens_per_s": float(mask_BR.sum() / seconds),
-        "throughput/padded_tokens_per_s": float(mask_BR.size / seconds),
+        "throughput/real_tokens_per_s": tokens[0] / seconds,
+        "throughput/padded_tokens_per_s": tokens[1] / seconds,
     }
 
 
@@ -183,10 +183,13 @@ def train(run: Run, state: RunState) -> RunState:
         RunStopped: the run stopped itself; the last good round boundary is saved.
     """
     config, steps, tokenizer = run.config, run.training.steps, run.players.disc_tokenizer
-    with run.clock("compile"):
-        prime(state.discriminator, steps, tokenizer, config.discriminator, state.key)
+    judged = asks_discriminator(config)
+    if judged:
+        with run.clock("compile"):
+            prime(state.discriminator, steps, tokenizer, config.discriminator, state.key)
     if run.last_saved is None:
-        state = warmup(run, state)
+        if judged:
+            state = warmup(run, state)
         run.save(state, 0)
     return play_rounds(run, state, one_round)
 

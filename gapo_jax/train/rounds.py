@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from gapo_jax.checkpoint import Checkpointer
 from gapo_jax.config import Config, system_text, updates_per_round
@@ -18,7 +19,8 @@ from gapo_jax.data.batching import batch_at, epoch_order
 from gapo_jax.evaluate.accuracy import Verdict, summarise
 from gapo_jax.evaluate.text_health import text_health
 from gapo_jax.losses import adaptive_kl_coef, masked_mean
-from gapo_jax.rollout.experience import build_experience, standardise_rewards
+from gapo_jax.online_sections import asks_discriminator, estimator, group_size
+from gapo_jax.rollout.experience import build_experience, response_scores, standardise_rewards
 from gapo_jax.rollout.generate import Generated, ended_rows, generate, row_keys
 from gapo_jax.train.adversary import (
     GeneratedText,
@@ -30,12 +32,13 @@ from gapo_jax.train.adversary import (
 from gapo_jax.train.discriminator import evaluate_pairs, mean_metrics, round_update, score_texts
 from gapo_jax.train.evaluation import evaluate_policy
 from gapo_jax.train.forward import Scored
+from gapo_jax.train.grounding import Grounding
 from gapo_jax.train.interrupt import RunInterrupted, RunStopped, StopRequest
 from gapo_jax.train.metrics import MetricsWriter
 from gapo_jax.train.phases import PhaseClock
 from gapo_jax.train.prepare import Pairs, Prompts
 from gapo_jax.train.setup import Players, Training
-from gapo_jax.train.state import RunState, merge_trainable
+from gapo_jax.train.state import Network, RunState, merge_trainable
 from gapo_jax.types import GENERATED, Experience, PromptRow, Rollout
 
 ROLLOUT_STREAM = 102
@@ -43,7 +46,8 @@ ROLLOUT_STREAM = 102
 
 @dataclasses.dataclass
 class Run:
-    """All that the loop works with; `store` is the replay of generated text."""
+    """All that the loop works with; `store` is the replay of generated text, `grounding` the
+    accepted pairs of an SFT term (`ppo.sft_coef`)."""
 
     config: Config
     workdir: Path
@@ -57,6 +61,7 @@ class Run:
     stop: StopRequest
     store: list[GeneratedText] = dataclasses.field(default_factory=list)
     last_saved: int | None = None
+    grounding: Grounding | None = None
 
     @property
     def updates_per_round(self) -> int:
@@ -92,11 +97,18 @@ def take_rows(tree: Any, rows: np.ndarray | slice) -> Any:
     return jax.tree.map(lambda leaf: leaf[rows], tree)
 
 
-def rollout_phase(run: Run, state: RunState, round_index: int) -> tuple[list[PromptRow], Generated]:
-    """Sample `samples_per_prompt` responses to each of the round's prompts."""
+def rollout_phase(
+    run: Run, state: RunState, round_index: int, attempt: int = 0
+) -> tuple[list[PromptRow], Generated]:
+    """Sample `samples_per_prompt` responses to each of the round's prompts.
+
+    Further attempts (see `sampling.py`) take the prompts in other orders, with other keys.
+    """
     ppo, sampling = run.config.ppo, run.config.sampling
-    pool = run.prompts.train
-    chosen = batch_at(run.config.seed, round_index, len(pool), ppo.prompts_per_round)
+    pool, path = run.prompts.train, (ROLLOUT_STREAM, round_index, *([attempt] if attempt else []))
+    chosen = batch_at(
+        run.config.seed + 7919 * attempt, round_index, len(pool), ppo.prompts_per_round
+    )
     asked = [pool[i] for i in chosen]
     rows = [row for row in asked for _ in range(ppo.samples_per_prompt)]
     generated = generate(
@@ -104,7 +116,7 @@ def rollout_phase(run: Run, state: RunState, round_index: int) -> tuple[list[Pro
         run.policy_params(state),
         run.players.tokenizer,
         [row.prompt for row in asked],
-        row_keys(state.key, ROLLOUT_STREAM, round_index, count=len(rows)),
+        row_keys(state.key, *path, count=len(rows)),
         batch_size=sampling.batch_size,
         width=run.prompts.width,
         temperature=sampling.temperature,
@@ -142,7 +154,7 @@ def score_policy(run: Run, state: RunState, rollout: Rollout) -> Scored:
         run.training.steps.score(
             run.players.base,
             state.policy.params,
-            state.critic.params,
+            state.critic.params if state.critic is not None else None,
             take_rows(rollout, slice(start, start + size)),
         )
         for start in range(0, rollout.tokens_BT.shape[0], size)
@@ -150,38 +162,57 @@ def score_policy(run: Run, state: RunState, rollout: Rollout) -> Scored:
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
-def learn_phase(
+def minibatches(config: Config, total: int, round_index: int, epochs: int, stream: int):
+    """Yield the rows of each minibatch, int64 [minibatch_size], epoch after epoch.
+
+    For rpo the samples of a prompt stay next to each other; for the rest rows are shuffled freely.
+    """
+    size = config.ppo.minibatch_size
+    group = group_size(config) if estimator(config) == "rpo" else 1
+    for epoch in range(epochs):
+        order_A = epoch_order(config.seed + stream, round_index * 1000 + epoch, total // group)
+        order_B = (order_A[:, None] * group + np.arange(group)).reshape(-1)
+        for start in range(0, total, size):
+            yield order_B[start : start + size]
+
+
+def learn_critic(
     run: Run, state: RunState, experience: Experience, scored: Scored, round_index: int
-) -> tuple[RunState, dict[str, float]]:
-    """Run the critic's and the policy's epochs of minibatches over one experience."""
-    ppo, steps = run.config.ppo, run.training.steps
-    total = experience.tokens_BT.shape[0]
-    policy, critic = state.policy, state.critic
-    rows: list[dict[str, Any]] = []
-
-    def minibatches(epochs: int, stream: int):
-        for epoch in range(epochs):
-            order = epoch_order(run.config.seed + stream, round_index * 1000 + epoch, total)
-            for start in range(0, total, ppo.minibatch_size):
-                yield order[start : start + ppo.minibatch_size]
-
-    for chosen in minibatches(ppo.critic_epochs, 1):
-        critic, metrics = steps.critic(
+) -> tuple[Network | None, dict[str, float]]:
+    """Run the critic's epochs over one experience; nothing to do for a method without one."""
+    config, critic, update = run.config, state.critic, run.training.steps.critic
+    if critic is None or update is None:
+        return None, {}
+    total, rows = experience.tokens_BT.shape[0], []
+    for chosen in minibatches(config, total, round_index, config.ppo.critic_epochs, 1):
+        critic, metrics = update(
             critic,
             take_rows(experience, chosen),
             take_rows(scored.features_BRD, chosen),
             take_rows(scored.lower_BTD, chosen),
         )
         rows.append(metrics)
-    found = mean_metrics(rows[-max(1, total // ppo.minibatch_size) :])
+    found = mean_metrics(rows[-max(1, total // config.ppo.minibatch_size) :])
     found["value/explained_variance_before"] = float(rows[0]["value/explained_variance"])
-    rows = []
-    for chosen in minibatches(ppo.epochs, 2):
-        policy, metrics = steps.policy(
+    return critic, found
+
+
+def learn_phase(
+    run: Run, state: RunState, experience: Experience, scored: Scored, round_index: int
+) -> tuple[RunState, dict[str, float]]:
+    """Run the critic's and the policy's epochs of minibatches over one experience."""
+    config, policy = run.config, state.policy
+    total, done = experience.tokens_BT.shape[0], round_index * run.updates_per_round
+    critic, found = learn_critic(run, state, experience, scored, round_index)
+    rows: list[dict[str, Any]] = []
+    for chosen in minibatches(config, total, round_index, config.ppo.epochs, 2):
+        policy, metrics = run.training.steps.policy(
             policy,
             run.players.base,
             take_rows(experience, chosen),
             take_rows(scored.lower_BTD, chosen),
+            state.kl_coef,
+            run.grounding.batch(done + len(rows)) if run.grounding else None,
         )
         rows.append(metrics)
     found |= mean_metrics(rows)
@@ -244,32 +275,49 @@ def judge_phase(
         seed=run.config.seed,
         round_index=round_index,
     )
-    return state.replace(discriminator=network), metrics
+    average = state.judge
+    if average is not None:
+        average = optax.incremental_update(network.params, average, 1 - settings.ema_decay)
+    return state.replace(discriminator=network, judge=average), metrics
 
 
 def score_phase(
-    run: Run, state: RunState, fresh: Sequence[GeneratedText], rollout: Rollout
-) -> tuple[RunState, np.ndarray, jax.Array]:
+    run: Run,
+    state: RunState,
+    fresh: Sequence[GeneratedText],
+    rollout: Rollout,
+    rules_B: np.ndarray,
+) -> tuple[RunState, np.ndarray | None, jax.Array]:
     """Return (state with new reward statistics, logits [B], rewards [B]) of one snapshot.
 
+    `rules_B` are the rule rewards; the logits are None where `reward.source` does not ask the
+    discriminator.
     The penalty of a response without an end comes off after the standardisation, so it is in
     units of the rewards' deviation, and before the choice of the rows to learn from.
     """
-    texts = [LabelledText(text.prompt, text.response, GENERATED, 0.0) for text in fresh]
-    logits_B = score_texts(
-        run.training.steps,
-        state.discriminator.params,
-        run.players.disc_tokenizer,
-        texts,
-        run.config.discriminator,
-    )
+    logits_B = None
+    if asks_discriminator(run.config):
+        texts = [LabelledText(text.prompt, text.response, GENERATED, 0.0) for text in fresh]
+        logits_B = score_texts(
+            run.training.steps,
+            state.discriminator.params if state.judge is None else state.judge,
+            run.players.disc_tokenizer,
+            texts,
+            run.config.discriminator,
+        )
     reward = run.config.reward
+    scores_B = response_scores(
+        logits_B,
+        rules_B,
+        source=reward.source,
+        squash=reward.squash,
+        verifier_weight=reward.verifier_weight,
+    )
     rewards_B, stats = standardise_rewards(
-        jnp.asarray(logits_B),
+        scores_B,
         state.reward_stats,
         mode=reward.standardise,
         group_size=run.config.ppo.samples_per_prompt,
-        squash=reward.squash,
         clip=reward.clip,
     )
     rewards_B -= reward.missing_eos_penalty * jnp.asarray(~ended(run, rollout), jnp.float32)
@@ -289,10 +337,23 @@ def select_rows(rewards_B: jax.Array, group: int, keep: int) -> np.ndarray:
 
 
 def experience_phase(
-    run: Run, state: RunState, rollout: Rollout, scored: Scored, rewards_B: jax.Array
+    run: Run,
+    state: RunState,
+    rollout: Rollout,
+    scored: Scored,
+    rewards_B: jax.Array,
+    learn_B: np.ndarray | None = None,
 ) -> tuple[Experience, dict[str, float]]:
-    """Turn rewards into whitened advantages, with the KL to the reference as a token penalty."""
-    ppo = run.config.ppo
+    """Turn rewards into advantages by the run's estimator; `learn_B` marks the rows to learn
+    from (None: all)."""
+    config, ppo, chosen = run.config, run.config.ppo, estimator(run.config)
+    options: dict[str, Any] = {"lam": ppo.lam, "whiten_advantages": ppo.whiten_advantages}
+    if chosen != "gae":
+        options = {
+            "group_size": group_size(config),
+            "scale": config.grpo.variant != "dr_grpo",
+            "group_baseline": ppo.group_baseline,
+        }
     experience, metrics = build_experience(
         rollout,
         scored.old_logprobs_BR,
@@ -300,9 +361,10 @@ def experience_phase(
         scored.values_BR,
         rewards_B,
         state.kl_coef,
+        learn_B,
+        estimator=chosen,
         gamma=ppo.gamma,
-        lam=ppo.lam,
-        whiten_advantages=ppo.whiten_advantages,
+        **options,
     )
     return experience, {key: float(value) for key, value in metrics.items()}
 

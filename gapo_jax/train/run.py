@@ -25,6 +25,7 @@ from gapo_jax.train import offline, online
 from gapo_jax.train.adversary import store_from_json
 from gapo_jax.train.compilation import keep_compiled_programs
 from gapo_jax.train.evaluation import compare_sets, evaluate_policy, summarise_sets
+from gapo_jax.train.grounding import make_grounding
 from gapo_jax.train.interrupt import StopRequest
 from gapo_jax.train.metrics import MetricsWriter, read_metrics
 from gapo_jax.train.phases import PhaseClock, counter, peak_memory_gb
@@ -158,6 +159,8 @@ def open_run(config: Config, workdir: Path, stop: StopRequest) -> tuple[Run, Run
         store=store,
         last_saved=last_saved,
     )
+    if config.ppo.sft_coef and config.method in configuration.ONLINE_METHODS:
+        run.grounding = make_grounding(config, players, pairs.train, workdir)
     resume_step = -1 if last_saved is None else last_saved * run.updates_per_round
     run.writer = MetricsWriter(workdir, resume_step=resume_step)
     return run, state
@@ -166,7 +169,7 @@ def open_run(config: Config, workdir: Path, stop: StopRequest) -> tuple[Run, Run
 def moved(run: Run, state: RunState) -> dict[str, float]:
     """Return |after - before| / |before| of each network: the proof that it learned something."""
     start = initial_state(run.config, run.players, run.training)
-    names = ("policy", "critic", "discriminator")
+    names = ["policy", "discriminator", *(["critic"] if state.critic is not None else [])]
     return {
         name: relative_change(getattr(start, name).params, getattr(state, name).params)
         for name in names

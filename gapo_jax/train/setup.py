@@ -23,6 +23,7 @@ from gapo_jax.data import weights
 from gapo_jax.data.tiny_tokenizer import character_tokenizer, wordpiece_tokenizer
 from gapo_jax.data.tokenizer import check_vocabulary, load_tokenizer
 from gapo_jax.models import Decoder, DecoderConfig, Discriminator, EncoderConfig, RewardModel
+from gapo_jax.online_sections import has_critic, scores_with_average
 from gapo_jax.rollout.generate import SampleFn
 from gapo_jax.rollout.sampler import make_sampler
 from gapo_jax.train.forward import GeneratorSpec, init_critic
@@ -34,7 +35,13 @@ from gapo_jax.train.optim import (
     make_optimizer,
     warmup_then_rounds,
 )
-from gapo_jax.train.state import Network, RunState, first_trained_layer, start_policy
+from gapo_jax.train.state import (
+    Network,
+    RunState,
+    copy_tree,
+    first_trained_layer,
+    start_policy,
+)
 from gapo_jax.train.steps import Steps, make_steps
 
 TINY = "random:tiny"
@@ -111,12 +118,12 @@ def _to_device(path: str, leaf: np.ndarray) -> jax.Array:
 def _load_reward_model(config: Config) -> tuple[RewardModel, Params, PreTrainedTokenizerFast]:
     """Return a decoder as discriminator: what it thinks of a text is read off its last token."""
     name, settings = config.model.discriminator, config.discriminator
-    if settings.frozen_layers or settings.dropout:
-        raise ValueError(
-            "wanted config.discriminator.frozen_layers=0 and dropout=0.0 for a decoder as "
-            f"discriminator, got {settings.frozen_layers} and {settings.dropout} for {name}; set "
-            "them, or choose an encoder"
-        )
+    for key in ("frozen_layers", "dropout", "gradient_penalty"):
+        if getattr(settings, key):
+            raise ValueError(
+                f"wanted config.discriminator.{key}=0 for a decoder as discriminator, got "
+                f"{getattr(settings, key)} for {name}; set it, or choose an encoder"
+            )
     module, params = models.load_reward_model(
         source(name), put=_to_device, seed=config.seed, remat=config.model.remat
     )
@@ -183,11 +190,14 @@ def make_optimizers(config: Config, warmup_updates: int) -> dict[str, optax.Grad
     minibatches = trained_rows(config) // ppo.minibatch_size
     policy_updates = config.rounds * ppo.epochs * minibatches
     critic_updates = config.rounds * ppo.critic_epochs * minibatches
-    return {
+    optimizers = {
         "policy": make_optimizer(ppo.optim, learning_rate(ppo.optim, policy_updates)),
-        "critic": make_optimizer(ppo.critic_optim, learning_rate(ppo.critic_optim, critic_updates)),
         "discriminator": discriminator_optimizer(config, warmup_updates),
     }
+    if has_critic(config):
+        rates = learning_rate(ppo.critic_optim, critic_updates)
+        optimizers["critic"] = make_optimizer(ppo.critic_optim, rates)
+    return optimizers
 
 
 def discriminator_optimizer(config: Config, updates: int) -> optax.GradientTransformation:
@@ -207,7 +217,7 @@ def offline_optimizers(
     still, total = optax.set_to_zero(), config.rounds * updates_per_round(config)
     if config.method == "discriminator":
         disc = discriminator_optimizer(config, total)
-        return {"policy": still, "critic": still, "discriminator": disc}
+        return {"policy": still, "discriminator": disc}
     optim = config.offline.optim
     rates = learning_rate(optim, total)
     if config.method == "sgpo":
@@ -222,7 +232,6 @@ def offline_optimizers(
     judged = needs_discriminator(config)
     return {
         "policy": make_optimizer(optim, rates),
-        "critic": still,
         "discriminator": discriminator_optimizer(config, warmup_updates) if judged else still,
     }
 
@@ -265,7 +274,7 @@ def load_players(config: Config) -> Players:
         first=first_trained_layer(decoder.config.num_layers, config.model),
         temperature=config.sampling.temperature,
         chunk=config.ppo.logprob_chunk,
-        critic=config.model.critic,
+        critic=config.model.critic if has_critic(config) else "none",
         critic_hidden=config.model.critic_hidden,
     )
     # What cannot be trained is said before anything slow.
@@ -296,14 +305,18 @@ def initial_state(config: Config, players: Players, training: Training) -> RunSt
     policy = start_policy(
         players.base, players.spec.first, config, jax.random.fold_in(root, ADAPTER_STREAM)
     )
-    critic = init_critic(players.spec, players.base, jax.random.fold_in(root, 3))
-    disc = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), players.disc_start)
+    critic = None
+    if has_critic(config):
+        fresh = init_critic(players.spec, players.base, jax.random.fold_in(root, 3))
+        critic = Network.create(fresh, training.optimizers["critic"])
+    disc = copy_tree(players.disc_start)
     return RunState(
         policy=Network.create(policy, training.optimizers["policy"]),
-        critic=Network.create(critic, training.optimizers["critic"]),
+        critic=critic,
         discriminator=Network.create(disc, training.optimizers["discriminator"]),
         key=root,
         round=jnp.zeros((), jnp.int32),
         kl_coef=jnp.float32(config.ppo.kl_coef),
         reward_stats=jnp.zeros(3, jnp.float32),
+        judge=copy_tree(disc) if scores_with_average(config) else None,
     )

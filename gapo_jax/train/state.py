@@ -42,15 +42,24 @@ class Network(flax.struct.PyTreeNode):
 
 class RunState(flax.struct.PyTreeNode):
     """Everything that a checkpoint holds on the device side. `round` counts finished rounds;
-    `reward_stats` is the running (count, mean, sum of squares) of raw rewards, float32 [3]."""
+    `reward_stats` is the running (count, mean, sum of squares) of scores, float32 [3]. `critic` is
+    None for a method without one; `judge` is the moving average of the discriminator's parameters
+    that scores with `discriminator.score_with="ema"`, else None."""
 
     policy: Network
-    critic: Network
+    critic: Network | None
     discriminator: Network
     key: jax.Array
     round: jax.Array
     kl_coef: jax.Array
     reward_stats: jax.Array
+    judge: Params | None = None
+
+
+def copy_tree(tree: Params) -> Params:
+    """Return a tree whose arrays share no memory with the given ones: donating the one leaves the
+    other alone."""
+    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
 
 
 def first_trained_layer(num_layers: int, model: ModelConfig) -> int:

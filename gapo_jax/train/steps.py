@@ -13,12 +13,22 @@ from typing import Any
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import optax
 
 from gapo_jax.config import Config
-from gapo_jax.losses import bce_loss, masked_mean, ppo_loss, value_loss
+from gapo_jax.losses import (
+    bce_loss,
+    bradley_terry_loss,
+    class_metrics,
+    gradient_penalty_loss,
+    masked_mean,
+    sft_loss,
+    value_loss,
+)
 from gapo_jax.models import Discriminator
 from gapo_jax.models.encoder import encode_above
+from gapo_jax.online_sections import has_critic
 from gapo_jax.train.forward import (
     GeneratorSpec,
     Scored,
@@ -26,9 +36,10 @@ from gapo_jax.train.forward import (
     response_logprobs,
     score_rollout,
 )
+from gapo_jax.train.objectives import policy_objective
 from gapo_jax.train.optim import frozen_parameters, stop_gradients
 from gapo_jax.train.state import Network
-from gapo_jax.types import Experience, Rollout
+from gapo_jax.types import ACCEPTED, Experience, Rollout
 
 Params = Any
 
@@ -47,11 +58,11 @@ class TextBatch(flax.struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """The compiled functions of a run."""
+    """The compiled functions of a run; `critic` is None for a method without one."""
 
-    score: Callable[[Params, Params, Params, Rollout], Scored]
+    score: Callable[[Params, Params, Params | None, Rollout], Scored]
     policy: Callable[..., tuple[Network, dict[str, jax.Array]]]
-    critic: Callable[..., tuple[Network, dict[str, jax.Array]]]
+    critic: Callable[..., tuple[Network, dict[str, jax.Array]]] | None
     disc_score: Callable[[Params, jax.Array, jax.Array, jax.Array], jax.Array]
     disc_update: Callable[[Network, TextBatch, jax.Array], tuple[Network, dict[str, jax.Array]]]
 
@@ -71,30 +82,33 @@ def policy_step(
     base: Params,
     experience: Experience,
     lower_BTD: jax.Array | None,
+    kl_coef: jax.Array | float = 0.0,
+    examples: Rollout | None = None,
     *,
     spec: GeneratorSpec,
     config: Config,
     optimizer: optax.GradientTransformation,
 ) -> tuple[Network, dict[str, jax.Array]]:
-    """One PPO update of the generator (clip; the KL term is already in the rewards)."""
+    """One update of the generator by the run's estimator (`objectives.policy_objective`).
+
+    `examples` are accepted pairs whose negative log-likelihood (at temperature 1) is added with
+    `ppo.sft_coef`.
+    """
     mask_BR = experience.response_mask_BR
 
     def loss_fn(trained: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
         logprobs_BR, entropy_BR, _ = response_logprobs(
             spec, base, trained, as_rollout(experience), lower_BTD, with_entropy=True
         )
-        loss, metrics = ppo_loss(
-            logprobs_BR,
-            experience.old_logprobs_BR,
-            experience.advantages_BR,
-            mask_BR,
-            clip_low=config.ppo.clip_low,
-            clip_high=config.ppo.clip_high,
-            aggregation=config.ppo.aggregation,
-        )
-        metrics["policy/loss"] = loss
+        loss, metrics = policy_objective(config, logprobs_BR, experience, kl_coef)
         assert entropy_BR is not None  # asked for above
         metrics["policy/entropy"] = masked_mean(entropy_BR, mask_BR)
+        if examples is not None:
+            plain = dataclasses.replace(spec, temperature=1.0)
+            logprobs_SR, _, _ = response_logprobs(plain, base, trained, examples)
+            likelihood, found = sft_loss(logprobs_SR, examples.response_mask_BR)
+            loss = loss + config.ppo.sft_coef * likelihood
+            metrics |= {"sft/loss": found["sft/loss"], "policy/loss": loss}
         return loss, metrics
 
     gradients, metrics = jax.grad(loss_fn, has_aux=True)(network.params)
@@ -114,13 +128,16 @@ def critic_step(
 ) -> tuple[Network, dict[str, jax.Array]]:
     """One clipped value update of the critic against the GAE returns."""
 
+    assert experience.values_BR is not None and experience.returns_BR is not None
+    old_BR, returns_BR = experience.values_BR, experience.returns_BR
+
     def loss_fn(critic: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
         rollout = as_rollout(experience)
         values_BR = critic_values(spec, critic, rollout, features_BRD, lower_BTD)
         loss, metrics = value_loss(
             values_BR,
-            experience.values_BR,
-            experience.returns_BR,
+            old_BR,
+            returns_BR,
             experience.response_mask_BR,
             clip=config.ppo.value_clip,
         )
@@ -161,34 +178,73 @@ def disc_update_step(
     dropout: bool,
     frozen: str | None,
     frozen_layers: int = 0,
+    loss: str = "bce",
+    gradient_penalty: float = 0.0,
     optimizer: optax.GradientTransformation,
 ) -> tuple[Network, dict[str, jax.Array]]:
-    """One binary cross-entropy update of the discriminator (GAPO, Eq. 6).
+    """One update of the discriminator: binary cross-entropy (GAPO, Eq. 6) or Bradley-Terry.
 
-    Parameters whose path matches `frozen` and the lowest `frozen_layers` layers stand still, and
-    no gradient is computed for them.
+    For "bradley_terry" the rows alternate: the better text of a pair, then the worse. With a
+    `gradient_penalty` R1 on the accepted texts is added. Parameters whose path matches `frozen` and
+    the lowest `frozen_layers` layers stand still, and no gradient is computed for them.
     """
     key = jax.random.fold_in(key, network.step)
+    options = {"deterministic": not dropout, "rngs": {"dropout": key}}
 
     def loss_fn(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
         params = stop_gradients(params, frozen)
-        logits_B = disc_logits(
-            discriminator,
-            params,
-            batch,
-            frozen_layers,
-            deterministic=not dropout,
-            rngs={"dropout": key},
-        )
-        loss, metrics = bce_loss(
-            logits_B, batch.targets_B, batch.weights_B, classes_B=batch.classes_B
-        )
-        metrics["disc/loss"] = loss
-        return loss, metrics
+        logits_B = disc_logits(discriminator, params, batch, frozen_layers, **options)
+        total, metrics = judge_loss(loss, logits_B, batch)
+        metrics["disc/loss"] = total
+        if gradient_penalty:
+            slope = disc_penalty(discriminator, params, batch, frozen_layers)
+            metrics["disc/gradient_penalty"] = slope
+            total = total + gradient_penalty * slope
+        return total, metrics
 
     gradients, metrics = jax.grad(loss_fn, has_aux=True)(network.params)
     metrics["disc/grad_norm"] = optax.tree.norm(gradients)
     return network.apply_gradients(gradients, optimizer), metrics
+
+
+def judge_loss(
+    loss: str, logits_B: jax.Array, batch: TextBatch
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Return the loss of a batch and its metrics, those of the classes among them."""
+    if loss == "bradley_terry":
+        total, metrics = bradley_terry_loss(logits_B[::2], logits_B[1::2], batch.weights_B[::2])
+        metrics["disc/accuracy"] = metrics["disc/pair_accuracy"]
+        return total, metrics | class_metrics(logits_B, batch.classes_B, batch.weights_B)
+    return bce_loss(logits_B, batch.targets_B, batch.weights_B, classes_B=batch.classes_B)
+
+
+def disc_penalty(
+    discriminator: Discriminator, params: Params, batch: TextBatch, frozen_layers: int
+) -> jax.Array:
+    """Return R1 / gamma, float32: half the mean squared gradient of the logits of the accepted
+    texts by their embeddings (the sum over words, positions and segments, normalised). No dropout:
+    the penalty is on the function that scores.
+
+    Frozen layers pass the gradient down to the embeddings, but are not trained by it.
+    """
+    if frozen_layers:
+        layers = jax.tree.map(
+            lambda x: jnp.concatenate(
+                [jax.lax.stop_gradient(x[:frozen_layers]), x[frozen_layers:]]
+            ),
+            params["encoder"]["layers"],
+        )
+        params = dict(params) | {"encoder": dict(params["encoder"]) | {"layers": layers}}
+
+    def apply(*arguments: jax.Array, method: str) -> Any:
+        return discriminator.apply({"params": params}, *arguments, method=method)
+
+    def total(embedded_BTD: jax.Array) -> jax.Array:
+        return jnp.sum(apply(embedded_BTD, batch.mask_BT, method="judge_embedded"))
+
+    embedded_BTD = apply(batch.tokens_BT, batch.mask_BT, batch.type_ids_BT, method="embed")
+    accepted_B = batch.weights_B * (batch.classes_B == ACCEPTED)
+    return gradient_penalty_loss(jax.grad(total)(embedded_BTD), batch.mask_BT, accepted_B)
 
 
 def disc_score(discriminator: Discriminator, params: Params, tokens_BT, mask_BT, type_ids_BT):
@@ -205,19 +261,25 @@ def make_steps(
     """Bind the static parts and jit every step once; `optimizers` by network name."""
     bound = {"spec": spec, "config": config}
     policy = functools.partial(policy_step, **bound, optimizer=optimizers["policy"])
-    critic = functools.partial(critic_step, **bound, optimizer=optimizers["critic"])
+    critic = None
+    if has_critic(config):
+        value = functools.partial(critic_step, **bound, optimizer=optimizers["critic"])
+        critic = jax.jit(value, donate_argnums=0)
+    settings = config.discriminator
     update = functools.partial(
         disc_update_step,
         discriminator=discriminator,
-        dropout=config.discriminator.dropout > 0,
+        dropout=settings.dropout > 0,
         frozen=frozen_parameters(config),
-        frozen_layers=config.discriminator.frozen_layers,
+        frozen_layers=settings.frozen_layers,
+        loss=settings.loss,
+        gradient_penalty=settings.gradient_penalty,
         optimizer=optimizers["discriminator"],
     )
     return Steps(
         score=jax.jit(functools.partial(score_rollout, spec)),
         policy=jax.jit(policy, donate_argnums=0),
-        critic=jax.jit(critic, donate_argnums=0),
+        critic=critic,
         disc_score=jax.jit(functools.partial(disc_score, discriminator)),
         disc_update=jax.jit(update, donate_argnums=0),
     )

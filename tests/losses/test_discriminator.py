@@ -107,3 +107,15 @@ def test_bradley_terry(rng):
     )
     sigmoid = 1 / (1 + np.exp(margin))
     np.testing.assert_allclose(gradient, -np.array(weights) * sigmoid / 5.5, atol=1e-6)
+
+
+def test_the_gradient_penalty_is_half_the_mean_square_over_rows_and_real_tokens(rng):
+    gradients = rng.normal(size=(3, 4, 2)).astype(np.float32)
+    mask = np.array([[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]])
+    weights = np.array([1.0, 3.0, 0.0])
+    squares = [(gradients[0, :2] ** 2).sum(), (gradients[1] ** 2).sum()]
+    dirty = np.where(mask[:, :, None] == 1, gradients, np.nan)
+    dirty[2] = np.nan
+    loss = losses.gradient_penalty_loss(jnp.array(dirty), jnp.array(mask), jnp.array(weights))
+    assert float(loss) == pytest.approx((squares[0] + 3 * squares[1]) / 8, rel=1e-5)
+    assert float(losses.gradient_penalty_loss(jnp.array(dirty), jnp.array(mask), jnp.zeros(3))) == 0

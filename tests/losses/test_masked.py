@@ -94,3 +94,26 @@ def test_adaptive_kl_by_hand():
     assert float(jax.jit(update)(6.6)) == pytest.approx(float(update(6.6)))
     with pytest.raises(ValueError, match="target"):
         losses.adaptive_kl_coef(0.1, 1.0, target=0.0, num_samples=1)
+
+
+@pytest.mark.parametrize("estimator", ["k2", "k3"])
+def test_kl_in_the_loss_is_reduced_as_the_policy_loss_is(batch, estimator):
+    mask = batch["mask_BR"]
+    arguments = [jnp.where(mask == 1, batch[name], jnp.nan) for name in ("logprobs_BR", "old_BR")]
+    d = np.array(batch["logprobs_BR"] - batch["old_BR"], np.float64)
+    each = d**2 / 2 if estimator == "k2" else np.exp(-d) - 1 + d
+    rows = [each[row, :length] for row, length in enumerate((6, 2, 4))]
+    for options, want in (
+        ({}, np.concatenate(rows).mean()),
+        ({"denominator": 24}, np.concatenate(rows).sum() / 24),
+        ({"aggregation": "sequence"}, np.mean([row.mean() for row in rows])),
+    ):
+        value, gradient = value_and_grad(
+            lambda x: losses.kl_loss(x, arguments[1], mask, estimator=estimator, **options)  # noqa: B023
+        )(arguments[0])
+        assert float(value) == pytest.approx(want, rel=1e-5)
+        assert np.isfinite(gradient).all()
+    with pytest.raises(ValueError, match="k1"):
+        losses.kl_loss(*arguments, mask, estimator="k1")
+    with pytest.raises(ValueError, match="aggregation"):
+        losses.kl_loss(*arguments, mask, aggregation="rows")

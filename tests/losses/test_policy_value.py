@@ -147,6 +147,20 @@ def test_sequence_ratio_is_the_geometric_mean(batch):
     assert float(loss) == pytest.approx(np.mean(terms), rel=1e-5)
 
 
+def test_product_ratio_is_that_of_the_whole_response(batch):
+    options = dict(aggregation="sequence", ratio_level="product", clip_low=0.99, clip_high=99.0)
+    loss, _ = policy(batch, **options)
+    terms = []
+    for row, length in ((0, 6), (1, 2), (2, 4)):
+        drift = np.array(batch["logprobs_BR"] - batch["old_BR"])[row, :length]
+        terms.append(-np.exp(drift.sum()) * np.array(batch["advantages_BR"])[row, :length].mean())
+    assert float(loss) == pytest.approx(np.mean(terms), rel=1e-5)
+    # On policy its gradient is that of REINFORCE on sums: A / rows for every token of a row.
+    ones = batch | {"advantages_BR": jnp.broadcast_to(jnp.array([[1.0], [2], [3], [4]]), (4, 6))}
+    gradient = grad(lambda x: policy(ones | {"logprobs_BR": x}, **options)[0])(batch["old_BR"])
+    np.testing.assert_allclose(gradient, -ones["advantages_BR"] * batch["mask_BR"] / 3, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -154,6 +168,7 @@ def test_sequence_ratio_is_the_geometric_mean(batch):
         ({"clip_low": 0.0}, "positive"),
         ({"ratio_level": "row"}, "ratio_level"),
         ({"ratio_level": "sequence"}, "aggregation='sequence'"),
+        ({"ratio_level": "product"}, "aggregation='sequence'"),
     ],
 )
 def test_bad_options_are_named(batch, options, message):

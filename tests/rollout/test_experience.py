@@ -22,7 +22,7 @@ def test_running_statistics_equal_those_of_all_values_at_once():
 
 
 def _standardise(scores, mode, **changes):
-    options = {"mode": mode, "group_size": 4, "squash": "none", "clip": 10.0} | changes
+    options = {"mode": mode, "group_size": 4, "clip": 10.0} | changes
     return experience.standardise_rewards(jnp.asarray(scores), jnp.zeros(3), **options)
 
 
@@ -38,12 +38,30 @@ def test_standardised_rewards():
     assert len(set(np.round(np.asarray(rewards), 4))) == len(scores)
 
 
-def test_rewards_are_clipped_and_squashed():
+def test_rewards_are_clipped_and_may_be_left_alone():
     scores = np.array([0.0, 0.1, 0.2, 100.0], np.float32)
     rewards, _ = _standardise(scores, "batch", clip=0.5)
     assert np.abs(np.asarray(rewards)).max() <= 0.5
-    squashed, stats = _standardise(scores, "batch", squash="sigmoid")
-    np.testing.assert_allclose(stats[1], (1 / (1 + np.exp(-scores))).mean(), rtol=1e-5)
+    alone, stats = _standardise(scores, "none")
+    np.testing.assert_array_equal(alone, np.minimum(scores, 10.0))
+    np.testing.assert_allclose(stats[1], scores.mean(), rtol=1e-5)
+
+
+def test_scores_of_each_source():
+    logits, rules = np.array([0.0, 2.0, -50.0], np.float32), np.array([1.0, 0.5, 0.25], np.float32)
+
+    def score(source, squash="none"):
+        return experience.response_scores(
+            logits, rules, source=source, squash=squash, verifier_weight=0.25
+        )
+
+    probability = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    np.testing.assert_array_equal(score("discriminator"), logits)
+    np.testing.assert_allclose(score("discriminator", "sigmoid"), probability, rtol=1e-5)
+    np.testing.assert_array_equal(score("verifier"), rules)
+    np.testing.assert_allclose(
+        score("mix", "sigmoid"), 0.75 * probability + 0.25 * rules, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("pad", [0, 3])

@@ -143,3 +143,33 @@ def test_store_has_no_duplicates_keeps_its_capacity_and_round_trips():
     assert len(full) == 15
     assert {text.round for text in full} == {1, 2}
     assert adversary.store_from_json(adversary.store_to_json(full)) == full
+
+
+def _comparisons(generated_fraction, fresh, **changes):
+    config = _config(loss="bradley_terry", generated_fraction=generated_fraction, **changes)
+    texts = adversary.round_texts(config, _pairs(90), fresh, [], seed=0, round_index=0)
+    assert len(texts) == 80
+    return list(zip(texts[::2], texts[1::2], strict=True))
+
+
+def test_comparisons_put_the_better_text_first_and_hold_the_share_that_was_asked_for():
+    pairs = _comparisons(0.5, _texts(96))
+    generated = [pair for pair in pairs if GENERATED in (pair[0].kind, pair[1].kind)]
+    assert len(generated) == 20
+    for better, worse in generated:  # "paper": generated text is never the better one
+        assert (better.kind, worse.kind) == (ACCEPTED, GENERATED)
+    for better, worse in pairs:
+        if (better, worse) not in generated:
+            assert (better.kind, worse.kind) == (ACCEPTED, REJECTED)
+            assert better.response == worse.response
+
+
+def test_comparisons_prefer_the_two_kinds_of_one_prompt():
+    fresh = [GeneratedText(f"p{i // 4}", f"g{i}", i % 4 == 0 and i < 8, 1) for i in range(16)]
+    for better, worse in _comparisons(1.0, fresh, label_policy="verified"):
+        assert better.target == 1.0 and worse.target == 0.0
+        asked = worse.prompt if worse.kind == GENERATED else better.prompt
+        if asked in ("p0", "p1"):  # prompts with a verified and an unverified answer
+            assert better.prompt == worse.prompt == asked
+        else:
+            assert better.kind == ACCEPTED

@@ -24,7 +24,7 @@ from gapo_jax.train import optim
 from gapo_jax.train.adversary import LabelledText
 from gapo_jax.train.setup import load_discriminator
 from gapo_jax.train.state import Network
-from gapo_jax.train.steps import disc_score, disc_update_step
+from gapo_jax.train.steps import TextBatch, disc_penalty, disc_score, disc_update_step
 from gapo_jax.types import ACCEPTED, GENERATED, REJECTED, Constraint, PreferentialPair
 
 TOKENIZER = wordpiece_tokenizer()
@@ -105,6 +105,62 @@ def test_training_separates_what_can_be_separated(network, steps):
     found = phases.text_metrics(logits, texts)
     assert found["disc/acc_accepted"] == found["disc/acc_rejected"] == 1.0
     assert phases.pair_order_accuracy(logits, texts) == 1.0
+
+
+def test_bradley_terry_learns_which_of_two_texts_is_better(network, optimizer, steps):
+    update = functools.partial(
+        disc_update_step, discriminator=MODULE, dropout=False, frozen=None, loss="bradley_terry",
+        optimizer=optimizer,
+    )  # fmt: skip
+    paired = types.SimpleNamespace(disc_update=jax.jit(update), disc_score=steps.disc_score)
+    config = _config(loss="bradley_terry", gate_high=0.99)
+    words = [LabelledText("p", word, ACCEPTED, 1.0) for word in ("aaa", "bbb")]
+    scores = phases.score_texts(steps, network.params, TOKENIZER, words, config)
+    better, worse = (words[i].response for i in np.argsort(scores))  # wrong to begin with
+    texts = [LabelledText("p", better, ACCEPTED, 1.0), LabelledText("p", worse, REJECTED, 0.0)] * 2
+    for _ in range(60):
+        network, metrics = phases.round_update(
+            network, paired, TOKENIZER, texts, config, jax.random.key(1)
+        )
+    # The gate reads the order of the pairs: once it is right, nothing is updated any more.
+    assert metrics["disc/accuracy"] == 1.0 and metrics["disc/updates"] == 0
+    logits = phases.score_texts(steps, network.params, TOKENIZER, texts, config)
+    assert phases.pair_order_accuracy(logits, texts) == 1.0
+
+
+def test_the_gradient_penalty_equals_finite_differences():
+    module = Discriminator(
+        EncoderConfig(vocab_size=30, num_layers=2, d_model=8, num_heads=2, d_ff=8)
+    )
+    rng = np.random.default_rng(2)
+    tokens = jnp.asarray(rng.integers(1, 30, (3, 5)), jnp.int32)
+    mask = jnp.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
+    params = jax.jit(module.init)(jax.random.key(0), tokens, mask)["params"]
+    params = jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, params)
+    kinds = jnp.array([ACCEPTED, ACCEPTED, REJECTED])
+    batch = TextBatch(tokens, mask, jnp.zeros_like(tokens), kinds * 1.0, jnp.ones(3), kinds)
+
+    def penalty(params):
+        return disc_penalty(module, params, batch, frozen_layers=1)
+
+    def judge(embedded):
+        return module.apply({"params": params}, embedded, mask, method="judge_embedded")
+
+    embed = functools.partial(module.apply, {"params": params}, method="embed")
+    embedded = jax.jit(embed)(tokens, batch.type_ids_BT)
+    whole = jax.jit(module.apply)({"params": params}, tokens, mask)
+    np.testing.assert_allclose(jax.jit(judge)(embedded), whole, atol=1e-6)
+    steps = jnp.eye(5 * 8).reshape(-1, 1, 5, 8) * 1e-2
+    move = jax.jit(jax.vmap(lambda step: judge(embedded + step)))
+    slopes = np.asarray((move(steps) - move(-steps)) / 2e-2, np.float64)
+    real = np.repeat(np.asarray(mask), 8, axis=1).T
+    want = 0.5 * (slopes**2 * real).sum(0)[:2].mean()
+    value, gradient = jax.jit(jax.value_and_grad(penalty))(params)
+    assert want > 1e-3 and float(value) == pytest.approx(want, rel=1e-2)
+    # The frozen layer lets the gradient through to the embeddings, and keeps its weights.
+    for leaf in jax.tree.leaves(gradient["encoder"]["layers"]):
+        assert not np.any(leaf[0])
+    assert np.abs(gradient["encoder"]["layers"]["mlp"]["up"]["kernel"][1]).max() > 0
 
 
 def test_priming_changes_nothing_and_leaves_nothing_to_compile(network, steps):

@@ -1,0 +1,25 @@
+"""GRPO (arXiv 2402.03300) on SmolLM2-135M-Instruct, rewarded by the verifiers alone.
+
+    python scripts/train.py --config configs/grpo_smollm2.py
+    python scripts/train.py --config configs/grpo_smollm2.py --config.grpo.variant=dr_grpo
+    python scripts/train.py --config configs/grpo_smollm2.py --config.grpo.variant=dapo \
+        --config.grpo.dynamic_sampling=True --config.ppo.clip_high=0.28 --config.ppo.kl_coef=0
+    python scripts/train.py --config configs/grpo_smollm2.py --config.grpo.variant=gspo \
+        --config.ppo.clip_low=3e-4 --config.ppo.clip_high=4e-4 --config.ppo.kl_coef=0
+
+The baseline that GAPO has to beat where every constraint can be checked by rule: the reward is the
+share of the constraints that hold. The data are those of configs/gapo_quickstart.py. Not measured:
+time, memory and result are still to be taken.
+"""
+
+from gapo_jax.config import Config
+from gapo_jax.presets import smollm2_rounds
+
+
+def get_config(preset: str = "") -> Config:
+    """Return the configuration; there are no presets."""
+    config = smollm2_rounds("grpo")
+    config.reward.source = "verifier"
+    config.reward.standardise = "none"
+    config.reward.missing_eos_penalty = 0.1
+    return config

@@ -1,0 +1,20 @@
+"""GRPO (arXiv 2402.03300) on a 4-layer model of random weights, rewards from the verifiers.
+
+    python scripts/train.py --config configs/grpo_tiny.py
+    python scripts/train.py --config configs/grpo_tiny.py --config.grpo.variant=dapo \
+        --config.grpo.dynamic_sampling=True --config.ppo.clip_high=0.28
+
+The reward is the share of the constraints that hold, so no discriminator is warmed up or asked.
+All code paths, text not worth reading. Time and memory are still to be measured.
+"""
+
+from gapo_jax.config import Config
+from gapo_jax.presets import tiny_rounds
+
+
+def get_config(preset: str = "") -> Config:
+    """Return the configuration; there are no presets."""
+    config = tiny_rounds("grpo")
+    config.reward.source = "verifier"
+    config.reward.standardise = "none"
+    return config

@@ -1,0 +1,153 @@
+"""Measure what each switch of GAPO does: a few seeds with it, the same seeds without, a table.
+
+    python scripts/ablate.py --config configs/gapo_tiny.py --seeds 5 --out runs/ablation
+    python scripts/ablate.py --config configs/gapo_tiny.py --switch rloo ema --seeds 3 \
+        --set rounds=6 --out runs/ablation
+
+Every run is the one of `scripts/train.py` with a few keys changed (SWITCHES); a run whose
+summary.json is there already is not made again, so the table can be built up over days. The number
+is the held-out constraint accuracy (strict, topics) after training; the effect of a switch is its
+mean difference to the baseline, paired by seed, with a 95% t interval over seeds. The table goes to
+the console and, with all single numbers, to OUT/ablation.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.stats
+
+from gapo_jax.config import Config, check_path, finalize, lookup
+
+BASELINE = "baseline"
+# What each switch changes against the baseline. Where a switch is on in the configuration that is
+# given, its row is the baseline once more; a curriculum over near misses is left out, since no
+# constraint type says how near a miss is.
+SWITCHES: dict[str, dict[str, Any]] = {
+    "paper_labels": {"discriminator.label_policy": "paper"},
+    "soft_labels": {"discriminator.label_policy": "soft"},
+    "drop_verified": {"discriminator.label_policy": "drop_verified"},
+    "no_replay": {"discriminator.replay_fraction": 0.0},
+    "gate": {"discriminator.gate_high": 0.9, "discriminator.gate_low": 0.6},
+    "one_sided_smoothing": {"discriminator.positive_label": 0.9},
+    "gradient_penalty": {"discriminator.gradient_penalty": 1.0},
+    "bradley_terry": {"discriminator.loss": "bradley_terry"},
+    "ema": {"discriminator.score_with": "ema"},
+    "rloo": {"ppo.advantage": "rloo"},
+    "grpo": {"ppo.advantage": "grpo"},
+    "reinforce_pp": {"ppo.advantage": "reinforce_pp"},
+    "rpo": {"ppo.advantage": "rpo"},
+    "rule_mix": {"reward.source": "mix", "reward.squash": "sigmoid"},
+    "sft_mix": {"ppo.sft_coef": 0.1},
+    "frozen_discriminator": {"discriminator.updates_per_round": 0},
+}
+METRICS = ("instruction_strict", "prompt_strict")
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", required=True, type=Path, help="a GAPO experiment")
+    parser.add_argument("--out", required=True, type=Path, help="folder of all runs")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to N - 1")
+    parser.add_argument("--switch", nargs="*", choices=sorted(SWITCHES), help="default: all")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="keys changed in every run"
+    )
+    return parser.parse_args(argv)
+
+
+def load_config(path: Path) -> Config:
+    """Return `get_config()` of an experiment file."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise FileNotFoundError(f"wanted an experiment file for --config, got {path}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def parse_value(text: str, like: Any) -> Any:
+    """Return a value of the type of `like` from the command line."""
+    if isinstance(like, bool):
+        if text not in ("True", "False"):
+            raise ValueError(f"wanted True or False, got {text!r}")
+        return text == "True"
+    return tuple(text.split(",")) if isinstance(like, tuple) else type(like)(text)
+
+
+def change(config: Config, changes: Mapping[str, Any]) -> Config:
+    """Set dotted keys of a configuration; return it."""
+    for path, value in changes.items():
+        check_path(path)
+        *sections, name = path.split(".")
+        setattr(lookup(config, ".".join(sections)) if sections else config, name, value)
+    return config
+
+
+def play(args: argparse.Namespace, name: str, seed: int) -> dict[str, float]:
+    """Run one (switch, seed), or read it if it was run before; return its metrics."""
+    from gapo_jax.train.interrupt import stop_requests
+    from gapo_jax.train.run import execute
+
+    config = load_config(args.config)
+    pairs = (item.split("=", 1) for item in args.set)
+    change(config, {key: parse_value(text, lookup(config, key)) for key, text in pairs})
+    change(config, SWITCHES.get(name, {}) | {"seed": seed, "export": False})
+    workdir = args.out / name / f"seed{seed}"
+    if not (workdir / "summary.json").is_file():
+        with stop_requests() as stop:
+            execute(finalize(config), workdir, stop)
+    summary = json.loads((workdir / "summary.json").read_text())
+    return {metric: summary["after"]["heldout_topics"][metric]["value"] for metric in METRICS}
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return (mean, half width of the 95% t interval); the width is infinite for one value."""
+    if len(values) < 2:
+        return float(np.mean(values)), math.inf
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return float(np.mean(values)), float(scipy.stats.t.ppf(0.975, len(values) - 1)) * error
+
+
+def table(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """Return the effects as a Markdown table, in percentage points."""
+    lines = ["| switch | " + " | ".join(f"{m}, %" for m in METRICS) + " | seeds |"]
+    lines.append("|---" * (len(METRICS) + 2) + "|")
+    for name, runs in results.items():
+        cells = []
+        for metric in METRICS:
+            values = [run[metric] for run in runs]
+            if name != BASELINE:
+                values = [v - b[metric] for v, b in zip(values, results[BASELINE], strict=True)]
+            mean, half = (100 * number for number in interval(values))
+            sign = "" if name == BASELINE else "+"
+            cells.append(f"{mean:{sign}.1f} ± {half:.1f}")
+        lines.append(f"| {name} | {' | '.join(cells)} | {len(runs)} |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run all that is missing, then print and write the table."""
+    args = parse(argv)
+    names = [BASELINE, *(args.switch or SWITCHES)]
+    # Seed by seed, so that a table of fewer seeds is whole when the runs are cut short.
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for seed in range(args.seeds):
+        for name in names:
+            results[name].append(play(args, name, seed))
+        args.out.mkdir(parents=True, exist_ok=True)
+        record = {"config": str(args.config), "set": args.set, "results": results}
+        (args.out / "ablation.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

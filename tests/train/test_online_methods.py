@@ -1,0 +1,209 @@
+"""Rounds of the online methods in one process: who moves, and what GAPO adds to PPO."""
+
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gapo_jax.checkpoint import Checkpointer
+from gapo_jax.config import Config, finalize
+from gapo_jax.evaluate.accuracy import Verdict
+from gapo_jax.online_sections import has_critic
+from gapo_jax.presets import tiny_rounds
+from gapo_jax.train import sampling, setup
+from gapo_jax.train.grounding import make_grounding
+from gapo_jax.train.interrupt import StopRequest
+from gapo_jax.train.metrics import MetricsWriter, read_metrics
+from gapo_jax.train.online import one_round
+from gapo_jax.train.phases import PhaseClock
+from gapo_jax.train.prepare import bootstrap, make_all_prompts, make_pairs
+from gapo_jax.train.rounds import Run
+from gapo_jax.train.state import relative_change
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def _load(name):
+    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def _small(config):
+    config.data.prompts = config.eval.prompts_per_set = 16
+    config.discriminator.updates_per_round = min(1, config.discriminator.updates_per_round)
+    return finalize(config)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Players, prompts and pairs, which all configurations here share."""
+    workdir = tmp_path_factory.mktemp("world")
+    config = _small(tiny_rounds("ppo"))
+    players = setup.load_players(config)
+    prompts = make_all_prompts(config, players)
+    pairs = make_pairs(
+        config, prompts.type_ids, bootstrap(config, players, prompts, workdir), workdir
+    )
+    return workdir, players, prompts, pairs
+
+
+def _run(world, config, workdir):
+    folder, players, prompts, pairs = world
+    critic = "reference" if has_critic(config) else "none"
+    players = dataclasses.replace(players, spec=dataclasses.replace(players.spec, critic=critic))
+    return Run(
+        config=config,
+        workdir=workdir,
+        players=players,
+        training=setup.build_training(config, players, len(pairs.train)),
+        prompts=prompts,
+        pairs=pairs,
+        writer=MetricsWriter(workdir),
+        clock=PhaseClock(),
+        checkpointer=Checkpointer(workdir / "checkpoints", keep=2),
+        stop=StopRequest(),
+        grounding=(
+            make_grounding(config, players, pairs.train, folder) if config.ppo.sft_coef else None
+        ),
+    )
+
+
+def _start(run):
+    return setup.initial_state(run.config, run.players, run.training)
+
+
+def _play(run, rounds=1):
+    state = _start(run)
+    for index in range(rounds):
+        state = one_round(run, state, index)
+    run.writer.close()
+    return state
+
+
+def _same(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.mark.parametrize("name", ["rloo_tiny", "grpo_tiny", "reinforce_pp_tiny", "rpo_online_tiny"])
+def test_a_round_moves_the_policy_and_no_other_network(world, name, tmp_path):
+    config = _small(_load(name))
+    run = _run(world, config, tmp_path)
+    # No critic: no parameters, no optimiser, no compiled step, no pass.
+    assert _start(run).critic is None and run.training.steps.critic is None
+    assert "critic" not in run.training.optimizers
+    base = jax.tree.map(np.asarray, run.players.base)
+    state = _play(run)
+    assert relative_change(_start(run).policy.params, state.policy.params) > 1e-5
+    assert int(state.policy.step) == run.updates_per_round == 2
+    _same(_start(run).discriminator, state.discriminator)
+    _same(base, run.players.base)
+    lines = read_metrics(tmp_path)
+    names = set().union(*lines)
+    assert {"policy/loss", "policy/entropy", "kl/ref", "reward/mean", "reward/rule_mean"} <= names
+    assert not [found for found in names if found.startswith(("value/", "disc/"))]
+    samples = map(json.loads, (tmp_path / "samples.jsonl").read_text().splitlines())
+    asked = config.reward.source != "verifier"
+    assert all((sample["score"] is not None) == asked for sample in samples)
+    if name == "grpo_tiny":
+        run.checkpointer.save(1, state, {"store": []}, wait=True)
+        restored, _ = run.checkpointer.restore(_start(run))
+        _same(jax.tree.map(_bits, state), jax.tree.map(_bits, restored))
+    run.checkpointer.close()
+
+
+def _bits(leaf):
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+
+def test_gapo_without_updates_of_its_discriminator_is_ppo_step_for_step(world, tmp_path):
+    """The paper's baseline is the same program: bit-equal networks and metrics after two rounds."""
+    states, lines = [], []
+    for method in ("ppo", "gapo"):
+        config = tiny_rounds(method)
+        config.discriminator.updates_per_round = 0
+        run = _run(world, _small(config), tmp_path / method)
+        states.append(_play(run, rounds=2))
+        lines.append([
+            {k: v for k, v in line.items() if not k.startswith(("time", "throughput", "compile"))}
+            for line in read_metrics(tmp_path / method) if line["phase"] in ("rollout", "policy")
+        ])  # fmt: skip
+        run.checkpointer.close()
+    _same(*(jax.tree.map(_bits, state) for state in states))
+    assert lines[0] == lines[1] and len(lines[0]) == 4
+    start = _start(run)
+    assert relative_change(start.critic.params, states[0].critic.params) > 1e-5
+    assert relative_change(start.policy.params, states[0].policy.params) > 1e-5
+
+
+def test_gapo_with_all_its_switches_at_once(world, tmp_path):
+    config = tiny_rounds("gapo")
+    config.ppo.advantage, config.ppo.sft_coef, config.ppo.sft_rows = "rloo", 0.1, 4
+    config.reward.source, config.reward.squash = "mix", "sigmoid"
+    disc = config.discriminator
+    disc.loss, disc.gradient_penalty, disc.score_with = "bradley_terry", 1.0, "ema"
+    disc.ema_decay = 0.75
+    run = _run(world, _small(config), tmp_path)
+    state = _play(run)
+    start = _start(run)
+    for network in ("policy", "discriminator"):
+        moved = relative_change(getattr(start, network).params, getattr(state, network).params)
+        assert moved > 1e-5, network
+    average = jax.tree.map(
+        lambda old, new: 0.75 * old + 0.25 * new, start.judge, state.discriminator.params
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), average, state.judge)
+    found = {}
+    for line in read_metrics(tmp_path):
+        found |= line
+    assert found["sft/loss"] > 0 and found["disc/gradient_penalty"] > 0
+    assert found["disc/pair_margin"] is not None and "value/loss" not in found
+    run.checkpointer.close()
+
+
+def test_dynamic_sampling_keeps_groups_with_a_signal(world, tmp_path):
+    config = tiny_rounds("grpo")
+    config.reward.source = "verifier"
+    config.grpo.variant, config.grpo.dynamic_sampling, config.grpo.max_resamples = "dapo", True, 1
+    config.grpo.mask_truncated = True
+    run = _run(world, _small(config), tmp_path)
+    sampled = sampling.sample_round(run, _start(run), 0)
+    run.writer.close()
+    run.checkpointer.close()
+    useful = sampling.informative(sampled.rules_B, 8)
+    groups = sampled.metrics["rollout/groups_sampled"]
+    assert groups in (4, 8) and len(sampled.rows) == len(sampled.generated.texts) == 32
+    assert useful.sum() == min(4, sampled.metrics["rollout/groups_informative"])
+    assert groups == 4 or useful.sum() <= 4
+    ended = sampling.ended(run, sampled.generated.rollout)
+    np.testing.assert_array_equal(sampled.learn_B, np.repeat(useful, 8) & ended)
+    np.testing.assert_array_equal(
+        sampled.rules_B, sampling.rule_rewards(run.config, sampled.verdicts)
+    )
+    for row, verdict, text in zip(sampled.rows, sampled.verdicts, sampled.generated.texts):
+        assert (row.prompt, text) == (verdict.prompt, verdict.response)
+
+
+def _verdict(response, *strict):
+    return Verdict("k", "p", response, ("x",) * len(strict), strict, strict)
+
+
+def test_rule_rewards_and_groups_without_a_signal():
+    config = Config()
+    verdicts = [
+        _verdict("A wide blue sea.", True, False),
+        _verdict("A wide blue sea.", True, True),
+        _verdict("The end. The end. The end. The end.", True, True),
+    ]
+    np.testing.assert_array_equal(sampling.rule_rewards(config, verdicts), [0.5, 1.0, 0.0])
+    config.reward.rule = "all"
+    np.testing.assert_array_equal(sampling.rule_rewards(config, verdicts), [0.0, 1.0, 0.0])
+    rules = np.array([0.5, 0.5, 0.0, 1.0, 1.0, 1.0], np.float32)
+    assert sampling.informative(rules, 2).tolist() == [False, True, False]
