@@ -5,13 +5,16 @@
     python scripts/convert.py verify SRC         against transformers (needs torch)
 
 `export` takes the workdir of a run (its newest checkpoint, or --step), WORKDIR/checkpoints/STEP, a
-folder made by `import`, or whatever `import` takes. `verify` prints the largest difference of the
-logits and compares greedy tokens; its exit status is 1 when they differ.
+folder made by `import`, or whatever `import` takes. Both `export` (if torch is there) and `verify`
+let transformers read the folder and print the largest difference of what it computes: logits, or
+the hidden states of an encoder. `verify` also compares the greedy tokens of a decoder. Their exit
+status is 1 when something differs.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ import numpy as np
 
 from gapo_jax import hub, models
 from gapo_jax.checkpoint import CheckpointError
-from gapo_jax.data.tokenizer import chat_prompt, encode_prompts, load_tokenizer
+from gapo_jax.data.tokenizer import chat_prompt, encode_prompts
 from gapo_jax.data.weights import WEIGHTS, locate
 from gapo_jax.rollout.sampler import make_sampler
 from gapo_jax.train.load import load_any, save_imported
@@ -31,7 +34,24 @@ PROMPTS = (
     "Write a short note to a neighbour about a lost cat.",
     "What is 17 + 25? Explain in one sentence.",
     "Write a Python function that reverses a list.",
+    "Describe the taste of a ripe pear.",
+    "List five things to pack for a walk in the rain.",
+    "Why do leaves turn red in autumn?",
+    "Write a title for a story about a lighthouse keeper.",
+    "Translate into French: The shop opens at nine.",
+    "Give me two reasons to learn the piano.",
+    "Summarise how a bicycle stays upright.",
+    "Write a haiku about snow.",
+    "What does a beekeeper do in spring?",
+    "Explain to a child what a shadow is.",
+    "Write an email asking for a day off.",
+    "Which planet is the largest, and which the hottest?",
+    "Suggest a name for a small bakery.",
+    "How do I remove a coffee stain from a shirt?",
+    "Compare trains and buses in three sentences.",
+    "Tell me a joke about a librarian.",
 )
+COMPARED = 4  # prompts for logits; greedy decoding takes all of them
 # Float32 logits of one network on two libraries: rounding grows with the size of the logits.
 RELATIVE_TOLERANCE = 1e-5
 
@@ -60,20 +80,37 @@ def export_model(args: argparse.Namespace) -> int:
         base=loaded.base,
     )
     print(args.dst)
-    return 0
+    if importlib.util.find_spec("torch") is None:
+        print("not compared with transformers: torch is not installed (pip install torch)")
+        return 0
+    folder = Path(args.dst)
+    # What the file holds is rounded to its dtype; nothing else may differ.
+    dtype = models.DTYPES[args.dtype]
+    params = jax.tree.map(lambda x: np.asarray(x).astype(dtype).astype(np.float32), loaded.params)
+    module = loaded.module
+    if (folder / "discriminator_head.safetensors").is_file():
+        # A head that transformers has no class for: compare the encoder below it.
+        module, params = models.Encoder(module.config), params["encoder"]
+    return _compare(module, params, loaded.tokenizer, _torch_model(folder, module))
 
 
-def _torch_model(path: Path) -> Any:
-    """Return transformers' own model of an HF folder or GGUF file, float32."""
+def _torch_model(path: Path, module: Any) -> Any:
+    """Return transformers' counterpart of `module` from an HF folder or GGUF file, float32."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import transformers
 
     if path.is_dir():
-        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        auto = {
+            models.Decoder: transformers.AutoModelForCausalLM,
+            models.Encoder: transformers.AutoModel,
+        }.get(type(module), transformers.AutoModelForSequenceClassification)
+        # Eager attention: the fast ones leave out soft caps.
+        options = {"dtype": torch.float32, "attn_implementation": "eager"}
+        return auto.from_pretrained(path, **options).eval()
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-    model = AutoModelForCausalLM.from_config(config).float().eval()
+    config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
     record = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)
     left = model.load_state_dict(record["tensors"], strict=False)
     if left.unexpected_keys or set(left.missing_keys) - {"lm_head.weight"}:
@@ -82,33 +119,54 @@ def _torch_model(path: Path) -> Any:
     return model
 
 
+def _compare(module: Any, params: Any, tokenizer: Any, theirs: Any) -> int:
+    """Print the largest difference of the two outputs on the prompts; 1 if it is too large."""
+    import torch
+
+    texts = [chat_prompt(tokenizer, prompt) for prompt in PROMPTS[:COMPARED]]
+    tokens_BT, mask_BT = encode_prompts(tokenizer, texts, module.config.max_positions)
+    # Padding on the right: every class of transformers then numbers the tokens as we do.
+    lengths_B = mask_BT.sum(axis=1)
+    tokens_BT = np.stack([np.roll(row, n) for row, n in zip(tokens_BT, lengths_B)])
+    mask_BT = np.stack([np.roll(row, n) for row, n in zip(mask_BT, lengths_B)])
+    tokens_BT = np.where(mask_BT > 0, tokens_BT, module.config.pad_id)
+    with torch.no_grad():
+        ids, mask = torch.tensor(tokens_BT).long(), torch.tensor(mask_BT).long()
+        out = theirs(input_ids=ids, attention_mask=mask)
+    what = "logit" if hasattr(out, "logits") else "hidden state"
+    want = (out.logits if hasattr(out, "logits") else out.last_hidden_state).numpy()
+    got = np.asarray(jax.jit(module.apply)({"params": params}, tokens_BT, mask_BT))
+    if got.ndim == 1:
+        got, want = got[:, None, None], want[:, None]
+        mask_BT = np.ones((len(got), 1))
+    real = mask_BT > 0
+    difference, largest = np.abs(got - want)[real].max(), np.abs(want)[real].max()
+    tolerance = max(1e-4, RELATIVE_TOLERANCE * float(largest))
+    print(
+        f"largest {what} difference from transformers {difference:.3g} "
+        f"({what}s up to {largest:.3g}, tolerance {tolerance:.3g})"
+    )
+    return int(difference > tolerance)
+
+
 def verify_model(args: argparse.Namespace) -> int:
     """`verify SRC`."""
-    try:
-        import torch
-    except ImportError as error:
+    if importlib.util.find_spec("torch") is None:
         raise ValueError(
             "Wanted torch for the comparison, got an environment without it. "
             "Install it: pip install torch"
-        ) from error
+        )
     path = locate(args.src) if args.src in WEIGHTS else hub.resolve(args.src)
-    decoder, params = models.load_decoder(path)
-    tokenizer = load_tokenizer(path)
-    theirs = _torch_model(path)
-    texts = [chat_prompt(tokenizer, prompt) for prompt in PROMPTS[: args.prompts]]
-    tokens_BP, mask_BP = encode_prompts(tokenizer, texts, decoder.config.max_positions)
-    ids, mask = torch.tensor(tokens_BP).long(), torch.tensor(mask_BP).long()
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    with torch.no_grad():
-        want = theirs(ids, attention_mask=mask, position_ids=positions).logits.numpy()
-    got = np.asarray(jax.jit(decoder.apply)({"params": params}, tokens_BP, mask_BP))
-    real = mask_BP > 0
-    difference, largest = np.abs(got - want)[real].max(), np.abs(want)[real].max()
-    print(f"largest logit difference {difference:.3g} (logits up to {largest:.3g})")
-    equal = _greedy_equal(decoder, params, theirs, (tokens_BP, mask_BP), args.tokens)
+    loaded = load_any(path)
+    module, theirs = loaded.module, _torch_model(path, loaded.module)
+    failed = _compare(module, loaded.params, loaded.tokenizer, theirs)
+    if not isinstance(module, models.Decoder):
+        return failed
+    texts = [chat_prompt(loaded.tokenizer, prompt) for prompt in PROMPTS[: args.prompts]]
+    prompts = encode_prompts(loaded.tokenizer, texts, module.config.max_positions)
+    equal = _greedy_equal(module, loaded.params, theirs, prompts, args.tokens)
     print(f"greedy tokens equal on {equal} of {len(texts)} prompts over {args.tokens} tokens")
-    tolerance = max(1e-4, RELATIVE_TOLERANCE * float(largest))
-    return int(difference > tolerance or equal < len(texts))
+    return int(failed or equal < len(texts))
 
 
 def _greedy_equal(
@@ -160,7 +218,7 @@ def main() -> int:
     command = commands.add_parser("verify", help="compare with transformers (needs torch)")
     command.add_argument("src")
     command.add_argument("--prompts", type=int, default=len(PROMPTS))
-    command.add_argument("--tokens", type=int, default=64)
+    command.add_argument("--tokens", type=int, default=128)
     command.set_defaults(run=verify_model)
     args = parser.parse_args()
     try:

@@ -27,18 +27,9 @@ def specs(params) -> dict[str, P]:
 
 def test_every_parameter_of_every_network_has_a_rule() -> None:
     tokens = jnp.ones((1, 4), jnp.int32)
-    decoder = models.Decoder(
-        models.DecoderConfig(
-            vocab_size=32,
-            num_layers=2,
-            d_model=16,
-            num_heads=4,
-            num_kv_heads=2,
-            head_dim=4,
-            d_ff=24,
-            tie_embeddings=False,
-        )
-    )
+    sizes = dict(vocab_size=32, num_layers=2, d_model=16, num_heads=4, num_kv_heads=2)
+    sizes |= dict(head_dim=4, d_ff=24)
+    decoder = models.Decoder(models.DecoderConfig(**sizes, tie_embeddings=False))
     found = specs(jax.eval_shape(decoder.init, jax.random.key(0), tokens, tokens)["params"])
     assert found["embed/embedding"] == P("tensor", "fsdp")
     assert found["lm_head/kernel"] == P("fsdp", "tensor")
@@ -47,6 +38,17 @@ def test_every_parameter_of_every_network_has_a_rule() -> None:
     assert found["layers/mlp/gate/kernel"] == P(None, "fsdp", "tensor")
     assert found["layers/mlp/down/kernel"] == P(None, "tensor", "fsdp")
     assert found["final_norm/scale"] == P(None)
+
+    gpt2 = models.DecoderConfig(
+        **sizes, positions="learned", norm="layer", attn_bias="all", mlp_bias=True
+    )
+    olmo2 = models.DecoderConfig(**sizes, norm_placement="both", qk_norm="all")
+    for config in (gpt2, olmo2):
+        shapes = jax.eval_shape(models.Decoder(config).init, jax.random.key(0), tokens, tokens)
+        found |= specs(shapes["params"])
+    assert found["position/embedding"] == P(None, "fsdp")
+    assert found["layers/mlp/gate/bias"] == P(None, "tensor")
+    assert found["layers/mlp_post_norm/scale"] == found["layers/attn/q_norm/scale"] == P(None, None)
 
     encoder = models.EncoderConfig(
         vocab_size=32, num_layers=2, d_model=16, num_heads=4, d_ff=24, max_positions=8

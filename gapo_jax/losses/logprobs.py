@@ -27,6 +27,7 @@ def chunked_logprobs(
     chunk_tokens: int = 256,
     with_entropy: bool = False,
     tied: bool = False,
+    softcap: float = 0.0,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Log-probs of `targets_BT` under softmax(hidden @ kernel / temperature), chunk by chunk.
 
@@ -41,6 +42,8 @@ def chunked_logprobs(
         gradient flows through it.
       tied: the kernel is the transpose of an embedding [V, D] (`embedding.T`). The result is the
         same; the products then read the embedding as it lies and no transposed copy is made.
+      softcap: bound the logits to softcap * tanh(logits / softcap) before the temperature (Gemma 2,
+        arXiv 2408.00118, section 2); 0 does not.
 
     Returns:
       (logprobs_BT, entropy_BT or None), float32. First derivatives only, and in reverse mode.
@@ -62,8 +65,10 @@ def chunked_logprobs(
                 f"temperature must be above 0, got {temperature}; score greedy samples at 1.0."
             )
     # Dividing the hidden states costs D operations a token, dividing the logits V.
-    if not (isinstance(temperature, int | float) and temperature == 1):
-        scale = 1.0 / jax.lax.stop_gradient(jnp.float32(temperature))
+    bound, scale = None, 1.0 / jax.lax.stop_gradient(jnp.float32(temperature))
+    if softcap:
+        bound, scale = softcap * scale, 1.0 / softcap
+    if softcap or not (isinstance(temperature, int | float) and temperature == 1):
         hidden_BTD = (hidden_BTD.astype(jnp.float32) * scale).astype(hidden_BTD.dtype)
     dtype = jnp.promote_types(hidden_BTD.dtype, kernel_DV.dtype)
     kernel_DV = kernel_DV.astype(dtype)
@@ -72,6 +77,7 @@ def chunked_logprobs(
         chunked(hidden_BTD.astype(dtype)),
         kernel_DV.T if tied else kernel_DV,
         chunked(targets_BT),
+        bound,
         "vd" if tied else "dv",
         with_entropy,
     )
@@ -113,16 +119,19 @@ def _einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
 
 
-def _value(hidden_NBCD, kernel, targets_NBC, axes: str, with_entropy: bool):
-    return _forward(hidden_NBCD, kernel, targets_NBC, axes, with_entropy)[0]
+def _value(hidden_NBCD, kernel, targets_NBC, bound, axes: str, with_entropy: bool):
+    return _forward(hidden_NBCD, kernel, targets_NBC, bound, axes, with_entropy)[0]
 
 
-def _forward(hidden_NBCD, kernel, targets_NBC, axes, with_entropy):
-    """`axes` is "dv" or "vd", the order of the axes of `kernel`."""
+def _forward(hidden_NBCD, kernel, targets_NBC, bound, axes, with_entropy):
+    """`axes` is "dv" or "vd", the order of the axes of `kernel`; `bound` (a scalar or None) is what
+    the hyperbolic tangent of the product is multiplied by."""
 
     def chunk(_, inputs):
         hidden_BCD, targets_BC = inputs
         logits_BCV = _einsum(f"bcd,{axes}->bcv", hidden_BCD, kernel)
+        if bound is not None:
+            logits_BCV = bound * jnp.tanh(logits_BCV)
         top_BC = jnp.max(logits_BCV, axis=-1)
         shifted_BCV = logits_BCV - top_BC[..., None]
         total_BC = jnp.sum(jnp.exp(shifted_BCV), axis=-1)
@@ -135,21 +144,26 @@ def _forward(hidden_NBCD, kernel, targets_NBC, axes, with_entropy):
         return None, (target_BC - lse_BC, entropy_BC, lse_BC)
 
     _, (logprobs, entropy, lse) = jax.lax.scan(chunk, None, (hidden_NBCD, targets_NBC))
-    return (logprobs, entropy), (hidden_NBCD, kernel, targets_NBC, lse)
+    return (logprobs, entropy), (hidden_NBCD, kernel, targets_NBC, bound, lse)
 
 
 def _backward(axes, with_entropy, saved, cotangents):
     del with_entropy
-    hidden_NBCD, kernel, targets_NBC, lse_NBC = saved
+    hidden_NBCD, kernel, targets_NBC, bound, lse_NBC = saved
     gradient_NBC = cotangents[0]
     words_V = jnp.arange(kernel.shape[axes.index("v")], dtype=targets_NBC.dtype)
 
     def chunk(dkernel_DV, inputs):
         hidden_BCD, targets_BC, lse_BC, gradient_BC = inputs
         logits_BCV = _einsum(f"bcd,{axes}->bcv", hidden_BCD, kernel)
+        slope = 1.0
+        if bound is not None:
+            tanh_BCV = jnp.tanh(logits_BCV)
+            logits_BCV, slope = bound * tanh_BCV, bound * (1.0 - jnp.square(tanh_BCV))
         chosen_BCV = (targets_BC[..., None] == words_V).astype(jnp.float32)
         probs_BCV = jnp.exp(logits_BCV - lse_BC[..., None])
-        dlogits_BCV = ((chosen_BCV - probs_BCV) * gradient_BC[..., None]).astype(kernel.dtype)
+        dlogits_BCV = (chosen_BCV - probs_BCV) * gradient_BC[..., None] * slope
+        dlogits_BCV = dlogits_BCV.astype(kernel.dtype)
         dhidden_BCD = _einsum(f"bcv,{axes}->bcd", dlogits_BCV, kernel)
         dkernel_DV += _einsum("bcd,bcv->dv", hidden_BCD, dlogits_BCV)
         return dkernel_DV, dhidden_BCD.astype(hidden_BCD.dtype)
@@ -160,8 +174,9 @@ def _backward(axes, with_entropy, saved, cotangents):
     inputs = (hidden_NBCD, targets_NBC, lse_NBC, gradient_NBC)
     dkernel_DV, dhidden_NBCD = jax.lax.scan(chunk, zeros_DV, inputs)
     dkernel = (dkernel_DV.T if axes == "vd" else dkernel_DV).astype(kernel.dtype)
-    return dhidden_NBCD, dkernel, None
+    dbound = None if bound is None else jnp.zeros_like(bound)
+    return dhidden_NBCD, dkernel, None, dbound
 
 
-_logprobs = jax.custom_vjp(_value, nondiff_argnums=(3, 4))
+_logprobs = jax.custom_vjp(_value, nondiff_argnums=(4, 5))
 _logprobs.defvjp(_forward, _backward)

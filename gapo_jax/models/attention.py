@@ -5,17 +5,22 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from gapo_jax.models.layers import soft_cap
+
 # Finite, so that a row of padding that may attend to nothing gives numbers and not NaN.
 MASKED = -1e30
 
 
-def causal_bias(mask_BS: jax.Array) -> jax.Array:
+def causal_bias(mask_BS: jax.Array, window: int = 0) -> jax.Array:
     """Additive bias [B, T, S] with T = S, float32: 0 where query t may see slot s, else -1e30.
 
-    A slot is seen when its `mask_BS` (int32, 1 = real token) is set and it does not lie ahead.
+    A slot is seen when its `mask_BS` (int32, 1 = real token) is set, it does not lie ahead and, if
+    `window` is not 0, it is among the `window` slots that end with the query's own.
     """
     slots = jnp.arange(mask_BS.shape[1])
-    visible_BTS = (mask_BS[:, None, :] > 0) & (slots[None, :, None] >= slots[None, None, :])
+    back_TS = slots[:, None] - slots[None, :]
+    near_TS = (back_TS >= 0) & (back_TS < window) if window else back_TS >= 0
+    visible_BTS = (mask_BS[:, None, :] > 0) & near_TS
     return jnp.where(visible_BTS, 0.0, MASKED).astype(jnp.float32)
 
 
@@ -25,29 +30,45 @@ def padding_bias(mask_BS: jax.Array) -> jax.Array:
 
 
 def attend(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, bias_BTS: jax.Array
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    bias_BTS: jax.Array,
+    *,
+    scale: float | None = None,
+    softcap: float = 0.0,
 ) -> jax.Array:
     """Scaled dot-product attention (arXiv 1706.03762, Eq. 1) with grouped heads (2305.13245).
 
-    Query head n reads key/value head n // (N / K). Softmax in float32; returns [B, T, N, H] in
-    the dtype of the queries. Raises ValueError when K does not divide N.
+    Query head n reads key/value head n // (N / K). Scores are multiplied by `scale` (H ** -0.5 if
+    None) and, unless `softcap` is 0, bounded by `layers.soft_cap` before the bias is added. Softmax
+    in float32; returns [B, T, N, H] in the dtype of the queries. Raises ValueError when K does not
+    divide N.
     """
-    weights_BKGTS = attention_weights(q_BTNH, k_BSKH, bias_BTS)
+    weights_BKGTS = attention_weights(q_BTNH, k_BSKH, bias_BTS, scale=scale, softcap=softcap)
     return apply_weights(weights_BKGTS, v_BSKH)
 
 
-def attention_weights(q_BTNH: jax.Array, k_BSKH: jax.Array, bias_BTS: jax.Array) -> jax.Array:
+def attention_weights(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    bias_BTS: jax.Array,
+    *,
+    scale: float | None = None,
+    softcap: float = 0.0,
+) -> jax.Array:
     """Softmax weights [B, K, G, T, S] of `attend`, in the dtype of the queries."""
     batch, length, num_heads, head_dim = q_BTNH.shape
     kv_heads = k_BSKH.shape[2]
     if num_heads % kv_heads:
         raise ValueError(f"num_kv_heads must divide num_heads, got {kv_heads} and {num_heads}")
     q_BTKGH = q_BTNH.reshape(batch, length, kv_heads, num_heads // kv_heads, head_dim)
+    q_BTKGH = q_BTKGH * (head_dim**-0.5 if scale is None else scale)
     scores_BKGTS = jnp.einsum(
-        "btkgh,bskh->bkgts", q_BTKGH * head_dim**-0.5, k_BSKH, preferred_element_type=jnp.float32
+        "btkgh,bskh->bkgts", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32
     )
-    weights_BKGTS = jax.nn.softmax(scores_BKGTS + bias_BTS[:, None, None], axis=-1)
-    return weights_BKGTS.astype(q_BTNH.dtype)
+    scores_BKGTS = soft_cap(scores_BKGTS, softcap) + bias_BTS[:, None, None]
+    return jax.nn.softmax(scores_BKGTS, axis=-1).astype(q_BTNH.dtype)
 
 
 def apply_weights(weights_BKGTS: jax.Array, v_BSKH: jax.Array) -> jax.Array:

@@ -1,78 +1,60 @@
-"""Llama-type causal decoder: RMSNorm, rotary positions, grouped heads, SwiGLU, tied embeddings.
+"""The causal decoder of every supported family; what sets them apart is in `DecoderConfig`.
 
 Parameters (kernels [in, out]; the layers are stacked on a leading L axis):
 
-    embed/embedding [V, D]
-    layers/attn_norm/scale [L, D]    layers/attn/{q,k,v,o}/kernel [L, in, out]
-    layers/mlp_norm/scale [L, D]     layers/mlp/{gate,up,down}/kernel [L, in, out]
-    final_norm/scale [D]             lm_head/kernel [D, V]   (only if not tied)
+    embed/embedding [V, D]           position/embedding [P, D]  (learned positions)
+    layers/attn/{q,k,v,o}/kernel [L, in, out]       with bias [L, out] by `attn_bias`
+    layers/attn/{q,k}_norm/scale                    by `qk_norm`
+    layers/mlp/{gate,up,down}/kernel [L, in, out]   no gate if not `gated`; bias by `mlp_bias`
+    layers/{attn,mlp}_norm/scale [L, D]             before the sublayer } by `norm_placement`,
+    layers/{attn,mlp}_post_norm/scale [L, D]        after it            } bias for layer norm
+    final_norm/scale [D]             lm_head/kernel [D, V]      (only if not tied)
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from gapo_jax.models.attention import attend, causal_bias
+from gapo_jax.models.decoder_config import DecoderConfig
 from gapo_jax.models.layers import (
-    REMAT_POLICIES,
-    RMSNorm,
+    ACTIVATIONS,
+    Norm,
     apply_rope,
     dense,
     kernel_init,
     remat,
     rope_tables,
     scan_layers,
+    soft_cap,
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class DecoderConfig:
-    """Shape and numerics of a decoder.
+class Sight(NamedTuple):
+    """What the attention of all layers of one kind (with or without a window) has in common:
+    rotary tables [B, T, H] (None with learned positions) and the additive bias [B, T, T]."""
 
-    `dtype` is the dtype of the computation (parameters and logits stay float32). `remat` says
-    what the backward pass recomputes (see `layers.remat`); `scan_unroll` is the number of layers
-    that the scan over layers puts into one iteration.
-    """
-
-    vocab_size: int
-    num_layers: int
-    d_model: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    d_ff: int
-    rope_theta: float = 10000.0
-    norm_eps: float = 1e-5
-    max_positions: int = 2048
-    tie_embeddings: bool = True
-    eos_ids: tuple[int, ...] = ()
-    pad_id: int = 0
-    bos_id: int | None = None
-    dtype: str = "float32"
-    remat: str = "none"
-    scan_unroll: int = 1
-
-    def __post_init__(self) -> None:
-        """Raise ValueError on shapes that cannot be built."""
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"num_kv_heads must divide num_heads, got {self.num_kv_heads} and {self.num_heads}"
-            )
-        if self.head_dim % 2:
-            raise ValueError(f"rotary positions need an even head_dim, got {self.head_dim}")
-        if self.remat not in REMAT_POLICIES:
-            raise ValueError(f"remat must be one of {REMAT_POLICIES}, got {self.remat!r}")
+    cos_BTH: jax.Array | None
+    sin_BTH: jax.Array | None
+    bias_BTT: jax.Array
 
 
 def positions_of(mask_BT: jax.Array) -> jax.Array:
     """Positions [B, T] int32 of the real tokens: 0, 1, 2, ... wherever the padding lies."""
     return jnp.clip(jnp.cumsum(mask_BT, axis=-1) - 1, 0).astype(jnp.int32)
+
+
+def scale_embeddings(hidden_D: jax.Array, config: DecoderConfig) -> jax.Array:
+    """Multiply embeddings [..., D] by sqrt(D) where the family does (Gemma, which rounds the factor
+    to the dtype of the computation); the dtype is kept."""
+    if not config.scale_embeddings:
+        return hidden_D
+    return hidden_D * jnp.asarray(config.d_model**0.5, hidden_D.dtype)
 
 
 def unembedding(params: Mapping[str, Any]) -> jax.Array:
@@ -82,29 +64,78 @@ def unembedding(params: Mapping[str, Any]) -> jax.Array:
     return params["embed"]["embedding"].T
 
 
+def rope_of(
+    config: DecoderConfig, positions_BT: jax.Array, local: bool
+) -> tuple[jax.Array | None, jax.Array | None]:
+    """Rotary tables [..., T, H] of the layers with (`local`) or without a window, in the dtype of
+    the computation; (None, None) with learned positions."""
+    if config.positions != "rope":
+        return None, None
+    theta, scaling = config.rope_theta, config.rope_scaling
+    if local and config.rope_local_theta is not None:
+        # The stretched wavelengths are for the layers that look far.
+        theta, scaling = config.rope_local_theta, ()
+    cos_BTH, sin_BTH = rope_tables(positions_BT, config.head_dim, theta, scaling)
+    return cos_BTH.astype(config.dtype), sin_BTH.astype(config.dtype)
+
+
+def sights_of(
+    config: DecoderConfig, mask_BT: jax.Array, positions_BT: jax.Array
+) -> tuple[Sight, ...]:
+    """One `Sight` for each kind of layer that the network has: without, then with a window."""
+    return tuple(
+        Sight(
+            *rope_of(config, positions_BT, local),
+            causal_bias(mask_BT, config.window if local else 0),
+        )
+        for local in sorted(set(config.local_layers))
+    )
+
+
+def choose_sight(sights: Sequence[Sight], is_local: jax.Array) -> Sight:
+    """The sight of one layer, by its row `is_local` (bool) of `config.local_layers`."""
+    if len(sights) == 1:
+        return sights[0]
+    return jax.tree.map(lambda full, local: jnp.where(is_local, local, full), *sights)
+
+
 class Attention(nn.Module):
     """Causal self-attention of one layer."""
 
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x_BTD, cos_BTH, sin_BTH, bias_BTT):
-        """Mix tokens under `bias_BTT` (see `attention.causal_bias`); returns [B, T, D]."""
+    def __call__(self, x_BTD: jax.Array, sight: Sight) -> jax.Array:
+        """Mix tokens as `sight` allows; returns [B, T, D]."""
         cfg = self.config
         batch, length = x_BTD.shape[:2]
 
-        def heads(name: str, count: int) -> jax.Array:
-            projected = dense(count * cfg.head_dim, name, cfg.dtype)(x_BTD)
-            return projected.reshape(batch, length, count, cfg.head_dim)
+        def heads(name: str, count: int, norm: bool, rotate: bool) -> jax.Array:
+            has_bias = cfg.attn_bias != "none"
+            x_BTF = dense(count * cfg.head_dim, name, cfg.dtype, has_bias)(x_BTD)
+            if norm and cfg.qk_norm == "all":
+                x_BTF = Norm(cfg.norm_eps, cfg.norm, name=f"{name}_norm")(x_BTF)
+            x_BTNH = x_BTF.reshape(batch, length, count, cfg.head_dim)
+            if norm and cfg.qk_norm == "head":
+                x_BTNH = Norm(cfg.norm_eps, cfg.norm, name=f"{name}_norm")(x_BTNH)
+            if rotate and sight.cos_BTH is not None and sight.sin_BTH is not None:
+                x_BTNH = apply_rope(x_BTNH, sight.cos_BTH, sight.sin_BTH)
+            return x_BTNH
 
-        q_BTNH = apply_rope(heads("q", cfg.num_heads), cos_BTH, sin_BTH)
-        k_BTKH = apply_rope(heads("k", cfg.num_kv_heads), cos_BTH, sin_BTH)
-        out_BTNH = attend(q_BTNH, k_BTKH, heads("v", cfg.num_kv_heads), bias_BTT)
-        return dense(cfg.d_model, "o", cfg.dtype)(out_BTNH.reshape(batch, length, -1))
+        out_BTNH = attend(
+            heads("q", cfg.num_heads, True, True),
+            heads("k", cfg.num_kv_heads, True, True),
+            heads("v", cfg.num_kv_heads, False, False),
+            sight.bias_BTT,
+            scale=cfg.query_scale,
+            softcap=cfg.attn_softcap,
+        )
+        out_BTF = out_BTNH.reshape(batch, length, -1)
+        return dense(cfg.d_model, "o", cfg.dtype, cfg.attn_bias == "all")(out_BTF)
 
 
-class GatedMLP(nn.Module):
-    """SwiGLU feed-forward (arXiv 2002.05202, Eq. 6): down(silu(gate(x)) * up(x))."""
+class MLP(nn.Module):
+    """Feed-forward: gated (arXiv 2002.05202, Eq. 6), down(act(gate(x)) * up(x)), or plain."""
 
     config: DecoderConfig
 
@@ -112,29 +143,41 @@ class GatedMLP(nn.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """Map `x_BTD` to the same shape."""
         cfg = self.config
-        gate_BTF = dense(cfg.d_ff, "gate", cfg.dtype)(x_BTD)
-        up_BTF = dense(cfg.d_ff, "up", cfg.dtype)(x_BTD)
-        return dense(cfg.d_model, "down", cfg.dtype)(nn.silu(gate_BTF) * up_BTF)
+        activate = ACTIVATIONS[cfg.activation]
+        if cfg.gated:
+            gate_BTF = dense(cfg.d_ff, "gate", cfg.dtype, cfg.mlp_bias)(x_BTD)
+            up_BTF = dense(cfg.d_ff, "up", cfg.dtype, cfg.mlp_bias)(x_BTD)
+            inner_BTF = activate(gate_BTF) * up_BTF
+        else:
+            inner_BTF = activate(dense(cfg.d_ff, "up", cfg.dtype, cfg.mlp_bias)(x_BTD))
+        return dense(cfg.d_model, "down", cfg.dtype, cfg.mlp_bias)(inner_BTF)
 
 
 class DecoderLayer(nn.Module):
-    """One pre-norm layer: attention, then feed-forward, each on the residual stream."""
+    """One layer: attention, then feed-forward, each on the residual stream."""
 
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x_BTD, cos_BTH, sin_BTH, bias_BTT):
+    def __call__(self, x_BTD: jax.Array, sights: Sequence[Sight], is_local: jax.Array):
         """Returns (x_BTD, None): the carry of the scan over layers and no output."""
         cfg = self.config
-        normed_BTD = RMSNorm(cfg.norm_eps, name="attn_norm")(x_BTD)
-        x_BTD = x_BTD + Attention(cfg, name="attn")(normed_BTD, cos_BTH, sin_BTH, bias_BTT)
-        normed_BTD = RMSNorm(cfg.norm_eps, name="mlp_norm")(x_BTD)
-        return x_BTD + GatedMLP(cfg, name="mlp")(normed_BTD), None
+
+        def norm(name: str, x_BTD: jax.Array, *placements: str) -> jax.Array:
+            if cfg.norm_placement not in placements:
+                return x_BTD
+            return Norm(cfg.norm_eps, cfg.norm, name=name)(x_BTD)
+
+        sight = choose_sight(sights, is_local)
+        mixed_BTD = Attention(cfg, name="attn")(norm("attn_norm", x_BTD, "pre", "both"), sight)
+        x_BTD = x_BTD + norm("attn_post_norm", mixed_BTD, "post", "both")
+        mapped_BTD = MLP(cfg, name="mlp")(norm("mlp_norm", x_BTD, "pre", "both"))
+        return x_BTD + norm("mlp_post_norm", mapped_BTD, "post", "both"), None
 
 
 class LayerStack(nn.Module):
     """The layers of a decoder, scanned. Its parameters carry a leading L axis, so a slice of
-    them runs on its own under `LayerStack(replace(config, num_layers=n))`."""
+    them runs on its own under `LayerStack(config.part(start, stop))`."""
 
     config: DecoderConfig
 
@@ -142,7 +185,7 @@ class LayerStack(nn.Module):
         """Put the scanned layer's parameters directly under this module's name."""
         cfg = self.config
         layer = remat(DecoderLayer, cfg.remat)
-        self.stack = scan_layers(layer, cfg.num_layers, 3, cfg.scan_unroll)(cfg)
+        self.stack = scan_layers(layer, cfg.num_layers, 1, cfg.scan_unroll, num_scanned=1)(cfg)
         nn.share_scope(self, self.stack)
 
     def __call__(
@@ -150,11 +193,9 @@ class LayerStack(nn.Module):
     ) -> jax.Array:
         """Apply the layers to `hidden_BTD` (any float); `mask_BT`, `positions_BT` int32."""
         cfg = self.config
-        cos_BTH, sin_BTH = rope_tables(positions_BT, cfg.head_dim, cfg.rope_theta)
-        dtype = jnp.dtype(cfg.dtype)
-        bias_BTT = causal_bias(mask_BT)
+        sights = sights_of(cfg, mask_BT, positions_BT)
         hidden_BTD, _ = self.stack(
-            hidden_BTD.astype(dtype), cos_BTH.astype(dtype), sin_BTH.astype(dtype), bias_BTT
+            hidden_BTD.astype(cfg.dtype), sights, jnp.asarray(cfg.local_layers)
         )
         return hidden_BTD
 
@@ -170,8 +211,12 @@ class Decoder(nn.Module):
         self.embed = nn.Embed(
             cfg.vocab_size, cfg.d_model, dtype=cfg.dtype, embedding_init=kernel_init
         )
+        if cfg.positions == "learned":
+            self.position = nn.Embed(
+                cfg.max_positions, cfg.d_model, dtype=cfg.dtype, embedding_init=kernel_init
+            )
         self.layers = LayerStack(cfg)
-        self.final_norm = RMSNorm(cfg.norm_eps)
+        self.final_norm = Norm(cfg.norm_eps, cfg.norm)
         if not cfg.tie_embeddings:
             self.lm_head = nn.Dense(
                 cfg.vocab_size, use_bias=False, dtype=cfg.dtype, kernel_init=kernel_init
@@ -185,14 +230,19 @@ class Decoder(nn.Module):
         `mask_BT` int32, 1 = real token; padding may lie on either side. `positions_BT` defaults
         to `positions_of(mask_BT)`.
         """
-        hidden_BTD = self.hidden(tokens_BT, mask_BT, positions_BT)
-        if self.config.tie_embeddings:
-            return self.embed.attend(hidden_BTD).astype(jnp.float32)
-        return self.lm_head(hidden_BTD).astype(jnp.float32)
+        return self.logits(self.hidden(tokens_BT, mask_BT, positions_BT))
 
-    def embed_tokens(self, tokens_BT: jax.Array) -> jax.Array:
-        """Embeddings [B, T, D] of `tokens_BT` (int32), the input of the first layer."""
-        return self.embed(tokens_BT)
+    def embed_tokens(
+        self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None
+    ) -> jax.Array:
+        """Input [B, T, D] of the first layer; `positions_BT` is needed where they are learned."""
+        cfg = self.config
+        hidden_BTD = scale_embeddings(self.embed(tokens_BT), cfg)
+        if cfg.positions == "learned":
+            if positions_BT is None:
+                raise ValueError("Wanted positions_BT for learned positions, got None. Pass them.")
+            hidden_BTD = hidden_BTD + self.position(positions_BT)
+        return hidden_BTD
 
     def hidden(
         self, tokens_BT: jax.Array, mask_BT: jax.Array, positions_BT: jax.Array | None = None
@@ -200,8 +250,17 @@ class Decoder(nn.Module):
         """Hidden states [B, T, D] after the final norm; arguments as in `__call__`."""
         if positions_BT is None:
             positions_BT = positions_of(mask_BT)
-        return self.final(self.layers(self.embed(tokens_BT), mask_BT, positions_BT))
+        hidden_BTD = self.embed_tokens(tokens_BT, positions_BT)
+        return self.final(self.layers(hidden_BTD, mask_BT, positions_BT))
 
     def final(self, hidden_BTD: jax.Array) -> jax.Array:
         """The final norm, for hidden states that came out of a `LayerStack`."""
         return self.final_norm(hidden_BTD)
+
+    def logits(self, hidden_BTD: jax.Array) -> jax.Array:
+        """Logits [..., V] float32 of final hidden states."""
+        if self.config.tie_embeddings:
+            logits_BTV = self.embed.attend(hidden_BTD)
+        else:
+            logits_BTV = self.lm_head(hidden_BTD)
+        return soft_cap(logits_BTV.astype(jnp.float32), self.config.final_softcap)

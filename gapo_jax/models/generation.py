@@ -20,28 +20,43 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gapo_jax.models.attention import MASKED, attend, causal_bias
-from gapo_jax.models.decoder import DecoderConfig, positions_of
-from gapo_jax.models.layers import apply_rope, rms_norm, rope_tables
+from gapo_jax.models.attention import MASKED, attend
+from gapo_jax.models.decoder import (
+    choose_sight,
+    positions_of,
+    rope_of,
+    scale_embeddings,
+    sights_of,
+)
+from gapo_jax.models.decoder_config import DecoderConfig
+from gapo_jax.models.layers import ACTIVATIONS, apply_rope, normalize, soft_cap
+
+
+class Linear(NamedTuple):
+    """A matrix [in, out] and its bias [out], if it has one."""
+
+    kernel: jax.Array
+    bias: jax.Array | None
 
 
 class LayerWeights(NamedTuple):
-    """Matrices of one layer, [in, out]: query, key and value side by side, gate and up too."""
+    """Weights of one layer: query, key and value side by side, gate and up too; `norms` by the
+    names that the decoder gives them."""
 
-    attn_norm_D: jax.Array
-    qkv: jax.Array
-    o: jax.Array
-    mlp_norm_D: jax.Array
-    gate_up: jax.Array
-    down: jax.Array
+    qkv: Linear
+    o: Linear
+    gate_up: Linear
+    down: Linear
+    norms: dict[str, Mapping[str, jax.Array]]
 
 
 class DecodeWeights(NamedTuple):
     """The parameters of a decoder, rearranged by `decode_weights`."""
 
     embedding_VD: jax.Array
+    position_PD: jax.Array | None
     layers: tuple[LayerWeights, ...]
-    final_norm_D: jax.Array
+    final_norm: Mapping[str, jax.Array]
     unembedding_VD: jax.Array
 
 
@@ -67,7 +82,9 @@ def decode_weights(params: Mapping[str, Any], config: DecoderConfig) -> DecodeWe
     embedding_VD = params["embed"]["embedding"].astype(dtype)
     tied = "lm_head" not in params
     unembedding_VD = embedding_VD if tied else params["lm_head"]["kernel"].T.astype(dtype)
-    return DecodeWeights(embedding_VD, layers, params["final_norm"]["scale"], unembedding_VD)
+    learned = config.positions == "learned"
+    position_PD = params["position"]["embedding"].astype(dtype) if learned else None
+    return DecodeWeights(embedding_VD, position_PD, layers, params["final_norm"], unembedding_VD)
 
 
 def prefill(
@@ -80,20 +97,31 @@ def prefill(
     unrolled would double the compile time of the sampler.
     """
     dtype = jnp.dtype(config.dtype)
-    cos_BPH, sin_BPH = _rope(positions_of(mask_BP), config)
-    bias_BPP = causal_bias(mask_BP)
+    positions_BP = positions_of(mask_BP)
+    sights = sights_of(config, mask_BP, positions_BP)
 
-    def apply_layer(x_BPD: jax.Array, stack_slice: Mapping[str, Any]):
-        layer = _layer_weights(stack_slice, dtype)
-        q_BPNH, k_BPKH, v_BPKH = _qkv(layer, config, x_BPD, cos_BPH, sin_BPH)
+    def apply_layer(x_BPD: jax.Array, inputs: tuple[Mapping[str, Any], jax.Array]):
+        stack_slice, is_local = inputs
+        layer, sight = _layer_weights(stack_slice, dtype), choose_sight(sights, is_local)
+        q_BPNH, k_BPKH, v_BPKH = _qkv(layer, config, x_BPD, sight.cos_BTH, sight.sin_BTH)
         cache = LayerCache(k_BPKH.transpose(0, 2, 3, 1), v_BPKH.transpose(0, 2, 1, 3))
-        mixed_BPNH = attend(q_BPNH, k_BPKH, v_BPKH, bias_BPP)
+        mixed_BPNH = attend(
+            q_BPNH,
+            k_BPKH,
+            v_BPKH,
+            sight.bias_BTT,
+            scale=config.query_scale,
+            softcap=config.attn_softcap,
+        )
         return _finish_layer(layer, config, x_BPD, mixed_BPNH), cache
 
-    x_BPD = params["embed"]["embedding"].astype(dtype)[tokens_BP]
-    x_BPD, stacked = jax.lax.scan(apply_layer, x_BPD, params["layers"])
+    x_BPD = scale_embeddings(params["embed"]["embedding"].astype(dtype)[tokens_BP], config)
+    if config.positions == "learned":
+        x_BPD = x_BPD + params["position"]["embedding"].astype(dtype)[positions_BP]
+    local_L = jnp.asarray(config.local_layers)
+    x_BPD, stacked = jax.lax.scan(apply_layer, x_BPD, (params["layers"], local_L))
     caches = tuple(LayerCache(k, v) for k, v in zip(*stacked, strict=True))
-    hidden_BD = rms_norm(x_BPD[:, -1], params["final_norm"]["scale"], config.norm_eps)
+    hidden_BD = normalize(x_BPD[:, -1], params["final_norm"], config.norm, config.norm_eps)
     return hidden_BD, caches
 
 
@@ -125,80 +153,152 @@ def decode_step(
     """
     samples = tokens_B.shape[0] // prompt_mask_AP.shape[0]
     positions_B = jnp.repeat(prompt_mask_AP.sum(axis=1), samples) + step
-    cos_BH, sin_BH = _rope(positions_B, config)
-    prompt_bias_AP = jnp.where(prompt_mask_AP > 0, 0.0, MASKED)
     slots = response_cache[0].v_BKSH.shape[2]
-    response_bias_S = jnp.where(jnp.arange(slots) <= step, 0.0, MASKED)
-
-    x_BD = weights.embedding_VD[tokens_B]
+    views = {
+        local: _view(config, positions_B, prompt_mask_AP, slots, step, local)
+        for local in sorted(set(config.local_layers))
+    }
+    x_BD = scale_embeddings(weights.embedding_VD[tokens_B], config)
+    if weights.position_PD is not None:
+        x_BD = x_BD + weights.position_PD[positions_B]
     updated = []
-    for layer, prompt, response in zip(weights.layers, prompt_cache, response_cache, strict=True):
-        q_BNH, k_BKH, v_BKH = _qkv(layer, config, x_BD, cos_BH, sin_BH)
+    for layer, local, prompt, response in zip(
+        weights.layers, config.local_layers, prompt_cache, response_cache, strict=True
+    ):
+        view = views[local]
+        q_BNH, k_BKH, v_BKH = _qkv(layer, config, x_BD, view.cos_BH, view.sin_BH)
         write = jax.lax.dynamic_update_slice_in_dim
         response = LayerCache(
             write(response.k_BKHS, k_BKH[..., None], step, axis=3),
             write(response.v_BKSH, v_BKH[:, :, None], step, axis=2),
         )
-        mixed_BNH = _attend_cached(q_BNH, prompt, prompt_bias_AP, response, response_bias_S)
+        mixed_BNH = _attend_cached(config, q_BNH, prompt, response, view)
         x_BD = _finish_layer(layer, config, x_BD, mixed_BNH)
         updated.append(response)
-    return rms_norm(x_BD, weights.final_norm_D, config.norm_eps), tuple(updated)
+    return normalize(x_BD, weights.final_norm, config.norm, config.norm_eps), tuple(updated)
 
 
-def next_logits(weights: DecodeWeights, hidden_BD: jax.Array) -> jax.Array:
-    """Logits [B, V] float32 of the final hidden states."""
-    return jax.lax.dot_general(
+def next_logits(
+    weights: DecodeWeights,
+    hidden_BD: jax.Array,
+    temperature: float | jax.Array = 1.0,
+    softcap: float = 0.0,
+) -> jax.Array:
+    """Logits [B, V] float32 of the final hidden states, bounded by `softcap` (0: not), divided by
+    the temperature (> 0)."""
+    if not softcap:
+        # Dividing the hidden states costs D operations a row, dividing the logits V.
+        hidden_BD = (hidden_BD / temperature).astype(hidden_BD.dtype)
+    logits_BV = jax.lax.dot_general(
         hidden_BD, weights.unembedding_VD, (((1,), (1,)), ((), ())),
         preferred_element_type=jnp.float32,
     )  # fmt: skip
+    return soft_cap(logits_BV, softcap) / temperature if softcap else logits_BV
 
 
-def _layer_weights(stack_slice: Mapping[str, Any], dtype: jnp.dtype) -> LayerWeights:
-    """The matrices of one layer, joined, from its slice of the stacked parameters."""
+class _View(NamedTuple):
+    """What one new token sees in the layers of one kind: rotary tables [B, H] of its position and
+    the additive biases of the two parts of the cache."""
 
-    def joined(group: str, *names: str) -> jax.Array:
-        kernels = [stack_slice[group][name]["kernel"] for name in names]
-        return jnp.concatenate(kernels, axis=1).astype(dtype)
+    cos_BH: jax.Array | None
+    sin_BH: jax.Array | None
+    prompt_bias_AP: jax.Array
+    response_bias_S: jax.Array
 
-    return LayerWeights(
-        attn_norm_D=stack_slice["attn_norm"]["scale"],
-        qkv=joined("attn", "q", "k", "v"),
-        o=joined("attn", "o"),
-        mlp_norm_D=stack_slice["mlp_norm"]["scale"],
-        gate_up=joined("mlp", "gate", "up"),
-        down=joined("mlp", "down"),
+
+def _view(
+    config: DecoderConfig,
+    positions_B: jax.Array,
+    prompt_mask_AP: jax.Array,
+    slots: int,
+    step: jax.Array,
+    local: bool,
+) -> _View:
+    width = prompt_mask_AP.shape[1]
+    in_prompt_AP = prompt_mask_AP > 0
+    in_response_S = jnp.arange(slots) <= step
+    if local:
+        # Slot p of the prompt lies width + step - p columns back, slot s of the response step - s.
+        in_prompt_AP &= width + step - jnp.arange(width) < config.window
+        in_response_S &= step - jnp.arange(slots) < config.window
+    return _View(
+        *rope_of(config, positions_B, local),
+        jnp.where(in_prompt_AP, 0.0, MASKED),
+        jnp.where(in_response_S, 0.0, MASKED),
     )
 
 
-def _rope(positions: jax.Array, config: DecoderConfig) -> tuple[jax.Array, jax.Array]:
-    cos, sin = rope_tables(positions, config.head_dim, config.rope_theta)
-    return cos.astype(config.dtype), sin.astype(config.dtype)
+def _layer_weights(stack_slice: Mapping[str, Any], dtype: jnp.dtype) -> LayerWeights:
+    """The weights of one layer, joined, from its slice of the stacked parameters."""
+
+    def joined(group: str, *names: str) -> Linear:
+        parts = [stack_slice[group][name] for name in names if name in stack_slice[group]]
+        kernel = jnp.concatenate([part["kernel"] for part in parts], axis=1).astype(dtype)
+        if "bias" not in parts[0]:
+            return Linear(kernel, None)
+        return Linear(kernel, jnp.concatenate([part["bias"] for part in parts]).astype(dtype))
+
+    both = {**stack_slice, **stack_slice["attn"]}
+    return LayerWeights(
+        qkv=joined("attn", "q", "k", "v"),
+        o=joined("attn", "o"),
+        gate_up=joined("mlp", "gate", "up"),
+        down=joined("mlp", "down"),
+        norms={name: value for name, value in both.items() if name.endswith("_norm")},
+    )
+
+
+def _apply(linear: Linear, x_D: jax.Array) -> jax.Array:
+    product = x_D @ linear.kernel
+    return product if linear.bias is None else product + linear.bias
+
+
+def _norm(layer: LayerWeights, config: DecoderConfig, name: str, x_D: jax.Array) -> jax.Array:
+    """Apply the norm `name`, if the layer has it."""
+    if name not in layer.norms:
+        return x_D
+    return normalize(x_D, layer.norms[name], config.norm, config.norm_eps)
 
 
 def _qkv(layer: LayerWeights, config: DecoderConfig, x_D, cos_H, sin_H):
     """Rotated queries and keys, and values, [..., heads, H], of the residual stream [..., D]."""
-    num_heads, kv_heads = config.num_heads, config.num_kv_heads
-    joined = rms_norm(x_D, layer.attn_norm_D, config.norm_eps) @ layer.qkv
-    joined = joined.reshape(*x_D.shape[:-1], num_heads + 2 * kv_heads, config.head_dim)
-    rotated = apply_rope(joined[..., : num_heads + kv_heads, :], cos_H, sin_H)
-    values = joined[..., num_heads + kv_heads :, :]
+    num_heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
+    joined = _apply(layer.qkv, _norm(layer, config, "attn_norm", x_D))
+    if config.qk_norm == "all":
+        parts = jnp.split(joined, [num_heads * width, (num_heads + kv_heads) * width], axis=-1)
+        q, k = (_norm(layer, config, f"{name}_norm", x) for name, x in zip("qk", parts))
+        joined = jnp.concatenate([q, k, parts[2]], axis=-1)
+    joined = joined.reshape(*x_D.shape[:-1], num_heads + 2 * kv_heads, width)
+    rotated, values = jnp.split(joined, [num_heads + kv_heads], axis=-2)
+    if config.qk_norm == "head":
+        parts = jnp.split(rotated, [num_heads], axis=-2)
+        heads = [_norm(layer, config, f"{name}_norm", x) for name, x in zip("qk", parts)]
+        rotated = jnp.concatenate(heads, axis=-2)
+    if cos_H is not None:
+        rotated = apply_rope(rotated, cos_H, sin_H)
     return rotated[..., :num_heads, :], rotated[..., num_heads:, :], values
 
 
 def _finish_layer(layer: LayerWeights, config: DecoderConfig, x_D, mixed_NH):
     """Add the attention output and the feed-forward to the residual stream [..., D]."""
-    x_D = x_D + mixed_NH.reshape(*x_D.shape[:-1], -1) @ layer.o
-    gate_up = rms_norm(x_D, layer.mlp_norm_D, config.norm_eps) @ layer.gate_up
-    gate_F, up_F = jnp.split(gate_up, 2, axis=-1)
-    return x_D + (jax.nn.silu(gate_F) * up_F) @ layer.down
+    mixed_D = _apply(layer.o, mixed_NH.reshape(*x_D.shape[:-1], -1))
+    x_D = x_D + _norm(layer, config, "attn_post_norm", mixed_D)
+    inner_F = _apply(layer.gate_up, _norm(layer, config, "mlp_norm", x_D))
+    activate = ACTIVATIONS[config.activation]
+    if config.gated:
+        gate_F, up_F = jnp.split(inner_F, 2, axis=-1)
+        inner_F = activate(gate_F) * up_F
+    else:
+        inner_F = activate(inner_F)
+    return x_D + _norm(layer, config, "mlp_post_norm", _apply(layer.down, inner_F))
 
 
 def _attend_cached(
+    config: DecoderConfig,
     q_BNH: jax.Array,
     prompt: LayerCache,
-    prompt_bias_AP: jax.Array,
     response: LayerCache,
-    response_bias_S: jax.Array,
+    view: _View,
 ) -> jax.Array:
     """Attention of one query per row over both parts of the cache, under one softmax."""
     batch, num_heads, head_dim = q_BNH.shape
@@ -206,7 +306,7 @@ def _attend_cached(
     samples, group = batch // prompts, num_heads // kv_heads
     # Letters: a prompt, j query of the prompt's kv head k (from any sample and query head),
     # g query head of kv head k in row b.
-    q_BKGH = (q_BNH * head_dim**-0.5).reshape(batch, kv_heads, group, head_dim)
+    q_BKGH = (q_BNH * config.query_scale).reshape(batch, kv_heads, group, head_dim)
 
     def by_prompt(x_BKG: jax.Array) -> jax.Array:
         x_AMKG = x_BKG.reshape(prompts, samples, kv_heads, group, -1)
@@ -220,8 +320,9 @@ def _attend_cached(
         return jnp.einsum(equation, left, right, preferred_element_type=jnp.float32)
 
     on_prompt = product("akjh,akhp->akjp", by_prompt(q_BKGH), prompt.k_BKHS)
-    on_prompt = on_prompt + prompt_bias_AP[:, None, None, :]
-    on_response = product("bkgh,bkhs->bkgs", q_BKGH, response.k_BKHS) + response_bias_S
+    on_prompt = soft_cap(on_prompt, config.attn_softcap) + view.prompt_bias_AP[:, None, None, :]
+    on_response = product("bkgh,bkhs->bkgs", q_BKGH, response.k_BKHS)
+    on_response = soft_cap(on_response, config.attn_softcap) + view.response_bias_S
 
     top_BKG1 = jnp.maximum(by_row(on_prompt.max(axis=-1)), on_response.max(axis=-1, keepdims=True))
     on_prompt = jnp.exp(on_prompt - by_prompt(top_BKG1))

@@ -1,4 +1,5 @@
-"""Scalar heads, and the discriminator: an encoder with a pooled scalar head."""
+"""Scalar heads, the discriminator (an encoder with a pooled scalar head), and the reward model (a
+decoder with a scalar head on its last token)."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gapo_jax.models.decoder import Decoder
+from gapo_jax.models.decoder_config import DecoderConfig
 from gapo_jax.models.encoder import Encoder, EncoderConfig
 from gapo_jax.models.layers import kernel_init
 
@@ -16,6 +19,7 @@ class ScalarHead(nn.Module):
     """One float32 number per vector: a linear map, or a tanh layer of `hidden_dim` before it."""
 
     hidden_dim: int | None = None
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, hidden_BTD: jax.Array) -> jax.Array:
@@ -24,7 +28,8 @@ class ScalarHead(nn.Module):
         if self.hidden_dim is not None:
             x = nn.Dense(self.hidden_dim, kernel_init=nn.initializers.lecun_normal(), name="up")(x)
             x = jnp.tanh(x)
-        return nn.Dense(1, kernel_init=kernel_init, name="out")(x)[..., 0]
+        out = nn.Dense(1, use_bias=self.use_bias, kernel_init=kernel_init, name="out")
+        return out(x)[..., 0]
 
 
 class Discriminator(nn.Module):
@@ -55,6 +60,38 @@ class Discriminator(nn.Module):
     def judge(self, hidden_BTD: jax.Array, mask_BT: jax.Array) -> jax.Array:
         """Logits [B] float32 of texts that the encoder has read already."""
         return self.head(pool(hidden_BTD, mask_BT, self.pooling))
+
+
+class RewardModel(nn.Module):
+    """A decoder that judges text, the reward model of the paper's PPO baseline: one logit out of
+    the last real token, as transformers' `...ForSequenceClassification` with one label.
+
+    Called like a `Discriminator`. Parameters: {"decoder": without lm_head, "head": {"out": ...}}.
+    """
+
+    config: DecoderConfig
+
+    def setup(self) -> None:
+        """Declare decoder and head; transformers' `score` has no bias."""
+        self.decoder = Decoder(self.config)
+        self.head = ScalarHead(use_bias=False)
+
+    def __call__(
+        self,
+        tokens_BT: jax.Array,
+        mask_BT: jax.Array,
+        type_ids_BT: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """Logits [B] float32 of `tokens_BT` (int32); `mask_BT` int32, 1 = real token, padding on
+        either side. Decoders have no segments and no dropout: the rest is not used."""
+        del type_ids_BT, deterministic
+        return self.judge(self.decoder.hidden(tokens_BT, mask_BT), mask_BT)
+
+    def judge(self, hidden_BTD: jax.Array, mask_BT: jax.Array) -> jax.Array:
+        """Logits [B] float32 of texts that the decoder has read already."""
+        last_B = mask_BT.shape[1] - 1 - jnp.argmax(mask_BT[:, ::-1] > 0, axis=1)
+        return self.head(jnp.take_along_axis(hidden_BTD, last_B[:, None, None], axis=1)[:, 0])
 
 
 def pool(hidden_BTD: jax.Array, mask_BT: jax.Array, pooling: str) -> jax.Array:

@@ -24,8 +24,9 @@ from safetensors.numpy import save_file
 from gapo_jax import hub
 from gapo_jax.models import gguf_io, hf_map, model_card
 from gapo_jax.models.decoder import Decoder
+from gapo_jax.models.decoder_config import DecoderConfig
 from gapo_jax.models.encoder import Encoder
-from gapo_jax.models.heads import Discriminator
+from gapo_jax.models.heads import Discriminator, RewardModel
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -106,10 +107,18 @@ def _check_vocabulary(folder: Path, vocab_size: int) -> None:
         )
 
 
-def _load_folder(folder: Path, kind: str) -> tuple[hf_map.Config, dict[str, Any]]:
-    """Return config and float32 parameters of an HF folder."""
+def _open_folder(
+    folder: Path, kind: str
+) -> tuple[hf_map.Architecture, hf_map.Config, SafetensorsSource]:
+    """Return architecture, config and tensors of an HF folder, having read no weight."""
     raw = _read_json(folder / "config.json")
     arch = hf_map.architecture(raw.get("model_type"), kind)
+    if raw.get("quantization_config"):
+        method = raw["quantization_config"].get("quant_method", "unknown")
+        raise ValueError(
+            f"Wanted weights in float32, float16 or bfloat16, got {method!r} quantisation in "
+            f"{folder / 'config.json'}. Give the unquantised model or a .gguf file of it."
+        )
     generation = folder / "generation_config.json"
     if kind == "decoder" and generation.is_file():
         # Chat models list their end-of-turn tokens here and often not in config.json.
@@ -117,23 +126,74 @@ def _load_folder(folder: Path, kind: str) -> tuple[hf_map.Config, dict[str, Any]
         raw |= {k: v for k in ("eos_token_id", "pad_token_id") if (v := stops.get(k)) is not None}
     config = arch.to_config(raw)
     _check_vocabulary(folder, config.vocab_size)
-    return config, hf_map.import_params(arch, config, SafetensorsSource(folder))
+    return arch, config, SafetensorsSource(folder)
 
 
-def load_decoder(src: str | os.PathLike[str], **overrides: Any) -> tuple[Decoder, dict[str, Any]]:
+def network_of(src: str | os.PathLike[str]) -> str | None:
+    """Return "decoder", "encoder" or "reward model", by what config.json names; None if that is
+    no architecture of ours, and "decoder" for a GGUF file. Raises as `hub.resolve`."""
+    path = hub.resolve(src)
+    if path.is_file():
+        return "decoder"
+    raw = _read_json(path / "config.json")
+    arch = hf_map.ARCHITECTURES.get(str(raw.get("model_type")))
+    judges = (raw.get("architectures") or [""])[0].endswith("ForSequenceClassification")
+    if arch is None or arch.kind == "encoder":
+        return arch and arch.kind
+    return "reward model" if judges else "decoder"
+
+
+def load_decoder(
+    src: str | os.PathLike[str], put: hf_map.Put | None = None, **overrides: Any
+) -> tuple[Decoder, dict[str, Any]]:
     """Return `(decoder, params)` of an HF folder, a hub id or a `.gguf` file.
 
-    `params` is a float32 numpy tree; `overrides` replace fields of the `DecoderConfig` (`dtype`,
+    `params` is a float32 numpy tree, read one tensor at a time; with `put(path, array)` each
+    parameter is handed over as soon as it is whole (for example to be placed on devices) and what
+    it returns stands in the tree. `overrides` replace fields of the `DecoderConfig` (`dtype`,
     `remat`). Raises FileNotFoundError for a missing source or file, and ValueError for an unknown
     architecture, an unsupported feature or quantisation, a truncated file, a vocabulary larger than
     the embedding, or tensors that do not fit the table one to one.
     """
     path = hub.resolve(src)
-    config, params = gguf_io.load_gguf(path) if path.is_file() else _load_folder(path, "decoder")
+    if path.is_file():
+        config, params = gguf_io.load_gguf(path, put)
+    else:
+        arch, config, source = _open_folder(path, "decoder")
+        params = hf_map.import_params(arch, config, source, put)
     return Decoder(dataclasses.replace(config, **overrides)), params  # type: ignore[arg-type]
 
 
-def load_encoder(src: str | os.PathLike[str], **overrides: Any) -> tuple[Encoder, dict[str, Any]]:
+def load_reward_model(
+    src: str | os.PathLike[str], put: hf_map.Put | None = None, seed: int = 0, **overrides: Any
+) -> tuple[RewardModel, dict[str, Any]]:
+    """Return `(reward model, params)`: a decoder with a scalar head on its last real token.
+
+    An HF sequence classifier of one label brings its head; any other decoder, as `load_decoder`
+    takes them, gets a fresh one, normal with deviation 0.02 by `seed`. Raises as `load_decoder`.
+    """
+    path = hub.resolve(src)
+    if path.is_file():
+        config, decoder = gguf_io.load_gguf(path, put)
+        params: dict[str, Any] = {"decoder": decoder}
+        decoder.pop("lm_head", None)
+    else:
+        arch, config, source = _open_folder(path, "decoder")
+        arch = hf_map.reward_architecture(arch)
+        if "score.weight" not in source.shapes:
+            rules = tuple(rule for rule in arch.rules if rule.hf != "score.weight")
+            arch = dataclasses.replace(arch, rules=rules)
+        params = hf_map.import_params(arch, config, source, put)
+    if "head" not in params:
+        kernel = np.random.default_rng(seed).normal(0.0, 0.02, (config.d_model, 1))
+        leaf = kernel.astype(np.float32)
+        params["head"] = {"out": {"kernel": put("head/out/kernel", leaf) if put else leaf}}
+    return RewardModel(dataclasses.replace(config, **overrides)), params  # type: ignore[arg-type]
+
+
+def load_encoder(
+    src: str | os.PathLike[str], put: hf_map.Put | None = None, **overrides: Any
+) -> tuple[Encoder, dict[str, Any]]:
     """Return `(encoder, params)` of an HF folder or hub id; as `load_decoder`, no GGUF.
 
     BERT's pooler and task heads are left out: the encoder ends with its hidden states.
@@ -141,7 +201,8 @@ def load_encoder(src: str | os.PathLike[str], **overrides: Any) -> tuple[Encoder
     path = hub.resolve(src)
     if path.is_file():
         raise ValueError(f"Wanted an HF folder or hub id of an encoder, got the file {path}.")
-    config, params = _load_folder(path, "encoder")
+    arch, config, source = _open_folder(path, "encoder")
+    params = hf_map.import_params(arch, config, source, put)
     return Encoder(dataclasses.replace(config, **overrides)), params  # type: ignore[arg-type]
 
 
@@ -157,7 +218,7 @@ def save_hf(
     metrics: Mapping[str, Any] | None = None,
     max_shard_bytes: int = 5 * 10**9,
 ) -> Path:
-    """Write a `Decoder`, `Encoder` or `Discriminator` as a folder that transformers loads.
+    """Write a `Decoder`, `Encoder`, `Discriminator` or `RewardModel` for transformers to load.
 
     config.json, safetensors in `dtype` (sharded with an index above `max_shard_bytes`), tokenizer
     files with the chat template, generation_config.json for decoders, and a README.md that names
@@ -184,7 +245,8 @@ def save_hf(
         "torch_dtype": dtype,
         **arch.from_config(config),
     }
-    if arch is hf_map.BERT_CLASSIFIER:
+    _check_family(arch, config, raw)
+    if arch is hf_map.BERT_CLASSIFIER or isinstance(module, RewardModel):
         raw |= {"id2label": {"0": "OBEYS"}, "label2id": {"OBEYS": 0}}
     with _replacing(Path(folder)) as target:
         tensors = hf_map.export_tensors(arch, config, trees["model"])
@@ -209,15 +271,37 @@ def _layout(
     """Return the architecture to write as, the config, and the trees {"model"[, "head"]}."""
     if isinstance(module, (Decoder, Encoder)):
         return hf_map.architecture_of(module.config), module.config, {"model": params}
+    if isinstance(module, RewardModel):
+        arch = hf_map.reward_architecture(hf_map.architecture_of(module.config))
+        return arch, module.config, {"model": params}
     if not isinstance(module, Discriminator):
         raise ValueError(
-            f"Wanted a Decoder, Encoder or Discriminator, got a {type(module).__name__}. "
-            "Pass the network and its own parameter tree."
+            "Wanted a Decoder, Encoder, Discriminator or RewardModel, got a "
+            f"{type(module).__name__}. Pass the network and its own parameter tree."
         )
     if module.pooling == "cls" and module.hidden_dim == module.config.d_model:
         return hf_map.BERT_CLASSIFIER, module.config, {"model": params}
     trees = {"model": params["encoder"], "head": params["head"]}
     return hf_map.architecture_of(module.config), module.config, trees
+
+
+def _check_family(arch: hf_map.Architecture, config: hf_map.Config, raw: Mapping[str, Any]) -> None:
+    """Raise ValueError if config.json of the family cannot say what a decoder's config says."""
+    if not isinstance(config, DecoderConfig):
+        return
+    back = arch.to_config(raw)
+    # How to compute, which no config.json holds.
+    skipped = ("dtype", "remat", "scan_unroll")
+    lost = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if field.name not in skipped and getattr(config, field.name) != getattr(back, field.name)
+    }
+    if lost:
+        raise ValueError(
+            f"Wanted a decoder that config.json of {arch.model_type!r} can describe, got {lost}, "
+            "which it cannot. Set `family` of the DecoderConfig to the family that has it."
+        )
 
 
 def _save_file(path: Path, tensors: dict[str, np.ndarray], kind: str) -> None:

@@ -1,13 +1,8 @@
-"""One table per architecture: Hugging Face tensor name <-> parameter path, read both ways.
+"""Hugging Face tensors <-> parameters, by the tables of `hf_decoders`, read both ways.
 
-A row (`Rule`) names the tensor in HF's spelling and in llama.cpp's (GGUF), the parameter it fills,
-its HF shape in letters, and whether it is transposed (torch's Linear stores [out, in], ours
-[in, out]). `{layer}` in a name means one tensor per layer, stacked on the leading L axis. Import
-uses every tensor exactly once and fills every parameter exactly once, or raises with both lists;
-export is the same table read backwards, so import then export gives the source tensors bit for bit.
-
-To add an architecture: write its rules and its two config translations, and put an `Architecture`
-into `ARCHITECTURES`.
+A row (`Rule`) names a tensor and the parameter or parameters that it fills. Import uses every
+tensor exactly once and fills every parameter exactly once, or raises with both lists; export is the
+same table read backwards, so import then export gives the source tensors bit for bit.
 """
 
 from __future__ import annotations
@@ -16,68 +11,19 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from gapo_jax.models import hf_config
-from gapo_jax.models.decoder import DecoderConfig
-from gapo_jax.models.encoder import EncoderConfig
+from gapo_jax.models.decoder_config import DecoderConfig
+from gapo_jax.models.hf_decoders import DECODERS, reward_architecture
+from gapo_jax.models.hf_rules import Architecture, Config, Rule, TensorSource
 
-Config = DecoderConfig | EncoderConfig
+__all__ = ["Architecture", "Config", "Rule", "TensorSource", "reward_architecture"]
 
-
-class TensorSource(Protocol):
-    """Named tensors of a file or folder under HF names; `shapes` costs no tensor read."""
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Return the shape of every tensor by name."""
-        ...
-
-    def read(self, name: str) -> np.ndarray:
-        """Return one tensor."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """One row: see the module docstring. `rotary` names the head count (N or K) by which GGUF
-    interleaves the rows; `when` is a condition on the config under which the row exists."""
-
-    hf: str
-    path: str
-    shape: str
-    transpose: bool = False
-    gguf: str | None = None
-    rotary: str | None = None
-    when: Callable[[Any], bool] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Architecture:
-    """A model family: its table, its config translations, and what its checkpoints may also hold.
-
-    `ignored` lists patterns of tensors that carry nothing for us; `aliases` are (pattern,
-    replacement) pairs that bring older spellings to the table's.
-    """
-
-    model_type: str
-    class_name: str
-    kind: str
-    rules: tuple[Rule, ...]
-    to_config: Callable[[Mapping[str, Any]], Config]
-    from_config: Callable[[Any], dict[str, Any]]
-    ignored: tuple[str, ...] = ()
-    aliases: tuple[tuple[str, str], ...] = ()
-
-
-def _tied(config: DecoderConfig) -> bool:
-    return config.tie_embeddings
-
-
-def _untied(config: DecoderConfig) -> bool:
-    return not config.tie_embeddings
+# Takes (path, float32 array) of a parameter that has just been read, returns what the tree holds.
+Put = Callable[[str, np.ndarray], Any]
 
 
 def _layer_rules(
@@ -89,34 +35,6 @@ def _layer_rules(
         )
         for hf, path, shape, transpose, gguf, rotary in rows
     )
-
-
-LLAMA_RULES = (
-    Rule("model.embed_tokens.weight", "embed/embedding", "V D", gguf="token_embd.weight"),
-    *_layer_rules(
-        "model.layers.{layer}.",
-        [
-            ("input_layernorm.weight", "attn_norm/scale", "D", False, "attn_norm.weight", None),
-            ("self_attn.q_proj.weight", "attn/q/kernel", "NH D", True, "attn_q.weight", "N"),
-            ("self_attn.k_proj.weight", "attn/k/kernel", "KH D", True, "attn_k.weight", "K"),
-            ("self_attn.v_proj.weight", "attn/v/kernel", "KH D", True, "attn_v.weight", None),
-            ("self_attn.o_proj.weight", "attn/o/kernel", "D NH", True, "attn_output.weight", None),
-            (
-                "post_attention_layernorm.weight",
-                "mlp_norm/scale",
-                "D",
-                False,
-                "ffn_norm.weight",
-                None,
-            ),
-            ("mlp.gate_proj.weight", "mlp/gate/kernel", "F D", True, "ffn_gate.weight", None),
-            ("mlp.up_proj.weight", "mlp/up/kernel", "F D", True, "ffn_up.weight", None),
-            ("mlp.down_proj.weight", "mlp/down/kernel", "D F", True, "ffn_down.weight", None),
-        ],
-    ),
-    Rule("model.norm.weight", "final_norm/scale", "D", gguf="output_norm.weight"),
-    Rule("lm_head.weight", "lm_head/kernel", "V D", True, gguf="output.weight", when=_untied),
-)
 
 
 def _affine(hf: str, path: str, shape: str) -> list[tuple[str, str, str, bool, None, None]]:
@@ -165,16 +83,6 @@ BERT_CLASSIFIER_RULES = (
     Rule("classifier.bias", "head/out/bias", "1"),
 )
 
-_LLAMA = Architecture(
-    model_type="llama",
-    class_name="LlamaForCausalLM",
-    kind="decoder",
-    rules=LLAMA_RULES,
-    to_config=hf_config.llama_to_config,
-    from_config=hf_config.llama_from_config,
-    # Rotary tables that old versions stored.
-    ignored=(r".*\.rotary_emb\.inv_freq",),
-)
 _BERT = Architecture(
     model_type="bert",
     class_name="BertModel",
@@ -194,7 +102,7 @@ BERT_CLASSIFIER = dataclasses.replace(
     ignored=(),
     aliases=(),
 )
-ARCHITECTURES = {architecture.model_type: architecture for architecture in (_LLAMA, _BERT)}
+ARCHITECTURES = {arch.model_type: arch for arch in (*DECODERS, _BERT)}
 
 
 def architecture(model_type: str | None, kind: str) -> Architecture:
@@ -205,7 +113,9 @@ def architecture(model_type: str | None, kind: str) -> Architecture:
     known = {name: arch for name, arch in ARCHITECTURES.items() if arch.kind == kind}
     if model_type in known:
         return known[model_type]
-    close = difflib.get_close_matches(str(model_type), known, 1, 0.5) or list(known)
+    asked = str(model_type)
+    close = [name for name in known if name.startswith(asked) or asked.startswith(name)]
+    close = close or difflib.get_close_matches(asked, known, 1, 0.5) or list(known)
     raise ValueError(
         f"Wanted {_article(kind)} of type {sorted(known)}, got model_type "
         f"{model_type!r}. The nearest supported choice is {close[0]!r}: give a model of that type."
@@ -218,17 +128,19 @@ def _article(kind: str) -> str:
 
 def architecture_of(config: Config) -> Architecture:
     """Return the architecture that a config of ours is written as."""
-    return ARCHITECTURES["llama" if isinstance(config, DecoderConfig) else "bert"]
+    return ARCHITECTURES[config.family if isinstance(config, DecoderConfig) else "bert"]
 
 
 def _sizes(config: Config) -> dict[str, int]:
     """Sizes of the letters that the tables' shapes use."""
     sizes = {"V": config.vocab_size, "D": config.d_model, "F": config.d_ff, "1": 1}
+    sizes["P"] = config.max_positions
     if isinstance(config, DecoderConfig):
+        sizes["H"] = config.head_dim
         sizes["NH"] = config.num_heads * config.head_dim
         sizes["KH"] = config.num_kv_heads * config.head_dim
     else:
-        sizes |= {"P": config.max_positions, "S": config.type_vocab_size}
+        sizes["S"] = config.type_vocab_size
     return sizes
 
 
@@ -244,10 +156,34 @@ def expand(rule: Rule, config: Config) -> list[str]:
     return [rule.hf.format(layer=layer) for layer in range(config.num_layers)]
 
 
+def _dimensions(rule: Rule, config: Config) -> list[list[int]]:
+    """Return the length of each axis of the HF tensor; of a fused axis, that of each part."""
+    sizes = _sizes(config)
+    return [[sizes[letter] for letter in axis.split("+")] for axis in rule.shape.split()]
+
+
 def hf_shape(rule: Rule, config: Config) -> tuple[int, ...]:
     """Return the shape that one HF tensor of the row must have."""
-    sizes = _sizes(config)
-    return tuple(sizes[letter] for letter in rule.shape.split())
+    return tuple(sum(parts) for parts in _dimensions(rule, config))
+
+
+def _split(rule: Rule, config: Config) -> tuple[int, list[int]]:
+    """Return the fused axis of the row's HF tensor (0 if none is) and the ends of its parts but
+    the last."""
+    fused = [(axis, x) for axis, x in enumerate(_dimensions(rule, config)) if len(x) > 1]
+    axis, parts = fused[0] if fused else (0, [])
+    return axis, np.cumsum(parts, dtype=int)[:-1].tolist()
+
+
+def param_shapes(rule: Rule, config: Config) -> list[tuple[int, ...]]:
+    """Return the shapes of the parameters that the row fills, with their leading L axis."""
+    axes = _dimensions(rule, config)
+    shapes = []
+    for index in range(len(rule.paths)):
+        shape = [parts[index] if len(parts) > 1 else parts[0] for parts in axes]
+        shape = shape[::-1] if rule.transpose else shape
+        shapes.append((config.num_layers, *shape) if "{layer}" in rule.hf else tuple(shape))
+    return shapes
 
 
 def _listed(names: Collection[str]) -> str:
@@ -294,28 +230,41 @@ def match(arch: Architecture, config: Config, source: TensorSource) -> dict[str,
     return found
 
 
-def import_params(arch: Architecture, config: Config, source: TensorSource) -> dict[str, Any]:
-    """Return the float32 numpy parameter tree read from `source`, one tensor at a time.
+def import_params(
+    arch: Architecture, config: Config, source: TensorSource, put: Put | None = None
+) -> dict[str, Any]:
+    """Return the float32 parameter tree read from `source`, one tensor at a time.
 
-    Everything is checked by `match` before the first tensor is read.
+    Everything is checked by `match` before the first tensor is read. Each parameter goes through
+    `put(path, array)` as soon as it is whole, for example to its devices; what `put` returns takes
+    its place in the tree. The host then holds one tensor and one parameter at a time.
     """
     names = match(arch, config, source)
     params: dict[str, Any] = {}
     for rule in rules_of(arch, config):
-        hf_names = expand(rule, config)
-        shape = hf_shape(rule, config)
-        shape = shape[::-1] if rule.transpose else shape
-        stacked = "{layer}" in rule.hf
-        leaf = np.empty((len(hf_names), *shape), np.float32)
-        for layer, name in enumerate(hf_names):
-            tensor = source.read(names[name])
-            leaf[layer] = tensor.T if rule.transpose else tensor
-        node = params
-        *parents, last = rule.path.split("/")
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf if stacked else leaf[0]
+        for path, leaf in _read_row(rule, config, source, names):
+            node = params
+            *parents, last = path.split("/")
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[last] = leaf if put is None else put(path, leaf)
+            del leaf
     return params
+
+
+def _read_row(
+    rule: Rule, config: Config, source: TensorSource, names: Mapping[str, str]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield (path, array) of the parameters that one row fills."""
+    leaves = [np.empty(shape, np.float32) for shape in param_shapes(rule, config)]
+    axis, ends = _split(rule, config)
+    for layer, name in enumerate(expand(rule, config)):
+        tensor = source.read(names[name])
+        for leaf, part in zip(leaves, np.split(tensor, ends, axis), strict=True):
+            target = leaf[layer : layer + 1] if "{layer}" in rule.hf else leaf[None]
+            target[0] = part.T if rule.transpose else part
+    for path in rule.paths:
+        yield path, leaves.pop(0)
 
 
 def flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -336,32 +285,36 @@ def export_tensors(
     once, and on a shape that contradicts the config, before anything is yielded.
     """
     leaves = dict(flatten(params))
-    rules = {rule.path: rule for rule in rules_of(arch, config)}
-    extra, missing = leaves.keys() - rules.keys(), rules.keys() - leaves.keys()
+    rules = rules_of(arch, config)
+    wanted = {
+        path: shape
+        for rule in rules
+        for path, shape in zip(rule.paths, param_shapes(rule, config), strict=True)
+    }
+    extra, missing = leaves.keys() - wanted.keys(), wanted.keys() - leaves.keys()
     if extra or missing:
         raise ValueError(
             f"Wanted the parameters of {arch.class_name}, got parameters without a tensor: "
             f"{_listed(extra)}; tensors without a parameter: {_listed(missing)}. Merge adapters "
             "and pass the tree of one network."
         )
-    for path, rule in rules.items():
-        want = hf_shape(rule, config)
-        want = want[::-1] if rule.transpose else want
-        want = (config.num_layers, *want) if "{layer}" in rule.hf else want
+    for path, want in wanted.items():
         if tuple(leaves[path].shape) != want:
             raise ValueError(
                 f"Wanted shape {want} for parameter {path}, got {tuple(leaves[path].shape)}. "
                 "The config does not belong to these parameters."
             )
-    return _exported(list(rules.values()), config, leaves)
+    return _exported(rules, config, leaves)
 
 
 def _exported(
     rules: Sequence[Rule], config: Config, leaves: Mapping[str, Any]
 ) -> Iterator[tuple[str, np.ndarray]]:
     for rule in rules:
-        leaf = np.asarray(leaves[rule.path])
-        names = expand(rule, config)
-        parts = leaf if "{layer}" in rule.hf else leaf[None]
-        for name, part in zip(names, parts, strict=True):
-            yield name, np.ascontiguousarray(part.T if rule.transpose else part)
+        arrays = [np.asarray(leaves[path]) for path in rule.paths]
+        if "{layer}" not in rule.hf:
+            arrays = [array[None] for array in arrays]
+        axis, _ = _split(rule, config)
+        for layer, name in enumerate(expand(rule, config)):
+            parts = [array[layer].T if rule.transpose else array[layer] for array in arrays]
+            yield name, np.ascontiguousarray(np.concatenate(parts, axis))

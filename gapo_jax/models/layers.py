@@ -1,4 +1,4 @@
-"""Building blocks that decoder and encoder share: norms, rotary positions, remat policies.
+"""Building blocks that decoder and encoder share: norms, activations, rotary positions, remat.
 
 The arithmetic is in plain functions, so that the modules of the training forward and the
 cached decode of `generation` run the same code on the same numbers.
@@ -6,14 +6,23 @@ cached decode of `generation` run the same code on the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 REMAT_POLICIES = ("none", "dots", "full")
+NORMS = ("rms", "rms_plus_one", "layer")
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": nn.silu,
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(nn.gelu, approximate=True),
+}
 
 kernel_init = nn.initializers.normal(stddev=0.02)
 
@@ -28,20 +37,62 @@ def rms_norm(x_D: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
     return (x32_D * jax.lax.rsqrt(variance + eps) * scale_D).astype(x_D.dtype)
 
 
+def layer_norm(x_D: jax.Array, scale_D: jax.Array, bias_D: jax.Array, eps: float) -> jax.Array:
+    """Layer norm over the last axis (arXiv 1607.06450, Eq. 4); types as in `rms_norm`."""
+    x32_D = x_D.astype(jnp.float32)
+    centred_D = x32_D - jnp.mean(x32_D, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centred_D), axis=-1, keepdims=True)
+    return (centred_D * jax.lax.rsqrt(variance + eps) * scale_D + bias_D).astype(x_D.dtype)
+
+
+def normalize(x_D: jax.Array, params: Mapping[str, jax.Array], kind: str, eps: float) -> jax.Array:
+    """Apply the norm `kind` (one of `NORMS`) with the parameters of a `Norm`.
+
+    `rms_plus_one` is Gemma's: it stores the scale's distance from 1.
+    """
+    if kind == "layer":
+        return layer_norm(x_D, params["scale"], params["bias"], eps)
+    scale_D = params["scale"]
+    return rms_norm(x_D, 1.0 + scale_D if kind == "rms_plus_one" else scale_D, eps)
+
+
+def soft_cap(x: jax.Array, cap: float) -> jax.Array:
+    """Bound `x` smoothly to (-cap, cap) (Gemma 2, arXiv 2408.00118, section 2); 0 is no bound."""
+    return cap * jnp.tanh(x / cap) if cap else x
+
+
 def rope_tables(
-    positions_BT: jax.Array, head_dim: int, theta: float
+    positions_BT: jax.Array, head_dim: int, theta: float, scaling: Sequence[float] = ()
 ) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines of rotary positions (RoFormer, arXiv 2104.09864, Eq. 34), float32.
 
     `positions_BT` int32 [..., T]; each result is [..., T, H] with the two halves of H equal, the
-    "rotate half" layout of Llama checkpoints. Raises ValueError when `head_dim` is odd.
+    "rotate half" layout of Llama checkpoints. `scaling` stretches the wavelengths for long texts,
+    see `rope_divisors`. Raises ValueError when `head_dim` is odd.
     """
     if head_dim % 2:
         raise ValueError(f"rotary positions need an even head_dim, got {head_dim}")
-    exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-    angles = positions_BT[..., None].astype(jnp.float32) / theta**exponents
+    angles = positions_BT[..., None].astype(jnp.float32) / rope_divisors(head_dim, theta, scaling)
     angles = jnp.concatenate([angles, angles], axis=-1)
     return jnp.cos(angles), jnp.sin(angles)
+
+
+def rope_divisors(head_dim: int, theta: float, scaling: Sequence[float] = ()) -> np.ndarray:
+    """Wavelengths / 2 pi [H / 2] of the rotary pairs, float32.
+
+    `scaling` is () for none; (factor,) multiplies them all (position interpolation, arXiv
+    2306.15595, Eq. 4); (factor, low, high, length) is Llama 3.1's: wavelengths above length / low
+    are multiplied, those below length / high stay, frequencies between are blended linearly.
+    """
+    divisors = theta ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    if len(scaling) == 1:
+        divisors = divisors * scaling[0]
+    elif scaling:
+        factor, low, high, length = scaling
+        turns = length / (2 * math.pi * divisors)
+        kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+        divisors = divisors / (kept + (1.0 - kept) / factor)
+    return divisors.astype(np.float32)
 
 
 def apply_rope(x_BTNH: jax.Array, cos_BTH: jax.Array, sin_BTH: jax.Array) -> jax.Array:
@@ -52,16 +103,21 @@ def apply_rope(x_BTNH: jax.Array, cos_BTH: jax.Array, sin_BTH: jax.Array) -> jax
     return result.astype(x_BTNH.dtype)
 
 
-class RMSNorm(nn.Module):
-    """`rms_norm` with a learned scale [D], kept in float32."""
+class Norm(nn.Module):
+    """`normalize` with learned float32 parameters [D]: `scale`, and `bias` for kind "layer"."""
 
     eps: float
+    kind: str = "rms"
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """Normalise `x_BTD` over its last axis; same shape and dtype."""
-        scale_D = self.param("scale", nn.initializers.ones, (x_BTD.shape[-1],), jnp.float32)
-        return rms_norm(x_BTD, scale_D, self.eps)
+        shape = (x_BTD.shape[-1],)
+        ones = nn.initializers.zeros if self.kind == "rms_plus_one" else nn.initializers.ones
+        params = {"scale": self.param("scale", ones, shape, jnp.float32)}
+        if self.kind == "layer":
+            params["bias"] = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+        return normalize(x_BTD, params, self.kind, self.eps)
 
 
 def flat_dot_general(
@@ -120,17 +176,20 @@ def remat(block: type[nn.Module], policy: str, static_argnums: tuple[int, ...] =
     )
 
 
-def scan_layers(block: Any, length: int, num_broadcast: int, unroll: int = 1) -> Any:
+def scan_layers(
+    block: Any, length: int, num_broadcast: int, unroll: int = 1, num_scanned: int = 0
+) -> Any:
     """Stack `length` copies of a layer class on a leading parameter axis with `nn.scan`.
 
-    The layer is called as `layer(carry, *broadcast) -> (carry, None)`; every layer sees the same
-    `num_broadcast` further arguments, and its own dropout key.
+    The layer is called as `layer(carry, *broadcast, *scanned) -> (carry, None)`; every layer sees
+    the same `num_broadcast` further arguments, its own row of the `num_scanned` last ones (arrays
+    [L, ...]), and its own dropout key.
     """
     return nn.scan(
         block,
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
-        in_axes=(nn.broadcast,) * num_broadcast,  # pyright: ignore[reportArgumentType]
+        in_axes=(nn.broadcast,) * num_broadcast + (0,) * num_scanned,  # pyright: ignore
         length=length,
         unroll=unroll,
     )

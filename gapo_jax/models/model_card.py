@@ -9,7 +9,7 @@ from typing import Any
 from flax import linen as nn
 
 from gapo_jax.models.decoder import Decoder
-from gapo_jax.models.heads import Discriminator
+from gapo_jax.models.heads import Discriminator, RewardModel
 from gapo_jax.models.hf_map import Architecture
 
 MARK = "Exported by gapo_jax"
@@ -69,7 +69,7 @@ def write(
         lines += [f"| {name} | {_number(value)} |" for name, value in metrics.items()]
     if isinstance(module, Discriminator) and arch.class_name == "BertModel":
         lines.append(_head(module))
-    elif not isinstance(module, (Decoder, Discriminator)):
+    elif not isinstance(module, (Decoder, Discriminator, RewardModel)):
         lines += ["", "Load with `AutoModel.from_pretrained(folder, add_pooling_layer=False)`."]
     return "\n".join(lines) + "\n"
 

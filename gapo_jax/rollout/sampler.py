@@ -99,9 +99,8 @@ def _sample(settings: _Settings, params, tokens_AP, mask_AP, keys_B, temperature
     hidden_AD, prompt_cache = generation.prefill(params, config, tokens_AP, mask_AP)
 
     def draw(state: _State, hidden_BD: jax.Array) -> _State:
-        # Dividing the hidden states costs D operations a row, dividing the logits V.
-        tempered_BD = (hidden_BD / jnp.where(greedy, 1.0, temperature)).astype(hidden_BD.dtype)
-        logits_BV = generation.next_logits(weights, tempered_BD)
+        divisor = jnp.where(greedy, 1.0, temperature)
+        logits_BV = generation.next_logits(weights, hidden_BD, divisor, config.final_softcap)
         drawn_B, logprob_B = draw_tokens(
             logits_BV, keys_B, state.step, greedy, top_k=settings.top_k, top_p=settings.top_p
         )

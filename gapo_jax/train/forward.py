@@ -68,12 +68,14 @@ def _apply(module: nn.Module, params: Params, *args: Any, method: str = "__call_
 
 def lower_hidden(spec: GeneratorSpec, base: Params, tokens_BT, mask_BT) -> jax.Array:
     """Return the output [B, T, D] of embedding and frozen layers."""
-    hidden_BTD = _apply(Decoder(spec.config), base, tokens_BT, method="embed_tokens")
+    positions_BT = positions_of(mask_BT)
+    decoder = Decoder(spec.config)
+    hidden_BTD = _apply(decoder, base, tokens_BT, positions_BT, method="embed_tokens")
     if not spec.first:
         return hidden_BTD
     frozen = jax.tree.map(lambda leaf: leaf[: spec.first], base["layers"])
-    stack = LayerStack(dataclasses.replace(spec.config, num_layers=spec.first))
-    return _apply(stack, frozen, hidden_BTD, mask_BT, positions_of(mask_BT))
+    stack = LayerStack(spec.config.part(0, spec.first))
+    return _apply(stack, frozen, hidden_BTD, mask_BT, positions_BT)
 
 
 def upper_hidden(spec: GeneratorSpec, params: Params, lower_BTD, mask_BT, length: int) -> jax.Array:
@@ -81,8 +83,7 @@ def upper_hidden(spec: GeneratorSpec, params: Params, lower_BTD, mask_BT, length
 
     `params` holds `layers` (those from `spec.first` on) and `final_norm`.
     """
-    num_upper = spec.config.num_layers - spec.first
-    stack = LayerStack(dataclasses.replace(spec.config, num_layers=num_upper))
+    stack = LayerStack(spec.config.part(spec.first, spec.config.num_layers))
     hidden_BTD = _apply(stack, params["layers"], lower_BTD, mask_BT, positions_of(mask_BT))
     hidden_BRD = hidden_BTD[:, -length - 1 : -1]
     norm = {"final_norm": params["final_norm"]}
@@ -121,6 +122,7 @@ def response_logprobs(
         chunk_tokens=spec.chunk,
         with_entropy=with_entropy,
         tied=spec.config.tie_embeddings,
+        softcap=spec.config.final_softcap,
     )
     return logprobs_BR, entropy_BR, hidden_BRD
 

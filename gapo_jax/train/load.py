@@ -26,6 +26,7 @@ IMPORTED = "model.json"
 _KINDS = {
     "decoder": (models.Decoder, models.DecoderConfig),
     "encoder": (models.Encoder, models.EncoderConfig),
+    "rewardmodel": (models.RewardModel, models.DecoderConfig),
 }
 
 
@@ -67,20 +68,14 @@ def load_any(
             "Give the --workdir of a training run."
         )
     source = locate(str(src)) if str(src) in WEIGHTS else hub.resolve(src)
-    load = models.load_encoder if _is_encoder(source) else models.load_decoder
+    load: Any = {
+        "encoder": models.load_encoder,
+        "reward model": models.load_reward_model,
+    }.get(models.network_of(source), models.load_decoder)  # pyright: ignore
     module, params = load(source)
     # A model card names what it was made from, not where that lay.
     base = str(src) if not Path(src).expanduser().exists() else Path(src).expanduser().name
     return Loaded(module, params, load_tokenizer(source), None, base)
-
-
-def _is_encoder(source: Path) -> bool:
-    """Whether config.json names an encoder; anything else is left to `load_decoder`."""
-    if not (source / "config.json").is_file():
-        return False
-    record = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    arch = models.ARCHITECTURES.get(record.get("model_type"))
-    return arch is not None and arch.kind == "encoder"
 
 
 def _load_run(workdir: Path, network: str, step: int | None) -> Loaded:

@@ -76,7 +76,7 @@ def frozen_parameters(config: Config) -> str | None:
     settings = config.discriminator
     if settings.frozen_layers:
         return r"encoder/embed/"
-    return r"encoder/embed/word/" if settings.freeze_embeddings else None
+    return r"encoder/embed/word/|decoder/embed/" if settings.freeze_embeddings else None
 
 
 def freeze_rows(pattern: str, rows: int) -> optax.GradientTransformation:

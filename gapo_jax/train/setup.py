@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from transformers import PreTrainedTokenizerFast
 
@@ -20,7 +21,7 @@ from gapo_jax.config import Config, trained_rows
 from gapo_jax.data import weights
 from gapo_jax.data.tiny_tokenizer import character_tokenizer, wordpiece_tokenizer
 from gapo_jax.data.tokenizer import check_vocabulary, load_tokenizer
-from gapo_jax.models import Decoder, DecoderConfig, Discriminator, EncoderConfig
+from gapo_jax.models import Decoder, DecoderConfig, Discriminator, EncoderConfig, RewardModel
 from gapo_jax.rollout.generate import SampleFn
 from gapo_jax.rollout.sampler import make_sampler
 from gapo_jax.train.forward import GeneratorSpec, init_critic
@@ -41,12 +42,12 @@ Params = Any
 @dataclasses.dataclass(frozen=True)
 class Players:
     """The fixed parts of a run. `base` are the generator's frozen starting weights, which are
-    also the reference; `disc_start` the discriminator's."""
+    also the reference; `disc_start` the discriminator's (a `Discriminator` or `RewardModel`)."""
 
     decoder: Decoder
     base: Params
     tokenizer: PreTrainedTokenizerFast
-    discriminator: Discriminator
+    discriminator: Any
     disc_start: Params
     disc_tokenizer: PreTrainedTokenizerFast
     spec: GeneratorSpec
@@ -90,18 +91,56 @@ def load_generator(name: str, seed: int) -> tuple[Decoder, Params, PreTrainedTok
         init = jax.jit(decoder.init)
         params = init(jax.random.key(seed), tokens, jnp.ones_like(tokens))["params"]
         return decoder, params, tokenizer
-    decoder, params = models.load_decoder(source(name))
+    decoder, params = models.load_decoder(source(name), put=_to_device)
     tokenizer = load_tokenizer(source(name))
     check_vocabulary(tokenizer, decoder.config.vocab_size)
-    return decoder, jax.tree.map(jnp.asarray, params), tokenizer
+    return decoder, params, tokenizer
+
+
+def _to_device(path: str, leaf: np.ndarray) -> jax.Array:
+    """Take a parameter from the host as soon as it is read, so that no second tree is held."""
+    del path
+    return jnp.asarray(leaf)
+
+
+def _load_reward_model(config: Config) -> tuple[RewardModel, Params, PreTrainedTokenizerFast]:
+    """Return a decoder as discriminator: what it thinks of a text is read off its last token."""
+    name, settings = config.model.discriminator, config.discriminator
+    if settings.frozen_layers or settings.dropout:
+        raise ValueError(
+            "wanted config.discriminator.frozen_layers=0 and dropout=0.0 for a decoder as "
+            f"discriminator, got {settings.frozen_layers} and {settings.dropout} for {name}; set "
+            "them, or choose an encoder"
+        )
+    module, params = models.load_reward_model(
+        source(name), put=_to_device, seed=config.seed, remat=config.model.remat
+    )
+    tokenizer = load_tokenizer(source(name))
+    check_vocabulary(tokenizer, module.config.vocab_size)
+    _check_length(settings.max_tokens, module.config.max_positions, name)
+    # Decoders have no tokens to frame a text with; the last one is what the head reads.
+    tokenizer.cls_token = tokenizer.bos_token or tokenizer.eos_token
+    tokenizer.sep_token = tokenizer.eos_token
+    return module, params, tokenizer
+
+
+def _check_length(tokens: int, positions: int, name: str) -> None:
+    if tokens > positions:
+        raise ValueError(
+            f"config.discriminator.max_tokens={tokens} exceeds the {positions} positions of "
+            f"{name}; lower it"
+        )
 
 
 def load_discriminator(
     config: Config, key: jax.Array
-) -> tuple[Discriminator, Params, PreTrainedTokenizerFast]:
-    """Return (module, starting parameters, tokenizer): a pretrained encoder with a fresh head."""
+) -> tuple[Discriminator | RewardModel, Params, PreTrainedTokenizerFast]:
+    """Return (module, starting parameters, tokenizer): a pretrained encoder with a fresh head, or a
+    decoder with a scalar head (its own, if it is a sequence classifier)."""
     name, settings = config.model.discriminator, config.discriminator
     encoder_params = None
+    if name != TINY and models.network_of(source(name)) in ("decoder", "reward model"):
+        return _load_reward_model(config)
     if name == TINY:
         tokenizer = wordpiece_tokenizer()
         encoder_config = EncoderConfig(
@@ -116,11 +155,7 @@ def load_discriminator(
             f"config.discriminator.frozen_layers={settings.frozen_layers} leaves none of the "
             f"{encoder_config.num_layers} layers of {name} to train; lower it"
         )
-    if settings.max_tokens > encoder_config.max_positions:
-        raise ValueError(
-            f"config.discriminator.max_tokens={settings.max_tokens} exceeds the "
-            f"{encoder_config.max_positions} positions of {name}; lower it"
-        )
+    _check_length(settings.max_tokens, encoder_config.max_positions, name)
     # A scan over layers copies what the backward pass keeps; on a CPU that costs a third of the
     # step, and the few layers of an encoder compile quickly without it.
     unroll = encoder_config.num_layers if jax.default_backend() == "cpu" else 1

@@ -69,7 +69,7 @@ def split_trainable(base: Params, first: int, train_embeddings: bool) -> Params:
         "final_norm": jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), base["final_norm"]),
     }
     if train_embeddings:
-        for name in ("embed", "lm_head"):
+        for name in ("embed", "position", "lm_head"):
             if name in base:
                 trainable[name] = jax.tree.map(lambda x: jnp.array(x, copy=True), base[name])
     return trainable

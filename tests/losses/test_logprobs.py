@@ -74,6 +74,36 @@ def test_gradient_equals_that_of_log_softmax(rng, batch, tokens, chunk, tied):
         np.testing.assert_allclose(mine, theirs, atol=2e-5)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_soft_cap_is_applied_before_the_temperature(rng, tied):
+    """Value, entropy and gradient against the whole [B, T, V]; the cap lies within the logits."""
+    hidden, kernel, targets = make(rng, 3, 7)
+    cap, temperature = 1.5, 0.7
+    assert np.abs(hidden @ kernel).max() > 2 * cap
+    weights = jnp.array(rng.normal(size=(3, 7)), jnp.float32)
+    options = dict(temperature=temperature, chunk_tokens=4, tied=tied, softcap=cap)
+
+    def ours(hidden, kernel):
+        return jnp.sum(weights * chunked_logprobs(hidden, kernel, targets, **options)[0])
+
+    def whole(hidden, kernel):
+        logits = cap * jnp.tanh(hidden @ kernel / cap) / temperature
+        logps = jax.nn.log_softmax(logits)
+        chosen = jnp.take_along_axis(logps, targets[..., None], -1)[..., 0]
+        return jnp.sum(weights * chosen), (chosen, -(jnp.exp(logps) * logps).sum(-1))
+
+    (_, wanted), gradients = jax.jit(jax.value_and_grad(whole, (0, 1), has_aux=True))(
+        hidden, kernel
+    )
+    got = jax.jit(lambda h, k: chunked_logprobs(h, k, targets, with_entropy=True, **options))(
+        hidden, kernel
+    )
+    for mine, theirs in zip(got, wanted):
+        np.testing.assert_allclose(mine, theirs, atol=5e-6)
+    for mine, theirs in zip(grad(ours, (0, 1))(hidden, kernel), gradients):
+        np.testing.assert_allclose(mine, theirs, atol=2e-5)
+
+
 def test_gradient_against_finite_differences(rng):
     hidden, kernel, targets = make(rng, 2, 3)
     jax.test_util.check_grads(

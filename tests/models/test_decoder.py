@@ -131,12 +131,35 @@ def test_slices_of_the_stack_compose(make_llama):
     positions_BT = positions_of(mask_BT)
     hidden_BTD = apply(decoder, params, tokens_BT, method="embed_tokens")
     for start, stop in ((0, 2), (2, 3)):
-        stack = LayerStack(dataclasses.replace(config, num_layers=stop - start))
+        stack = LayerStack(config.part(start, stop))
         part = jax.tree.map(lambda stacked: stacked[start:stop], params["layers"])  # noqa: B023
         hidden_BTD = apply(stack, part, hidden_BTD, mask_BT, positions_BT)
     hidden_BTD = apply(decoder, params, hidden_BTD, method="final")
     expected_BTD = apply(decoder, params, tokens_BT, mask_BT, method="hidden")
     np.testing.assert_allclose(hidden_BTD, expected_BTD, atol=1e-5)
+
+
+def test_slices_keep_their_windows_and_rotary_bases(make_llama):
+    """Lower and upper layers run apart, as in training; each layer keeps its own kind."""
+    _, config, params = make_llama()
+    config = dataclasses.replace(config, windows=(3, 0, 3), rope_local_theta=50.0)
+    tokens_BT, mask_BT = tokens_and_mask("left")
+    positions_BT = positions_of(mask_BT)
+    decoder = Decoder(config)
+    hidden_BTD = apply(decoder, params, tokens_BT, method="embed_tokens")
+    for start, stop in ((0, 1), (1, 3)):
+        part = jax.tree.map(lambda stacked: stacked[start:stop], params["layers"])  # noqa: B023
+        hidden_BTD = apply(
+            LayerStack(config.part(start, stop)), part, hidden_BTD, mask_BT, positions_BT
+        )
+    hidden_BTD = apply(decoder, params, hidden_BTD, method="final")
+    expected_BTD = apply(decoder, params, tokens_BT, mask_BT, method="hidden")
+    np.testing.assert_allclose(hidden_BTD, expected_BTD, atol=1e-5)
+    other = Decoder(dataclasses.replace(config, windows=(0, 3, 3)))
+    other_BTD = apply(other, params, tokens_BT, mask_BT, method="hidden")
+    assert np.abs(other_BTD - expected_BTD)[0].max() > 1e-2
+    with pytest.raises(ValueError, match="take the config of a slice of layers with `part`"):
+        dataclasses.replace(config, num_layers=1)
 
 
 @pytest.mark.parametrize("samples", [1, 3])
@@ -192,6 +215,9 @@ def test_params_are_float32_and_compute_dtype_is_configurable(make_llama):
         ({"num_kv_heads": 4}, "num_kv_heads must divide num_heads"),
         ({"head_dim": 7}, "even head_dim"),
         ({"remat": "some"}, "remat must be one of"),
+        ({"norm": "batch"}, "norm must be one of"),
+        ({"windows": (4, 0, 5)}, "must have the same width"),
+        ({"rope_scaling": (8.0, 1.0)}, "rope_scaling must be"),
     ],
 )
 def test_impossible_configs_say_what_is_wrong(make_llama, change, message):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import tracemalloc
 
 import gguf
 import jax
@@ -144,6 +146,41 @@ def test_save_refuses_a_foreign_tokenizer_dtype_or_module(tmp_path, params):
     assert not (tmp_path / "x").exists()
 
 
+def test_a_family_that_cannot_say_it_is_refused(tmp_path, params):
+    windowed = dataclasses.replace(CONFIG, windows=(4, 0))
+    with pytest.raises(ValueError, match=r"'llama' can describe, got \{'windows': \(4, 0\)\}"):
+        save_hf(Decoder(windowed), params, tmp_path / "x")
+
+
+def test_quantised_safetensors_are_refused(folder):
+    raw = json.loads((folder / "config.json").read_text())
+    raw["quantization_config"] = {"quant_method": "awq"}
+    (folder / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(ValueError, match="got 'awq' quantisation.*unquantised"):
+        load_decoder(folder)
+
+
+def test_parameters_are_streamed(tmp_path):
+    """With `put` the host never holds more than a parameter and a tensor of it."""
+    config = dataclasses.replace(CONFIG, num_layers=6, d_model=128, d_ff=512)
+    folder = save_hf(Decoder(config), _params(Decoder(config)), tmp_path / "model")
+    sizes = {}
+
+    def put(path, array):
+        assert isinstance(array, np.ndarray) and array.dtype == np.float32
+        sizes[path] = array.nbytes
+        return path
+
+    tracemalloc.start()
+    _, params = load_decoder(folder, put)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert params["layers"]["mlp"]["up"]["kernel"] == "layers/mlp/up/kernel"
+    assert sizes.keys() == {path for path, _ in models.hf_map.flatten(params)}
+    largest = max(sizes.values())
+    assert largest + largest / 6 < peak < 1.5 * largest < 0.5 * sum(sizes.values())
+
+
 def test_truncated_safetensors(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
@@ -205,8 +242,10 @@ def _interleave(rows, heads):
     return rows.reshape(heads, 2, half, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
 
 
-def write_gguf(path, params, quantise=None, **metadata):
-    """Write a Llama GGUF of `params`, with q and k interleaved as llama.cpp does."""
+def write_gguf(path, params, quantise=None, replaced=None, **metadata):
+    """Write a Llama GGUF of `params`, with q and k interleaved as llama.cpp does; `replaced` are
+    further or other tensors, {name: (data, type)}."""
+    replaced = dict(replaced or {})
     arch = models.ARCHITECTURES["llama"]
     writer = gguf.GGUFWriter(path, metadata.pop("architecture", "llama"))
     writer.add_block_count(CONFIG.num_layers)
@@ -222,7 +261,7 @@ def write_gguf(path, params, quantise=None, **metadata):
     writer.add_pad_token_id(0)
     for key, value in metadata.items():
         writer.add_string(key.replace("__", "."), value)
-    names = {rule.hf: rule for rule in arch.rules}
+    names = {rule.hf: rule for rule in models.hf_map.rules_of(arch, CONFIG)}
     for name, tensor in models.hf_map.export_tensors(arch, CONFIG, params):
         layer = name.split(".")[2] if ".layers." in name else None
         generic = name if layer is None else name.replace(f".{layer}.", ".{layer}.", 1)
@@ -231,7 +270,11 @@ def write_gguf(path, params, quantise=None, **metadata):
             tensor = _interleave(tensor, heads)
         kind = quantise if quantise is not None and tensor.ndim == 2 else None
         data = gguf.quants.quantize(tensor, kind) if kind is not None else tensor
-        writer.add_tensor(names[generic].gguf.format(layer=layer), data, raw_dtype=kind)
+        gguf_name = names[generic].gguf.format(layer=layer)
+        data, kind = replaced.pop(gguf_name, (data, kind))
+        writer.add_tensor(gguf_name, data, raw_dtype=kind)
+    for name, (data, kind) in replaced.items():
+        writer.add_tensor(name, data, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -272,7 +315,14 @@ def test_gguf_that_cannot_be_read(tmp_path, params):
 
 
 def test_gguf_of_what_we_lack(tmp_path, params):
-    with pytest.raises(ValueError, match="got model_type 'qwen2'"):
-        load_decoder(write_gguf(tmp_path / "a.gguf", params, architecture="qwen2"))
+    with pytest.raises(ValueError, match="got 'qwen2moe'.*nearest.*'qwen2'"):
+        load_decoder(write_gguf(tmp_path / "a.gguf", params, architecture="qwen2moe"))
+    tensor = np.zeros((4, 18), np.uint8)
+    extra = {"blk.0.attn_q.weight": (tensor, gguf.GGMLQuantizationType.IQ4_NL)}
+    with pytest.raises(ValueError, match="'Q6_K'.*got IQ4_NL in blk.0.attn_q.weight"):
+        load_decoder(write_gguf(tmp_path / "d.gguf", params, replaced=extra))
+    extra = {"rope_freqs.weight": (np.ones(4, np.float32), None)}
+    with pytest.raises(ValueError, match="rope_freqs.weight.*Give the HF folder"):
+        load_decoder(write_gguf(tmp_path / "e.gguf", params, replaced=extra))
     with pytest.raises(ValueError, match="rope.scaling.type, got 'yarn'"):
         load_decoder(write_gguf(tmp_path / "b.gguf", params, llama__rope__scaling__type="yarn"))

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 
 from gapo_jax.models import Decoder, DecoderConfig, Discriminator, Encoder, EncoderConfig, hf_map
-from gapo_jax.models.hf_config import bert_to_config, llama_to_config
+from gapo_jax.models.hf_config import (
+    bert_to_config,
+    gemma2_to_config,
+    gemma3_to_config,
+    gpt2_to_config,
+    llama_to_config,
+    mistral_to_config,
+    phi3_to_config,
+    qwen2_to_config,
+)
 
 DECODER = DecoderConfig(
     vocab_size=40, num_layers=3, d_model=12, num_heads=3, num_kv_heads=1, head_dim=6, d_ff=20
@@ -126,8 +135,10 @@ def test_export_refuses_another_tree():
 def test_unknown_architecture_names_the_nearest():
     with pytest.raises(ValueError, match="got model_type 'llama4'.*nearest supported.*'llama'"):
         hf_map.architecture("llama4", "decoder")
-    with pytest.raises(ValueError, match="got model_type 'gpt_neox'.*'llama'"):
-        hf_map.architecture("gpt_neox", "decoder")
+    with pytest.raises(ValueError, match="got model_type 'gemma3'.*choice is 'gemma3_text'"):
+        hf_map.architecture("gemma3", "decoder")
+    with pytest.raises(ValueError, match="got model_type 'rwkv'.*choice is 'llama'"):
+        hf_map.architecture("rwkv", "decoder")
     with pytest.raises(ValueError, match="Wanted an encoder"):
         hf_map.architecture("llama", "encoder")
 
@@ -142,6 +153,9 @@ LLAMA = {
 }
 
 
+GPT2 = {"model_type": "gpt2", "vocab_size": 40, "n_layer": 3, "n_embd": 12, "n_head": 3}
+
+
 def test_llama_config_both_spellings_of_rope_and_defaults():
     old = llama_to_config(LLAMA | {"rope_theta": 5e5, "eos_token_id": [7, 8], "rope_scaling": None})
     new = llama_to_config(
@@ -153,6 +167,28 @@ def test_llama_config_both_spellings_of_rope_and_defaults():
     assert llama_to_config(LLAMA).rope_theta == 10000.0
 
 
+def test_what_older_files_leave_out_is_the_family_s_default():
+    """Keys as on the hub, from before transformers wrote `layer_types`."""
+    gemma = {**LLAMA, "head_dim": 256}
+    config = gemma2_to_config(gemma | {"sliding_window": 4096})
+    assert config.windows == (4096, 0, 4096)
+    assert (config.attn_softcap, config.final_softcap, config.query_scalar) == (50.0, 30.0, 256.0)
+    assert config.tie_embeddings and config.eos_ids == (1,) and config.activation == "gelu_tanh"
+    config = gemma3_to_config(gemma | {"sliding_window": 512, "sliding_window_pattern": 3})
+    assert config.windows == (512, 512, 0)
+    assert (config.rope_theta, config.rope_local_theta) == (1e6, 10000.0)
+    old = {"rope_theta": 5e5, "rope_local_base_freq": 7e3}
+    config = gemma3_to_config(gemma | old | {"rope_scaling": {"type": "linear", "factor": 8.0}})
+    assert (config.rope_theta, config.rope_local_theta) == (5e5, 7e3)
+    assert config.rope_scaling == (8.0,)
+    qwen = LLAMA | {"sliding_window": 99, "max_window_layers": 1}
+    assert qwen2_to_config(qwen | {"use_sliding_window": False}).windows == ()
+    assert qwen2_to_config(qwen | {"use_sliding_window": True}).windows == (0, 99, 99)
+    mistral = LLAMA | {"num_key_value_heads": 1, "sliding_window": None}
+    assert mistral_to_config(mistral).windows == ()
+    assert gpt2_to_config(GPT2).d_ff == 48 and gpt2_to_config(GPT2).tie_embeddings
+
+
 @pytest.mark.parametrize("case", ["tied decoder", "untied decoder", "encoder"])
 def test_config_round_trip(case):
     arch, config, _ = CASES[case]
@@ -162,10 +198,15 @@ def test_config_round_trip(case):
 @pytest.mark.parametrize(
     ("translate", "change"),
     [
-        (llama_to_config, {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}),
-        (llama_to_config, {"rope_scaling": {"type": "linear", "factor": 2.0}}),
-        (llama_to_config, {"attention_bias": True}),
-        (llama_to_config, {"hidden_act": "gelu"}),
+        (llama_to_config, {"rope_scaling": {"rope_type": "yarn", "factor": 8.0}}),
+        (llama_to_config, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}),
+        (llama_to_config, {"hidden_act": "relu"}),
+        (phi3_to_config, {"rope_scaling": {"type": "longrope", "long_factor": [1.0]}}),
+        (phi3_to_config, {"partial_rotary_factor": 0.75}),
+        (mistral_to_config, {"layer_types": ["chunked_attention"] * 3}),
+        (gemma3_to_config, {"attn_logit_softcapping": 50.0}),
+        (gemma3_to_config, {"use_bidirectional_attention": True}),
+        (gpt2_to_config, GPT2 | {"scale_attn_by_inverse_layer_idx": True}),
         (bert_to_config, {"hidden_act": "relu"}),
         (bert_to_config, {"position_embedding_type": "relative_key"}),
         (bert_to_config, {"is_decoder": True}),

@@ -12,33 +12,8 @@ from transformers import (
     AutoModelForCausalLM,
     BertConfig,
     BertModel,
-    LlamaConfig,
-    LlamaForCausalLM,
 )
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
-
-
-def tiny_llama(tie: bool = True, kv_heads: int = 2) -> LlamaForCausalLM:
-    """A random Llama whose logits are large enough (std about 1) to show an error."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=120,
-        hidden_size=32,
-        intermediate_size=56,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=kv_heads,
-        head_dim=8,
-        max_position_embeddings=128,
-        rms_norm_eps=1e-5,
-        rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
-        tie_word_embeddings=tie,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-        initializer_range=0.3,
-    )
-    return _jittered(LlamaForCausalLM(config))
 
 
 def tiny_bert() -> BertModel:
@@ -53,10 +28,10 @@ def tiny_bert() -> BertModel:
         max_position_embeddings=64,
         initializer_range=0.3,
     )
-    return _jittered(BertModel(config))
+    return jittered(BertModel(config))
 
 
-def _jittered(model: Any) -> Any:
+def jittered(model: Any) -> Any:
     """Move every parameter a little, so that no scale is exactly 1 and no bias exactly 0."""
     with torch.no_grad():
         for parameter in model.parameters():
@@ -89,13 +64,18 @@ def padded_batch(vocab: int, side: str, length: int = 24) -> tuple[np.ndarray, n
     return np.where(mask_BT > 0, tokens_BT, 0), mask_BT
 
 
-def torch_logits(model: Any, tokens_BT: np.ndarray, mask_BT: np.ndarray) -> np.ndarray:
-    """Logits [B, T, V] of a causal model, positions counted from the first real token."""
+def torch_outputs(model: Any, tokens_BT: np.ndarray, mask_BT: np.ndarray) -> Any:
+    """The output of a causal model, with hidden states; positions from the first real token."""
     mask = torch.tensor(mask_BT).long()
     positions = (mask.cumsum(1) - 1).clamp(min=0)
+    tokens = torch.tensor(tokens_BT).long()
+    return model(tokens, attention_mask=mask, position_ids=positions, output_hidden_states=True)
+
+
+def torch_logits(model: Any, tokens_BT: np.ndarray, mask_BT: np.ndarray) -> np.ndarray:
+    """Logits [B, T, V] of a causal model."""
     with torch.no_grad():
-        out = model(torch.tensor(tokens_BT).long(), attention_mask=mask, position_ids=positions)
-    return out.logits.numpy()
+        return torch_outputs(model, tokens_BT, mask_BT).logits.numpy()
 
 
 def torch_greedy(model: Any, prompt: list[int], count: int, eos_ids: list[int]) -> list[int]:

@@ -8,12 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gapo_jax.config import DiscriminatorConfig
-from gapo_jax.data.tiny_tokenizer import wordpiece_tokenizer
-from gapo_jax.models import Discriminator, EncoderConfig
+from gapo_jax import config as configuration
+from gapo_jax.config import DiscriminatorConfig, OptimConfig
+from gapo_jax.data.tiny_tokenizer import character_tokenizer, wordpiece_tokenizer
+from gapo_jax.models import (
+    Decoder,
+    DecoderConfig,
+    Discriminator,
+    EncoderConfig,
+    RewardModel,
+    save_hf,
+)
 from gapo_jax.train import discriminator as phases
 from gapo_jax.train import optim
 from gapo_jax.train.adversary import LabelledText
+from gapo_jax.train.setup import load_discriminator
 from gapo_jax.train.state import Network
 from gapo_jax.train.steps import disc_score, disc_update_step
 from gapo_jax.types import ACCEPTED, GENERATED, REJECTED, Constraint, PreferentialPair
@@ -124,3 +133,48 @@ def test_a_warmup_epoch_sees_every_pair_once_with_both_sides_in_one_batch():
     assert max(len(group) for group in groups) == 4
     assert groups == phases.warmup_order(pairs, 8, seed=0, epoch=0)
     assert groups != phases.warmup_order(pairs, 8, seed=0, epoch=1)
+
+
+def test_a_decoder_as_discriminator_learns(tmp_path):
+    """The reward model of the paper's PPO baseline, from a folder to scores that tell classes."""
+    tokenizer = character_tokenizer()
+    decoder = Decoder(
+        DecoderConfig(
+            vocab_size=len(tokenizer), num_layers=1, d_model=16, num_heads=2, num_kv_heads=2,
+            head_dim=8, d_ff=32, eos_ids=(tokenizer.eos_token_id,), pad_id=0,
+        )
+    )  # fmt: skip
+    tokens = jnp.zeros((1, 8), jnp.int32)
+    params = jax.jit(decoder.init)(jax.random.key(0), tokens, jnp.ones_like(tokens))["params"]
+    config = configuration.Config()
+    config.model.discriminator = str(save_hf(decoder, params, tmp_path / "model", tokenizer))
+    config.discriminator = _config(max_tokens=48, frozen_layers=1)
+    with pytest.raises(ValueError, match="frozen_layers=0 and dropout=0.0 for a decoder"):
+        load_discriminator(config, jax.random.key(0))
+    config.discriminator = _config(max_tokens=48)
+    module, start, tokenizer = load_discriminator(config, jax.random.key(0))
+    assert isinstance(module, RewardModel) and start.keys() == {"decoder", "head"}
+    settings = OptimConfig(learning_rate=0.02)
+    optimizer = optim.make_optimizer(settings, lambda step: 0.02, optim.frozen_parameters(config))
+    update = functools.partial(
+        disc_update_step,
+        discriminator=module,
+        dropout=False,
+        frozen=optim.frozen_parameters(config),
+        optimizer=optimizer,
+    )
+    steps = types.SimpleNamespace(
+        disc_update=jax.jit(update), disc_score=jax.jit(functools.partial(disc_score, module))
+    )
+    texts = [LabelledText("p", "ab " * n, ACCEPTED, 1.0) for n in (2, 3)]
+    texts += [LabelledText("p", "xy " * n, REJECTED, 0.0) for n in (2, 3)]
+    network = Network.create(start, optimizer)
+    for _ in range(30):
+        network, _ = phases.round_update(
+            network, steps, tokenizer, texts, config.discriminator, jax.random.key(1)
+        )
+    scores = phases.score_texts(steps, network.params, tokenizer, texts, config.discriminator)
+    assert scores[:2].min() > 1 and scores[2:].max() < -1
+    embedding = network.params["decoder"]["embed"]["embedding"]
+    np.testing.assert_array_equal(embedding, start["decoder"]["embed"]["embedding"])
+    save_hf(module, network.params, tmp_path / "trained", tokenizer)

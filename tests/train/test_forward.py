@@ -18,8 +18,19 @@ CONFIG = DecoderConfig(
 )
 
 
-def _spec(critic="reference", first=1, temperature=0.7):
-    return forward.GeneratorSpec(CONFIG, first, temperature, 3, critic, 8)
+# Alternating windows, soft caps, scaled embeddings: what a split into slices could lose.
+GEMMA = dataclasses.replace(
+    CONFIG,
+    windows=(3, 0, 3),
+    rope_local_theta=50.0,
+    attn_softcap=2.0,
+    final_softcap=1.0,
+    scale_embeddings=True,
+)
+
+
+def _spec(critic="reference", first=1, temperature=0.7, config=CONFIG):
+    return forward.GeneratorSpec(config, first, temperature, 3, critic, 8)
 
 
 @pytest.fixture(scope="module")
@@ -47,24 +58,24 @@ def _nudged(params, scale=0.05):
     return jax.tree.map(lambda x: x + scale * jax.random.normal(next(keys), x.shape), params)
 
 
-def _plain_logprobs(params, rollout, temperature):
-    logits = Decoder(CONFIG).apply({"params": params}, rollout.tokens_BT, rollout.mask_BT)
+def _plain_logprobs(params, rollout, temperature, config=CONFIG):
+    logits = Decoder(config).apply({"params": params}, rollout.tokens_BT, rollout.mask_BT)
     logits = np.asarray(logits[:, PROMPT - 1 : -1], np.float64) / temperature
     logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
     targets = np.asarray(rollout.tokens_BT[:, PROMPT:])
     return np.take_along_axis(logits, targets[..., None], -1)[..., 0]
 
 
-@pytest.mark.parametrize("first", [0, 1, 2])
-def test_scores_equal_the_full_forward_at_the_sampling_temperature(base, rollout, first):
-    spec = _spec(first=first)
+@pytest.mark.parametrize("first, config", [(0, CONFIG), (1, CONFIG), (2, CONFIG), (1, GEMMA)])
+def test_scores_equal_the_full_forward_at_the_sampling_temperature(base, rollout, first, config):
+    spec = _spec(first=first, config=config)
     trained = _nudged(split_trainable(base, first, train_embeddings=False))
     critic = forward.init_critic(spec, base, jax.random.key(1))
     scored = forward.score_rollout(spec, base, trained, critic, rollout)
     full = merge_trainable(base, trained, first)
     real = np.asarray(rollout.response_mask_BR) > 0
     for got, params in ((scored.old_logprobs_BR, full), (scored.ref_logprobs_BR, base)):
-        wanted = _plain_logprobs(params, rollout, spec.temperature)
+        wanted = _plain_logprobs(params, rollout, spec.temperature, config)
         np.testing.assert_allclose(np.asarray(got)[real], wanted[real], atol=2e-5)
     assert np.abs(np.asarray(scored.old_logprobs_BR - scored.ref_logprobs_BR))[real].max() > 1e-3
     # What the update computes from the cached lower layers is the same number: ratio 1.

@@ -1,0 +1,173 @@
+"""GGUF files of every family we read, and the K-quants, against plain readings of the formats."""
+
+from __future__ import annotations
+
+import gguf
+import jax
+import numpy as np
+import pytest
+
+from gapo_jax.models import Decoder, DecoderConfig, hf_map, load_decoder
+from gapo_jax.models.gguf_io import GGUFSource
+
+SIZES = dict(
+    vocab_size=60,
+    num_layers=2,
+    d_model=32,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    d_ff=64,
+    eos_ids=(2,),
+    bos_id=1,
+    max_positions=64,
+)
+GEMMA = dict(
+    norm="rms_plus_one",
+    norm_placement="both",
+    activation="gelu_tanh",
+    query_scalar=8.0,
+    scale_embeddings=True,
+)
+CONFIGS = {
+    "qwen2": DecoderConfig(**SIZES, family="qwen2", attn_bias="qkv", rope_theta=1e6),
+    "qwen3": DecoderConfig(**SIZES, family="qwen3", qk_norm="head", tie_embeddings=False),
+    "gemma2": DecoderConfig(
+        **SIZES, **GEMMA, family="gemma2", windows=(16, 0), attn_softcap=50.0, final_softcap=30.0
+    ),
+    "gemma3": DecoderConfig(
+        **SIZES,
+        **GEMMA,
+        family="gemma3_text",
+        windows=(16, 16),
+        qk_norm="head",
+        rope_theta=1e6,
+        rope_local_theta=1e4,
+        rope_scaling=(8.0,),
+    ),
+    "phi3": DecoderConfig(**SIZES, family="phi3", windows=(16, 16), tie_embeddings=False),
+    "olmo2": DecoderConfig(
+        **SIZES, family="olmo2", norm_placement="post", qk_norm="all", tie_embeddings=False
+    ),
+}
+
+
+def _params(config):
+    tokens = np.zeros((1, 2), np.int32)
+    shapes = jax.eval_shape(Decoder(config).init, jax.random.key(0), tokens, tokens)["params"]
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+
+
+def _write(path, name, config, params):
+    """A GGUF file as llama.cpp's converter writes it, with the tensor names of the gguf package."""
+    writer = gguf.GGUFWriter(path, name)
+    writer.add_block_count(config.num_layers)
+    writer.add_context_length(config.max_positions)
+    writer.add_embedding_length(config.d_model)
+    writer.add_feed_forward_length(config.d_ff)
+    writer.add_head_count(config.num_heads)
+    writer.add_head_count_kv(config.num_kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    if config.window:
+        writer.add_sliding_window(config.window)
+    if config.rope_scaling:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(config.rope_scaling[0])
+    if config.attn_softcap:
+        writer.add_attn_logit_softcapping(config.attn_softcap)
+        writer.add_final_logit_softcapping(config.final_softcap)
+    writer.add_eos_token_id(2)
+    writer.add_bos_token_id(1)
+    writer.add_pad_token_id(0)
+    (kind,) = (key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == name)
+    names = gguf.get_tensor_name_map(kind, config.num_layers)
+    arch = hf_map.architecture_of(config)
+    for hf_name, tensor in hf_map.export_tensors(arch, config, params):
+        if name.startswith("gemma") and hf_name.endswith("norm.weight"):
+            tensor = tensor + 1.0
+        found = names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
+        assert found is not None, hf_name
+        writer.add_tensor(found, tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_families(tmp_path, name):
+    config = CONFIGS[name]
+    params = _params(config)
+    decoder, back = load_decoder(_write(tmp_path / "m.gguf", name, config, params))
+    assert decoder.config == config
+    # Adding 1 to Gemma's norms and taking it off again rounds.
+    atol = 3e-7 if name.startswith("gemma") else 0.0
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol, rtol=0), back, params)
+
+
+def _halves(block, offset):
+    return np.frombuffer(block[offset : offset + 2], np.float16).astype(np.float32)[0]
+
+
+def _q4_k(block):
+    """256 weights of ggml's block_q4_K, one at a time: d, dmin, 12 bytes of 6-bit scales and
+    minima, 128 bytes of nibbles."""
+    scale, minimum = _halves(block, 0), _halves(block, 2)
+    packed, nibbles = block[4:16], block[16:]
+    out = np.zeros(256, np.float32)
+    for group in range(8):
+        if group < 4:
+            sc, m = packed[group] & 63, packed[group + 4] & 63
+        else:
+            sc = (packed[group + 4] & 15) | ((packed[group - 4] >> 6) << 4)
+            m = (packed[group + 4] >> 4) | ((packed[group] >> 6) << 4)
+        for i in range(32):
+            byte = nibbles[32 * (group // 2) + i]
+            quant = byte >> 4 if group % 2 else byte & 15
+            out[32 * group + i] = scale * np.float32(sc) * np.float32(quant) - minimum * m
+    return out
+
+
+def _q6_k(block):
+    """256 weights of ggml's block_q6_K: 128 bytes of low nibbles, 64 of upper bits, 16 signed
+    scales, d."""
+    low, high = block[:128], block[128:192]
+    scales = np.frombuffer(block[192:208], np.int8)
+    scale = _halves(block, 208)
+    out = np.zeros(256, np.float32)
+    for i in range(256):
+        half, rest = divmod(i, 128)
+        quarter, column = divmod(rest, 32)
+        byte = low[64 * half + 32 * (quarter % 2) + column]
+        nibble = byte >> 4 if quarter >= 2 else byte & 15
+        bits = (high[32 * half + column] >> (2 * quarter)) & 3
+        out[i] = scale * np.float32(scales[i // 16]) * np.float32((nibble | bits << 4) - 32)
+    return out
+
+
+@pytest.mark.parametrize(("name", "size", "plain"), [("Q4_K", 144, _q4_k), ("Q6_K", 210, _q6_k)])
+def test_k_quants(tmp_path, name, size, plain):
+    """Random blocks with finite scales, as the embedding of a model of width 256."""
+    rng = np.random.default_rng(3)
+    blocks = rng.integers(0, 256, (3, size), dtype=np.uint8)
+    for offset in (0, 2) if name == "Q4_K" else (208,):
+        blocks[:, offset : offset + 2] = (
+            rng.normal(size=3).astype(np.float16).view(np.uint8).reshape(3, 2)
+        )
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_tensor("token_embd.weight", blocks, raw_dtype=gguf.GGMLQuantizationType[name])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    config = DecoderConfig(**{**SIZES, "vocab_size": 3, "d_model": 256})
+    reader = gguf.GGUFReader(tmp_path / "m.gguf")
+    source = GGUFSource(reader, hf_map.ARCHITECTURES["llama"], config)
+    got = source.read("model.embed_tokens.weight")
+    want = np.stack([plain(bytes(block)) for block in blocks])
+    assert got.shape == (3, 256) and np.abs(want).max() > 1
+    np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
