@@ -7,6 +7,7 @@ every constraint type that some of the texts satisfy and others violate, and a t
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -40,6 +41,26 @@ class Group:
     responses: tuple[str, ...]
     pool: tuple[Constraint, ...]
     table: np.ndarray
+
+    @functools.cached_property
+    def beats(self) -> np.ndarray:
+        """bool [c, d]: some response satisfies constraint c and violates d."""
+        held = self.table.astype(np.float32)
+        return held @ (1 - held).T > 0
+
+    @functools.cached_property
+    def meets(self) -> np.ndarray:
+        """bool [c, d]: some response satisfies both constraints."""
+        held = self.table.astype(np.float32)
+        return held @ held.T > 0
+
+    @functools.cached_property
+    def opposites(self) -> np.ndarray:
+        """bool [c, d]: the same words under the opposite demand."""
+        twins = [opposite_of(constraint) for constraint in self.pool]
+        keys = [identity(constraint) for constraint in self.pool]
+        other = [None if twin is None else identity(twin) for twin in twins]
+        return np.array([[o is not None and o == k for k in keys] for o in other], dtype=bool)
 
 
 def task_text(task: Task | str) -> str:
