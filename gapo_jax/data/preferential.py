@@ -36,7 +36,7 @@ from gapo_jax.types import Constraint, PreferentialPair
 _PATIENCE = 3  # rounds over all tasks without a single new pair before giving up
 
 
-def _write(
+def write_cycle(
     group: Group, edges: Sequence[Edge], rng: np.random.Generator, phrasing: str
 ) -> list[PreferentialPair]:
     """Compose each prompt of a cycle once and prove every pair (paper Eq. 4)."""
@@ -150,7 +150,7 @@ def _collect(
             while limit - len(pairs) >= 2:
                 room = min(num_pairs - len(pairs), limit - len(pairs) + 1)
                 edges = next_cycle(group, counts, rng, room, max_constraints)
-                made = _write(group, edges, rng, phrasing)
+                made = write_cycle(group, edges, rng, phrasing)
                 keys = {(p.prompt_accepted, p.prompt_rejected, p.response) for p in made}
                 if not made or keys & seen:
                     break
