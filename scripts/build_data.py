@@ -4,10 +4,10 @@
     python scripts/build_data.py lint --source F [--model DIR] [--limit TOKENS]
     python scripts/build_data.py products --out DIR [--products N]
 
-A source is a JSONL, CSV or Parquet file, a folder of `datasets`, or a dataset of the hub; its
-schema is recognised (README, "Your own data"). `mine` writes pairs.jsonl and pairs_test.jsonl, split by
-task, response_pairs.jsonl, README.md and card.json; with --tfds a TFDS folder as well. Rows that do
-not fit are named and counted; --strict ends at the first one.
+A source is a JSONL, JSON, CSV or Parquet file, a folder of `datasets`, or a dataset of the hub; its
+schema is recognised (README, "Your own data"). `mine` writes pairs.jsonl and pairs_test.jsonl,
+split by task, response_pairs.jsonl, README.md (the data card) and card.json; with --tfds a TFDS
+folder as well. Rows that do not fit are named and counted; --strict ends at the first one.
 """
 
 from __future__ import annotations

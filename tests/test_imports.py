@@ -158,7 +158,10 @@ def documented_methods() -> set[tuple[str, str]]:
 
 def inherits_docstring(owner: ast.AST, method: ast.FunctionDef | ast.ClassDef) -> bool:
     """Return whether a method overrides one that is documented in a base class."""
-    waiting, seen = [ast.unparse(base).split(".")[-1] for base in getattr(owner, "bases", [])], set()
+    waiting, seen = (
+        [ast.unparse(base).split(".")[-1] for base in getattr(owner, "bases", [])],
+        set(),
+    )
     while waiting:
         base = waiting.pop()
         if (base, method.name) in documented_methods():

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-_FORMATS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".arrow": "arrow"}
-_CSV_FIELD = 10_000_000
+FILES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+_CSV_FIELD = 10_000_000  # characters of one field
 
 
 def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
@@ -44,18 +44,34 @@ def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
                 yield number, dict(record)
 
 
+def _json(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: wanted a JSON list of rows, got {type(rows).__name__}")
+    for number, record in enumerate(rows, 1):
+        fits = isinstance(record, dict)
+        yield number, record if fits else f"wanted an object, got {type(record).__name__}"
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    import pyarrow.parquet
+
+    number = 0
+    with pyarrow.parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=256):
+            for record in batch.to_pylist():
+                number += 1
+                yield number, record
+
+
 def _dataset(source: str, name: str | None, split: str, streaming: bool):
     import datasets
 
     path = Path(source)
-    if path.is_dir() and (path / "dataset_info.json").is_file():
-        return datasets.load_from_disk(str(path))
-    if path.is_dir() and (path / "dataset_dict.json").is_file():
-        return datasets.load_from_disk(str(path))[split]
-    if path.suffix in _FORMATS and path.is_file():
-        return datasets.load_dataset(
-            _FORMATS[path.suffix], data_files=str(path), split="train", streaming=streaming
-        )
+    if (path / "dataset_info.json").is_file():
+        return datasets.load_from_disk(source)
+    if (path / "dataset_dict.json").is_file():
+        return datasets.load_from_disk(source)[split]
     return datasets.load_dataset(source, name, split=split, streaming=streaming)
 
 
@@ -65,22 +81,21 @@ def iter_rows(
     """Yield (number, row) of a source, or (number, problem) for a row that cannot be read.
 
     Args:
-      source: a .jsonl, .csv, .parquet, .json or .arrow file, a folder of `save_to_disk`, or the id
-        of a dataset on the hub ("google/IFEval").
+      source: a .jsonl, .csv, .parquet or .json file, a folder of `save_to_disk`, or the id of a
+        dataset on the hub ("google/IFEval").
       name: configuration of a hub dataset.
-      split: split of a hub dataset or a saved dictionary of splits.
-      streaming: read a hub dataset or Parquet file row by row instead of fetching it first.
+      split: split of a hub dataset or of a saved dictionary of splits.
+      streaming: read a hub dataset row by row instead of fetching it first.
 
     Raises:
       FileNotFoundError: a file that is not there, or a dataset that cannot be found.
     """
     path = Path(source)
-    if path.suffix in (".jsonl", ".ndjson", ".csv", *_FORMATS) and not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
-    if path.suffix in (".jsonl", ".ndjson"):
-        yield from _jsonl(path)
-    elif path.suffix == ".csv":
-        yield from _csv(path)
+    if path.suffix in FILES:
+        if not path.is_file():
+            raise FileNotFoundError(f"no such file: {path}")
+        read = {".csv": _csv, ".parquet": _parquet, ".json": _json}.get(path.suffix, _jsonl)
+        yield from read(path)
     else:
         for number, record in enumerate(_dataset(str(source), name, split, streaming), 1):
             yield number, dict(record)

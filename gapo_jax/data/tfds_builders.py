@@ -4,9 +4,9 @@
     source = tfds_builders.data_source("product_descriptions", folder, split="train")
     pair = tfds_builders.to_pair(source[0])
 
-`preferential_prompts` holds pairs that `scripts/build_data.py mine` made, `product_descriptions` the
-generated product set; after this import both names work in `tfds.builder(name, data_dir=...)` too.
-With Apache Beam (the extra `beam`) rows are made by a Beam pipeline on many machines.
+`preferential_prompts` holds pairs that `scripts/build_data.py mine` made, `product_descriptions`
+the generated product set; after this import `tfds.builder(name, data_dir=...)` and
+`tfds.data_source(name, data_dir=..., split=...)` know both names.
 """
 
 from __future__ import annotations
@@ -111,7 +111,10 @@ class ProductDescriptions(_PairBuilder):
         return make_set(self._count, seed=self._seed)
 
 
-BUILDERS = {"preferential_prompts": PreferentialPrompts, "product_descriptions": ProductDescriptions}
+BUILDERS = {
+    "preferential_prompts": PreferentialPrompts,
+    "product_descriptions": ProductDescriptions,
+}
 
 
 def _write(builder: tfds.core.DatasetBuilder) -> Path:
