@@ -134,25 +134,24 @@ def encode(
             mask += [int(turn.trained)] * len(made)
         return ids, mask
 
-    def text_of(end: int, prompt: bool) -> str:
+    def text_of(end: int) -> str:
         chat = [{"role": turn.role, "content": turn.text} for turn in turns[:end]]
-        return str(
-            tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=prompt)
-        )
+        return str(tokenizer.apply_chat_template(chat, tokenize=False)) if chat else ""
 
     pieces, done = [], ""
     for index, turn in enumerate(turns):
         if not turn.trained:
             continue
-        before, after = text_of(index, True) if index else "", text_of(index + 1, False)
-        if not after.startswith(before) or not before.startswith(done):
+        before, after, said = text_of(index), text_of(index + 1), turn.text.strip()
+        start = after.find(said, len(before)) if after.startswith(before) else -1
+        if start < 0 or not before.startswith(done):
             raise ValueError(
-                "this chat template rewrites earlier turns, so the trained part cannot be told; "
-                "train on the last answer only"
+                "the chat template rewrites earlier turns or the answer itself, so the trained part"
+                " cannot be told; train on the last answer only"
             )
-        pieces += [(before[len(done) :], 0), (after[len(before) :], 1)]
+        pieces += [(after[len(done) : start], 0), (after[start:], 1)]
         done = after
-    pieces.append((text_of(len(turns), False)[len(done) :], 0))
+    pieces.append((text_of(len(turns))[len(done) :], 0))
     ids, mask = [], []
     for text, trained in pieces:
         made = list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []  # pyright: ignore
