@@ -34,6 +34,7 @@ from gapo_jax.types import PreferentialPair
 PAIRINGS = ("auto", "closed", "open")
 Cycle = list[PreferentialPair]
 _MOST_RESPONSES = 8  # of one task; more add time and hardly any pair
+_TEXTS = 4  # texts of a task, edits among them, that closed cycles want
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Mining:
     Attributes:
       type_ids: full ids of the constraint types to use.
       per_task: pairs of one task at most.
-      edited_fraction: share of rule edits among the texts of a task; 0 leaves responses alone.
+      edited_fraction: share of rule edits among the texts of a task, more where a task has fewer
+        than four responses; 0 leaves responses alone.
       max_constraints: constraints of a prompt at most.
       phrasing: "train" or "heldout" wordings.
       pairing: "closed", "open", or "auto": closed, and open where that gives nothing.
@@ -78,7 +80,10 @@ def _rng(seed: int, text: str) -> np.random.Generator:
 
 
 def _closed(task: str, responses: Sequence[str], options: Mining, rng) -> list[Cycle]:
-    group = make_group(task, responses, options.type_ids, options.edited_fraction, rng)
+    edited = options.edited_fraction
+    if edited > 0 and len(responses) < _TEXTS:  # fewer than that give cycles of one shape only
+        edited = max(edited, 1 - len(responses) / _TEXTS)
+    group = make_group(task, responses, options.type_ids, edited, rng)
     counts = Counts(options.type_ids, rng, options.max_constraints)
     cycles: list[Cycle] = []
     made = 0

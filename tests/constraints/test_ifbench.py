@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from if_verifiable import evaluate_output_for_sample
+from if_verifiable.types import IFBenchSample
 
 from gapo_jax import constraints
 from gapo_jax.constraints import facts, ifbench_official, official
@@ -74,6 +76,25 @@ def test_phrasings_samples_and_near_misses(type_id):
     for kwargs, text, _ in kind.probes:
         modified += kind.modify(Constraint(type_id, kwargs), text, rng, WORDS) is not None
     assert modified or not kind.sample(rng, response=texts[0], satisfied=True, words=WORDS)
+
+
+def test_verdicts_are_those_of_the_package():
+    """Strict and loose, through the package's own evaluation; where it raises, ours is False."""
+    cases = [(t, dict(kw)) for t in IFBENCH if t in HERE for kw, _, _ in constraints.get(t).probes]
+    texts = [text for t in NEW for _, *both in constraints.get(t).probes for text in both][::5]
+    ifbench_official.registry()  # the replacements, so that nothing is downloaded
+    seen = {True: 0, False: 0}
+    for (type_id, kwargs), text in itertools.product(cases, texts):
+        ids = [type_id]
+        sample = IFBenchSample(key="1", prompt="p", instruction_id_list=ids, kwargs=[kwargs])
+        try:
+            (result,), _ = evaluate_output_for_sample("ifbench", sample, text)
+        except (IndexError, ValueError):
+            continue
+        assert constraints.check(text.strip(), ids, [kwargs]) == [result.strict_pass]
+        assert constraints.check_loose(text.strip(), ids, [kwargs]) == [result.loose_pass]
+        seen[result.strict_pass] += 1
+    assert min(seen.values()) > 50
 
 
 def test_types_that_dictate_the_whole_text_stand_alone():

@@ -50,7 +50,7 @@ def _verdicts(chosen, response):
 
 def test_cycles_are_proven_and_closed(cycles):
     pairs = _pairs(cycles)
-    assert len(pairs) > 40 and {len(cycle) for cycle in cycles} == {2, 3}
+    assert len(pairs) > 30 and {len(cycle) for cycle in cycles} == {2, 3}
     for pair in pairs:
         assert all(_verdicts(pair.accepted, pair.response))
         assert not all(_verdicts(pair.rejected, pair.response))
@@ -64,9 +64,9 @@ def test_balance_and_split_keep_cycles_whole(cycles):
     train, test = mining.split_by_task(cycles, 0.4, seed=1)
     assert train and test
     for part in (train, test):
-        chosen = mining.balance(part, 30)
+        chosen = mining.balance(part, 9)
         pairs = _pairs(chosen)
-        assert 20 <= len(pairs) <= 30
+        assert 6 <= len(pairs) <= 9
         accepted = collections.Counter(pair.prompt_accepted for pair in pairs)
         assert accepted == collections.Counter(pair.prompt_rejected for pair in pairs)
     tasks = [{pair.task for pair in _pairs(part)} for part in (train, test)]
