@@ -46,7 +46,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     commands = parser.add_subparsers(dest="command", required=True)
     look = commands.add_parser("lint", help="say what is in a source and what is wrong with it")
     _source_arguments(look)
-    look.add_argument("--model", default=None, help="tokenizer: folder, hub id or .gguf")
+    look.add_argument("--model", default=None, help="whose tokenizer: folder, hub id, .gguf, name")
     look.add_argument("--limit", type=int, default=None, help="longest row, in tokens or words")
     mine = commands.add_parser("mine", help="make preferential prompts")
     _source_arguments(mine)
@@ -89,8 +89,10 @@ def run_lint(options: argparse.Namespace) -> LintReport:
     tokenizer = None
     if options.model:
         from gapo_jax.data.tokenizer import load_tokenizer
+        from gapo_jax.data.weights import WEIGHTS, locate
 
-        tokenizer = load_tokenizer(options.model)
+        name = options.model
+        tokenizer = load_tokenizer(locate(name) if name in WEIGHTS else name)
     report = lint(
         read_source(options), schema=options.schema, tokenizer=tokenizer, limit=options.limit
     )

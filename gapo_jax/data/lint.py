@@ -156,7 +156,10 @@ def encode(
     for text, trained in pieces:
         made = list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []  # pyright: ignore
         ids += made
-        mask += [trained] * len(made)
+        # What a template writes behind the mark of ending is never generated.
+        ends = [i for i, token in enumerate(made) if token == tokenizer.eos_token_id]
+        size = ends[-1] + 1 if trained and ends else len(made)
+        mask += [trained] * size + [0] * (len(made) - size)
     return ids, mask
 
 

@@ -72,7 +72,15 @@ def _text(record: Mapping[str, Any], name: str) -> str:
     value = record[name]
     if not isinstance(value, str):
         raise ValueError(f"wanted a text under {name!r}, got {type(value).__name__}")
-    return value
+    return _encodable(value, name)
+
+
+def _encodable(text: str, name: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:  # half of a surrogate pair: no table can store it
+        raise ValueError(f"{name!r} is not valid Unicode: {error.reason}") from error
+    return text
 
 
 def _turns(value: Any, name: str) -> list[Segment]:
@@ -87,7 +95,8 @@ def _turns(value: Any, name: str) -> list[Segment]:
             raise ValueError(
                 f"message {index} of {name!r}: wanted a role of {_ROLES} and a text, got {message}"
             )
-        segments.append(Segment(role, content, role == "assistant"))
+        text = _encodable(content, name)
+        segments.append(Segment(role, text, role == "assistant"))
     return segments
 
 

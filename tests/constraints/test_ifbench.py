@@ -137,6 +137,25 @@ def test_odd_texts_get_a_verdict(instances, text):
         assert constraints.check_loose(text, [type_id], [kwargs]) in ([True], [False])
 
 
+@settings(max_examples=12, deadline=None, derandomize=True, database=None)
+@given(text=st.text(st.characters(), min_size=1, max_size=200), satisfied=st.booleans())
+@example(text=" ".join(ODD), satisfied=True)
+@example(text=" ".join(ODD), satisfied=False)
+def test_any_text_can_be_mined(text, satisfied):
+    rng = np.random.default_rng(0)
+    for type_id in HERE:
+        if type_id == "language:response_language":
+            continue
+        kind = constraints.get(type_id)
+        made = kind.sample(rng, response=text, satisfied=satisfied, words=WORDS, task=text)
+        assert made is None or constraints.holds(made, text) == satisfied
+        if made is not None and satisfied:
+            near = kind.modify(made, text, rng, WORDS, task=text)
+            assert near is None or not constraints.holds(near, text)
+            for style in kind.train_styles:
+                kind.describe(made, style)
+
+
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(keyword=st.text(min_size=1, max_size=30), number=st.integers(0, 10**30))
 def test_arguments_are_data_never_programs(keyword, number):

@@ -66,6 +66,7 @@ def test_what_fits_no_schema_or_not_its_own():
         ({"messages": [{"role": "bot", "content": "x"}]}, "message 0 of 'messages'"),
         ({"prompt": "a", "completion": "b", "label": "yes"}, "true or false under 'label'"),
         ({"prompt": "a", "completion": 3}, "wanted a text under 'completion'"),
+        ({"prompt": "a", "completion": "\ud800"}, "'completion' is not valid Unicode"),
     ):
         with pytest.raises(ValueError, match=message):
             schemas.segments(record, schemas.recognise(record))
