@@ -13,6 +13,7 @@ folder as well. Rows that do not fit are named and counted; --strict ends at the
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -24,7 +25,9 @@ from gapo_jax import constraints
 from gapo_jax.data import mining, schemas, sources, tables
 from gapo_jax.data.card import card, card_markdown
 from gapo_jax.data.lint import LintReport, lint
+from gapo_jax.data.mixture import Mixture
 
+Row = tuple[str, str]  # task, response
 _SHOWN = 5
 
 
@@ -50,6 +53,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     look.add_argument("--limit", type=int, default=None, help="longest row, in tokens or words")
     mine = commands.add_parser("mine", help="make preferential prompts")
     _source_arguments(mine)
+    mine.add_argument("--also", action="append", default=[], help="a further source; repeatable")
+    mine.add_argument("--weights", type=float, nargs="+", default=None, help="one a source")
     mine.add_argument("--out", type=Path, required=True)
     mine.add_argument("--pairs", type=int, default=None, help="at most so many for training")
     mine.add_argument("--types", default="ifeval", help="a family, or names with commas between")
@@ -71,17 +76,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return parser.parse_args(arguments)
 
 
-def read_source(options: argparse.Namespace):
-    """Yield (number, row or problem) of the source, its responses joined."""
+def read_source(options: argparse.Namespace, source: str):
+    """Yield (number, row or problem) of one source, its responses joined."""
     rows = tables.iter_rows(
-        options.source, name=options.name, split=options.split, streaming=options.streaming
+        source, name=options.name, split=options.split, streaming=options.streaming
     )
     if options.responses:
         rows = tables.join_responses(rows, options.responses)
-    for count, row in enumerate(rows):
-        if options.rows is not None and count >= options.rows:
-            return
-        yield row
+    yield from itertools.islice(rows, options.rows)
 
 
 def run_lint(options: argparse.Namespace) -> LintReport:
@@ -94,20 +96,23 @@ def run_lint(options: argparse.Namespace) -> LintReport:
         name = options.model
         tokenizer = load_tokenizer(locate(name) if name in WEIGHTS else name)
     report = lint(
-        read_source(options), schema=options.schema, tokenizer=tokenizer, limit=options.limit
+        read_source(options, options.source),
+        schema=options.schema,
+        tokenizer=tokenizer,
+        limit=options.limit,
     )
     print("\n".join(report.lines()))
     return report
 
 
-def task_rows(options: argparse.Namespace) -> tuple[list[tuple[str, str]], list[str], int]:
-    """Return the (task, response) rows of the source, what is wrong with others, and of how many.
+def task_rows(options: argparse.Namespace, source: str) -> tuple[list[Row], list[str], int]:
+    """Return the (task, response) rows of a source, what is wrong with others, and of how many.
 
     Raises:
-        ValueError: with --strict the first row that does not fit.
+        ValueError: no row fits; with --strict, the first row that does not.
     """
     rows, problems, total = [], [], 0
-    for number, record in read_source(options):
+    for number, record in read_source(options, source):
         total += 1
         try:
             if isinstance(record, str):
@@ -115,10 +120,28 @@ def task_rows(options: argparse.Namespace) -> tuple[list[tuple[str, str]], list[
             schema = options.schema or schemas.recognise(record)
             rows.append(schemas.prompt_and_response(record, schema))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            problems.append(f"{options.source}, row {number}: {error}")
+            problems.append(f"{source}, row {number}: {error}")
             if options.strict:
                 raise ValueError(problems[0]) from error
+    for problem in problems[:_SHOWN]:
+        print(f"left out: {problem}", file=sys.stderr)
+    if not rows:
+        raise ValueError(f"{source}: none of {total} rows has a task and a response")
     return rows, problems, total
+
+
+def mixed_rows(options: argparse.Namespace) -> tuple[list[Row], list[str], int]:
+    """Return the rows of all sources, as many of each as its weight gives in one epoch.
+
+    Without weights every row comes once.
+    """
+    found = [task_rows(options, source) for source in (options.source, *options.also)]
+    problems, total = [p for part in found for p in part[1]], sum(part[2] for part in found)
+    if options.weights is None:
+        return [row for part in found for row in part[0]], problems, total
+    mixture = Mixture([len(part[0]) for part in found], options.weights, options.seed)
+    order = dict.fromkeys(map(tuple, mixture.rows(0, range(len(mixture))).tolist()))
+    return [found[source][0][row] for source, row in order], problems, total
 
 
 def _type_ids(text: str) -> tuple[str, ...]:
@@ -146,11 +169,7 @@ def run_mine(options: argparse.Namespace) -> dict[str, Any]:
         difficulty=tuple(options.difficulty),
         seed=options.seed,
     )
-    rows, problems, total = task_rows(options)
-    for problem in problems[:_SHOWN]:
-        print(f"left out: {problem}", file=sys.stderr)
-    if not rows:
-        raise ValueError(f"{options.source}: none of {total} rows has a task and a response")
+    rows, problems, total = mixed_rows(options)
     start = time.perf_counter()
     cycles = mining.mine(rows, settings, num_proc=options.num_proc)
     train, test = mining.split_by_task(cycles, options.test_fraction, options.seed)
@@ -162,7 +181,7 @@ def run_mine(options: argparse.Namespace) -> dict[str, Any]:
     }
     made = sum(map(len, cycles))
     facts = {
-        "source": options.source, "rows": total, "rows left out": len(problems),
+        "source": ", ".join((options.source, *options.also)), "rows": total, "rows left out": len(problems),
         "tasks": len({task for task, _ in rows}), "pairs mined": made,
         "pairs a minute": round(made / minutes), "processes": options.num_proc or 1,
         "types": len(settings.type_ids), "pairing": settings.pairing, "seed": settings.seed,

@@ -8,7 +8,8 @@ Prompts are IFEval or IFBench rows (JSONL, CSV, Parquet, or a dataset of the hub
 google/IFEval) or rows written by gapo_jax. Writes eval_results_strict.jsonl,
 eval_results_loose.jsonl and summary.json into --out (with --model also responses.jsonl). A killed
 evaluation goes on where it stopped when the same command is given again. --compare takes the --out
-of another run on the same prompts: differences with intervals and McNemar's test.
+of another run on the same prompts: differences with intervals and McNemar's test. --scorer takes
+the workdir of a run on other data, whose discriminator scores the responses beside the verifiers.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from gapo_jax.evaluate import accuracy
 from gapo_jax.evaluate.compare import compare, format_comparison
 from gapo_jax.evaluate.ifeval_files import read_results, write_results
 from gapo_jax.evaluate.response_store import ResponseStore, model_mark, prompts_mark
+from gapo_jax.evaluate.second_opinion import second_opinion
 from gapo_jax.types import PromptRow
 
 _SHOWN = 5  # rows that do not fit named on the screen; summary.json names all
@@ -42,6 +44,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--responses", type=Path, help="responses to verify, JSONL")
     source.add_argument("--model", help="model to ask: HF folder, hub id, .gguf or cached name")
+    parser.add_argument(
+        "--scorer", type=Path, default=None, help="run whose discriminator gives a second opinion"
+    )
     parser.add_argument("--compare", type=Path, default=None, help="--out of the run before")
     parser.add_argument("--limit", type=int, default=None, help="use the first N prompts only")
     parser.add_argument(
@@ -200,10 +205,26 @@ def read_rows(options: argparse.Namespace) -> list[PromptRow]:
     return rows[: options.limit]
 
 
+def load_scorer(workdir: Path, batch_size: int) -> Callable[..., Any]:
+    """Return the discriminator of a run as a function from prompts and responses to logits."""
+    from gapo_jax.evaluate.second_opinion import make_scorer
+    from gapo_jax.train.load import is_run, load_any
+
+    if not is_run(workdir):
+        raise ValueError(f"--scorer wants the workdir of a training run, got {workdir}")
+    loaded = load_any(workdir, network="discriminator")
+    record = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+    limit = int(record["discriminator"]["max_tokens"])
+    return make_scorer(
+        loaded.module, loaded.params, loaded.tokenizer, max_tokens=limit, batch_size=batch_size
+    )
+
+
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """Read, generate if asked to, verify, write; return the summary."""
     before = read_results(options.compare) if options.compare is not None else None
     options.comparison = None
+    scorer = load_scorer(options.scorer, options.batch_size) if options.scorer else None
     rows = read_rows(options)
     if options.responses is not None:
         prompts = [row.prompt for row in rows]
@@ -230,6 +251,11 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         "responses": str(options.responses) if options.responses else None,
         "model": options.model,
     }
+    if scorer is not None:
+        summary["second_opinion"] = {
+            "scorer": str(options.scorer),
+            **second_opinion(scorer, verdicts, options.seed, options.resamples),
+        }
     if before is not None:
         options.comparison = summary["comparison"] = compare(
             before, verdicts, seed=options.seed, resamples=options.resamples
@@ -250,6 +276,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(accuracy.format_table(summary))
+    if "second_opinion" in summary:
+        found = summary["second_opinion"]
+        print(
+            f"second opinion of {found['scorer']}: accepts {100 * found['accepted']['value']:.1f}%,"
+            f" agrees with the rules on {100 * found['agreement']:.1f}%"
+        )
     if options.comparison is not None:
         print(format_comparison(options.comparison))
     if options.skipped:

@@ -192,6 +192,23 @@ def test_the_script_mines_any_file_and_names_odd_rows(tmp_path, capsys):
         assert (tmp_path / "two" / name).read_bytes() == (out / name).read_bytes()
 
 
+def test_sources_are_mixed_by_weight(tmp_path):
+    paths = []
+    for name in ("a", "b"):
+        rows = [{"prompt": f"{name}{i}", "completion": "x"} for i in range(30)]
+        paths.append(str(tmp_path / f"{name}.jsonl"))
+        sources.write_jsonl(paths[-1], rows)
+    arguments = ["mine", "--source", paths[0], "--also", paths[1], "--out", str(tmp_path / "o")]
+    counts = []
+    for extra in ([], ["--weights", "3", "1"]):
+        rows, problems, total = script.mixed_rows(script.parse_arguments([*arguments, *extra]))
+        assert not problems and total == 60 and len(set(rows)) == len(rows)
+        counts.append(collections.Counter(task[0] for task, _ in rows))
+    assert counts[0] == {"a": 30, "b": 30}
+    assert counts[1]["a"] == 30 and counts[1]["b"] < 25
+    assert script.main([*arguments, "--weights", "1"]) == 1
+
+
 def _environment():
     import os
 
