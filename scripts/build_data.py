@@ -181,7 +181,8 @@ def run_mine(options: argparse.Namespace) -> dict[str, Any]:
     }
     made = sum(map(len, cycles))
     facts = {
-        "source": ", ".join((options.source, *options.also)), "rows": total, "rows left out": len(problems),
+        "source": ", ".join((options.source, *options.also)),
+        "rows": total, "rows left out": len(problems),
         "tasks": len({task for task, _ in rows}), "pairs mined": made,
         "pairs a minute": round(made / minutes), "processes": options.num_proc or 1,
         "types": len(settings.type_ids), "pairing": settings.pairing, "seed": settings.seed,
