@@ -15,6 +15,7 @@ import numpy as np
 from gapo_jax import constraints
 from gapo_jax.constraints.edges import END_PHRASES
 from gapo_jax.constraints.keywords import polarity_twin
+from gapo_jax.constraints.wholes import REQUESTS
 from gapo_jax.constraints.words import content_words
 from gapo_jax.data.edits import EDITABLE, rule_edit
 from gapo_jax.data.tasks import Task
@@ -121,10 +122,17 @@ def identity(constraint: Constraint) -> str:
     return f"{constraint.id}{sorted(constraint.kwargs.items())}"
 
 
-def _asked_for(constraint: Constraint) -> bool:
-    """Return whether a prompt would ask for this: no ending made of a response's own last words,
-    which often break off in the middle of a sentence."""
-    phrase = constraint.kwargs.get("end_phrase")
+def asked_for(constraint: Constraint, task: str = "") -> bool:
+    """Return whether a prompt would ask for this: no ending and no request to repeat made of a
+    response's own words, which often break off in the middle of a sentence, and no first word that
+    is a mark of layout."""
+    kwargs = constraint.kwargs
+    request = kwargs.get("prompt_to_repeat")
+    if constraint.id == "combination:repeat_prompt" and request not in (*REQUESTS, task):
+        return False
+    if not str(kwargs.get("first_word", "word")).isalpha():
+        return False
+    phrase = kwargs.get("end_phrase")
     return phrase is None or phrase in END_PHRASES
 
 
@@ -138,7 +146,7 @@ def _pool(
     found: dict[str, Constraint] = {}
 
     def add(constraint: Constraint | None) -> None:
-        if constraint is not None and constraint.id in type_ids and _asked_for(constraint):
+        if constraint is not None and constraint.id in type_ids and asked_for(constraint):
             found.setdefault(identity(constraint), constraint)
 
     for type_id in type_ids:

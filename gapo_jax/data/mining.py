@@ -27,7 +27,7 @@ import numpy as np
 
 from gapo_jax import constraints
 from gapo_jax.data.cycles import Counts, next_cycle
-from gapo_jax.data.groups import hindsight, make_group
+from gapo_jax.data.groups import asked_for, hindsight, make_group
 from gapo_jax.data.preferential import write_cycle
 from gapo_jax.types import PreferentialPair
 
@@ -109,7 +109,8 @@ def _open(task: str, responses: Sequence[str], options: Mining, rng) -> list[Cyc
         for type_id in order:
             ids = {item.id for item in chosen}
             if not constraints.get(type_id).conflicts & ids:
-                chosen += hindsight(response, [type_id], rng, words)
+                found_here = hindsight(response, [type_id], rng, words)
+                chosen += [item for item in found_here if asked_for(item, task)]
             if len(chosen) == size:
                 break
         pair = constraints.make_pair(

@@ -12,6 +12,7 @@ import pytest
 from gapo_jax import constraints
 from gapo_jax.data import mining, sources
 from gapo_jax.data.card import card, card_markdown, histogram
+from gapo_jax.data.groups import asked_for
 from gapo_jax.types import Constraint, PreferentialPair
 
 _ROOT = Path(__file__).parents[2]
@@ -131,6 +132,21 @@ def test_a_task_is_mined_alike_whatever_stands_beside_it():
     assert alone == mining.mine_task(task, own, SETTINGS)
     with pytest.raises(ValueError, match="nothing to mine"):
         mining.mine([], SETTINGS)
+
+
+def test_nothing_torn_out_of_a_response_is_asked_for():
+    def asked(type_id, **kwargs):
+        return asked_for(Constraint(type_id, kwargs), "Say hi.")
+
+    assert asked("combination:repeat_prompt", prompt_to_repeat="Say hi.")
+    assert not asked("combination:repeat_prompt", prompt_to_repeat="<<Hi>>\nIt was")
+    assert asked("startend:end_checker", end_phrase="Good luck with it.")
+    assert not asked("startend:end_checker", end_phrase="and then the")
+    paragraphs = {"num_paragraphs": 2, "nth_paragraph": 1}
+    first = "length_constraints:nth_paragraph_first_word"
+    assert asked(first, first_word="we", **paragraphs)
+    assert not asked(first, first_word="**we", **paragraphs)
+    assert asked("punctuation:no_comma")
 
 
 def test_a_curriculum_can_ask_for_near_misses():
