@@ -195,9 +195,13 @@ class Japanese(CountType):
         return None
 
     def propose(self, rng, response, satisfied, words, task):
-        size = len(response.split()) if response is not None and satisfied else 0
-        low = size + 1 if size else 2  # beyond the last word nothing is asked
-        return {"N": int(rng.integers(low, low + 7))}
+        if response is None or not satisfied:
+            return {"N": int(rng.integers(2, 9))}
+        if not re.search(r"[\u3040-\u30ff\u4e00-\u9fff]", response):
+            return (
+                None  # beyond the last word nothing is asked: true of any text, and no constraint
+            )
+        return {"N": int(rng.integers(2, 9))}
 
     def near_misses(self, rng, kwargs, response, words):
         for number in shuffled(rng, (2, 3, 4, 5)):

@@ -128,7 +128,7 @@ def asked_for(constraint: Constraint, task: str = "") -> bool:
     is a mark of layout."""
     kwargs = constraint.kwargs
     request = kwargs.get("prompt_to_repeat")
-    if constraint.id == "combination:repeat_prompt" and request not in (*REQUESTS, task):
+    if request is not None and request not in (*REQUESTS, task):
         return False
     if not str(kwargs.get("first_word", "word")).isalpha():
         return False
