@@ -7,10 +7,12 @@ exactly. A single response is joined by rule edits of itself; `pairing="open"` l
 they are and makes plain pairs by modifying, inverting or inserting a constraint (GAPO, arXiv
 2503.20194, section 3.2), whose prompts alone may give some of the label away.
 
-Measured on one core, in CPU time, over 40 answers of 230 words to IFEval-like prompts and all 25
-types: 5,700 pairs a minute closed, 20,700 open. Every pair is proven by `constraints.verify_pair`. A cycle also gives preferential responses on the
+Every pair is proven by `constraints.verify_pair`. A cycle also gives preferential responses on the
 very same material, for comparison: the prompt of a node, the response that satisfies it, and the
 one that violates it (`response_pairs`).
+
+Measured on one core, in CPU time, over 40 answers of 230 words to IFEval-like prompts and all 25
+types: 5,700 pairs a minute closed, 20,700 open.
 """
 
 from __future__ import annotations
