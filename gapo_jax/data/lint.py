@@ -229,6 +229,12 @@ def _measure(report: LintReport, sequences, schema, tokenizer, limit) -> None:
     report.example = report.example or "\n---\n".join(texts)
 
 
+def _row(record: Mapping[str, Any] | str) -> Mapping[str, Any]:
+    if isinstance(record, str):
+        raise ValueError(record)  # what the reader found wrong with it
+    return record
+
+
 def lint(
     rows: Iterable[tuple[int, Mapping[str, Any] | str]],
     *,
@@ -254,11 +260,10 @@ def lint(
     for number, record in rows:
         report.rows += 1
         try:
-            if isinstance(record, str):
-                raise ValueError(record)
-            found = schema or recognise(record)
-            sequences = segments(record, found)
-            _verify(record, found)
+            row = _row(record)
+            found = schema or recognise(row)
+            sequences = segments(row, found)
+            _verify(row, found)
             _measure(report, sequences, found, tokenizer, limit)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             report.malformed += 1
@@ -269,7 +274,7 @@ def lint(
         report.schemas[found] += 1
         report.faults.update(_faults(sequences, found))
         if found == "prompt_label":
-            report.labels[bool(record["label"])] += 1
+            report.labels[bool(row["label"])] += 1
         key = hashlib.blake2b(repr(sequences).encode("utf-8", "replace"), digest_size=16).digest()
         report.duplicated += key in seen
         seen.add(key)

@@ -210,14 +210,14 @@ def balance(cycles: Sequence[Cycle], num_pairs: int | None, seed: int = 0) -> li
     chosen: list[Cycle] = []
     room = num_pairs if num_pairs is not None else sum(map(len, cycles))
     while heap and room > 0:
-        *key, slot = heapq.heappop(heap)
-        now = [types[slot[0]], kinds[slot]]
-        if key != now:  # counts have grown since: back to its place
-            heapq.heappush(heap, (*now, slot))
+        of_type, of_kind, slot = heapq.heappop(heap)
+        now = (types[slot[0]], kinds[slot], slot)
+        if (of_type, of_kind, slot) != now:  # counts have grown since: back to its place
+            heapq.heappush(heap, now)
             continue
         cycle = slots[slot].pop()
         if slots[slot]:
-            heapq.heappush(heap, (*now, slot))
+            heapq.heappush(heap, now)
         keys = {(p.prompt_accepted, p.prompt_rejected, p.response) for p in cycle}
         if keys & seen or len(cycle) > room:
             continue

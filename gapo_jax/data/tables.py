@@ -64,7 +64,7 @@ def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
                 yield number, record
 
 
-def _dataset(source: str, name: str | None, split: str, streaming: bool):
+def _dataset(source: str, name: str | None, split: str, streaming: bool) -> Any:
     import datasets
 
     path = Path(source)
