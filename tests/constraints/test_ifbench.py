@@ -120,7 +120,7 @@ def instances():
     return [pair for pair in probes + drawn if pair[0] != "language:response_language"]
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=30, deadline=None, derandomize=True, database=None)
 @given(text=st.text(st.characters(), max_size=300))
 @example(text=" ".join(ODD))
 def test_any_text_gets_a_verdict(instances, text):
@@ -156,7 +156,7 @@ def test_any_text_can_be_mined(text, satisfied):
                 kind.describe(made, style)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=30, deadline=None, derandomize=True, database=None)
 @given(keyword=st.text(min_size=1, max_size=30), number=st.integers(0, 10**30))
 def test_arguments_are_data_never_programs(keyword, number):
     """Any text as an argument: either refused with the reason or judged literally enough."""
@@ -204,7 +204,7 @@ _LINES = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@settings(max_examples=80, deadline=None, derandomize=True, database=None)
 @given(lines=_LINES, rows=st.integers(0, 15))
 def test_linear_forms_are_the_packages(lines, rows):
     texts = ["\n".join(lines)]
