@@ -2,9 +2,14 @@
 
     python scripts/evaluate.py --prompts P.jsonl --model DIR --out DIR
     python scripts/evaluate.py --prompts P.jsonl --responses R.jsonl --out DIR
+    python scripts/evaluate.py --prompts P.jsonl --model DIR --out AFTER --compare BEFORE
 
-Prompts are IFEval rows or rows written by gapo_jax. Writes eval_results_strict.jsonl,
-eval_results_loose.jsonl and summary.json into --out (with --model also responses.jsonl).
+Prompts are IFEval or IFBench rows (JSONL, CSV, Parquet, or a dataset of the hub such as
+google/IFEval) or rows written by gapo_jax. Writes eval_results_strict.jsonl,
+eval_results_loose.jsonl and summary.json into --out (with --model also responses.jsonl). A killed
+evaluation goes on where it stopped when the same command is given again. --compare takes the --out
+of another run on the same prompts: differences with intervals and McNemar's test. --scorer takes
+the workdir of a run on other data, whose discriminator scores the responses beside the verifiers.
 """
 
 from __future__ import annotations
@@ -17,9 +22,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gapo_jax.data import sources
+from gapo_jax.data import sources, tables
 from gapo_jax.evaluate import accuracy
-from gapo_jax.evaluate.ifeval_files import write_results
+from gapo_jax.evaluate.compare import compare, format_comparison
+from gapo_jax.evaluate.ifeval_files import read_results, write_results
+from gapo_jax.evaluate.response_store import ResponseStore, model_mark, prompts_mark
+from gapo_jax.evaluate.second_opinion import second_opinion
 from gapo_jax.types import PromptRow
 
 _SHOWN = 5  # rows that do not fit named on the screen; summary.json names all
@@ -30,11 +38,16 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--prompts", type=Path, required=True, help="prompts, JSONL")
+    parser.add_argument("--prompts", required=True, help="prompts: file, or dataset of the hub")
+    parser.add_argument("--split", default="train", help="split of a hub dataset")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--responses", type=Path, help="responses to verify, JSONL")
     source.add_argument("--model", help="model to ask: HF folder, hub id, .gguf or cached name")
+    parser.add_argument(
+        "--scorer", type=Path, default=None, help="run whose discriminator gives a second opinion"
+    )
+    parser.add_argument("--compare", type=Path, default=None, help="--out of the run before")
     parser.add_argument("--limit", type=int, default=None, help="use the first N prompts only")
     parser.add_argument(
         "--strict", action="store_true", help="end at the first row that does not fit"
@@ -46,16 +59,22 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     group.add_argument("--max-new-tokens", type=int, default=256)
     group.add_argument("--max-prompt-tokens", type=int, default=1024)
     group.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    group.add_argument("--samples", type=int, default=1, help="responses to each prompt")
     group.add_argument("--top-p", type=float, default=1.0)
     group.add_argument("--top-k", type=int, default=0)
     group.add_argument("--system", default=None, help="system prompt")
     options = parser.parse_args(arguments)
-    for name in ("batch_size", "max_new_tokens", "max_prompt_tokens", "resamples", "limit"):
+    whole = ("batch_size", "max_new_tokens", "max_prompt_tokens", "resamples", "limit", "samples")
+    for name in whole:
         value = getattr(options, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     if options.temperature < 0:
         parser.error(f"--temperature must not be negative, got {options.temperature}")
+    if options.samples > 1 and (options.responses or options.temperature == 0):
+        parser.error("--samples above 1 needs --model and a --temperature above 0")
+    if options.samples > options.batch_size:
+        parser.error(f"--samples {options.samples} must fit into --batch-size {options.batch_size}")
     return options
 
 
@@ -87,46 +106,94 @@ def load_model(options: argparse.Namespace) -> tuple[Any, Any, Callable[..., Any
     return loaded.params, loaded.tokenizer, sample, limit
 
 
+_SETTINGS = (
+    "model seed samples batch_size max_new_tokens max_prompt_tokens temperature top_p top_k system"
+).split()
+
+
 def generate_responses(rows: Sequence[PromptRow], options: argparse.Namespace) -> list[str]:
-    """Ask the model; responses in the order of the prompts."""
-    import jax
+    """Ask the model; `samples` responses to each prompt in turn, in the order of the prompts."""
     from tqdm import tqdm
+
+    settings = {name: getattr(options, name) for name in _SETTINGS}
+    settings["model_mark"] = model_mark(str(options.model))
+    settings["prompts"] = prompts_mark([row.prompt for row in rows])
+    store = ResponseStore(options.out, settings)
+    samples, each = options.samples, options.batch_size // options.samples
+    # Prompts of like length share a batch: each batch is as wide as its longest prompt needs.
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index].prompt))
+    parts = [order[start : start + each] for start in range(0, len(order), each)]
+    if store.batches:
+        print(f"going on: {len(store.batches)} of {len(parts)} batches are there", flush=True)
+    ask = None
+    with tqdm(total=len(rows), desc="generate", disable=not sys.stderr.isatty()) as bar:
+        for number, part in enumerate(parts):
+            if number not in store.batches:
+                ask = ask or make_asker(rows, options)
+                store.add(number, ask(part))
+            bar.update(len(part))
+            if bar.disable:
+                print(f"generate {sum(map(len, parts[: number + 1]))}/{len(rows)}", flush=True)
+    responses = [""] * (len(rows) * samples)
+    for number, part in enumerate(parts):
+        for place, text in enumerate(store.batches[number]):
+            responses[part[place // samples] * samples + place % samples] = text
+    return responses
+
+
+def make_asker(
+    rows: Sequence[PromptRow], options: argparse.Namespace
+) -> Callable[[list[int]], list[str]]:
+    """Load the model; return a function from row indices to their responses, samples in turn."""
+    import jax
+    import numpy as np
 
     from gapo_jax.rollout.generate import generate, prompt_width, row_keys
 
     params, tokenizer, sample, limit = load_model(options)
-    keys_B = row_keys(jax.random.key(options.seed), count=len(rows))
-    # Prompts of like length share a batch: each batch is as wide as its longest prompt needs.
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index].prompt))
-    responses = [""] * len(rows)
-    with tqdm(total=len(rows), desc="generate", disable=not sys.stderr.isatty()) as bar:
-        for start in range(0, len(order), options.batch_size):
-            part = order[start : start + options.batch_size]
-            prompts = [rows[index].prompt for index in part]
-            width = prompt_width(tokenizer, prompts, options.system, limit)
-            width = min(limit, -(-width // 64) * 64)  # few shapes to compile
-            made = generate(
-                sample,
-                params,
-                tokenizer,
-                prompts,
-                keys_B[jax.numpy.array(part)],
-                batch_size=options.batch_size,
-                width=width,
-                temperature=options.temperature,
-                system=options.system,
-            )
-            for index, text in zip(part, made.texts, strict=True):
-                responses[index] = text
-            bar.update(len(part))
-            if bar.disable:
-                print(f"generate {start + len(part)}/{len(rows)}", flush=True)
-    return responses
+    samples = options.samples
+    keys_B = row_keys(jax.random.key(options.seed), count=len(rows) * samples)
+
+    def ask(part: list[int]) -> list[str]:
+        prompts = [rows[index].prompt for index in part]
+        width = prompt_width(tokenizer, prompts, options.system, limit)
+        width = min(limit, -(-width // 64) * 64)  # few shapes to compile
+        rows_B = (np.array(part)[:, None] * samples + np.arange(samples)).reshape(-1)
+        made = generate(
+            sample,
+            params,
+            tokenizer,
+            prompts,
+            keys_B[rows_B],
+            batch_size=options.batch_size // samples * samples,
+            width=width,
+            temperature=options.temperature,
+            system=options.system,
+        )
+        return made.texts
+
+    return ask
+
+
+def scan_table(options: argparse.Namespace) -> tuple[list[PromptRow], list[str]]:
+    """Read prompts from a table or the hub; rows that do not fit are described."""
+    rows, problems = [], []
+    for number, record in tables.iter_rows(options.prompts, split=options.split):
+        try:
+            if isinstance(record, str):
+                raise ValueError(record)
+            rows.append(sources.prompt_row(record, default_key=str(number)))
+        except (ValueError, KeyError, TypeError) as error:
+            problems.append(f"{options.prompts}, row {number}: {error}")
+    return rows, problems
 
 
 def read_rows(options: argparse.Namespace) -> list[PromptRow]:
     """Read the prompts; rows that do not fit are reported and left out, or end it (--strict)."""
-    rows, options.skipped = sources.scan_prompts(options.prompts)
+    if Path(options.prompts).suffix == ".jsonl":
+        rows, options.skipped = sources.scan_prompts(options.prompts)
+    else:
+        rows, options.skipped = scan_table(options)
     if options.skipped and options.strict:
         raise ValueError(options.skipped[0])
     for problem in options.skipped[:_SHOWN]:
@@ -138,8 +205,26 @@ def read_rows(options: argparse.Namespace) -> list[PromptRow]:
     return rows[: options.limit]
 
 
+def load_scorer(workdir: Path, batch_size: int) -> Callable[..., Any]:
+    """Return the discriminator of a run as a function from prompts and responses to logits."""
+    from gapo_jax.evaluate.second_opinion import make_scorer
+    from gapo_jax.train.load import is_run, load_any
+
+    if not is_run(workdir):
+        raise ValueError(f"--scorer wants the workdir of a training run, got {workdir}")
+    loaded = load_any(workdir, network="discriminator")
+    record = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+    limit = int(record["discriminator"]["max_tokens"])
+    return make_scorer(
+        loaded.module, loaded.params, loaded.tokenizer, max_tokens=limit, batch_size=batch_size
+    )
+
+
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """Read, generate if asked to, verify, write; return the summary."""
+    before = read_results(options.compare) if options.compare is not None else None
+    options.comparison = None
+    scorer = load_scorer(options.scorer, options.batch_size) if options.scorer else None
     rows = read_rows(options)
     if options.responses is not None:
         prompts = [row.prompt for row in rows]
@@ -147,8 +232,8 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         partial = bool(options.limit or options.skipped)
         responses = sources.read_responses(options.responses, prompts, partial=partial)
     else:
-        options.out.mkdir(parents=True, exist_ok=True)
         responses = generate_responses(rows, options)
+        rows = [row for row in rows for _ in range(options.samples)]
         sources.write_jsonl(
             options.out / "responses.jsonl",
             (
@@ -156,6 +241,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
                 for row, text in zip(rows, responses, strict=True)
             ),
         )
+        (options.out / ResponseStore.NAME).unlink(missing_ok=True)
     verdicts = accuracy.verify(rows, responses)
     summary = accuracy.summarise(verdicts, seed=options.seed, resamples=options.resamples)
     summary["health"] = accuracy.text_health([row.task for row in rows], responses)
@@ -165,6 +251,15 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         "responses": str(options.responses) if options.responses else None,
         "model": options.model,
     }
+    if scorer is not None:
+        summary["second_opinion"] = {
+            "scorer": str(options.scorer),
+            **second_opinion(scorer, verdicts, options.seed, options.resamples),
+        }
+    if before is not None:
+        options.comparison = summary["comparison"] = compare(
+            before, verdicts, seed=options.seed, resamples=options.resamples
+        )
     write_results(options.out, verdicts)
     text = json.dumps(summary, indent=2)
     (options.out / "summary.json").write_text(text + "\n", encoding="utf-8")
@@ -181,6 +276,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(accuracy.format_table(summary))
+    if "second_opinion" in summary:
+        found = summary["second_opinion"]
+        print(
+            f"second opinion of {found['scorer']}: accepts {100 * found['accepted']['value']:.1f}%,"
+            f" agrees with the rules on {100 * found['agreement']:.1f}%"
+        )
+    if options.comparison is not None:
+        print(format_comparison(options.comparison))
     if options.skipped:
         print(f"{len(options.skipped)} rows of {options.prompts} did not fit and were left out")
     print(

@@ -137,6 +137,14 @@ def test_files_and_functions_are_short(path: pathlib.Path) -> None:
 
 
 @functools.cache
+def bases_of() -> dict[str, list[str]]:
+    """Return the names of the bases of every class of the package."""
+    trees = [ast.parse(path.read_text()) for path in FILES]
+    classes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    return {node.name: [ast.unparse(b).split(".")[-1] for b in node.bases] for node in classes}
+
+
+@functools.cache
 def documented_methods() -> set[tuple[str, str]]:
     """Return (class, method) of every method of the package that has a docstring."""
     trees = [ast.parse(path.read_text()) for path in FILES]
@@ -151,8 +159,18 @@ def documented_methods() -> set[tuple[str, str]]:
 
 def inherits_docstring(owner: ast.AST, method: ast.FunctionDef | ast.ClassDef) -> bool:
     """Return whether a method overrides one that is documented in a base class."""
-    bases = [ast.unparse(base).split(".")[-1] for base in getattr(owner, "bases", [])]
-    return any((base, method.name) in documented_methods() for base in bases)
+    waiting, seen = (
+        [ast.unparse(base).split(".")[-1] for base in getattr(owner, "bases", [])],
+        set(),
+    )
+    while waiting:
+        base = waiting.pop()
+        if (base, method.name) in documented_methods():
+            return True
+        if base not in seen:
+            seen.add(base)
+            waiting += bases_of().get(base, [])
+    return False
 
 
 def public(tree: ast.AST, prefix: str = "") -> list[tuple[str, ast.AST]]:

@@ -1,12 +1,13 @@
 """The constraint engine: verifiable constraints that label, reward and evaluate responses.
 
-`check` and `check_loose` give the official IFEval verdicts; `get(id)` returns a type that can
+`check` and `check_loose` give the official verdicts of IFEval and IFBench, and ours on product
+facts; `get(id)` returns a type that can
 describe, sample, modify and check; `compose_prompt` writes prompts; `make_pair` makes verified
 preferential prompts (GAPO section 3.2); `check_visibility` finds the types that a discriminator's
 tokenizer cannot see. Random choices take a numpy Generator.
 """
 
-from gapo_jax.constraints.augment import KINDS, holds, make_pair, verify_pair
+from gapo_jax.constraints.augment import KINDS, difficulty, holds, make_pair, verify_pair
 from gapo_jax.constraints.base import ConstraintType
 from gapo_jax.constraints.registry import check, check_loose, get, resolve, types
 from gapo_jax.constraints.template import compose_prompt
@@ -22,6 +23,7 @@ __all__ = [
     "check_visibility",
     "compose_prompt",
     "content_words",
+    "difficulty",
     "enforce",
     "get",
     "holds",

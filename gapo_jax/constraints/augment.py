@@ -33,11 +33,14 @@ def holds(constraint: Constraint, response: str) -> bool:
 
 
 def verify_pair(pair: PreferentialPair) -> None:
-    """Hold a pair to its definition.
+    """Hold a pair to its definition: GAPO (arXiv 2503.20194), section 3.2, Eq. 3 and 4.
+
+    The only prover: pairs made here, in cycles and by mining all pass through it.
 
     Raises:
-      ValueError: an accepted constraint is violated, no rejected one is (Eq. 4), or more than the
-        edited constraint differs.
+      ValueError: an accepted constraint is violated, no rejected one is (Eq. 4), or the two sides
+        differ by more than the edit: one constraint more (`insert`), one changed (`modify`,
+        `polarity`), some given up for others (`replace`).
     """
     broken = [c.id for c in pair.accepted if not holds(c, pair.response)]
     if broken:
@@ -49,10 +52,27 @@ def verify_pair(pair: PreferentialPair) -> None:
     kept = [c for c in pair.accepted if c in pair.rejected]
     lost = len(pair.accepted) - len(kept)
     added = len(pair.rejected) - len(kept)
-    if (lost, added) != ((0, 1) if pair.edit == "insert" else (1, 1)):
+    if pair.edit == "replace":
+        fits = lost >= 1 and added >= 1
+    else:
+        fits = (lost, added) == ((0, 1) if pair.edit == "insert" else (1, 1))
+    if not fits:
         raise ValueError(
             f"{pair.edit} pair: wanted one edited constraint, got {lost} lost and {added} added"
         )
+
+
+def difficulty(pair: PreferentialPair) -> float:
+    """Return how near a miss the rejected prompt is: float in [0, 1], 1 the nearest.
+
+    One minus the largest shortfall (`ConstraintType.shortfall`) of the rejected constraints: 4
+    bullets asked of a response with 3 give 0.75, 10 bullets 0.3; a constraint that holds or not,
+    such as a title, gives 0. A curriculum goes from low to high.
+    """
+    gaps = [
+        get(c.id).shortfall(c, pair.response) for c in pair.rejected if not holds(c, pair.response)
+    ]
+    return 1.0 - max(gaps, default=1.0)
 
 
 def _words(constraint: Constraint) -> set[str]:

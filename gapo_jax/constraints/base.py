@@ -135,6 +135,25 @@ class ConstraintType:
         response violates."""
         return iter(())
 
+    def measure(self, kwargs: Mapping[str, Any], response: str) -> tuple[int, str, int] | None:
+        """Return (value of the response, relation, number wanted), or None for a type that holds
+        or does not; the relation is "at least", "less than" or "exactly"."""
+        return None
+
+    def shortfall(self, constraint: Constraint, response: str) -> float:
+        """Return how far the response is from satisfying the constraint: float in (0, 1].
+
+        The missing (or surplus) count as a share of the larger of count and number; 1 for types
+        that hold or do not. Meant for constraints that the response violates.
+        """
+        measured = self.measure(official.clean_kwargs(self.id, constraint.kwargs), response)
+        if measured is None:
+            return 1.0
+        value, relation, number = measured
+        gaps = {"at least": number - value, "less than": value - number + 1}
+        gap = max(1, gaps.get(relation, abs(value - number)))
+        return min(1.0, gap / max(value, number, 1))
+
     def sample(
         self,
         rng: np.random.Generator,

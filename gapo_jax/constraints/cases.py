@@ -97,6 +97,9 @@ class CapitalWordFrequency(ConstraintType):
         number = kwargs["capital_frequency"]
         return {**kwargs, "words": counted(number, "word"), "times": counted(number, "time")}
 
+    def measure(self, kwargs, response):
+        return self._count(response), kwargs["capital_relation"], kwargs["capital_frequency"]
+
     def propose(self, rng, response, satisfied, words, task):
         if response is None:
             relation = pick(rng, official.RELATIONS)

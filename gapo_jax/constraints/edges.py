@@ -175,6 +175,9 @@ class Placeholders(ConstraintType):
     def fields(self, kwargs):
         return {**kwargs, "placeholders": counted(kwargs["num_placeholders"], "placeholder")}
 
+    def measure(self, kwargs, response):
+        return official.count_placeholders(response), "at least", kwargs["num_placeholders"]
+
     def propose(self, rng, response, satisfied, words, task):
         if response is None:
             return {"num_placeholders": int(rng.integers(1, 4))}

@@ -43,6 +43,9 @@ class BulletLists(ConstraintType):
             "items": "item" if number == 1 else "items",
         }
 
+    def measure(self, kwargs, response):
+        return self._count(response), "exactly", kwargs["num_bullets"]
+
     def propose(self, rng, response, satisfied, words, task):
         if response is None:
             return {"num_bullets": int(rng.integers(2, 5))}
@@ -145,6 +148,9 @@ class HighlightedSections(ConstraintType):
         noun = "part" if number == 1 else "parts"
         return {**kwargs, "parts": f"{number} {noun}", "noun": noun}
 
+    def measure(self, kwargs, response):
+        return self._count(response), "at least", kwargs["num_highlights"]
+
     def propose(self, rng, response, satisfied, words, task):
         if response is None:
             return {"num_highlights": int(rng.integers(1, 4))}
@@ -202,6 +208,10 @@ class MultipleSections(ConstraintType):
             "sections": counted(number, "section"),
             "headings": counted(number, "heading"),
         }
+
+    def measure(self, kwargs, response):
+        count = self._count(kwargs["section_spliter"], response)
+        return count, "at least", kwargs["num_sections"]
 
     def propose(self, rng, response, satisfied, words, task):
         mark = pick(rng, self._MARKS)

@@ -51,6 +51,10 @@ class Existence(ConstraintType):
     def fields(self, kwargs):
         return _word_fields(kwargs["keywords"])
 
+    def measure(self, kwargs, response):
+        keywords, text = kwargs["keywords"], response.lower()
+        return sum(word.lower() in text for word in keywords), "at least", len(keywords)
+
     def propose(self, rng, response, satisfied, words, task):
         if response is None:
             return {"keywords": _draw(rng, list(words) or COMMON_WORDS)}
@@ -156,6 +160,10 @@ class Frequency(ConstraintType):
     def fields(self, kwargs):
         return {**kwargs, "times": _times(kwargs["frequency"])}
 
+    def measure(self, kwargs, response):
+        count = self._count(kwargs["keyword"], response)
+        return count, kwargs["relation"], kwargs["frequency"]
+
     def propose(self, rng, response, satisfied, words, task):
         if response is None:
             keyword = pick(rng, list(words) or COMMON_WORDS)
@@ -226,6 +234,10 @@ class LetterFrequency(ConstraintType):
 
     def fields(self, kwargs):
         return {**kwargs, "times": _times(kwargs["let_frequency"])}
+
+    def measure(self, kwargs, response):
+        count = Counter(response.lower())[kwargs["letter"].lower()]
+        return count, kwargs["let_relation"], kwargs["let_frequency"]
 
     def propose(self, rng, response, satisfied, words, task):
         letter = pick(rng, self._LETTERS)

@@ -73,6 +73,9 @@ class NumberWords(ConstraintType):
     def fields(self, kwargs):
         return {**kwargs, "words": counted(kwargs["num_words"], "word")}
 
+    def measure(self, kwargs, response):
+        return count_words(response), kwargs["relation"], kwargs["num_words"]
+
     def propose(self, rng, response, satisfied, words, task):
         if response is None:
             relation = pick(rng, official.RELATIONS)
@@ -146,6 +149,9 @@ class NumberSentences(ConstraintType):
     def fields(self, kwargs):
         return {**kwargs, "sentences": counted(kwargs["num_sentences"], "sentence")}
 
+    def measure(self, kwargs, response):
+        return count_sentences(response), kwargs["relation"], kwargs["num_sentences"]
+
     def propose(self, rng, response, satisfied, words, task):
         if response is None:
             relation = pick(rng, official.RELATIONS)
@@ -181,6 +187,9 @@ class NumberParagraphs(ConstraintType):
 
     def fields(self, kwargs):
         return {**kwargs, "paragraphs": counted(kwargs["num_paragraphs"], "paragraph")}
+
+    def measure(self, kwargs, response):
+        return self._count(response), "exactly", kwargs["num_paragraphs"]
 
     def propose(self, rng, response, satisfied, words, task):
         if response is None:

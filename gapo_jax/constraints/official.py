@@ -3,7 +3,7 @@
 The verdicts are those of the IFEval release (google-research/instruction_following_eval, Zhou et
 al. 2023, arXiv 2311.07911): strict looks at the response as it is, loose at eight variants of it
 (first line, last line or both dropped, asterisks dropped), and an empty response follows nothing.
-This file is the only one that touches the package; it adds what a training loop needs:
+This file and `ifbench_official.py` alone touch the package; they add what a training loop needs:
 
 * Sentences are split by the module `punkt`, whose English model is NLTK's own, so no tokenizer
   data is downloaded. Only the package's own reference to NLTK is replaced, not NLTK.
@@ -13,6 +13,8 @@ This file is the only one that touches the package; it adds what a training loop
   time could explode, is taken literally; every ordinary keyword keeps its official meaning.
 * Texts beyond `LONG_TEXT` characters go through linear-time forms of the few patterns whose
   official form takes quadratic time; on short texts the official form always runs.
+
+IFBench's checkers stand in `ifbench_official.py`; `follows` serves all families.
 """
 
 from __future__ import annotations
@@ -21,52 +23,17 @@ import functools
 import logging
 import re
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-LONG_TEXT = 10_000  # characters; responses of a few thousand tokens stay below
-RELATIONS = ("less than", "at least")
-_CACHE_SIZE = 4_096  # texts or instances remembered
+from gapo_jax.constraints.fields import FIELDS as FIELDS
+from gapo_jax.constraints.fields import IFBENCH, PRODUCT
+from gapo_jax.constraints.fields import RELATIONS as RELATIONS
+from gapo_jax.constraints.fields import clean_kwargs as clean_kwargs
 
-# Fields of each type and what they must hold; the 25 types of the IFEval release.
-FIELDS: dict[str, dict[str, str]] = {
-    "keywords:existence": {"keywords": "words"},
-    "keywords:frequency": {"keyword": "text", "frequency": "count", "relation": "relation"},
-    "keywords:forbidden_words": {"forbidden_words": "words"},
-    "keywords:letter_frequency": {
-        "letter": "letter",
-        "let_frequency": "count",
-        "let_relation": "relation",
-    },
-    "language:response_language": {"language": "language"},
-    "length_constraints:number_sentences": {"num_sentences": "count", "relation": "relation"},
-    "length_constraints:number_paragraphs": {"num_paragraphs": "count"},
-    "length_constraints:number_words": {"num_words": "count", "relation": "relation"},
-    "length_constraints:nth_paragraph_first_word": {
-        "num_paragraphs": "count",
-        "nth_paragraph": "count",
-        "first_word": "text",
-    },
-    "detectable_content:number_placeholders": {"num_placeholders": "count"},
-    "detectable_content:postscript": {"postscript_marker": "text"},
-    "detectable_format:number_bullet_lists": {"num_bullets": "count"},
-    "detectable_format:constrained_response": {},
-    "detectable_format:number_highlighted_sections": {"num_highlights": "count"},
-    "detectable_format:multiple_sections": {"section_spliter": "text", "num_sections": "count"},
-    "detectable_format:json_format": {},
-    "detectable_format:title": {},
-    "combination:two_responses": {},
-    "combination:repeat_prompt": {"prompt_to_repeat": "text"},
-    "startend:end_checker": {"end_phrase": "text"},
-    "change_case:capital_word_frequency": {
-        "capital_frequency": "count",
-        "capital_relation": "relation",
-    },
-    "change_case:english_capital": {},
-    "change_case:english_lowercase": {},
-    "punctuation:no_comma": {},
-    "startend:quotation": {},
-}
+LONG_TEXT = 10_000  # characters; responses of a few thousand tokens stay below
+MAX_TEXT = 200_000  # characters, some 50,000 tokens; longer texts follow nothing
+_CACHE_SIZE = 4_096  # texts or instances remembered
 
 
 @functools.cache
@@ -161,68 +128,6 @@ def language_codes() -> Mapping[str, str]:
     from if_verifiable.ifeval.instructions_util import LANGUAGE_CODES
 
     return LANGUAGE_CODES
-
-
-# --- keyword arguments -----------------------------------------------------------------------
-
-
-def _count(value: Any) -> int | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return int(value) if value >= 0 and value == int(value) else None
-
-
-def _words(value: Any) -> tuple[str, ...] | None:
-    if isinstance(value, str) or not hasattr(value, "__iter__"):
-        return None
-    words = tuple(value)
-    return words if words and all(isinstance(word, str) for word in words) else None
-
-
-# kind -> (reader returning None for a value that does not fit, what was wanted)
-_KINDS: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "count": (_count, "a whole number, 0 or more"),
-    "words": (_words, "a list of words, not empty"),
-    "relation": (lambda v: v if v in RELATIONS else None, f"one of {RELATIONS}"),
-    "text": (lambda v: v if isinstance(v, str) and v.strip() else None, "a text, not empty"),
-    "letter": (lambda v: v if isinstance(v, str) and len(v) == 1 else None, "one character"),
-    "language": (
-        lambda v: v if isinstance(v, str) and v in language_codes() else None,
-        "a language code of the IFEval release",
-    ),
-}
-
-
-def clean_kwargs(type_id: str, kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the kwargs with nulls dropped and counts as int.
-
-    Raises:
-      ValueError: a field is missing, unknown or does not fit; names type, field and what is wanted.
-    """
-    given = {key: value for key, value in (kwargs or {}).items() if value is not None}
-    fields = FIELDS[type_id]
-    unknown = sorted(set(given) - set(fields))
-    missing = [field for field in fields if field not in given]
-    if unknown or missing:
-        raise ValueError(
-            f"kwargs of {type_id}: wanted the fields {list(fields)}, got {sorted(given)}"
-            f" (missing {missing}, unknown {unknown}); correct this row's kwargs"
-        )
-    cleaned = {}
-    for field, kind in fields.items():
-        read, wanted = _KINDS[kind]
-        cleaned[field] = read(given[field])
-        if cleaned[field] is None:
-            raise ValueError(f"kwargs of {type_id}: {field} wants {wanted}, got {given[field]!r}")
-    if (
-        "nth_paragraph" in cleaned
-        and not 1 <= cleaned["nth_paragraph"] <= cleaned["num_paragraphs"]
-    ):
-        raise ValueError(
-            f"kwargs of {type_id}: nth_paragraph wants 1 to num_paragraphs"
-            f" ({cleaned['num_paragraphs']}), got {cleaned['nth_paragraph']}"
-        )
-    return cleaned
 
 
 # --- patterns that come from data ------------------------------------------------------------
@@ -330,21 +235,9 @@ def _follows_long(type_id: str, checker: Any, response: str) -> bool:
     return checker.check_following(response)
 
 
-def follows(type_id: str, kwargs: Mapping[str, Any] | None, response: str) -> bool:
-    """Return the strict official verdict on one response for one instruction.
-
-    Never raises for any response; an empty one follows nothing.
-
-    Raises:
-      ValueError: kwargs that do not fit the type (`clean_kwargs`).
-      KeyError: an id outside the 25 (`registry.get` gives the friendly message).
-    """
+def _follows_ifeval(type_id: str, kwargs: Mapping[str, Any] | None, response: str) -> bool:
     long = len(response) > LONG_TEXT
-    try:
-        checker = _checker(type_id, _key(kwargs), long)
-    except TypeError:  # a value that cannot be hashed fits no field: say which
-        clean_kwargs(type_id, kwargs)
-        raise
+    checker = _checker(type_id, _key(kwargs), long)
     if not response.strip():
         return False
     try:
@@ -353,6 +246,35 @@ def follows(type_id: str, kwargs: Mapping[str, Any] | None, response: str) -> bo
         return bool(checker.check_following(response))
     except RecursionError:  # json.loads on a deeply nested text: no verdict of the release
         return False
+
+
+def follows(type_id: str, kwargs: Mapping[str, Any] | None, response: str) -> bool:
+    """Return the strict verdict on one response for one instruction of any family.
+
+    Official for IFEval and IFBench types, ours for product facts. Never raises for any response;
+    an empty one follows nothing, and neither does one of more than `MAX_TEXT` characters, which
+    bounds the time of a check.
+
+    Raises:
+      ValueError: kwargs that do not fit the type (`clean_kwargs`).
+      KeyError: an unknown id (`registry.get` gives the friendly message).
+    """
+    if len(response) > MAX_TEXT:
+        clean_kwargs(type_id, kwargs)
+        return False
+    try:
+        if type_id in IFBENCH:
+            from gapo_jax.constraints import ifbench_official
+
+            return ifbench_official.follows(type_id, _key(kwargs), response)
+        if type_id in PRODUCT:
+            from gapo_jax.constraints import facts
+
+            return facts.follows(type_id, clean_kwargs(type_id, kwargs), response)
+        return _follows_ifeval(type_id, kwargs, response)
+    except TypeError:  # a value that cannot be hashed fits no field: say which
+        clean_kwargs(type_id, kwargs)
+        raise
 
 
 def loose_variants(response: str) -> list[str]:

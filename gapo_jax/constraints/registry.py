@@ -6,20 +6,47 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from gapo_jax.constraints import cases, edges, formats, keywords, lengths, official, wholes
+from gapo_jax.constraints import (
+    cases,
+    edges,
+    formats,
+    ifbench_counts,
+    ifbench_formats,
+    ifbench_tasks,
+    ifbench_words,
+    keywords,
+    lengths,
+    official,
+    product,
+    wholes,
+)
 from gapo_jax.constraints.base import ConstraintType
 
+_FAMILIES = {
+    "ifeval": (keywords, lengths, formats, edges, cases, wholes),
+    "ifbench": (ifbench_counts, ifbench_words, ifbench_formats, ifbench_tasks),
+    "product": (product,),
+}
+FAMILIES = tuple(_FAMILIES)
 _TYPES: dict[str, ConstraintType] = {
-    kind.id: kind
-    for module in (keywords, lengths, formats, edges, cases, wholes)
-    for kind in module.TYPES
+    kind.id: kind for modules in _FAMILIES.values() for module in modules for kind in module.TYPES
 }
 _SHORT = {kind.name: type_id for type_id, kind in _TYPES.items()}
 
 
-def types() -> tuple[str, ...]:
-    """Return the ids of all constraint types: the 25 of the IFEval release."""
-    return tuple(_TYPES)
+def types(family: str = "ifeval") -> tuple[str, ...]:
+    """Return the ids of a family of constraint types.
+
+    Args:
+      family: "ifeval" (the 25 types of the release), "ifbench" (58), "product" (2) or "all".
+
+    Raises:
+      ValueError: another family.
+    """
+    if family not in (*FAMILIES, "all"):
+        raise ValueError(f"family of types: wanted one of {(*FAMILIES, 'all')}, got {family!r}")
+    chosen = FAMILIES if family == "all" else (family,)
+    return tuple(kind.id for name in chosen for module in _FAMILIES[name] for kind in module.TYPES)
 
 
 def _unknown(name: str, known: Iterable[str]) -> ValueError:
@@ -75,12 +102,12 @@ def check(
     kwargs_list: Sequence[Mapping[str, Any] | None],
     prompt: str | None = None,
 ) -> list[bool]:
-    """Return the strict official IFEval verdict for each instruction.
+    """Return the strict verdict for each instruction, official for IFEval and IFBench.
 
     Args:
       response: the text to judge; any string, an empty one follows nothing.
       instruction_id_list, kwargs_list: as in an IFEval row; kwargs that are null are dropped.
-      prompt: accepted for other benchmarks' sake; no IFEval type reads it.
+      prompt: accepted for other benchmarks' sake; no type here reads it.
 
     Returns:
       One bool per instruction.
@@ -97,7 +124,7 @@ def check_loose(
     kwargs_list: Sequence[Mapping[str, Any] | None],
     prompt: str | None = None,
 ) -> list[bool]:
-    """Return the loose official IFEval verdict for each instruction.
+    """Return the loose verdict for each instruction, official for IFEval and IFBench.
 
     True where some of the release's eight variants of the response (first line, last line or both
     dropped; asterisks dropped) follows strictly. Arguments and errors as in `check`.

@@ -5,6 +5,14 @@ from __future__ import annotations
 from gapo_jax.constraints import official
 from gapo_jax.constraints.base import ConstraintType, pick, shuffled
 
+# Requests to repeat where there is no task; ours.
+REQUESTS: tuple[str, ...] = (
+    "Write a short answer to this.",
+    "Tell me something about it.",
+    "Explain it in your own words.",
+    "Answer the question below.",
+)
+
 
 class ResponseLanguage(ConstraintType):
     """The whole response is in one language (as langdetect judges, seeded)."""
@@ -89,12 +97,6 @@ class RepeatPrompt(ConstraintType):
         ),
     )
     difference = "the first words"
-    _REQUESTS = (
-        "Write a short answer to this.",
-        "Tell me something about it.",
-        "Explain it in your own words.",
-        "Answer the question below.",
-    )
 
     def propose(self, rng, response, satisfied, words, task):
         if response is not None and satisfied:
@@ -102,7 +104,7 @@ class RepeatPrompt(ConstraintType):
                 return {"prompt_to_repeat": task}
             sentences = official.sentence_tokenizer().tokenize(response)
             return {"prompt_to_repeat": sentences[0]} if sentences else None
-        return {"prompt_to_repeat": task if task else pick(rng, self._REQUESTS)}
+        return {"prompt_to_repeat": task if task else pick(rng, REQUESTS)}
 
     def near_misses(self, rng, kwargs, response, words):
         # The request with two of its words exchanged, or without one of them.
@@ -113,7 +115,7 @@ class RepeatPrompt(ConstraintType):
                 changed = list(parts)
                 changed[place], changed[place + 1] = changed[place + 1], changed[place]
                 yield {"prompt_to_repeat": " ".join(changed)}
-        yield {"prompt_to_repeat": pick(rng, self._REQUESTS)}
+        yield {"prompt_to_repeat": pick(rng, REQUESTS)}
 
     def _follows(self, request, response):
         return official.follows(self.id, {"prompt_to_repeat": request}, response)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from gapo_jax.constraints.official import FIELDS
-from gapo_jax.data.groups import POLAR, Group, compatible, identity, opposite_of
+from gapo_jax.data.groups import POLAR, Group, compatible
 from gapo_jax.types import Constraint
 
 KINDS = ("modify", "polarity", "insert", "replace")
@@ -88,12 +88,10 @@ class Counts:
 
 def _related(group: Group, first: int, second: int, kind: str) -> bool:
     """Return whether `kind` leads from one constraint of the pool to the other."""
-    one, two = group.pool[first], group.pool[second]
-    opposite = opposite_of(one)
-    polar = opposite is not None and identity(opposite) == identity(two)
+    polar = bool(group.opposites[first, second])
     if kind == "polarity" or polar:
         return polar and kind == "polarity"
-    return (one.id == two.id) == (kind == "modify")
+    return (group.pool[first].id == group.pool[second].id) == (kind == "modify")
 
 
 def _some(mask: np.ndarray, rng: np.random.Generator) -> int:
@@ -111,13 +109,12 @@ def _exchange(
     order = rng.permutation(len(group.pool))
     firsts = [int(c) for c in order if group.pool[c].id == type_id]
     for c in firsts:
-        seconds = [int(d) for d in order if d != c and _related(group, c, int(d), kind)]
+        able = group.beats[c] & group.beats[:, c]
+        seconds = [int(d) for d in order if able[d] and _related(group, c, int(d), kind)]
         seconds.sort(key=lambda d: counts.as_partner(group.pool[d]))
         for d in seconds:
             only_c = group.table[c] & ~group.table[d]
             only_d = group.table[d] & ~group.table[c]
-            if not (only_c.any() and only_d.any()):
-                continue
             i, j = _some(only_c, rng), _some(only_d, rng)
             rest: tuple[int, ...] = ()
             if most > 1 and rng.random() < 0.5:
@@ -157,25 +154,23 @@ def _insertion(group: Group, type_id: str, counts: Counts, rng: np.random.Genera
     order = [int(index) for index in rng.permutation(len(group.pool))]
     table = group.table
     for c in (index for index in order if group.pool[index].id == type_id):
-        for a in sorted(order, key=lambda a: counts.as_partner(group.pool[a])):
-            if not (table[a] & ~table[c]).any() or not (table[a] & table[c]).any():
-                continue
+        firsts = [a for a in order if group.beats[a, c] and group.meets[a, c]]
+        for a in sorted(firsts, key=lambda a: counts.as_partner(group.pool[a])):
             if not compatible((group.pool[a], group.pool[c])):
                 continue
-            seconds = [b for b in order if b not in (a, c) and group.pool[b].id != type_id]
-            seconds.sort(key=lambda b: counts.as_partner(group.pool[b]))
-            for b in seconds:
-                both = table[a] & table[c] & ~table[b]
-                other = table[b] & ~table[a]
-                if both.any() and other.any():
-                    ids = [group.pool[index].id for index in (a, b)]
-                    back = "modify" if ids[0] == ids[1] else "replace"
-                    only = table[a] & ~table[c]
-                    return [
-                        Edge((a,), (a, c), _some(only, rng), "insert", type_id),
-                        Edge((a, c), (b,), _some(both, rng), "replace", ids[1]),
-                        Edge((b,), (a,), _some(other, rng), back, ids[0]),
-                    ]
+            both = table[a] & table[c]
+            able = (both & ~table).any(axis=1) & group.beats[:, a]
+            seconds = [b for b in order if able[b] and group.pool[b].id != type_id]
+            if not seconds:
+                continue
+            b = min(seconds, key=lambda b: counts.as_partner(group.pool[b]))
+            ids = [group.pool[index].id for index in (a, b)]
+            back = "modify" if ids[0] == ids[1] else "replace"
+            return [
+                Edge((a,), (a, c), _some(table[a] & ~table[c], rng), "insert", type_id),
+                Edge((a, c), (b,), _some(both & ~table[b], rng), "replace", ids[1]),
+                Edge((b,), (a,), _some(table[b] & ~table[a], rng), back, ids[0]),
+            ]
     return []
 
 

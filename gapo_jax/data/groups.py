@@ -7,6 +7,7 @@ every constraint type that some of the texts satisfy and others violate, and a t
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from gapo_jax import constraints
 from gapo_jax.constraints.edges import END_PHRASES
 from gapo_jax.constraints.keywords import polarity_twin
+from gapo_jax.constraints.wholes import REQUESTS
 from gapo_jax.constraints.words import content_words
 from gapo_jax.data.edits import EDITABLE, rule_edit
 from gapo_jax.data.tasks import Task
@@ -40,6 +42,26 @@ class Group:
     responses: tuple[str, ...]
     pool: tuple[Constraint, ...]
     table: np.ndarray
+
+    @functools.cached_property
+    def beats(self) -> np.ndarray:
+        """bool [c, d]: some response satisfies constraint c and violates d."""
+        held = self.table.astype(np.float32)
+        return held @ (1 - held).T > 0
+
+    @functools.cached_property
+    def meets(self) -> np.ndarray:
+        """bool [c, d]: some response satisfies both constraints."""
+        held = self.table.astype(np.float32)
+        return held @ held.T > 0
+
+    @functools.cached_property
+    def opposites(self) -> np.ndarray:
+        """bool [c, d]: the same words under the opposite demand."""
+        twins = [opposite_of(constraint) for constraint in self.pool]
+        keys = [identity(constraint) for constraint in self.pool]
+        other = [None if twin is None else identity(twin) for twin in twins]
+        return np.array([[o is not None and o == k for k in keys] for o in other], dtype=bool)
 
 
 def task_text(task: Task | str) -> str:
@@ -100,10 +122,17 @@ def identity(constraint: Constraint) -> str:
     return f"{constraint.id}{sorted(constraint.kwargs.items())}"
 
 
-def _asked_for(constraint: Constraint) -> bool:
-    """Return whether a prompt would ask for this: no ending made of a response's own last words,
-    which often break off in the middle of a sentence."""
-    phrase = constraint.kwargs.get("end_phrase")
+def asked_for(constraint: Constraint, task: str = "") -> bool:
+    """Return whether a prompt would ask for this: no ending and no request to repeat made of a
+    response's own words, which often break off in the middle of a sentence, and no first word that
+    is a mark of layout."""
+    kwargs = constraint.kwargs
+    request = kwargs.get("prompt_to_repeat")
+    if request is not None and request not in (*REQUESTS, task):
+        return False
+    if not str(kwargs.get("first_word", "word")).isalpha():
+        return False
+    phrase = kwargs.get("end_phrase")
     return phrase is None or phrase in END_PHRASES
 
 
@@ -117,7 +146,7 @@ def _pool(
     found: dict[str, Constraint] = {}
 
     def add(constraint: Constraint | None) -> None:
-        if constraint is not None and constraint.id in type_ids and _asked_for(constraint):
+        if constraint is not None and constraint.id in type_ids and asked_for(constraint):
             found.setdefault(identity(constraint), constraint)
 
     for type_id in type_ids:

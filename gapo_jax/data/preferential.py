@@ -36,7 +36,7 @@ from gapo_jax.types import Constraint, PreferentialPair
 _PATIENCE = 3  # rounds over all tasks without a single new pair before giving up
 
 
-def _write(
+def write_cycle(
     group: Group, edges: Sequence[Edge], rng: np.random.Generator, phrasing: str
 ) -> list[PreferentialPair]:
     """Compose each prompt of a cycle once and prove every pair (paper Eq. 4)."""
@@ -58,28 +58,9 @@ def _write(
             edit=edge.kind,
             type=edge.type,
         )
-        prove(pair)
+        constraints.verify_pair(pair)
         pairs.append(pair)
     return pairs
-
-
-def prove(pair: PreferentialPair) -> None:
-    """Check Eq. 4 of GAPO (arXiv 2503.20194, section 3.2) by the verifiers.
-
-    Raises:
-        ValueError: when the response violates an accepted constraint, or no rejected one.
-    """
-    held = [_holds(pair.accepted, pair), _holds(pair.rejected, pair)]
-    if not all(held[0]) or all(held[1]):
-        raise ValueError(
-            f"not a preferential pair: accepted {[c.id for c in pair.accepted]} hold {held[0]} "
-            f"(wanted all), rejected {[c.id for c in pair.rejected]} hold {held[1]} (not all)"
-        )
-
-
-def _holds(chosen: Sequence[Constraint], pair: PreferentialPair) -> list[bool]:
-    ids, kwargs = [c.id for c in chosen], [dict(c.kwargs) for c in chosen]
-    return constraints.check(pair.response, ids, kwargs, prompt=pair.task)
 
 
 def _by_task(rows: Iterable[tuple[Task | str, str]]) -> list[tuple[Task | str, list[str]]]:
@@ -169,7 +150,7 @@ def _collect(
             while limit - len(pairs) >= 2:
                 room = min(num_pairs - len(pairs), limit - len(pairs) + 1)
                 edges = next_cycle(group, counts, rng, room, max_constraints)
-                made = _write(group, edges, rng, phrasing)
+                made = write_cycle(group, edges, rng, phrasing)
                 keys = {(p.prompt_accepted, p.prompt_rejected, p.response) for p in made}
                 if not made or keys & seen:
                     break

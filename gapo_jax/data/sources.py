@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gapo_jax import constraints
+from gapo_jax.constraints.ifbench_official import require
 from gapo_jax.constraints.official import clean_kwargs
 from gapo_jax.types import Constraint, PreferentialPair, PromptRow
 
@@ -75,6 +76,7 @@ def _ifeval_constraints(record: Mapping[str, Any]) -> tuple[Constraint, ...]:
         if not isinstance(arguments or {}, Mapping):
             raise ValueError(f"wanted a dictionary of arguments for {name}, got {arguments!r}")
         full = constraints.get(name).id  # raises, naming the nearest id that exists
+        require(full)
         made.append(Constraint(full, clean_kwargs(full, arguments)))
     return tuple(made)
 
@@ -91,6 +93,7 @@ def prompt_row(record: Mapping[str, Any], default_key: str = "") -> PromptRow:
         row = PromptRow.from_json(record)
         for constraint in row.constraints:
             clean_kwargs(constraints.get(constraint.id).id, constraint.kwargs)
+            require(constraint.id)
         return row
     made = _ifeval_constraints(record)
     prompt = record["prompt"]

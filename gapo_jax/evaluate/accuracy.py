@@ -70,13 +70,25 @@ def _units(verdicts: Sequence[Verdict]) -> list[list[Verdict]]:
     return list(groups.values())
 
 
-def _counts(units: Sequence[Sequence[Verdict]], types: Sequence[str]) -> np.ndarray:
+def category(type_id: str) -> str:
+    """Return the category of an instruction id: `keywords` for `keywords:existence`."""
+    return type_id.split(":")[0]
+
+
+def _groups(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:
+    """Return what is counted apart: ("types", id) and ("categories", name), each sorted."""
+    ids = {name for verdict in verdicts for name in verdict.ids}
+    found = [("types", name) for name in sorted(ids)]
+    return found + [("categories", name) for name in sorted({category(name) for name in ids})]
+
+
+def _counts(units: Sequence[Sequence[Verdict]], groups: Sequence[tuple[str, str]]) -> np.ndarray:
     """Return sums per unit: float64 [unit, metric, 2], the last axis (held, of how many).
 
-    Metrics are METRICS, then strict and loose of each type.
+    Metrics are METRICS, then strict and loose of each group (`_groups`).
     """
-    column = {name: index for index, name in enumerate(types)}
-    sums = np.zeros((len(units), len(METRICS) + 2 * len(types), 2))
+    column = {group: index for index, group in enumerate(groups)}
+    sums = np.zeros((len(units), len(METRICS) + 2 * len(groups), 2))
     for index, unit in enumerate(units):
         for verdict in unit:
             size = len(verdict.ids)
@@ -85,9 +97,10 @@ def _counts(units: Sequence[Sequence[Verdict]], types: Sequence[str]) -> np.ndar
             sums[index, 2] += sum(verdict.strict), size
             sums[index, 3] += sum(verdict.loose), size
             for name, strict, loose in zip(verdict.ids, verdict.strict, verdict.loose):
-                at = len(METRICS) + 2 * column[name]
-                sums[index, at] += strict, 1
-                sums[index, at + 1] += loose, 1
+                for group in (("types", name), ("categories", category(name))):
+                    at = len(METRICS) + 2 * column[group]
+                    sums[index, at] += strict, 1
+                    sums[index, at + 1] += loose, 1
     return sums
 
 
@@ -119,12 +132,13 @@ def summarise(verdicts: Sequence[Verdict], seed: int = 0, resamples: int = 2000)
 
     Returns:
         {metric: {"value", "low", "high"}} for the four METRICS; "types": {id: {"strict": {...},
-        "loose": {...}, "count"}}; "prompts", "responses", "instructions", "empty_responses".
+        "loose": {...}, "count"}}; "categories" the same by the part of the id before the colon;
+        "prompts", "responses", "instructions", "empty_responses".
     """
     _check_some(verdicts)
     units = _units(verdicts)
-    types = sorted({name for verdict in verdicts for name in verdict.ids})
-    sums = _counts(units, types)
+    groups = _groups(verdicts)
+    sums = _counts(units, groups)
     total = sums.sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         rate = total[:, 0] / total[:, 1]
@@ -132,10 +146,10 @@ def summarise(verdicts: Sequence[Verdict], seed: int = 0, resamples: int = 2000)
     result: dict[str, Any] = {
         name: _interval(rate[i], draws[:, i]) for i, name in enumerate(METRICS)
     }
-    result["types"] = {}
-    for index, name in enumerate(types):
+    result |= {"types": {}, "categories": {}}
+    for index, (family, name) in enumerate(groups):
         at = len(METRICS) + 2 * index
-        result["types"][name] = {
+        result[family][name] = {
             "strict": _interval(rate[at], draws[:, at]),
             "loose": _interval(rate[at + 1], draws[:, at + 1]),
             "count": int(total[at, 1]),
@@ -155,7 +169,8 @@ def paired_difference(
     Both sides are resampled with the same draws, so what the prompts share cancels out.
 
     Returns:
-        {metric: {"value", "low", "high"}} and "types": {id: {"strict": {...}, "loose": {...}}}.
+        {metric: {"value", "low", "high"}}; "types": {id: {"strict": {...}, "loose": {...}}} and
+        "categories" likewise.
 
     Raises:
         ValueError: when the two sides do not hold the same prompts.
@@ -169,8 +184,8 @@ def paired_difference(
             f"a paired difference needs the same prompts on both sides: {len(odd)} stand on one "
             f"side only (first key: {odd[0][0]!r})"
         )
-    types = sorted({name for verdict in (*before, *after) for name in verdict.ids})
-    sums = [_counts([side[key] for key in sides[0]], types) for side in sides]
+    groups = _groups((*before, *after))
+    sums = [_counts([side[key] for key in sides[0]], groups) for side in sides]
     with np.errstate(invalid="ignore", divide="ignore"):
         values = [array.sum(axis=0)[:, 0] / array.sum(axis=0)[:, 1] for array in sums]
     draws = _resampled(sums, seed, resamples)
@@ -178,10 +193,10 @@ def paired_difference(
     result: dict[str, Any] = {
         name: _interval(change[i], spread[:, i]) for i, name in enumerate(METRICS)
     }
-    result["types"] = {}
-    for index, name in enumerate(types):
+    result |= {"types": {}, "categories": {}}
+    for index, (family, name) in enumerate(groups):
         at = len(METRICS) + 2 * index
-        result["types"][name] = {
+        result[family][name] = {
             "strict": _interval(change[at], spread[:, at]),
             "loose": _interval(change[at + 1], spread[:, at + 1]),
         }
@@ -189,7 +204,8 @@ def paired_difference(
 
 
 def format_table(summary: dict[str, Any]) -> str:
-    """Return a summary as a plain text table: the four figures, then each type, in percent."""
+    """Return a summary as a plain text table, in percent: the four figures, then each category
+    and each type."""
 
     def line(name: str, strict: dict[str, float], count: str) -> str:
         span = f"[{100 * strict['low']:5.1f}, {100 * strict['high']:5.1f}]"
@@ -199,8 +215,9 @@ def format_table(summary: dict[str, Any]) -> str:
     for name in METRICS:
         count = summary["responses" if name.startswith("prompt") else "instructions"]
         lines.append(line(name, summary[name], str(count)))
-    if summary["types"]:
-        lines.append("strict, by type")
-    for name, entry in summary["types"].items():
-        lines.append(line(f"  {name}", entry["strict"], str(entry["count"])))
+    for family, title in (("categories", "category"), ("types", "type")):
+        if summary[family]:
+            lines.append(f"strict, by {title}")
+        for name, entry in summary[family].items():
+            lines.append(line(f"  {name}", entry["strict"], str(entry["count"])))
     return "\n".join(lines)

@@ -39,3 +39,30 @@ def write_results(folder: str | Path, verdicts: Sequence[Verdict]) -> list[Path]
         path.write_text("".join(lines), encoding="utf-8")
         paths.append(path)
     return paths
+
+
+def read_results(folder: str | Path) -> list[Verdict]:
+    """Read the strict and the loose file of a folder back, ours or the release's.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: the two files do not hold the same prompts and responses in the same order.
+    """
+    sides = []
+    for name in FILES.values():
+        text = (Path(folder) / name).read_text(encoding="utf-8")
+        sides.append([json.loads(line) for line in text.splitlines() if line.strip()])
+    same = [[(r["prompt"], r["response"]) for r in side] for side in sides]
+    if same[0] != same[1]:
+        raise ValueError(f"{folder}: {FILES['strict']} and {FILES['loose']} hold different rows")
+    return [
+        Verdict(
+            key="",
+            prompt=strict["prompt"],
+            response=strict["response"],
+            ids=tuple(strict["instruction_id_list"]),
+            strict=tuple(strict["follow_instruction_list"]),
+            loose=tuple(loose["follow_instruction_list"]),
+        )
+        for strict, loose in zip(*sides, strict=True)
+    ]

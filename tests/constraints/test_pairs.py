@@ -225,3 +225,30 @@ def test_verify_pair_refuses_what_is_no_pair(responses):
     two = (NO_COMMA, Constraint("detectable_format:title"))
     with pytest.raises(ValueError, match="one edited constraint"):
         constraints.verify_pair(dataclasses.replace(pair, rejected=two))
+    constraints.verify_pair(dataclasses.replace(pair, rejected=two, edit="replace"))
+    with pytest.raises(ValueError, match="replace pair: .* 0 lost"):
+        more = (*pair.accepted, NO_COMMA)
+        constraints.verify_pair(dataclasses.replace(pair, rejected=more, edit="replace"))
+
+
+@pytest.mark.parametrize(
+    ("type_id", "field", "extra", "numbers"),
+    [
+        ("detectable_format:number_bullet_lists", "num_bullets", {}, {4: 0.75, 5: 0.6, 9: 1 / 3}),
+        ("detectable_format:number_bullet_lists", "num_bullets", {}, {2: 2 / 3, 1: 1 / 3}),
+        ("length_constraints:number_words", "num_words", {"relation": "less than"},
+         {13: 12 / 13, 7: 6 / 13}),
+        ("length_constraints:number_words", "num_words", {"relation": "at least"},
+         {14: 13 / 14, 26: 0.5}),
+    ],
+)  # fmt: skip
+def test_difficulty_is_how_near_the_miss_is(type_id, field, extra, numbers, responses):
+    response = responses[2]  # 3 bullets, 13 words
+    accepted = (Constraint("keywords:existence", {"keywords": ["water"]}),)
+    for number, wanted in numbers.items():
+        rejected = (*accepted, Constraint(type_id, {field: number, **extra}))
+        pair = PreferentialPair("t", response, accepted, rejected, "a", "b", "insert", type_id)
+        constraints.verify_pair(pair)
+        assert constraints.difficulty(pair) == pytest.approx(wanted)
+    pair = dataclasses.replace(pair, rejected=(*accepted, Constraint("detectable_format:title")))
+    assert constraints.difficulty(pair) == 0.0

@@ -109,6 +109,7 @@ def test_modify_always_violates_and_changes_something(type_id, responses, words)
         made += 1
         assert after != before
         assert constraints.check(response, [after.id], [after.kwargs]) == [False]
+        assert 0 < constraints.get(after.id).shortfall(after, response) <= 1
         if kind.id in official.FIELDS and official.FIELDS[kind.id]:
             assert after.id == type_id  # a near miss of the same type
     assert made >= 6

@@ -161,8 +161,8 @@ def test_a_tampered_pair_is_refused(pairs):
         pair.task, pair.response, pair.rejected, pair.accepted, pair.prompt_rejected,
         pair.prompt_accepted, pair.edit, pair.type,
     )  # fmt: skip
-    with pytest.raises(ValueError, match="not a preferential pair"):
-        preferential.prove(swapped)
+    with pytest.raises(ValueError, match="accepted prompt: wanted constraints that all hold"):
+        constraints.verify_pair(swapped)
 
 
 def test_shortage_warns_and_nothing_is_an_error():

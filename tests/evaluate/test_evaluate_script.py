@@ -78,14 +78,20 @@ def test_bad_files_end_with_one_line(tmp_path, capsys, text, message):
 
 
 @pytest.mark.parametrize(
-    "extra", [[], ["--model", "x", "--responses", "y"], ["--model", "x", "--batch-size", "0"]]
+    "extra",
+    [
+        [],
+        ["--model", "x", "--responses", "y"],
+        ["--model", "x", "--batch-size", "0"],
+        ["--model", "x", "--samples", "2"],
+    ],
 )
 def test_bad_arguments_end_before_anything_is_read(extra):
     with pytest.raises(SystemExit):
         script.main(["--prompts", "p", "--out", "o", *extra])
 
 
-def test_asking_a_model(tmp_path):
+def test_asking_a_model(tmp_path, monkeypatch):
     tokenizer = character_tokenizer()
     config = models.DecoderConfig(
         vocab_size=len(tokenizer), num_layers=1, d_model=16, num_heads=2, num_kv_heads=1,
@@ -110,3 +116,37 @@ def test_asking_a_model(tmp_path):
         assert [row["prompt"] for row in strict][:2] == [row["prompt"] for row in ROWS]
     assert runs[0] == runs[1], "a response must not depend on the batch size"
     assert any(runs[0])
+    _resumed(tmp_path, monkeypatch, arguments, runs[0])
+    options = ["--out", str(tmp_path / "k"), "--samples", "2", "--temperature", "1"]
+    assert script.main([*arguments, *options, "--compare", str(tmp_path / "a")]) == 0
+    rows = _read(tmp_path / "k" / "responses.jsonl")
+    assert [row["prompt"] for row in rows[:2]] == [ROWS[0]["prompt"]] * 2 and len(rows) == 6
+    summary = json.loads((tmp_path / "k" / "summary.json").read_text())
+    assert (summary["prompts"], summary["responses"]) == (3, 6)
+    assert summary["comparison"]["prompts"] == 3 and summary["comparison"]["mcnemar"] == {}
+
+
+def _resumed(tmp_path, monkeypatch, arguments, wanted):
+    """Stop after the first batch; the same command goes on and ends with the same responses."""
+    options = ["--out", str(tmp_path / "c"), "--batch-size", "2", "--temperature", "1"]
+    add = script.ResponseStore.add
+
+    def stop(self, batch, texts):
+        add(self, batch, texts)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(script.ResponseStore, "add", stop)
+        with pytest.raises(KeyboardInterrupt):
+            script.main([*arguments, *options])
+    partial = tmp_path / "c" / script.ResponseStore.NAME
+    assert len(partial.read_text().splitlines()) == 2
+    assert script.main([*arguments, *options, "--seed", "5"]) == 1  # not the same command
+    asked = []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            script.ResponseStore, "add", lambda s, b, t: (asked.append(b), add(s, b, t))[1]
+        )
+        assert script.main([*arguments, *options]) == 0
+    assert asked == [1] and not partial.exists()
+    assert [row["response"] for row in _read(tmp_path / "c" / "responses.jsonl")] == wanted

@@ -1,0 +1,123 @@
+"""Verifiers of product facts: which "property: value" facts a text states, and which others.
+
+A fact is a text "property: value". A text states it where the value occurs as whole words and is
+not denied. Before comparing, both sides are made alike: case, hyphens, plurals, spelled-out units
+and small numbers ("two-litre", "2 l"), British and American spellings. A mention is denied by
+"not", "no", "without", "rather than" and their like up to four words before it in the same clause.
+A value of one fact that lies inside the mention of another (steel in stainless steel) is no mention
+of its own. All of it is linear in the text, and never raises.
+
+What it cannot see: paraphrase ("crimson" for red), values split over a clause, and which property
+a bare number belongs to. On 40 sentences labelled by hand, 25 of them stating the value, precision
+is 24/24 and recall 24/25; a test holds it.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+_TOKEN = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+|[%°.,;:!?()\n]")
+_BREAKS = frozenset((*".,;:!?()\n", "but"))
+_DENIALS = frozenset(
+    """not no never without non neither nor than instead unlike except cannot lack excluding doesn
+    isn aren don won wasn weren couldn didn hasn haven wouldn shouldn""".split()
+)
+_SOFTENED = frozenset(("only", "just", "merely"))  # "not only red" affirms
+_REACH = 4  # words before a mention in which a denial counts
+_NUMBERS = dict(
+    zip("one two three four five six seven eight nine ten eleven twelve".split(), range(1, 13))
+)
+_SPELLINGS = {
+    **{word: str(number) for word, number in _NUMBERS.items()},
+    "color": "colour", "gray": "grey", "aluminum": "aluminium", "percent": "%",
+    "litre": "l", "liter": "l", "millilitre": "ml", "milliliter": "ml", "kilogram": "kg",
+    "kilo": "kg", "gram": "g", "centimetre": "cm", "centimeter": "cm", "millimetre": "mm",
+    "millimeter": "mm", "metre": "m", "meter": "m", "watt": "w", "volt": "v", "hour": "h",
+    "hr": "h", "minute": "min", "decibel": "db", "hertz": "hz", "gigabyte": "gb", "yr": "year",
+    "inche": "inch",
+}  # fmt: skip
+
+
+def split_fact(fact: str) -> tuple[str, str]:
+    """Return (property, value) of a text "property: value"."""
+    left, _, right = fact.partition(":")
+    return left.strip(), right.strip()
+
+
+@functools.lru_cache(maxsize=16_384)
+def tokens(text: str) -> tuple[str, ...]:
+    """Return the words, numbers and clause marks of a text in their common form."""
+    text = unicodedata.normalize("NFKC", text).lower()
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
+    found = []
+    for token in _TOKEN.findall(text):
+        if len(token) > 3 and token.endswith("s") and not token.endswith("ss"):
+            token = token[:-1]
+        found.append(_SPELLINGS.get(token, token))
+    return tuple(found)
+
+
+def _denied(words: Sequence[str], start: int) -> bool:
+    reach = _REACH + 2 * (start > 0 and words[start - 1] in ("or", "nor"))  # not blue or green
+    for place in range(start - 1, max(-1, start - 1 - reach), -1):
+        if words[place] in _BREAKS:
+            return False
+        if words[place] in _DENIALS:
+            return words[min(place + 1, len(words) - 1)] not in _SOFTENED
+    return False
+
+
+def mentions(text: str, value: str) -> list[tuple[int, int]]:
+    """Return the token spans [start, end) at which a text affirms a value."""
+    words, wanted = tokens(text), tokens(value)
+    size = len(wanted)
+    if not size:
+        return []
+    return [
+        (start, start + size)
+        for start, word in enumerate(words)
+        if word == wanted[0] and words[start : start + size] == wanted and not _denied(words, start)
+    ]
+
+
+def stated(text: str, facts: Iterable[str]) -> list[str]:
+    """Return those of the facts whose value the text states."""
+    return [fact for fact in facts if mentions(text, split_fact(fact)[1])]
+
+
+def others_stated(text: str, facts: Sequence[str], values: Sequence[str]) -> list[str]:
+    """Return the facts "property: value" that the text states beyond the given ones.
+
+    Args:
+      text: any string.
+      facts: what may be stated.
+      values: "property: value | value | ...", everything a product of the kind could have.
+    """
+    given = [split_fact(fact)[1] for fact in facts]
+    own = {tokens(value) for value in given}
+    spans = [span for value in given for span in mentions(text, value)]
+    found = []
+    for line in values:
+        name, options = split_fact(line)
+        for option in (part.strip() for part in options.split("|")):
+            if not option or tokens(option) in own:
+                continue
+            if any(
+                not any(low <= start and end <= high for low, high in spans)
+                for start, end in mentions(text, option)
+            ):
+                found.append(f"{name}: {option}")
+    return found
+
+
+def follows(type_id: str, kwargs: Mapping[str, Any], response: str) -> bool:
+    """Return the verdict on a response; kwargs cleaned. An empty response follows nothing."""
+    if not response.strip():
+        return False
+    if type_id == "product:states_facts":
+        return len(stated(response, kwargs["facts"])) == len(kwargs["facts"])
+    return not others_stated(response, kwargs["facts"], kwargs["values"])

@@ -1,0 +1,196 @@
+"""Fields of every constraint type, and the kwargs that fit them.
+
+Three families: the 25 types of the IFEval release, the 58 of IFBench (arXiv 2507.02833) that the
+package `if-verifiable` carries, and our product facts. `clean_kwargs` is the one place that says
+whether the arguments of a row make sense; checkers never see others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+RELATIONS = ("less than", "at least")
+
+IFEVAL: dict[str, dict[str, str]] = {
+    "keywords:existence": {"keywords": "words"},
+    "keywords:frequency": {"keyword": "text", "frequency": "count", "relation": "relation"},
+    "keywords:forbidden_words": {"forbidden_words": "words"},
+    "keywords:letter_frequency": {
+        "letter": "letter",
+        "let_frequency": "count",
+        "let_relation": "relation",
+    },
+    "language:response_language": {"language": "language"},
+    "length_constraints:number_sentences": {"num_sentences": "count", "relation": "relation"},
+    "length_constraints:number_paragraphs": {"num_paragraphs": "count"},
+    "length_constraints:number_words": {"num_words": "count", "relation": "relation"},
+    "length_constraints:nth_paragraph_first_word": {
+        "num_paragraphs": "count",
+        "nth_paragraph": "count",
+        "first_word": "text",
+    },
+    "detectable_content:number_placeholders": {"num_placeholders": "count"},
+    "detectable_content:postscript": {"postscript_marker": "text"},
+    "detectable_format:number_bullet_lists": {"num_bullets": "count"},
+    "detectable_format:constrained_response": {},
+    "detectable_format:number_highlighted_sections": {"num_highlights": "count"},
+    "detectable_format:multiple_sections": {"section_spliter": "text", "num_sections": "count"},
+    "detectable_format:json_format": {},
+    "detectable_format:title": {},
+    "combination:two_responses": {},
+    "combination:repeat_prompt": {"prompt_to_repeat": "text"},
+    "startend:end_checker": {"end_phrase": "text"},
+    "change_case:capital_word_frequency": {
+        "capital_frequency": "count",
+        "capital_relation": "relation",
+    },
+    "change_case:english_capital": {},
+    "change_case:english_lowercase": {},
+    "punctuation:no_comma": {},
+    "startend:quotation": {},
+}
+
+_KEYWORDS = {f"keyword{i}": "text" for i in range(1, 6)}
+IFBENCH: dict[str, dict[str, str]] = {
+    "count:word_count_range": {"min_words": "count", "max_words": "count"},
+    "count:unique_word_count": {"N": "count"},
+    "count:conjunctions": {"small_n": "count"},
+    "count:person_names": {"N": "count"},
+    "count:numbers": {"N": "count"},
+    "count:punctuation": {},
+    "count:words_japanese": {"N": "positive"},
+    "count:pronouns": {"N": "count"},
+    "count:keywords_multiple": _KEYWORDS,
+    "ratio:stop_words": {"percentage": "count"},
+    "ratio:sentence_type": {},
+    "ratio:sentence_balance": {},
+    "ratio:overlap": {"reference_text": "text", "percentage": "count"},
+    "ratio:sentence_words": {},
+    "words:alphabet": {},
+    "words:vowel": {},
+    "words:consonants": {},
+    "words:palindrome": {},
+    "words:prime_lengths": {},
+    "words:start_verb": {},
+    "words:repeats": {"small_n": "count"},
+    "words:odd_even_syllables": {},
+    "words:last_first": {},
+    "words:paragraph_last_first": {},
+    "words:no_consecutive": {},
+    "words:keywords_specific_position": {"keyword": "text", "n": "positive", "m": "positive"},
+    "words:words_position": {"keyword": "text"},
+    "sentence:alliteration_increment": {},
+    "sentence:keyword": {"word": "text", "N": "positive"},
+    "sentence:increment": {"small_n": "count"},
+    "format:parentheses": {},
+    "format:quotes": {},
+    "format:options": {"options": "text"},
+    "format:newline": {},
+    "format:emoji": {},
+    "format:line_indent": {},
+    "format:quote_unquote": {},
+    "format:list": {"sep": "text"},
+    "format:thesis": {},
+    "format:sub-bullets": {},
+    "format:no_bullets_bullets": {},
+    "format:title_case": {},
+    "format:output_template": {},
+    "format:no_whitespace": {},
+    "repeat:repeat_change": {"prompt_to_repeat": "text"},
+    "repeat:repeat_simple": {},
+    "repeat:repeat_span": {"prompt_to_repeat": "text", "n_start": "count", "n_end": "count"},
+    "custom:multiples": {},
+    "custom:mcq_count_length": {},
+    "custom:reverse_newline": {},
+    "custom:word_reverse": {},
+    "custom:character_reverse": {},
+    "custom:sentence_alphabet": {},
+    "custom:european_capitals_sort": {},
+    "custom:csv_city": {},
+    "custom:csv_special_character": {},
+    "custom:csv_quotes": {},
+    "custom:date_format_list": {},
+}
+PRODUCT: dict[str, dict[str, str]] = {
+    "product:states_facts": {"facts": "facts"},
+    "product:no_other_facts": {"facts": "facts", "values": "values"},
+}
+FIELDS: dict[str, dict[str, str]] = {**IFEVAL, **IFBENCH, **PRODUCT}
+
+
+def _count(value: Any) -> int | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return int(value) if value >= 0 and value == int(value) else None
+
+
+def _words(value: Any) -> tuple[str, ...] | None:
+    if isinstance(value, str) or not hasattr(value, "__iter__"):
+        return None
+    words = tuple(value)
+    return words if words and all(isinstance(word, str) for word in words) else None
+
+
+def _facts(value: Any) -> tuple[str, ...] | None:
+    """Each a text "property: value"."""
+    words = _words(value)
+    if words is None:
+        return None
+    parts = [word.partition(":") for word in words]
+    return words if all(left.strip() and right.strip() for left, _, right in parts) else None
+
+
+def _language(value: Any) -> str | None:
+    from gapo_jax.constraints.official import language_codes
+
+    return value if isinstance(value, str) and value in language_codes() else None
+
+
+# kind -> (reader returning None for a value that does not fit, what was wanted)
+_KINDS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "count": (_count, "a whole number, 0 or more"),
+    "words": (_words, "a list of words, not empty"),
+    "relation": (lambda v: v if v in RELATIONS else None, f"one of {RELATIONS}"),
+    "text": (lambda v: v if isinstance(v, str) and v.strip() else None, "a text, not empty"),
+    "letter": (lambda v: v if isinstance(v, str) and len(v) == 1 else None, "one character"),
+    "language": (_language, "a language code of the IFEval release"),
+    "positive": (lambda v: _count(v) or None, "a whole number, 1 or more"),
+    "facts": (_facts, 'a list of texts "property: value", not empty'),
+    "values": (_facts, 'a list of texts "property: value | value | ...", not empty'),
+}
+
+
+def clean_kwargs(type_id: str, kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the kwargs with nulls dropped and counts as int.
+
+    Fields that the type does not have are refused, except where they are null: rows of the
+    public sets carry every field of every type.
+
+    Raises:
+      ValueError: a field is missing, unknown or does not fit; names type, field and what is wanted.
+    """
+    given = {key: value for key, value in (kwargs or {}).items() if value is not None}
+    fields = FIELDS[type_id]
+    unknown = sorted(set(given) - set(fields))
+    missing = [field for field in fields if field not in given]
+    if unknown or missing:
+        raise ValueError(
+            f"kwargs of {type_id}: wanted the fields {list(fields)}, got {sorted(given)}"
+            f" (missing {missing}, unknown {unknown}); correct this row's kwargs"
+        )
+    cleaned = {}
+    for field, kind in fields.items():
+        read, wanted = _KINDS[kind]
+        cleaned[field] = read(given[field])
+        if cleaned[field] is None:
+            raise ValueError(f"kwargs of {type_id}: {field} wants {wanted}, got {given[field]!r}")
+    if (
+        "nth_paragraph" in cleaned
+        and not 1 <= cleaned["nth_paragraph"] <= cleaned["num_paragraphs"]
+    ):
+        raise ValueError(
+            f"kwargs of {type_id}: nth_paragraph wants 1 to num_paragraphs"
+            f" ({cleaned['num_paragraphs']}), got {cleaned['nth_paragraph']}"
+        )
+    return cleaned

@@ -1,0 +1,187 @@
+"""Official verdicts of the 58 IFBench types (arXiv 2507.02833), made safe to call.
+
+The checkers are those of the package `if-verifiable`. What is added, as in `official.py`:
+
+* Nothing is downloaded and nothing of NLTK is replaced outside the package: sentences and words
+  come from `official.py`, stop words from the list below (NLTK's English list; entries with an
+  apostrophe are left out, since the checker counts tokens of letters and never meets one).
+* `words:start_verb` needs NLTK's part-of-speech tagger, which no package carries; without it the
+  type is refused with the command that installs it.
+* Arguments that the package would draw at random where they are 0 are set as the row gives them.
+* Texts that make a checker raise (an empty sentence, a broken CSV) follow nothing.
+* Beyond `LONG_TEXT` characters the three quadratic checkers run in linear forms, and runs of more
+  than 1,000 equal white space characters are shortened to 1,000.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import re
+import string
+import types
+from typing import Any
+
+from gapo_jax.constraints import official
+from gapo_jax.constraints.fields import clean_kwargs
+
+STOP_WORDS: tuple[str, ...] = tuple(
+    """i me my myself we our ours ourselves you your yours yourself yourselves he him his himself
+    she her hers herself it its itself they them their theirs themselves what which who whom this
+    that these those am is are was were be been being have has had having do does did doing a an
+    the and but if or because as until while of at by for with about against between into through
+    during before after above below to from up down in out on off over under again further then
+    once here there when where why how all any both each few more most other some such no nor not
+    only own same so than too very s t can will just don should now d ll m o re ve y ain aren
+    couldn didn doesn hadn hasn haven isn ma mightn mustn needn shan shouldn wasn weren won
+    wouldn""".split()
+)
+START_VERB = "words:start_verb"
+_TAGGER = "taggers/averaged_perceptron_tagger_eng"
+_MAX_LINES = 5_000  # stairs that long would need a text beyond any limit
+_RUNS = re.compile(r"(\s)\1{1000,}")
+# What the checkers raise on odd texts; each means that the text does not follow.
+_RAISED = (IndexError, ValueError, KeyError, ZeroDivisionError, RecursionError, csv.Error)
+
+
+@functools.cache
+def registry() -> dict[str, type]:
+    """Return the official checker class of each IFBench id, the replacements put in."""
+    import nltk
+
+    # The package's module downloads NLTK data while it is imported; nothing of it is needed.
+    download, nltk.download = nltk.download, lambda *args, **kwargs: False
+    try:
+        from if_verifiable.ifbench import instructions as module
+        from if_verifiable.ifbench import instructions_util as util
+        from if_verifiable.ifbench.instructions_registry import INSTRUCTION_DICT
+    finally:
+        nltk.download = download
+    words = types.SimpleNamespace(words=lambda language: list(STOP_WORDS))
+    mine = types.SimpleNamespace(
+        tokenize=nltk.tokenize,
+        corpus=types.SimpleNamespace(stopwords=words),
+        word_tokenize=official.word_tokenize,
+        ngrams=nltk.ngrams,
+        pos_tag=_pos_tag,
+    )
+    util.nltk = module.nltk = mine
+    return INSTRUCTION_DICT
+
+
+@functools.cache
+def _tagger_is_there() -> bool:
+    import nltk
+
+    try:
+        nltk.data.find(_TAGGER)
+    except LookupError:
+        return False
+    return True
+
+
+@functools.lru_cache(maxsize=4096)
+def _tagged(words: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    import nltk
+
+    return tuple(nltk.pos_tag(list(words)))
+
+
+def _pos_tag(words) -> tuple[tuple[str, str], ...]:
+    # The checker reads the first tag only, and the tagger looks two words ahead, not further.
+    return _tagged(tuple(words[:4]))
+
+
+def missing_data(type_id: str) -> str | None:
+    """Return the command that makes this type usable here, or None if it is."""
+    if type_id != START_VERB or _tagger_is_there():
+        return None
+    return "python -m nltk.downloader averaged_perceptron_tagger_eng"
+
+
+def require(type_id: str) -> None:
+    """Raise ValueError if a type cannot be judged on this machine; the message has the command."""
+    command = missing_data(type_id)
+    if command:
+        raise ValueError(f"{type_id} needs data of NLTK that is not installed: run `{command}`")
+
+
+# Attributes to set after `build_description`, which takes 0 for "not given" or draws from the
+# keyword: class attribute -> field.
+_EXACT = {
+    "repeat:repeat_span": {"_n_start": "n_start", "_n_end": "n_end"},
+    "words:keywords_specific_position": {"_n": "n", "_m": "m"},
+}
+
+
+@functools.lru_cache(maxsize=4096)
+def _checker(type_id: str, items: tuple[tuple[str, Any], ...]) -> Any:
+    kwargs = clean_kwargs(type_id, dict(items))
+    require(type_id)
+    checker: Any = registry()[type_id](type_id)
+    given = dict(kwargs)
+    if type_id == "repeat:repeat_span":
+        given |= {"n_start": 1, "n_end": 1}  # not 0, for which the package draws a number
+    checker.build_description(**given)
+    for attribute, field in _EXACT.get(type_id, {}).items():
+        setattr(checker, attribute, kwargs[field])
+    return checker
+
+
+def follows(type_id: str, items: tuple[tuple[str, Any], ...], response: str) -> bool:
+    """Return the strict official verdict; `items` are the kwargs as sorted pairs.
+
+    Raises:
+      ValueError: kwargs that do not fit, or NLTK data that is missing (`require`).
+    """
+    checker = _checker(type_id, items)
+    if not response.strip():
+        return False
+    if len(response) > official.LONG_TEXT:
+        response = _RUNS.sub(lambda match: match[1] * 1000, response)
+        if type_id in _LINEAR:
+            return _LINEAR[type_id](checker, response)
+    try:
+        return bool(checker.check_following(response))
+    except _RAISED:
+        return False
+
+
+def word_a_line(checker: Any, text: str) -> bool:
+    """`format:newline` in linear time: as many lines that are not empty as words."""
+    text = text.translate(str.maketrans("", "", string.punctuation))
+    lines = text.strip().split("\n")
+    return sum(line != "" for line in lines) == len(text.split())
+
+
+def stairs(checker: Any, text: str) -> bool:
+    """`format:line_indent`, whose removal of blank lines is quadratic, with bounded lines."""
+    return text.count("\n") <= _MAX_LINES and bool(checker.check_following(text))
+
+
+def special_character(checker: Any, text: str) -> bool:
+    r"""`custom:csv_special_character`, its pattern `".*[^\d\w\s].*"` in linear time."""
+    text = text.replace('"', '"""')
+    try:
+        rows = list(csv.reader(text.split("\n")))
+    except csv.Error:
+        return False
+    head = "ProductID,Category,Brand,Price,Stock"
+    if not rows or re.sub(r'["\s]', "", text.split("\n")[0]) != head or len(rows) != 15:
+        return False
+    for row in rows[1:]:
+        if len(row) != 5:
+            return False
+        for field in row:
+            inner = field.split("\n")[0]
+            last = inner.rfind('"')
+            if field[:1] == '"' and last > 1 and re.search(r"[^\d\w\s]", inner[1:last]):
+                return True
+    return False
+
+
+_LINEAR = {
+    "format:newline": word_a_line,
+    "format:line_indent": stairs,
+    "custom:csv_special_character": special_character,
+}

@@ -1,0 +1,281 @@
+"""A look at training data before anything is trained: what is wrong, and what the loss is taken on.
+
+`lint` counts rows that are malformed, empty, truncated, duplicated or wholly masked and shows the
+first example as the model will see it, the trained part between marks. `LintReport.errors` names
+what would train silently on something else than was meant; `refuse` raises for it.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from gapo_jax import constraints
+from gapo_jax.constraints.official import clean_kwargs
+from gapo_jax.data.schemas import SCHEMAS, Segment, recognise, segments
+from gapo_jax.data.sources import prompt_row
+from gapo_jax.types import PreferentialPair
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+MARKS = ("⟦", "⟧")
+_MOST = 0.5  # share of rows from which a fault is no accident
+_NAMED = 20  # malformed rows named one by one
+_FAULTS = {
+    "echoed": "the response begins with the whole prompt: the loss would be taken on the prompt",
+    "same_sides": "chosen and rejected, or both prompts, are the same: nothing to prefer",
+    "last_is_user": "the conversation ends with a user turn: its last answer is missing",
+}
+
+
+@dataclasses.dataclass
+class LintReport:
+    """What lint found.
+
+    Attributes:
+      rows: rows read; `schemas`: rows of each schema.
+      malformed: rows that fit no schema or whose fields do not fit; `problems`: the first of them
+        with number and reason.
+      empty, truncated, duplicated, all_masked: rows of that kind; truncated needs a limit.
+      faults: fault -> rows; labels: label -> rows.
+      example: the first good row as text, trained parts between marks.
+      lengths: tokens (or words, without a tokenizer) of each good row.
+      unit: "tokens" or "words".
+    """
+
+    rows: int = 0
+    schemas: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    malformed: int = 0
+    problems: list[str] = dataclasses.field(default_factory=list)
+    empty: int = 0
+    truncated: int = 0
+    duplicated: int = 0
+    all_masked: int = 0
+    faults: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    labels: collections.Counter[bool] = dataclasses.field(default_factory=collections.Counter)
+    example: str = ""
+    lengths: list[int] = dataclasses.field(default_factory=list)
+    unit: str = "words"
+
+    @property
+    def errors(self) -> list[str]:
+        """What makes this data silently wrong, a sentence each; none if it may be trained on."""
+        good = self.rows - self.malformed
+        found = []
+        if not good:
+            first = f": {self.problems[0]}" if self.problems else ""
+            found.append(f"no usable row among {self.rows}{first}")
+        if len(self.schemas) > 1:
+            found.append(f"several schemas in one source ({dict(self.schemas)}): split it")
+        for fault, rows in self.faults.items():
+            if rows > _MOST * good:
+                found.append(f"{rows} of {good} rows: {_FAULTS[fault]}")
+        if good and self.all_masked > _MOST * good and set(self.schemas) != {"ifeval"}:
+            found.append(f"{self.all_masked} of {good} rows have nothing to train on")
+        if good and self.truncated > _MOST * good:
+            found.append(f"{self.truncated} of {good} rows are cut: raise the length limit")
+        if len(self.labels) == 1:
+            found.append(f"every label is {next(iter(self.labels))}: both are needed")
+        return found
+
+    def refuse(self) -> None:
+        """Raise ValueError for data that is silently wrong, with all reasons."""
+        if self.errors:
+            raise ValueError(
+                "this data would train on something else:\n  " + "\n  ".join(self.errors)
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the counts as a JSON-ready dictionary."""
+        record = dataclasses.asdict(self)
+        record["schemas"], record["faults"] = dict(self.schemas), dict(self.faults)
+        record["labels"] = {str(label).lower(): rows for label, rows in self.labels.items()}
+        record.pop("lengths")
+        return {**record, "errors": self.errors}
+
+    def lines(self) -> list[str]:
+        """Return the report as lines to print."""
+        counts = (
+            f"{self.rows} rows ({', '.join(f'{n} {s}' for s, n in self.schemas.items()) or 'none'})"
+            f": malformed {self.malformed}, empty {self.empty}, truncated {self.truncated},"
+            f" duplicated {self.duplicated}, all masked {self.all_masked}"
+        )
+        lines = [counts, *(f"  {problem}" for problem in self.problems)]
+        if self.lengths:
+            ordered = sorted(self.lengths)
+            middle, high = ordered[len(ordered) // 2], ordered[int(0.95 * (len(ordered) - 1))]
+            lines.append(f"{self.unit} a row: median {middle}, 95% {high}, most {ordered[-1]}")
+        lines += [f"  {rows} rows: {_FAULTS[name]}" for name, rows in self.faults.items()]
+        if self.example:
+            lines += [f"first example, trained on between {MARKS[0]} and {MARKS[1]}:", self.example]
+        return lines + [f"error: {error}" for error in self.errors]
+
+
+def encode(
+    turns: Sequence[Segment], tokenizer: PreTrainedTokenizerFast
+) -> tuple[list[int], list[int]]:
+    """Return (ids, mask) of one sequence in the tokenizer's chat template; mask 1 is trained on.
+
+    A trained turn counts from behind its header to the end of its own mark of ending. Without a
+    template the texts follow each other, a trained one with the end token behind it.
+    """
+    if tokenizer.chat_template is None:
+        ids: list[int] = []
+        mask: list[int] = []
+        for turn in turns:
+            made = list(tokenizer(turn.text, add_special_tokens=False)["input_ids"])  # pyright: ignore
+            if turn.trained and tokenizer.eos_token_id is not None:
+                made.append(tokenizer.eos_token_id)
+            ids += made
+            mask += [int(turn.trained)] * len(made)
+        return ids, mask
+
+    def text_of(end: int) -> str:
+        chat = [{"role": turn.role, "content": turn.text} for turn in turns[:end]]
+        return str(tokenizer.apply_chat_template(chat, tokenize=False)) if chat else ""
+
+    pieces, done = [], ""
+    for index, turn in enumerate(turns):
+        if not turn.trained:
+            continue
+        before, after, said = text_of(index), text_of(index + 1), turn.text.strip()
+        start = after.find(said, len(before)) if after.startswith(before) else -1
+        if start < 0 or not before.startswith(done):
+            raise ValueError(
+                "the chat template rewrites earlier turns or the answer itself, so the trained part"
+                " cannot be told; train on the last answer only"
+            )
+        pieces += [(after[len(done) : start], 0), (after[start:], 1)]
+        done = after
+    pieces.append((text_of(len(turns))[len(done) :], 0))
+    ids, mask = [], []
+    for text, trained in pieces:
+        made = list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []  # pyright: ignore
+        ids += made
+        # What a template writes behind the mark of ending is never generated.
+        ends = [i for i, token in enumerate(made) if token == tokenizer.eos_token_id]
+        size = ends[-1] + 1 if trained and ends else len(made)
+        mask += [trained] * size + [0] * (len(made) - size)
+    return ids, mask
+
+
+def marked(ids: Sequence[int], mask: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> str:
+    """Return the decoded tokens with each trained run between `MARKS`."""
+    parts, start = [], 0
+    for end in range(1, len(ids) + 1):
+        if end == len(ids) or mask[end] != mask[start]:
+            text = str(tokenizer.decode(list(ids[start:end]), clean_up_tokenization_spaces=False))
+            parts.append(f"{MARKS[0]}{text}{MARKS[1]}" if mask[start] else text)
+            start = end
+    return "".join(parts)
+
+
+def _plain(turns: Sequence[Segment]) -> str:
+    return "\n".join(
+        f"{MARKS[0]}{turn.text}{MARKS[1]}" if turn.trained else f"{turn.role}: {turn.text}"
+        for turn in turns
+    )
+
+
+def _verify(record: Mapping[str, Any], schema: str) -> None:
+    """Raise ValueError where constraints of a row are unknown, do not fit or are not as claimed."""
+    if schema == "ifeval":
+        prompt_row(record)
+    elif schema == "preferential":
+        if not isinstance(record.get("accepted"), list):
+            raise ValueError("wanted the constraints under 'accepted' and 'rejected'")
+        pair = PreferentialPair.from_json({k: record[k] for k in _PAIR_FIELDS})
+        for constraint in (*pair.accepted, *pair.rejected):
+            clean_kwargs(constraints.get(constraint.id).id, constraint.kwargs)
+        constraints.verify_pair(pair)
+
+
+_PAIR_FIELDS = tuple(field.name for field in dataclasses.fields(PreferentialPair))
+
+
+def _faults(sequences: Sequence[Sequence[Segment]], schema: str) -> Iterable[str]:
+    if len(sequences) == 2 and [t.text for t in sequences[0]] == [t.text for t in sequences[1]]:
+        yield "same_sides"
+    if schema == "messages" and sequences[0][-1].role == "user":
+        yield "last_is_user"
+    for turns in sequences[:1]:
+        prompt = next((t.text.strip() for t in turns if t.role == "user"), "")
+        reply = next((t.text.strip() for t in turns if t.trained), "")
+        if len(prompt) > 20 and reply.startswith(prompt):
+            yield "echoed"
+
+
+def _measure(report: LintReport, sequences, schema, tokenizer, limit) -> None:
+    sizes, texts, trained = [], [], 0
+    for turns in sequences:
+        if tokenizer is None:
+            sizes.append(sum(len(turn.text.split()) for turn in turns))
+            trained += sum(len(turn.text.split()) for turn in turns if turn.trained)
+            texts.append(_plain(turns))
+        else:
+            ids, mask = encode(turns, tokenizer)
+            sizes.append(len(ids))
+            trained += sum(mask[:limit])
+            texts.append("" if report.example else marked(ids, mask, tokenizer))
+    report.lengths.append(max(sizes))
+    report.truncated += limit is not None and max(sizes) > limit
+    report.all_masked += trained == 0
+    wanted = [turn for turns in sequences for turn in turns if turn.trained] or sequences[0]
+    report.empty += any(not turn.text.strip() for turn in wanted)
+    report.example = report.example or "\n---\n".join(texts)
+
+
+def _row(record: Mapping[str, Any] | str) -> Mapping[str, Any]:
+    if isinstance(record, str):
+        raise ValueError(record)  # what the reader found wrong with it
+    return record
+
+
+def lint(
+    rows: Iterable[tuple[int, Mapping[str, Any] | str]],
+    *,
+    schema: str | None = None,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    limit: int | None = None,
+) -> LintReport:
+    """Look through rows of one source.
+
+    Args:
+      rows: (number, row) or (number, problem), as `tables.iter_rows` yields them.
+      schema: one of `schemas.SCHEMAS`; None recognises it row by row.
+      tokenizer: of the model to train; None counts words and shows plain text.
+      limit: longest row in tokens (words without a tokenizer).
+
+    Raises:
+      ValueError: another schema. Bad rows never raise: they are counted and named.
+    """
+    if schema is not None and schema not in SCHEMAS:
+        raise ValueError(f"schema: wanted one of {SCHEMAS}, got {schema!r}")
+    report = LintReport(unit="words" if tokenizer is None else "tokens")
+    seen: set[bytes] = set()
+    for number, record in rows:
+        report.rows += 1
+        try:
+            row = _row(record)
+            found = schema or recognise(row)
+            sequences = segments(row, found)
+            _verify(row, found)
+            _measure(report, sequences, found, tokenizer, limit)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            report.malformed += 1
+            if len(report.problems) < _NAMED:
+                reason = f"field {error} is missing" if isinstance(error, KeyError) else error
+                report.problems.append(f"row {number}: {reason}")
+            continue
+        report.schemas[found] += 1
+        report.faults.update(_faults(sequences, found))
+        if found == "prompt_label":
+            report.labels[bool(row["label"])] += 1
+        key = hashlib.blake2b(repr(sequences).encode("utf-8", "replace"), digest_size=16).digest()
+        report.duplicated += key in seen
+        seen.add(key)
+    return report

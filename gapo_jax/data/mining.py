@@ -1,0 +1,272 @@
+"""Preferential prompts mined from anyone's (task, response) data, balanced and split by task.
+
+Each task is mined by itself, so the work maps over tasks with `datasets` on any number of
+processes and the result depends on the seed and the task's text alone. Where two texts answer one
+task, pairs come in closed cycles (`cycles.py`): every prompt occurs as often accepted as rejected,
+exactly. A single response is joined by rule edits of itself; `pairing="open"` leaves responses as
+they are and makes plain pairs by modifying, inverting or inserting a constraint (GAPO, arXiv
+2503.20194, section 3.2), whose prompts alone may give some of the label away.
+
+Every pair is proven by `constraints.verify_pair`. A cycle also gives preferential responses on the
+very same material, for comparison: the prompt of a node, the response that satisfies it, and the
+one that violates it (`response_pairs`).
+
+Measured on one core, in CPU time, over 40 answers of 230 words to IFEval-like prompts and all 25
+types: 5,700 pairs a minute closed, 20,700 open.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import heapq
+import json
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gapo_jax import constraints
+from gapo_jax.data.cycles import Counts, next_cycle
+from gapo_jax.data.groups import asked_for, hindsight, make_group
+from gapo_jax.data.preferential import write_cycle
+from gapo_jax.types import PreferentialPair
+
+PAIRINGS = ("auto", "closed", "open")
+Cycle = list[PreferentialPair]
+_MOST_RESPONSES = 8  # of one task; more add time and hardly any pair
+_TEXTS = 4  # texts of a task, edits among them, that closed cycles want
+
+
+@dataclasses.dataclass(frozen=True)
+class Mining:
+    """How to mine.
+
+    Attributes:
+      type_ids: full ids of the constraint types to use.
+      per_task: pairs of one task at most.
+      edited_fraction: share of rule edits among the texts of a task, more where a task has fewer
+        than four responses; 0 leaves responses alone.
+      max_constraints: constraints of a prompt at most.
+      phrasing: "train" or "heldout" wordings.
+      pairing: "closed", "open", or "auto": closed, and open where that gives nothing.
+      difficulty: (low, high) of `constraints.difficulty` that a pair must lie in; a cycle with one
+        pair outside is left out whole.
+      seed: of everything drawn.
+    """
+
+    type_ids: tuple[str, ...]
+    per_task: int = 12
+    edited_fraction: float = 0.5
+    max_constraints: int = 2
+    phrasing: str = "train"
+    pairing: str = "auto"
+    difficulty: tuple[float, float] = (0.0, 1.0)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.pairing not in PAIRINGS:
+            raise ValueError(f"pairing: wanted one of {PAIRINGS}, got {self.pairing!r}")
+        if not self.type_ids or self.per_task < 1 or self.max_constraints < 1:
+            raise ValueError(
+                f"mining needs 1 type, 1 pair a task and 1 constraint at least, got "
+                f"{len(self.type_ids)}, {self.per_task} and {self.max_constraints}"
+            )
+        if not 0 <= self.difficulty[0] <= self.difficulty[1] <= 1:
+            raise ValueError(f"difficulty: wanted 0 <= low <= high <= 1, got {self.difficulty}")
+
+
+def _rng(seed: int, text: str) -> np.random.Generator:
+    return np.random.default_rng([seed, zlib.crc32(text.encode("utf-8", "replace"))])
+
+
+def _closed(task: str, responses: Sequence[str], options: Mining, rng) -> list[Cycle]:
+    edited = options.edited_fraction
+    if edited > 0 and len(responses) < _TEXTS:  # fewer than that give cycles of one shape only
+        edited = max(edited, 1 - len(responses) / _TEXTS)
+    group = make_group(task, responses, options.type_ids, edited, rng)
+    counts = Counts(options.type_ids, rng, options.max_constraints)
+    cycles: list[Cycle] = []
+    made = 0
+    while options.per_task - made >= 2:
+        room = options.per_task - made
+        edges = next_cycle(group, counts, rng, room, options.max_constraints)
+        if not edges:
+            break
+        counts.add(group, edges)
+        cycles.append(write_cycle(group, edges, rng, options.phrasing))
+        made += len(edges)
+    return cycles
+
+
+def _open(task: str, responses: Sequence[str], options: Mining, rng) -> list[Cycle]:
+    found: dict[str, Cycle] = {}
+    for index in range(options.per_task):
+        response = responses[index % len(responses)]
+        order = [options.type_ids[i] for i in rng.permutation(len(options.type_ids))]
+        size = int(rng.integers(1, options.max_constraints + 1))
+        words = [w for other in responses for w in constraints.content_words(other)]
+        chosen: list[Any] = []
+        for type_id in order:
+            ids = {item.id for item in chosen}
+            if not constraints.get(type_id).conflicts & ids:
+                found_here = hindsight(response, [type_id], rng, words)
+                chosen += [item for item in found_here if asked_for(item, task)]
+            if len(chosen) == size:
+                break
+        pair = constraints.make_pair(
+            task, chosen, response, rng,
+            words=words, phrasing=options.phrasing, type_ids=options.type_ids,
+        )  # fmt: skip
+        if pair is not None:
+            found.setdefault(f"{pair.prompt_accepted}\0{pair.prompt_rejected}", [pair])
+    return list(found.values())
+
+
+def mine_task(task: str, responses: Sequence[str], options: Mining) -> list[Cycle]:
+    """Return the cycles of proven pairs that the responses to one task give (a lone pair is a
+    cycle of one); a function of the arguments alone."""
+    texts = list(dict.fromkeys(text.strip() for text in responses if text.strip()))
+    if not task.strip() or not texts:
+        return []
+    rng = _rng(options.seed, task)
+    texts = texts[:_MOST_RESPONSES]
+    cycles = _closed(task, texts, options, rng) if options.pairing != "open" else []
+    if not cycles and options.pairing != "closed":
+        cycles = _open(task, texts, options, rng)
+    low, high = options.difficulty
+    if (low, high) != (0.0, 1.0):
+        cycles = [c for c in cycles if all(low <= constraints.difficulty(p) <= high for p in c)]
+    return cycles
+
+
+def _mine_batch(batch: Mapping[str, list[Any]], *, options: Mining) -> dict[str, list[str]]:
+    cycles = [
+        json.dumps([pair.to_json() for pair in cycle])
+        for task, responses in zip(batch["task"], batch["responses"], strict=True)
+        for cycle in mine_task(task, responses, options)
+    ]
+    return {"cycle": cycles}
+
+
+def mine(
+    rows: Iterable[tuple[str, str]], options: Mining, *, num_proc: int | None = None
+) -> list[Cycle]:
+    """Mine all tasks of (task, response) rows, on `num_proc` processes through `datasets.map`.
+
+    Returns:
+      All cycles, in the order of the tasks; the same whatever `num_proc` is.
+
+    Raises:
+      ValueError: no task with a response.
+    """
+    import datasets
+
+    groups: dict[str, list[str]] = {}
+    for task, response in rows:
+        groups.setdefault(task, []).append(response)
+    if not groups:
+        raise ValueError("nothing to mine: got no (task, response) row")
+    table = datasets.Dataset.from_dict({"task": list(groups), "responses": list(groups.values())})
+    mined = table.map(
+        functools.partial(_mine_batch, options=options),
+        batched=True,
+        batch_size=16,
+        num_proc=num_proc if num_proc and num_proc > 1 else None,
+        remove_columns=["task", "responses"],
+        features=datasets.Features({"cycle": datasets.Value("string")}),
+        load_from_cache_file=False,
+        new_fingerprint=f"{zlib.crc32(repr((options, sorted(groups))).encode()):08x}",
+        desc="mine",
+    )
+    return [
+        [PreferentialPair.from_json(record) for record in json.loads(cycle)]
+        for cycle in mined["cycle"]
+    ]
+
+
+def balance(cycles: Sequence[Cycle], num_pairs: int | None, seed: int = 0) -> list[Cycle]:
+    """Choose cycles so that types and kinds of edit come as evenly as the material allows.
+
+    The type that has least pairs so far comes next, and of it the kind of edit that has least.
+    Doubles are left out: a cycle with a (accepted prompt, rejected prompt, response) that is there.
+
+    Args:
+      cycles: of `mine`.
+      num_pairs: stop before this number is passed; None takes every cycle once.
+      seed: of the order among equals.
+    """
+    rng = np.random.default_rng([seed, 1])
+    slots: dict[tuple[str, str], list[Cycle]] = {}
+    for index in rng.permutation(len(cycles)):
+        cycle = cycles[int(index)]
+        slots.setdefault((cycle[0].type, cycle[0].edit), []).append(cycle)
+    types: collections.Counter[str] = collections.Counter()
+    kinds: collections.Counter[tuple[str, str]] = collections.Counter()
+    heap = [(0, 0, slot) for slot in sorted(slots)]
+    seen: set[tuple[str, str, str]] = set()
+    chosen: list[Cycle] = []
+    room = num_pairs if num_pairs is not None else sum(map(len, cycles))
+    while heap and room > 0:
+        of_type, of_kind, slot = heapq.heappop(heap)
+        now = (types[slot[0]], kinds[slot], slot)
+        if (of_type, of_kind, slot) != now:  # counts have grown since: back to its place
+            heapq.heappush(heap, now)
+            continue
+        cycle = slots[slot].pop()
+        if slots[slot]:
+            heapq.heappush(heap, now)
+        keys = {(p.prompt_accepted, p.prompt_rejected, p.response) for p in cycle}
+        if keys & seen or len(cycle) > room:
+            continue
+        seen |= keys
+        room -= len(cycle)
+        chosen.append(cycle)
+        for pair in cycle:
+            types[pair.type] += 1
+            kinds[pair.type, pair.edit] += 1
+    return chosen
+
+
+def split_by_task(
+    cycles: Sequence[Cycle], test_fraction: float, seed: int = 0
+) -> tuple[list[Cycle], list[Cycle]]:
+    """Split into (train, test): no task and no response stands on both sides.
+
+    The side of a task is a function of the seed and its text, so it stays when rows are added.
+    Test cycles that share a response with the training side are left out.
+    """
+    if not 0 <= test_fraction < 1:
+        raise ValueError(f"test_fraction: wanted 0 <= fraction < 1, got {test_fraction}")
+    sides: tuple[list[Cycle], list[Cycle]] = ([], [])
+    for cycle in cycles:
+        mark = zlib.crc32(f"{seed}\0{cycle[0].task}".encode("utf-8", "replace")) / 2**32
+        sides[mark < test_fraction].append(cycle)
+    known = {pair.response for cycle in sides[0] for pair in cycle}
+    return sides[0], [c for c in sides[1] if not any(pair.response in known for pair in c)]
+
+
+def response_pairs(cycles: Iterable[Cycle]) -> list[dict[str, Any]]:
+    """Return preferential responses of closed cycles: one prompt, two responses.
+
+    Each row has "prompt", "chosen" (satisfies all constraints), "rejected" (violates one),
+    "task" and "constraints". Open pairs give none: they have one response.
+    """
+    rows = []
+    for cycle in cycles:
+        by_rejected = {pair.prompt_rejected: pair for pair in cycle}
+        for pair in cycle:
+            other = by_rejected.get(pair.prompt_accepted)
+            if other is not None:
+                rows.append(
+                    {
+                        "task": pair.task,
+                        "prompt": pair.prompt_accepted,
+                        "chosen": pair.response,
+                        "rejected": other.response,
+                        "constraints": [item.to_json() for item in pair.accepted],
+                    }
+                )
+    return rows

@@ -1,0 +1,151 @@
+"""TensorFlow Datasets builders, without TensorFlow: written as ArrayRecord, read by data_source.
+
+    from gapo_jax.data import tfds_builders
+    source = tfds_builders.data_source("product_descriptions", folder, split="train")
+    pair = tfds_builders.to_pair(source[0])
+
+`preferential_prompts` holds pairs that `scripts/build_data.py mine` made, `product_descriptions`
+the generated product set; after this import `tfds.builder(name, data_dir=...)` and
+`tfds.data_source(name, data_dir=..., split=...)` know both names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from gapo_jax.types import PreferentialPair
+
+FORMAT = "array_record"
+_TEXTS = ("task", "response", "prompt_accepted", "prompt_rejected", "edit", "type")
+
+
+def _features() -> tfds.features.FeaturesDict:
+    names = (*_TEXTS, "accepted", "rejected")
+    return tfds.features.FeaturesDict({name: tfds.features.Text() for name in names})
+
+
+def to_record(pair: PreferentialPair) -> dict[str, str]:
+    """Return a pair in the features of the builders; constraints are JSON texts."""
+    record: dict[str, Any] = pair.to_json()
+    for side in ("accepted", "rejected"):
+        record[side] = json.dumps(record[side], ensure_ascii=False)
+    return record
+
+
+def to_pair(record: Mapping[str, Any]) -> PreferentialPair:
+    """Rebuild a pair from a row of a data source (texts as UTF-8 bytes or str)."""
+    fields = {
+        name: value.decode("utf-8") if isinstance(value, bytes) else str(value)
+        for name, value in record.items()
+    }
+    parsed = {side: json.loads(fields[side]) for side in ("accepted", "rejected")}
+    return PreferentialPair.from_json({**fields, **parsed})
+
+
+class _PairBuilder(tfds.core.GeneratorBasedBuilder):
+    """What both builders share: features, and splits of pairs."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    SKIP_REGISTRATION = True
+    DESCRIPTION = ""
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.DESCRIPTION,
+            features=_features(),
+            homepage="https://arxiv.org/abs/2503.20194",
+        )
+
+    def _pairs(self) -> Mapping[str, Sequence[PreferentialPair]]:
+        raise NotImplementedError
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        del dl_manager  # nothing is downloaded
+        return {name: self._generate_examples(pairs) for name, pairs in self._pairs().items()}
+
+    def _generate_examples(
+        self, pairs: Sequence[PreferentialPair]
+    ) -> Iterator[tuple[int, dict[str, str]]]:
+        for index, pair in enumerate(pairs):
+            yield index, to_record(pair)
+
+
+class PreferentialPrompts(_PairBuilder):
+    """`preferential_prompts`: pairs mined from anyone's data; given as splits of pairs."""
+
+    DESCRIPTION = "One response and two prompts: it satisfies the first and violates the second."
+
+    def __init__(
+        self, *, splits: Mapping[str, Sequence[PreferentialPair]] | None = None, **kwargs: Any
+    ) -> None:
+        self._splits = splits
+        super().__init__(**kwargs)
+
+    def _pairs(self) -> Mapping[str, Sequence[PreferentialPair]]:
+        if not self._splits:
+            raise ValueError(
+                "preferential_prompts has no pairs of its own: make them by "
+                "`python scripts/build_data.py mine --source F --out DIR --tfds`"
+            )
+        return {name: pairs for name, pairs in self._splits.items() if pairs}
+
+
+class ProductDescriptions(_PairBuilder):
+    """`product_descriptions`: products to describe by all given facts and no others."""
+
+    DESCRIPTION = "Descriptions of generated products; prompts that list their facts, or others."
+
+    def __init__(self, *, products: int = 3300, seed: int = 0, **kwargs: Any) -> None:
+        self._count, self._seed = products, seed
+        super().__init__(**kwargs)
+
+    def _pairs(self) -> Mapping[str, Sequence[PreferentialPair]]:
+        from gapo_jax.data.products import make_set
+
+        return make_set(self._count, seed=self._seed)
+
+
+BUILDERS = {
+    "preferential_prompts": PreferentialPrompts,
+    "product_descriptions": ProductDescriptions,
+}
+
+
+def _write(builder: tfds.core.DatasetBuilder) -> Path:
+    builder.download_and_prepare()
+    return Path(builder.data_dir)
+
+
+def write_preferential(
+    splits: Mapping[str, Sequence[PreferentialPair]], folder: str | Path
+) -> Path:
+    """Write splits of pairs as a TFDS dataset in ArrayRecord files; return its folder."""
+    return _write(PreferentialPrompts(splits=splits, data_dir=str(folder), file_format=FORMAT))
+
+
+def write_products(folder: str | Path, products: int = 3300, seed: int = 0) -> Path:
+    """Write the product description set as a TFDS dataset; return its folder."""
+    options = {"products": products, "seed": seed}
+    return _write(ProductDescriptions(**options, data_dir=str(folder), file_format=FORMAT))
+
+
+def data_source(name: str, folder: str | Path, split: str = "train") -> Sequence[dict[str, Any]]:
+    """Return the rows of a split, by index and without TensorFlow.
+
+    Raises:
+        ValueError: another name. FileNotFoundError: nothing was written to the folder.
+    """
+    if name not in BUILDERS:
+        raise ValueError(f"TFDS builder: wanted one of {sorted(BUILDERS)}, got {name!r}")
+    if not (Path(folder) / name).is_dir():
+        raise FileNotFoundError(
+            f"no {name} in {folder}: write it by `python scripts/build_data.py ... --tfds`"
+        )
+    builder = BUILDERS[name](data_dir=str(folder), file_format=FORMAT)
+    return builder.as_data_source(split=split)  # pyright: ignore

@@ -1,0 +1,85 @@
+"""Two runs on the same prompts: paired differences with intervals, and McNemar's exact test.
+
+The interval comes from a bootstrap over prompts with the same draws on both sides
+(`accuracy.paired_difference`). McNemar (Psychometrika 1947, exact form) asks of the prompts on
+which only one of the two succeeds whether they fall to both sides like tosses of a fair coin.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from gapo_jax.evaluate.accuracy import METRICS, Verdict, paired_difference
+
+
+def mcnemar(first_only: int, second_only: int) -> float:
+    """Return the two-sided exact p value of McNemar's test; 1 where nothing differs.
+
+    Args:
+      first_only, second_only: pairs on which only that side succeeds.
+    """
+    total = first_only + second_only
+    if not total:
+        return 1.0
+    tail = sum(math.comb(total, i) for i in range(min(first_only, second_only) + 1))
+    return min(1.0, 2 * tail / 2**total)
+
+
+def _prompts_passed(verdicts: Sequence[Verdict], mode: str) -> dict[str, bool] | None:
+    """Return whether each prompt's response follows everything; None with several of a prompt."""
+    passed = {verdict.prompt: all(getattr(verdict, mode)) for verdict in verdicts}
+    return passed if len(passed) == len(verdicts) else None
+
+
+def compare(
+    before: Sequence[Verdict], after: Sequence[Verdict], seed: int = 0, resamples: int = 2000
+) -> dict[str, Any]:
+    """Compare two runs; prompts that stand in one of them only are left aside and counted.
+
+    Returns:
+      What `paired_difference` returns (after - before), and "mcnemar": {"strict", "loose"} with
+      "before_only", "after_only" and "p" at the prompt level, absent where prompts have several
+      samples; "prompts" and "unpaired".
+
+    Raises:
+      ValueError: no prompt in common.
+    """
+    # Result files of the release have no key: prompts are matched by their text.
+    sides = [[dataclasses.replace(v, key="") for v in side] for side in (before, after)]
+    common = {v.prompt for v in sides[0]} & {v.prompt for v in sides[1]}
+    if not common:
+        raise ValueError("the two runs have no prompt in common: compare runs on one prompts file")
+    unpaired = len({v.prompt for side in sides for v in side} - common)
+    sides = [[v for v in side if v.prompt in common] for side in sides]
+    result = paired_difference(*sides, seed=seed, resamples=resamples)
+    result["mcnemar"] = {}
+    for mode in ("strict", "loose"):
+        first, second = (_prompts_passed(side, mode) for side in sides)
+        if first is None or second is None:
+            continue
+        lost = sum(held and not second[prompt] for prompt, held in first.items())
+        won = sum(held and not first[prompt] for prompt, held in second.items())
+        result["mcnemar"][mode] = {"before_only": lost, "after_only": won, "p": mcnemar(lost, won)}
+    return {**result, "prompts": len(common), "unpaired": unpaired}
+
+
+def format_comparison(result: dict[str, Any]) -> str:
+    """Return a comparison as a plain text table, in points."""
+    lines = [f"{'after - before, points':<45} {'':>6}  95% interval"]
+    entries = [(name, result[name]) for name in METRICS]
+    for family in ("categories", "types"):
+        entries += [(f"  {name}", entry["strict"]) for name, entry in result[family].items()]
+    for name, entry in entries:
+        value, low, high = (100 * entry[part] for part in ("value", "low", "high"))
+        lines.append(f"{name:<45} {value:+6.1f}  [{low:+6.1f}, {high:+6.1f}]")
+    for mode, test in result["mcnemar"].items():
+        lines.append(
+            f"McNemar, prompts, {mode}: only before {test['before_only']}, only after "
+            f"{test['after_only']}, p = {test['p']:.4g}"
+        )
+    if result["unpaired"]:
+        lines.append(f"{result['unpaired']} prompts stand in one of the runs only")
+    return "\n".join(lines)

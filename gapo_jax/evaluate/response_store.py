@@ -1,0 +1,82 @@
+"""Responses kept while they are made, so that a killed evaluation goes on where it stopped.
+
+Batches are the same in every run of the same settings, and a batch is kept whole or not at all, so
+the responses of a resumed evaluation are those of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def model_mark(source: str) -> str:
+    """Return a mark that changes when a model's folder or file is written anew; "" for a hub id."""
+    path = Path(source)
+    if not path.exists():
+        return ""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    stats = [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files]
+    return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
+
+
+def prompts_mark(prompts: Sequence[str]) -> str:
+    """Return a mark of the prompts and their order."""
+    return hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()[:16]
+
+
+class ResponseStore:
+    """An append-only file of batches in the output folder.
+
+    Args:
+      folder: the output folder, made if need be.
+      settings: everything that the responses depend on.
+
+    Raises:
+      ValueError: the folder holds responses made under other settings; names what differs.
+    """
+
+    NAME = "responses.partial.jsonl"
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.path = folder / self.NAME
+        self.batches: dict[int, list[str]] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        wanted = json.loads(json.dumps(dict(settings)))
+        kept = self._read()
+        if kept is None:
+            self._append(wanted, "w")
+        elif kept != wanted:
+            odd = {name for name in {*kept, *wanted} if kept.get(name) != wanted.get(name)}
+            raise ValueError(
+                f"{self.path} holds responses made with other settings ({', '.join(sorted(odd))});"
+                " give the same ones, another --out, or delete that file"
+            )
+
+    def _read(self) -> dict[str, Any] | None:
+        """Read settings and whole batches; a line torn by a kill is cut off."""
+        if not self.path.exists():
+            return None
+        lines = self.path.read_bytes().split(b"\n")
+        records = [json.loads(line) for line in lines[:-1]]
+        if not records:
+            return None
+        if lines[-1]:
+            os.truncate(self.path, sum(len(line) + 1 for line in lines[:-1]))
+        self.batches = {record["batch"]: record["texts"] for record in records[1:]}
+        return records[0]
+
+    def _append(self, record: Mapping[str, Any], mode: str = "a") -> None:
+        with self.path.open(mode, encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def add(self, batch: int, texts: Sequence[str]) -> None:
+        """Keep the responses of one batch."""
+        self._append({"batch": batch, "texts": list(texts)})
+        self.batches[batch] = list(texts)

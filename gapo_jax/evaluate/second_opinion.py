@@ -1,0 +1,90 @@
+"""A second opinion on responses: a discriminator that was no adversary of the judged generator.
+
+The GAPO paper scores by Longformers tuned on other pairs (arXiv 2503.20194, section 4); the family
+is the adversary's own, so its figures stand beside the verifiers' and never in their place. What is
+reported is how often it accepts, and how far it agrees with the rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from gapo_jax.data.discriminator_text import encode_discriminator
+from gapo_jax.evaluate.accuracy import Verdict
+
+ScoreFn = Callable[[Sequence[str], Sequence[str]], np.ndarray]
+
+
+def make_scorer(
+    module: nn.Module,
+    params: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_tokens: int,
+    batch_size: int = 32,
+) -> ScoreFn:
+    """Return a function from prompts and responses to logits, float32 [B].
+
+    Texts are batched by length and padded to half or all of `max_tokens`: two shapes to compile.
+    """
+    apply = jax.jit(module.apply)
+    sizes = tuple(sorted({max(8, max_tokens // 2), max_tokens}))
+
+    def score(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+        order = np.argsort([len(p) + len(r) for p, r in zip(prompts, responses)], kind="stable")
+        logits_B = np.zeros(len(prompts), np.float32)
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            filled = np.resize(rows, batch_size)  # the last batch repeats rows to keep its shape
+            arrays = encode_discriminator(
+                tokenizer,
+                [prompts[i] for i in filled],
+                [responses[i] for i in filled],
+                max_tokens,
+                pad_to=sizes,
+            )
+            logits_B[rows] = np.asarray(apply({"params": params}, *arrays))[: len(rows)]
+        return logits_B
+
+    return score
+
+
+def second_opinion(
+    score: ScoreFn, verdicts: Sequence[Verdict], seed: int = 0, resamples: int = 2000
+) -> dict[str, Any]:
+    """Return what a discriminator says of responses that the verifiers have judged.
+
+    Returns:
+      "accepted": share of logits above 0 with a 95% bootstrap interval over prompts; "logit_mean";
+      "agreement": share on which acceptance equals the strict prompt-level verdict; "auc": how
+      often a response that follows everything scores above one that does not (ties half), None
+      where there is only one kind.
+    """
+    logits_B = score([v.prompt for v in verdicts], [v.response for v in verdicts])
+    held_B = np.array([all(v.strict) for v in verdicts])
+    accepted_B = logits_B > 0
+    prompts: dict[str, list[int]] = {}
+    for index, verdict in enumerate(verdicts):
+        prompts.setdefault(verdict.prompt, []).append(index)
+    sums = np.array([[accepted_B[rows].sum(), len(rows)] for rows in prompts.values()], float)
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=resamples)
+    totals = weights @ sums
+    low, high = np.percentile(totals[:, 0] / totals[:, 1], [2.5, 97.5])
+    gap = logits_B[held_B][:, None] - logits_B[~held_B][None, :]
+    return {
+        "accepted": {
+            "value": float(accepted_B.mean()),
+            "low": float(low),
+            "high": float(high),
+        },
+        "logit_mean": float(logits_B.mean()),
+        "agreement": float((accepted_B == held_B).mean()),
+        "auc": float(((gap > 0) + 0.5 * (gap == 0)).mean()) if gap.size else None,
+    }

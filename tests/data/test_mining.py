@@ -1,0 +1,231 @@
+"""Mining: proven, closed, balanced, split without a leak; the script and its data card."""
+
+import collections
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gapo_jax import constraints
+from gapo_jax.data import mining, sources
+from gapo_jax.data.card import card, card_markdown, histogram
+from gapo_jax.data.groups import asked_for
+from gapo_jax.types import Constraint, PreferentialPair
+
+_ROOT = Path(__file__).parents[2]
+
+
+def _load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+ROWS = _load(Path(__file__).with_name("rows.py")).rows()
+script = _load(_ROOT / "scripts" / "build_data.py")
+TYPES = constraints.resolve(
+    "no_comma number_words existence forbidden_words title number_sentences numbers".split()
+)
+SETTINGS = mining.Mining(TYPES, per_task=10)
+
+
+@pytest.fixture(scope="module")
+def cycles():
+    groups = collections.defaultdict(list)
+    for task, response in ROWS:
+        groups[task].append(response)
+    return [c for task, texts in groups.items() for c in mining.mine_task(task, texts, SETTINGS)]
+
+
+def _pairs(cycles):
+    return [pair for cycle in cycles for pair in cycle]
+
+
+def _verdicts(chosen, response):
+    return constraints.check(response, [c.id for c in chosen], [dict(c.kwargs) for c in chosen])
+
+
+def test_cycles_are_proven_and_closed(cycles):
+    pairs = _pairs(cycles)
+    assert len(pairs) > 30 and {len(cycle) for cycle in cycles} == {2, 3}
+    for pair in pairs:
+        assert all(_verdicts(pair.accepted, pair.response))
+        assert not all(_verdicts(pair.rejected, pair.response))
+    for cycle in cycles:
+        assert len({pair.task for pair in cycle}) == 1
+        accepted = collections.Counter(pair.prompt_accepted for pair in cycle)
+        assert accepted == collections.Counter(pair.prompt_rejected for pair in cycle)
+
+
+def test_balance_and_split_keep_cycles_whole(cycles):
+    train, test = mining.split_by_task(cycles, 0.4, seed=1)
+    assert train and test
+    for part in (train, test):
+        chosen = mining.balance(part, 9)
+        pairs = _pairs(chosen)
+        assert 6 <= len(pairs) <= 9
+        accepted = collections.Counter(pair.prompt_accepted for pair in pairs)
+        assert accepted == collections.Counter(pair.prompt_rejected for pair in pairs)
+    tasks = [{pair.task for pair in _pairs(part)} for part in (train, test)]
+    texts = [{pair.response for pair in _pairs(part)} for part in (train, test)]
+    assert not tasks[0] & tasks[1] and not texts[0] & texts[1]
+    fewer = mining.split_by_task(cycles[::2], 0.4, seed=1)  # a task's side does not move
+    assert {p.task for p in _pairs(fewer[0])} <= tasks[0]
+    with pytest.raises(ValueError, match="test_fraction: wanted"):
+        mining.split_by_task(cycles, 1.0)
+
+
+def _pair(number, type_id, edit="modify"):
+    one, two = Constraint(type_id, {"n": number}), Constraint(type_id, {"n": -number})
+    prompts = f"a {type_id} {edit} {number}", f"r {type_id} {edit} {number}"
+    return PreferentialPair("t", "r", (one,), (two,), *prompts, edit, type_id)
+
+
+def test_balance_takes_rare_types_and_kinds_first_and_nothing_twice():
+    common = [[_pair(i, "a:x")] for i in range(50)] + [
+        [_pair(i, "a:x", "insert")] for i in range(9)
+    ]
+    rare = [[_pair(i, "b:y")] for i in range(8)]
+    chosen = _pairs(mining.balance([*common, *rare, *rare], 20))
+    counts = collections.Counter((pair.type, pair.edit) for pair in chosen)
+    assert counts == {("b:y", "modify"): 8, ("a:x", "modify"): 6, ("a:x", "insert"): 6}
+    everything = _pairs(mining.balance([*common, *rare, *rare], None))
+    assert len(everything) == len(set(map(repr, everything))) == 67
+
+
+def test_preferential_responses_come_of_the_same_cycles(cycles):
+    rows = mining.response_pairs(cycles)
+    assert len(rows) == len(_pairs(cycles))
+    for row in rows:
+        asked = [Constraint.from_json(item) for item in row["constraints"]]
+        assert all(_verdicts(asked, row["chosen"])) and not all(_verdicts(asked, row["rejected"]))
+    prompts = collections.Counter(row["prompt"] for row in rows)
+    assert prompts == collections.Counter(pair.prompt_accepted for pair in _pairs(cycles))
+    # Within a cycle every response is chosen as often as rejected.
+    assert sorted(r["chosen"] for r in rows) == sorted(r["rejected"] for r in rows)
+
+
+def test_open_pairs_leave_the_response_alone():
+    settings = mining.Mining(TYPES, per_task=8, pairing="open")
+    task, response = ROWS[0]
+    pairs = _pairs(mining.mine_task(task, [f" {response} "], settings))
+    assert len(pairs) >= 6 and {pair.response for pair in pairs} == {response}
+    assert {pair.edit for pair in pairs} <= {"modify", "insert", "polarity"}
+    for pair in pairs:
+        constraints.verify_pair(pair)
+    assert mining.response_pairs([[pair] for pair in pairs]) == []
+    none = mining.Mining(("detectable_format:json_format",), pairing="closed", edited_fraction=0)
+    assert mining.mine_task(task, [response], none) == []
+    assert mining.mine_task(task, ["  "], SETTINGS) == mining.mine_task(" ", ["x"], SETTINGS) == []
+
+
+def test_a_task_is_mined_alike_whatever_stands_beside_it():
+    task = ROWS[0][0]
+    own = [response for other, response in ROWS if other == task]
+    alone = mining.mine(((task, r) for r in own), SETTINGS)
+    among = mining.mine(ROWS, SETTINGS)
+    assert alone == [cycle for cycle in among if cycle[0].task == task]
+    assert alone == mining.mine_task(task, own, SETTINGS)
+    with pytest.raises(ValueError, match="nothing to mine"):
+        mining.mine([], SETTINGS)
+
+
+def test_nothing_torn_out_of_a_response_is_asked_for():
+    def asked(type_id, **kwargs):
+        return asked_for(Constraint(type_id, kwargs), "Say hi.")
+
+    assert asked("combination:repeat_prompt", prompt_to_repeat="Say hi.")
+    assert not asked("combination:repeat_prompt", prompt_to_repeat="<<Hi>>\nIt was")
+    assert asked("startend:end_checker", end_phrase="Good luck with it.")
+    assert not asked("startend:end_checker", end_phrase="and then the")
+    paragraphs = {"num_paragraphs": 2, "nth_paragraph": 1}
+    first = "length_constraints:nth_paragraph_first_word"
+    assert asked(first, first_word="we", **paragraphs)
+    assert not asked(first, first_word="**we", **paragraphs)
+    assert asked("punctuation:no_comma")
+
+
+def test_a_curriculum_can_ask_for_near_misses():
+    near = mining.Mining(TYPES, per_task=10, difficulty=(0.4, 0.99))
+    found = _pairs(mining.mine(ROWS, near))
+    assert found and all(0.4 <= constraints.difficulty(pair) <= 0.99 for pair in found)
+    for wrong in ({"difficulty": (0.5, 0.2)}, {"pairing": "none"}, {"per_task": 0}):
+        with pytest.raises(ValueError, match="wanted|needs"):
+            mining.Mining(TYPES, **wrong)
+
+
+def test_the_card_counts_what_is_there(cycles):
+    pairs = _pairs(cycles)
+    record = card({"train": pairs, "test": []}, {"source": "rows.py"})
+    split = record["splits"]["train"]
+    assert split["pairs"] == len(pairs) and split["prompt_balance"] == 1.0
+    assert sum(n for kinds in split["types"].values() for n in kinds.values()) == len(pairs)
+    assert sum(split["response_words"].values()) == len(pairs)
+    assert len(record["samples"]) == 10 and record["splits"]["test"] == {"pairs": 0}
+    text = card_markdown(record)
+    assert text.count("### ") == 10 and "| punctuation:no_comma |" in text and "rows.py" in text
+    assert histogram(["a b", "a " * 10, "a " * 5000]) == {
+        "0-9": 1, "10-19": 1, "20-39": 0, "40-79": 0, "80-159": 0, "160-319": 0, "320-639": 0,
+        "640-1279": 0, "1280+": 1,
+    }  # fmt: skip
+
+
+def _source(tmp_path):
+    lines = [json.dumps({"instruction": task, "output": text}) for task, text in ROWS]
+    lines[3:3] = ["{torn", json.dumps({"instruction": "no answer"}), json.dumps([1])]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def test_the_script_mines_any_file_and_names_odd_rows(tmp_path, capsys):
+    source, out = _source(tmp_path), tmp_path / "out"
+    arguments = ["mine", "--source", str(source), "--out", str(out), "--per-task", "6"]
+    arguments += ["--types", ",".join(TYPES), "--test-fraction", "0.4", "--seed", "1"]
+    assert script.main(arguments) == 0
+    error = capsys.readouterr().err
+    assert "row 4: not valid JSON" in error and "row 5: no schema fits" in error
+    assert "row 6: wanted a JSON object" in error
+    made = {name: sources.read_pairs(out / f"{name}.jsonl") for name in ("pairs", "pairs_test")}
+    assert not {p.task for p in made["pairs"]} & {p.task for p in made["pairs_test"]}
+    record = json.loads((out / "card.json").read_text())
+    assert record["facts"]["rows left out"] == 3 and record["facts"]["rows"] == len(ROWS) + 3
+    assert len((out / "left_out.txt").read_text().splitlines()) == 3
+    assert len((out / "response_pairs.jsonl").read_text().splitlines()) == len(made["pairs"])
+    assert script.main([*arguments, "--strict"]) == 1
+    assert "row 4" in capsys.readouterr().err
+    # More processes, the same files; a process of its own, since forking after JAX warns.
+    again = [*arguments[:4], str(tmp_path / "two"), *arguments[5:], "--num-proc", "2"]
+    subprocess.run(
+        [sys.executable, str(_ROOT / "scripts" / "build_data.py"), *again],
+        check=True, capture_output=True, cwd=_ROOT, env=_environment(),
+    )  # fmt: skip
+    for name in ("pairs.jsonl", "pairs_test.jsonl", "response_pairs.jsonl"):
+        assert (tmp_path / "two" / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_sources_are_mixed_by_weight(tmp_path):
+    paths = []
+    for name in ("a", "b"):
+        rows = [{"prompt": f"{name}{i}", "completion": "x"} for i in range(30)]
+        paths.append(str(tmp_path / f"{name}.jsonl"))
+        sources.write_jsonl(paths[-1], rows)
+    arguments = ["mine", "--source", paths[0], "--also", paths[1], "--out", str(tmp_path / "o")]
+    counts = []
+    for extra in ([], ["--weights", "3", "1"]):
+        rows, problems, total = script.mixed_rows(script.parse_arguments([*arguments, *extra]))
+        assert not problems and total == 60 and len(set(rows)) == len(rows)
+        counts.append(collections.Counter(task[0] for task, _ in rows))
+    assert counts[0] == {"a": 30, "b": 30}
+    assert counts[1]["a"] == 30 and counts[1]["b"] < 25
+    assert script.main([*arguments, "--weights", "1"]) == 1
+
+
+def _environment():
+    import os
+
+    return {**os.environ, "PYTHONPATH": str(_ROOT)}

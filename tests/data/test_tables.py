@@ -1,0 +1,232 @@
+"""Sources of every format, the six schemas, lint, and mixtures."""
+
+import collections
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from gapo_jax.data import schemas, tables
+from gapo_jax.data.lint import MARKS, encode, lint, marked
+from gapo_jax.data.mixture import Mixture
+from gapo_jax.data.schemas import Segment
+from gapo_jax.data.tiny_tokenizer import character_tokenizer
+
+NO_COMMA = {"id": "punctuation:no_comma", "kwargs": {}}
+TITLE = {"id": "detectable_format:title", "kwargs": {}}
+TURNS = [{"role": "user", "content": "Say hi."}, {"role": "assistant", "content": "Hi there."}]
+EXAMPLES = {
+    "messages": {"messages": TURNS},
+    "prompt_completion": {"prompt": "Say hi.", "completion": "Hi there."},
+    "chosen_rejected": {"prompt": "Say hi.", "chosen": "Hi there.", "rejected": "No."},
+    "prompt_label": {"prompt": "Say hi.", "completion": "Hi there.", "label": True},
+    "ifeval": {
+        "key": 1, "prompt": "Say hi.\n\nNo commas.",
+        "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}], "response": "Hi there.",
+    },
+    "preferential": {
+        "task": "Say hi.", "response": "Hi there.", "accepted": [NO_COMMA], "rejected": [TITLE],
+        "prompt_accepted": "Say hi. No commas.", "prompt_rejected": "Say hi. Add a title.",
+        "edit": "replace", "type": "detectable_format:title",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("schema", schemas.SCHEMAS)
+def test_each_schema_is_recognised_and_read(schema):
+    record = EXAMPLES[schema]
+    assert schemas.recognise(record) == schema
+    assert schemas.recognise({**record, "label": record.get("label"), "other": None}) == schema
+    assert schemas.prompt_and_response(record, schema) == ("Say hi.", "Hi there.")
+    sequences = schemas.segments(record, schema)
+    assert len(sequences) == (2 if schema in ("chosen_rejected", "preferential") else 1)
+    for turns in sequences:
+        assert [turn.trained for turn in turns] == [False, True]
+    report = lint([(1, record)], schema=schema)
+    assert (report.rows, report.malformed, report.all_masked) == (1, 0, 0)
+    assert f"{MARKS[0]}Hi there.{MARKS[1]}" in report.example
+
+
+def test_what_fits_no_schema_or_not_its_own():
+    with pytest.raises(ValueError, match="no schema fits the fields .'text'."):
+        schemas.recognise({"text": "x"})
+    turns = [*TURNS, {"role": "user", "content": "And?"}, {"role": "assistant", "content": "So."}]
+    assert [t.trained for t in schemas.segments({"messages": turns}, "messages")[0]] == [
+        False, True, False, True,
+    ]  # fmt: skip
+    both = schemas.segments({"chosen": turns, "rejected": TURNS}, "chosen_rejected")
+    assert [t.trained for t in both[0]] == [False, False, False, True]
+    with pytest.raises(ValueError, match="one user turn"):
+        schemas.prompt_and_response({"messages": turns}, "messages")
+    with pytest.raises(ValueError, match="cannot be told from its 1 constraints"):
+        schemas.separate_task({**EXAMPLES["ifeval"], "prompt": "Say hi, no commas."})
+    for record, message in (
+        ({"messages": []}, "list of messages"),
+        ({"messages": [{"role": "bot", "content": "x"}]}, "message 0 of 'messages'"),
+        ({"prompt": "a", "completion": "b", "label": "yes"}, "true or false under 'label'"),
+        ({"prompt": "a", "completion": 3}, "wanted a text under 'completion'"),
+        ({"prompt": "a", "completion": "\ud800"}, "'completion' is not valid Unicode"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            schemas.segments(record, schemas.recognise(record))
+
+
+def _lint(*records, **options):
+    return lint(enumerate(records, 1), **options)
+
+
+def test_lint_counts_by_hand():
+    good = [{"prompt": f"Ask {i}.", "completion": "one two three"} for i in range(6)]
+    report = _lint(
+        *good, good[0], {"prompt": "Ask.", "completion": " "}, {"prompt": "x"}, "torn line",
+        {"prompt": "Ask.", "completion": "word " * 50}, limit=20,
+    )  # fmt: skip
+    assert (report.rows, report.malformed, report.empty) == (11, 2, 1)
+    assert (report.truncated, report.duplicated, report.all_masked) == (1, 1, 1)
+    assert report.problems[0].startswith("row 9: no schema fits")
+    assert report.problems[1] == "row 10: torn line"
+    assert not report.errors
+    report.refuse()
+    assert "malformed 2, empty 1, truncated 1, duplicated 1, all masked 1" in report.lines()[0]
+    assert json.loads(json.dumps(report.to_json()))["schemas"] == {"prompt_completion": 9}
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([EXAMPLES["messages"], EXAMPLES["prompt_completion"]], "several schemas"),
+        ([{"text": "x"}], "no usable row among 1: row 1"),
+        ([{"prompt": "p", "chosen": "a", "rejected": "a"}] * 3, "chosen and rejected"),
+        (
+            [{"prompt": f"A question of some length {i}?",
+              "completion": f"A question of some length {i}? Yes."} for i in range(3)],
+            "begins with the whole prompt",
+        ),
+        ([{"messages": TURNS[:1]}] * 2, "ends with a user turn"),
+        ([{"messages": TURNS[:1]}] * 2, "nothing to train on"),
+        ([{**EXAMPLES["prompt_label"], "prompt": str(i)} for i in range(4)], "every label is True"),
+    ],
+)  # fmt: skip
+def test_silently_wrong_data_is_refused(records, message):
+    report = _lint(*records)
+    with pytest.raises(ValueError, match=message):
+        report.refuse()
+    assert any(line.startswith("error: ") for line in report.lines())
+
+
+def test_constraints_of_rows_are_verified():
+    wrong = {**EXAMPLES["preferential"], "response": "Hi, there."}
+    report = _lint(wrong, {**EXAMPLES["ifeval"], "kwargs": [{"keywords": "tea"}]})
+    assert report.malformed == 2
+    assert "accepted prompt" in report.problems[0] and "no_comma" in report.problems[1]
+
+
+def test_the_marked_example_is_what_the_mask_says():
+    tokenizer = character_tokenizer()
+    turns = [Segment("user", "Say hi.", False), Segment("assistant", "Hi.", True)]
+    ids, mask = encode(turns, tokenizer)
+    text = tokenizer.apply_chat_template(
+        [{"role": turn.role, "content": turn.text} for turn in turns], tokenize=False
+    )
+    assert tokenizer.decode(ids) == text
+    trained = [i for i, m in zip(ids, mask, strict=True) if m]
+    assert tokenizer.decode(trained) == "Hi.\n"
+    assert marked(ids, mask, tokenizer) == text.replace("Hi.\n", f"{MARKS[0]}Hi.\n{MARKS[1]}")
+    tokenizer.chat_template = None
+    ids, mask = encode(turns, tokenizer)
+    assert ids == tokenizer("Say hi.Hi.")["input_ids"] + [tokenizer.eos_token_id]
+    assert mask == [0] * 7 + [1] * 4
+    report = _lint(EXAMPLES["prompt_completion"], tokenizer=character_tokenizer(), limit=9)
+    assert (report.unit, report.truncated, report.all_masked) == ("tokens", 1, 1)
+
+
+ROWS = [{"prompt": f"Say {i}, é\n?", "completion": f'"{i}"'} for i in range(7)]
+
+
+def _write(path):
+    if path.suffix == ".jsonl":
+        path.write_text("\n".join(map(json.dumps, ROWS)), encoding="utf-8")
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(ROWS), encoding="utf-8")
+    elif path.suffix == ".csv":
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ["prompt", "completion"])
+            writer.writeheader()
+            writer.writerows(ROWS)
+    else:
+        import datasets
+
+        table = datasets.Dataset.from_list(ROWS)
+        if path.suffix == ".parquet":
+            table.to_parquet(str(path))
+        else:
+            table.save_to_disk(str(path))
+
+
+@pytest.mark.parametrize("name", ["r.jsonl", "r.json", "r.csv", "r.parquet", "folder"])
+def test_every_format_gives_the_same_rows(tmp_path, name):
+    _write(tmp_path / name)
+    assert list(tables.iter_rows(tmp_path / name)) == list(enumerate(ROWS, 1))
+
+
+def test_bad_files_and_lines(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no such file: .*none\.csv"):
+        next(tables.iter_rows(tmp_path / "none.csv"))
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(b'{"a": 1}\n\n[2]\n{"a"\n\xff\n' + b"[" * 100_000 + b"\n")
+    rows = dict(tables.iter_rows(path))
+    assert rows.pop(1) == {"a": 1} and list(rows) == [3, 4, 5, 6]
+    assert rows[3] == "wanted a JSON object, got list"
+    assert all("not valid JSON" in rows[number] for number in (4, 5, 6))
+    (tmp_path / "r.csv").write_text("a,b\n1,2\n1\n1,2,3\n")
+    kinds = [type(row) for _, row in tables.iter_rows(tmp_path / "r.csv")]
+    assert kinds == [dict, str, str]
+
+
+def test_responses_are_joined_by_prompt(tmp_path):
+    path = tmp_path / "r.jsonl"
+    answers = [("b", "2"), ("a", "1"), ("b", "3")]
+    path.write_text("\n".join(json.dumps({"prompt": p, "response": r}) for p, r in answers))
+    rows = [(1, {"prompt": "a"}), (2, "torn"), (3, {"prompt": "b"}), (4, {"prompt": "b"})]
+    joined = dict(tables.join_responses(iter([*rows, (5, {"prompt": "b"})]), path))
+    assert [joined[i]["response"] for i in (1, 3, 4)] == ["1", "2", "3"]
+    assert joined[2] == "torn" and "no response to this prompt" in joined[5]
+
+
+def test_one_source_is_every_row_once_an_epoch():
+    for size in (1, 7, 1024, 3000):
+        mixture = Mixture([size], seed=3)
+        orders = [mixture.rows(epoch, np.arange(size))[:, 1] for epoch in (0, 1)]
+        for order in orders:
+            np.testing.assert_array_equal(np.sort(order), np.arange(size))
+        assert size == 1 or (orders[0] != orders[1]).any()
+
+
+def test_a_mixture_is_a_function_of_seed_epoch_and_index():
+    mixture = Mixture([100, 50, 2000], [2, 1, 1], seed=5)
+    whole = mixture.rows(4, np.arange(2048))
+    counts = collections.Counter(whole[:, 0].tolist())
+    assert counts == {0: 1024, 1: 512, 2: 512}  # the weights, exactly
+    again = Mixture([100, 50, 2000], [2, 1, 1], seed=5)
+    for index in (2047, 3, 1024, 0):
+        assert again.at(4, index) == tuple(whole[index])
+    for source, size in enumerate(mixture.sizes):  # no row a second time before all came once
+        rows = whole[whole[:, 0] == source][:, 1]
+        assert len(set(rows[:size].tolist())) == min(size, len(rows))
+    assert (Mixture([100, 50, 2000], [2, 1, 1], seed=6).rows(4, np.arange(2048)) != whole).any()
+
+
+def test_processes_share_an_epoch_without_overlap():
+    mixture = Mixture([33, 20], seed=1)
+    shards = [mixture.shard(0, process, 4) for process in range(4)]
+    assert [len(shard) for shard in shards] == [13] * 4
+    places = np.stack(shards, axis=1).reshape(-1, 2)
+    np.testing.assert_array_equal(places, mixture.rows(0, np.arange(52)))
+    for sizes, weights in (([], None), ([3, 0], None), ([3, 3], [1]), ([3, 3], [1, 0])):
+        with pytest.raises(ValueError, match="a mixture wants"):
+            Mixture(sizes, weights)
+    with pytest.raises(ValueError, match="below 1/1024"):
+        Mixture([3, 3], [1, 10_000])
+    with pytest.raises(ValueError, match="wanted a process of 0 to 1"):
+        mixture.shard(0, 2, 2)
