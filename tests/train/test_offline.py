@@ -34,7 +34,7 @@ def _load(name, preset):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config(preset)
-    config.rounds, config.offline.steps_per_round = 2, 2
+    config.rounds, config.offline.steps_per_round, config.offline.batch_size = 2, 1, 4
     config.offline.optim.warmup_steps = 0
     return finalize(config)
 
