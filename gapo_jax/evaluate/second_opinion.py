@@ -41,7 +41,9 @@ def make_scorer(
         logits_B = np.zeros(len(prompts), np.float32)
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            filled = np.resize(rows, batch_size)  # the last batch repeats rows to keep its shape
+            filled = np.resize(
+                rows, batch_size
+            ).tolist()  # the last batch repeats rows to keep its shape
             arrays = encode_discriminator(
                 tokenizer,
                 [prompts[i] for i in filled],

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -53,18 +54,19 @@ class Encoder:
             self.response_width,
             end_id(self.players),
         )
-        return Rollout(
-            tokens_BT=np.concatenate([tokens_BP, tokens_BR], axis=1),
-            mask_BT=np.concatenate([mask_BP, mask_BR], axis=1),
-            response_mask_BR=mask_BR,
-            logprobs_BR=np.zeros(mask_BR.shape, np.float32),
-        )
+        fields: dict[str, Any] = {
+            "tokens_BT": np.concatenate([tokens_BP, tokens_BR], axis=1),
+            "mask_BT": np.concatenate([mask_BP, mask_BR], axis=1),
+            "response_mask_BR": mask_BR,
+            "logprobs_BR": np.zeros(mask_BR.shape, np.float32),
+        }
+        return Rollout(**fields)
 
 
 def end_id(players: Players) -> int:
     """Return the token that ends a response: the tokenizer's, if the model ends with it."""
     ids = players.decoder.config.eos_ids
-    own = players.tokenizer.eos_token_id
+    own: Any = players.tokenizer.eos_token_id
     return own if own in ids or not ids else ids[0]
 
 
@@ -154,8 +156,10 @@ def fit(
         )
     if len(kept) < len(examples):
         log.info("left out %d of %d examples: too long", len(examples) - len(kept), len(examples))
-    widths = [round_up(max(sizes[i][axis] for i in kept), limits[axis]) for axis in (0, 1)]
-    return [examples[i] for i in kept], Encoder(players, *widths, tuple(cut_off))
+    prompt, response = (
+        round_up(max(sizes[i][axis] for i in kept), limits[axis]) for axis in (0, 1)
+    )
+    return [examples[i] for i in kept], Encoder(players, prompt, response, tuple(cut_off))
 
 
 def offline_batch(
@@ -186,10 +190,7 @@ def offline_batch(
     if config.method == "inverse_q":
         sides = [example[0] for example in chosen]
         other = encoder.rows([example[1] for example in chosen], system)
-    return OfflineBatch(
-        rows=encoder.rows(sides, system),
-        other=other,
-        rewards_N=np.array(
-            [rewards.get((side.prompt, side.response), side.reward) for side in sides], np.float32
-        ),
+    rewards_N: Any = np.array(
+        [rewards.get((side.prompt, side.response), side.reward) for side in sides], np.float32
     )
+    return OfflineBatch(rows=encoder.rows(sides, system), other=other, rewards_N=rewards_N)

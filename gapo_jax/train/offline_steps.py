@@ -168,11 +168,12 @@ def kto_rows_loss(
     the log-probs [N, R] of the mismatched rows under policy and reference."""
     assert batch.other is not None
     masks = batch.rows.response_mask_BR, batch.other.response_mask_BR
-    sums_N = [sequence_logprobs(x_BR, masks[0]) for x_BR in (policy_BR, ref_BR)]
-    sums_N += [sequence_logprobs(x_BR, masks[1]) for x_BR in others]
+    policy_N, ref_N = (sequence_logprobs(x_BR, masks[0]) for x_BR in (policy_BR, ref_BR))
+    other_N, other_ref_N = (sequence_logprobs(x_BR, masks[1]) for x_BR in others)
     count = policy_BR.shape[0]
     desirable_N = jnp.arange(count) < count // 2
-    return losses.kto_loss(*sums_N, desirable_N, **dataclasses.asdict(config.kto))
+    options: Any = dataclasses.asdict(config.kto)
+    return losses.kto_loss(policy_N, ref_N, other_N, other_ref_N, desirable_N, **options)
 
 
 def improver_loss(policy_BR: jax.Array, batch: OfflineBatch) -> tuple[jax.Array, Metrics]:
