@@ -14,7 +14,7 @@ So critic-free GAPO is `method=gapo` with another `ppo.advantage`, and every oth
 update against a frozen judge (`reward.source` decides which one).
 """
 
-from __future__ import annotations
+# No postponed annotations: the flags of nested sections read the types of the fields.
 
 import dataclasses
 import math

@@ -5,7 +5,7 @@ methods.
 alone stand here beside their fields.
 """
 
-from __future__ import annotations
+# No postponed annotations: the flags of nested sections read the types of the fields.
 
 import dataclasses
 import difflib

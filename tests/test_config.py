@@ -177,3 +177,17 @@ def test_reinforce_pp_and_ppo_work_with_one_sample_a_prompt():
         config = Config(method=method)
         config.ppo.samples_per_prompt, config.ppo.minibatch_size = 1, 12
         assert finalize(config).method == method
+
+
+def _sections(section):
+    yield section
+    for value in vars(section).values():
+        if dataclasses.is_dataclass(value):
+            yield from _sections(value)
+
+
+def test_flags_can_read_the_type_of_every_field():
+    # Postponed annotations are text, on which the flags of nested sections end with a TypeError.
+    for section in _sections(Config()):
+        for field in dataclasses.fields(section):
+            assert not isinstance(field.type, str), f"{type(section).__name__}.{field.name}"

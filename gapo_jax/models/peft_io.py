@@ -18,7 +18,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from gapo_jax.models import hf_map
-from gapo_jax.models.decoder import Decoder, DecoderConfig
+from gapo_jax.models.decoder import Decoder
+from gapo_jax.models.decoder_config import DecoderConfig
 from gapo_jax.models.hf_io import _replacing, _save_file, _write_json
 from gapo_jax.models.lora import Adapters, kernels, put
 from gapo_jax.models.model_card import MARK

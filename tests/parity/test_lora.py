@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 import torch
-from parity_references import padded_batch, tiny_llama, torch_logits
+from decoder_references import tiny_decoder
+from parity_references import padded_batch, torch_logits
 
 from gapo_jax.models import (
     Decoder,
@@ -38,7 +39,7 @@ TARGETS = {
 def llama(tmp_path_factory):
     """The folder of a tiny random Llama of 3 layers, our decoder, its parameters, a batch."""
     folder = tmp_path_factory.mktemp("base")
-    tiny_llama().save_pretrained(folder)
+    tiny_decoder("llama", num_hidden_layers=3).save_pretrained(folder)
     decoder, params = load_decoder(folder)
     return folder, decoder, params, padded_batch(120, "left")
 
@@ -47,7 +48,9 @@ def _theirs(base, adapter):
     """PEFT's model of a base folder and an adapter folder."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        base, dtype=torch.float32, attn_implementation="eager"
+    )
     return peft.PeftModel.from_pretrained(model, adapter).eval()
 
 
@@ -147,6 +150,29 @@ def test_we_compute_the_same_from_pefts_adapter(llama, options, tmp_path):
     if not first:
         unmerged = _ours(decoder, params, adapters, batch)
         np.testing.assert_allclose(unmerged[real], want[real], atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["phi3", "gpt2"])
+def test_matrices_that_the_family_keeps_joined(family, tmp_path):
+    """q and v of a joined q, k, v (Phi-3 [out, in], GPT-2 [in, out]): out to PEFT, and back."""
+    tiny_decoder(family).save_pretrained(tmp_path / "base")
+    decoder, params = load_decoder(tmp_path / "base")
+    batch = padded_batch(120, "left")
+    real = batch[1] > 0
+    adapters = _random(
+        init_adapters(
+            jax.random.key(0), params["layers"], rank=3, alpha=6.0, targets=("q", "v", "o", "up")
+        )
+    )
+    save_adapter(decoder, adapters, tmp_path / "adapter")
+    got = _ours(decoder, params, adapters, batch)
+    want = torch_logits(_theirs(tmp_path / "base", tmp_path / "adapter"), *batch)
+    assert np.abs(got - _ours(decoder, params, None, batch))[real].max() > 0.1
+    np.testing.assert_allclose(got[real], want[real], atol=TOLERANCE, rtol=0)
+    again, _ = load_adapter(tmp_path / "adapter", decoder)
+    np.testing.assert_allclose(
+        _ours(decoder, params, again, batch)[real], got[real], atol=TOLERANCE, rtol=0
+    )
 
 
 @pytest.mark.parametrize(
