@@ -17,21 +17,26 @@ number_words .68; number_sentences .57, existence .55, forbidden_words .48 were 
 coin, so their reward would be noise and they are left out here (add them to `data.types` with 4
 times the pairs). Quotation never occurs by itself, so there is nothing to reinforce.
 
-Measured 2026-11-22, 2 CPU cores, jax 0.10.2 (held-out constraint accuracy, strict, per
-instruction, percentage points, 95% interval of the paired bootstrap over prompts; 96 responses a
-set):
+Measured 2026-11-22, 2 CPU cores, jax 0.10.2 (held-out constraint accuracy, strict, percentage
+points, 95% interval of the paired bootstrap over prompts; 96 responses a set):
 
-| seed | held-out topics | held-out phrasings |
-|---|---|---|
-| 0 | 43.2 -> 54.5, +11.4 [+2.1, +21.3] | 24.6 -> 41.0, +16.4 [+6.5, +26.7] |
+| seed | topics, per instruction | topics, per prompt | phrasings, per instruction | per prompt |
+|---|---|---|---|---|
+| 0 | +7.6 [-2.4, +17.9] | +8.3 [-4.2, +21.9] | +18.7 [+10.0, +28.8] | +18.8 [+10.4, +29.2] |
+| 1 (.5) | +15.7 [+4.6, +26.5] | +19.8 [+8.3, +31.2] | +16.9 [+7.4, +27.3] | +16.7 [+6.2, +27.1] |
+| 2 | +15.7 [+5.7, +26.4] | +15.6 [+4.2, +28.1] | +16.2 [+6.2, +27.0] | +16.7 [+5.2, +28.1] |
 
-Only this one seed has been run to its end with these settings so far; 20 minutes 25 seconds of
-wall time on a machine shared with other work, 6.0 GB at the peak.
+Seed 0 is the whole of `bash scripts/quickstart.sh` in a fresh clone: 17 minutes 23 seconds, of
+which the training is 15 minutes 14; 5.6 GB at the peak. Seed 1 has been run with
+`reward.missing_eos_penalty=0.5` only. On the topics of seed 0 the interval holds zero: what is won
+on titles and postscripts is lost on bullets, because answers have become shorter.
 
-What it learns is titles, postscripts and lengths; exact endings stay where they were, since the
-starting model almost never writes one and there is nothing to reinforce. How it gets hacked: at
-KL .11 a token some answers repeat their postscript (share of repeated 3-grams .01 -> .11 on
-held-out topics).
+What it learns is titles, postscripts and (mostly by shorter answers) to do without commas; exact
+endings stay where they were, since the starting model almost never writes one and there is nothing
+to reinforce. How it gets hacked: without the penalty on repetition (`discriminator.max_repetition`)
+some answers were nothing but their postscript, nine times over (share of repeated 3-grams .01 ->
+.11); with it that share stays at .01 to .02. The penalty on a missing end shortens answers from 25
+to 13 words, which costs bullets and minimum lengths: it is the next thing to weaken.
 """
 
 from gapo_jax.config import Config
