@@ -83,14 +83,14 @@ def test_fields_that_contradict_each_other():
     ("changes", "message"),
     [
         ({"method": "kto", "offline.batch_size": 1}, r"offline.batch_size=1 gives KTO no second"),
-        ({"method": "dpo", "data.pairs": 4}, r"offline.batch_size=16 asks dpo .* data.pairs=4"),
+        ({"method": "dpo", "data.pairs": 4}, r"offline.batch_size=16 asks dpo .*data.pairs=4"),
         ({"method": "sft", "offline.accumulate": 3}, r"offline.accumulate=3 must divide"),
         ({"method": "dpo", "dpo.variant": "cdpo"}, r"label_smoothing above 0; try 0.1"),
         ({"method": "dpo", "dpo.variant": "ipo", "dpo.label_smoothing": 0.1}, r"set it to 0"),
         ({"method": "rpo", "rpo.distance": "sq", "rpo.responses": 3}, r"'sqloo'"),
         (
             {"method": "rpo", "rpo.responses": 9, "data.preference": "responses"},
-            r"rpo.responses=9 .* data.responses_per_task=6",
+            r"rpo.responses=9 .*data.responses_per_task=6",
         ),
         (
             {"method": "inverse_q", "inverse_q.contrast": "system", "inverse_q.system_prompt": ""},
