@@ -1,12 +1,32 @@
-"""Fixtures that several test folders share."""
+"""Fixtures that several test folders share.
+
+All tests of a session share one cache of compiled programs, which is new in every session: half of
+their time would go into compiling the same small networks again.
+"""
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from gapo_jax.data.weights import locate
+
+# Before jax is imported. Test processes and the programs that tests start inherit it.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _folder = tempfile.mkdtemp(prefix="gapo_jax_tests_")
+    atexit.register(shutil.rmtree, _folder, ignore_errors=True)
+    os.environ |= {
+        "JAX_COMPILATION_CACHE_DIR": _folder,
+        # With a limit on its size the cache is locked, so that no process reads half a file.
+        "JAX_COMPILATION_CACHE_MAX_SIZE": str(2**31),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
 
 
 def _cached(name: str) -> Path:

@@ -1,9 +1,5 @@
-"""Whole runs of the tiny configuration, each in a process of its own as a user starts it.
+"""Whole runs of the tiny configuration, each in a process of its own as a user starts it."""
 
-All of them share one cache of compiled programs, which is new in every test session.
-"""
-
-import dataclasses
 import json
 import os
 import subprocess
@@ -17,11 +13,8 @@ ROOT = Path(__file__).parents[2]
 PROCESS = ("time", "throughput/", "compile/")
 
 
-@dataclasses.dataclass(frozen=True)
 class Runs:
     """Starts runs and reads what they leave."""
-
-    cache: Path
 
     def command(self, workdir, *flags):
         return [
@@ -31,11 +24,7 @@ class Runs:
 
     def options(self):
         keep = {k: v for k, v in os.environ.items() if not k.startswith("XLA_FLAGS")}
-        own = {
-            "JAX_PLATFORMS": "cpu",
-            "PYTHONPATH": str(ROOT),
-            "JAX_COMPILATION_CACHE_DIR": str(self.cache),
-        }
+        own = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
         return {"cwd": ROOT, "env": keep | own, "text": True}
 
     def play(self, workdir, *flags):
@@ -73,7 +62,5 @@ class Runs:
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory):
-    base = tmp_path_factory.getbasetemp()
-    # With several test processes, the parent is the folder that they share.
-    return Runs((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled")
+def runs():
+    return Runs()

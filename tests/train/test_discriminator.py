@@ -147,7 +147,7 @@ def test_the_gradient_penalty_equals_finite_differences():
         return module.apply({"params": params}, embedded, mask, method="judge_embedded")
 
     embed = functools.partial(module.apply, {"params": params}, method="embed")
-    embedded = jax.jit(embed)(tokens, batch.type_ids_BT)
+    embedded = jax.jit(embed)(tokens, mask, batch.type_ids_BT)
     whole = jax.jit(module.apply)({"params": params}, tokens, mask)
     np.testing.assert_allclose(jax.jit(judge)(embedded), whole, atol=1e-6)
     steps = jnp.eye(5 * 8).reshape(-1, 1, 5, 8) * 1e-2

@@ -35,9 +35,10 @@ def _load(name):
     return module.get_config()
 
 
-def _small(config):
+def _small(config, judge_updates=1):
     config.data.prompts = config.eval.prompts_per_set = 16
-    config.discriminator.updates_per_round = min(1, config.discriminator.updates_per_round)
+    updates = config.discriminator.updates_per_round
+    config.discriminator.updates_per_round = min(judge_updates, updates)
     return finalize(config)
 
 
@@ -150,7 +151,8 @@ def test_gapo_with_all_its_switches_at_once(world, tmp_path):
     disc = config.discriminator
     disc.loss, disc.gradient_penalty, disc.score_with = "bradley_terry", 1.0, "ema"
     disc.ema_decay = 0.75
-    run = _run(world, _small(config), tmp_path)
+    # The rate of the first update is 0: the warm-up, which is not played here, starts there.
+    run = _run(world, _small(config, judge_updates=2), tmp_path)
     state = _play(run)
     start = _start(run)
     for network in ("policy", "discriminator"):
