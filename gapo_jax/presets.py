@@ -34,7 +34,7 @@ def tiny(method: str, name: str = "") -> Config:
 
 
 def smollm2(method: str, name: str = "") -> Config:
-    """Return a method on SmolLM2-135M-Instruct with the data of configs/gapo_quickstart.py."""
+    """Return a method on SmolLM2-135M-Instruct: models, data and evaluation of the quickstart."""
     config = Config(method=method, name=name or f"{method}_smollm2", rounds=10)
     config.model.trainable_layers = 10
     config.data.types = (
@@ -70,7 +70,7 @@ def tiny_rounds(method: str, name: str = "") -> Config:
 
 
 def smollm2_rounds(method: str, name: str = "") -> Config:
-    """Return `smollm2` with the rounds of configs/gapo_quickstart.py: 12 prompts x 8 samples, of
+    """Return `smollm2` with the rounds of the quickstart: 12 prompts x 8 samples, of
     which the two best and the two worst are learned from."""
     config = smollm2(method, name)
     config.discriminator.updates_per_round = 8
@@ -78,5 +78,5 @@ def smollm2_rounds(method: str, name: str = "") -> Config:
     config.ppo.train_samples, config.ppo.minibatch_size, config.ppo.epochs = 4, 16, 1
     config.ppo.kl_coef = 0.05
     config.ppo.optim.learning_rate = 6e-5
-    config.reward.missing_eos_penalty = 0.5
+    config.reward.missing_eos_penalty = 0.25
     return config
