@@ -8,7 +8,7 @@ The settings are not tuned; time, memory and result have not been measured yet.
 """
 
 from gapo_jax.config import Config
-from gapo_jax.presets import smollm2
+from gapo_jax.presets import choose_dpo, smollm2
 
 PRESETS = ("cdpo", "ipo", "hinge", "robust", "exo")
 
@@ -16,9 +16,4 @@ PRESETS = ("cdpo", "ipo", "hinge", "robust", "exo")
 def get_config(preset: str = "") -> Config:
     """Return the configuration; `preset` is one of PRESETS or empty."""
     config = smollm2("dpo", preset and f"dpo_smollm2_{preset}")
-    if preset:
-        config.dpo.variant = preset
-        # ipo by the mean over tokens, as its authors and TRL do.
-        config.dpo.reduce = "mean" if preset == "ipo" else "sum"
-        config.dpo.label_smoothing = {"cdpo": 0.1, "robust": 0.1, "exo": 0.001}.get(preset, 0.0)
-    return config
+    return choose_dpo(config, preset)

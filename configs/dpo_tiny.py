@@ -9,7 +9,7 @@ all; pref/accuracy .91 on the last round's batches. Memory not measured.
 """
 
 from gapo_jax.config import Config
-from gapo_jax.presets import tiny
+from gapo_jax.presets import choose_dpo, tiny
 
 PRESETS = ("cdpo", "ipo", "hinge", "robust", "exo")
 
@@ -17,9 +17,4 @@ PRESETS = ("cdpo", "ipo", "hinge", "robust", "exo")
 def get_config(preset: str = "") -> Config:
     """Return the configuration; `preset` is one of PRESETS or empty."""
     config = tiny("dpo", preset and f"dpo_tiny_{preset}")
-    if preset:
-        config.dpo.variant = preset
-        # ipo by the mean over tokens, as its authors and TRL do.
-        config.dpo.reduce = "mean" if preset == "ipo" else "sum"
-        config.dpo.label_smoothing = {"cdpo": 0.1, "robust": 0.1, "exo": 0.001}.get(preset, 0.0)
-    return config
+    return choose_dpo(config, preset)

@@ -8,7 +8,7 @@ The settings are not tuned; time, memory and result have not been measured yet.
 """
 
 from gapo_jax.config import Config
-from gapo_jax.presets import smollm2
+from gapo_jax.presets import choose_rpo, smollm2
 
 PRESETS = ("sq", "fwd_kl", "k4", "discriminator")
 
@@ -16,10 +16,4 @@ PRESETS = ("sq", "fwd_kl", "k4", "discriminator")
 def get_config(preset: str = "") -> Config:
     """Return the configuration; `preset` is one of PRESETS or empty."""
     config = smollm2("rpo", preset and f"rpo_smollm2_{preset}")
-    if preset == "k4":
-        config.rpo.responses = 4
-    elif preset == "discriminator":
-        config.rpo.reward = "discriminator"
-    elif preset:
-        config.rpo.distance = preset
-    return config
+    return choose_rpo(config, preset)

@@ -7,7 +7,7 @@ Time and memory not measured on a quiet machine yet; dpo_tiny is of the same siz
 """
 
 from gapo_jax.config import Config
-from gapo_jax.presets import tiny
+from gapo_jax.presets import choose_rpo, tiny
 
 PRESETS = ("sq", "fwd_kl", "k4", "discriminator")
 
@@ -15,10 +15,4 @@ PRESETS = ("sq", "fwd_kl", "k4", "discriminator")
 def get_config(preset: str = "") -> Config:
     """Return the configuration; `preset` is one of PRESETS or empty."""
     config = tiny("rpo", preset and f"rpo_tiny_{preset}")
-    if preset == "k4":
-        config.rpo.responses = 4
-    elif preset == "discriminator":
-        config.rpo.reward = "discriminator"
-    elif preset:
-        config.rpo.distance = preset
-    return config
+    return choose_rpo(config, preset)

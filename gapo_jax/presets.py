@@ -80,3 +80,24 @@ def smollm2_rounds(method: str, name: str = "") -> Config:
     config.ppo.optim.learning_rate = 6e-5
     config.reward.missing_eos_penalty = 0.25
     return config
+
+
+def choose_dpo(config: Config, preset: str) -> Config:
+    """Set the variant of DPO, with the settings that it needs; an empty preset changes nothing."""
+    if preset:
+        config.dpo.variant = preset
+        # ipo by the mean over tokens, as its authors and TRL do.
+        config.dpo.reduce = "mean" if preset == "ipo" else "sum"
+        config.dpo.label_smoothing = {"cdpo": 0.1, "robust": 0.1, "exo": 0.001}.get(preset, 0.0)
+    return config
+
+
+def choose_rpo(config: Config, preset: str) -> Config:
+    """Set the distance, the sides or the rewards of RPO; an empty preset changes nothing."""
+    if preset == "k4":
+        config.rpo.responses = 4
+    elif preset == "discriminator":
+        config.rpo.reward = "discriminator"
+    elif preset:
+        config.rpo.distance = preset
+    return config
