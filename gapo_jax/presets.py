@@ -55,7 +55,7 @@ def smollm2(method: str, name: str = "") -> Config:
     config.discriminator.warmup_epochs = 1
     config.offline.steps_per_round, config.offline.batch_size = 10, 16
     config.offline.max_response_tokens = 96
-    config.eval.prompts_per_set, config.eval.samples_per_prompt = 48, 2
+    config.eval.prompts_per_set, config.eval.samples_per_prompt = 96, 1
     return config
 
 
@@ -78,7 +78,7 @@ def smollm2_rounds(method: str, name: str = "") -> Config:
     config.ppo.train_samples, config.ppo.minibatch_size, config.ppo.epochs = 4, 16, 1
     config.ppo.kl_coef = 0.05
     config.ppo.optim.learning_rate = 6e-5
-    config.reward.missing_eos_penalty = 0.25
+    config.reward.missing_eos_penalty = 0.1
     return config
 
 

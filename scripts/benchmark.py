@@ -40,8 +40,9 @@ from gapo_jax.config import Config, finalize
 from gapo_jax.data.weights import locate
 from gapo_jax.models import Decoder, DecoderConfig, load_decoder, save_hf
 from gapo_jax.rollout.sampler import make_sampler
+from gapo_jax.train.compilation import jit_step
 from gapo_jax.train.discriminator import prime
-from gapo_jax.train.forward import GeneratorSpec
+from gapo_jax.train.forward import GeneratorSpec, layers_to_unroll
 from gapo_jax.train.interrupt import StopRequest
 from gapo_jax.train.online import one_round
 from gapo_jax.train.optim import make_optimizer
@@ -181,7 +182,7 @@ def measure_forward(args, decoder, params, reference) -> dict[str, Any]:
     """Hidden states of prompts and responses, as scoring computes them."""
     experience = make_experience(args, decoder.config.vocab_size)
     tokens_BT, mask_BT = experience.tokens_BT, experience.mask_BT
-    forward = jax.jit(functools.partial(decoder.apply, method="hidden"))
+    forward = jit_step(functools.partial(decoder.apply, method="hidden"))
     inputs = ({"params": params}, tokens_BT, mask_BT)
     run, compile_s = compiled(forward, *inputs)
     ours = timed(lambda: jax.block_until_ready(run(*inputs)), args.repeats)
@@ -201,13 +202,15 @@ def policy_update(args, decoder: Decoder) -> tuple[Any, Callable[[Any], Network]
     config.lora.rank = args.lora_rank
     config.model.train_embeddings = args.train_embeddings
     layers = decoder.config.num_layers
+    first = layers - (args.trainable_layers or layers)
     spec = GeneratorSpec(
         config=decoder.config,
-        first=layers - (args.trainable_layers or layers),
+        first=first,
         temperature=TEMPERATURE,
         chunk=config.ppo.logprob_chunk,
         critic="reference",
         critic_hidden=0,
+        unroll=layers_to_unroll(decoder.config, first),
     )
     optimizer = make_optimizer(config.ppo.optim, lambda _: LEARNING_RATE)
     step = functools.partial(policy_step, spec=spec, config=config, optimizer=optimizer)
@@ -216,7 +219,7 @@ def policy_update(args, decoder: Decoder) -> tuple[Any, Callable[[Any], Network]
         trained = start_policy(params, spec.first, config, jax.random.key(args.seed))
         return Network.create(trained, optimizer)
 
-    return jax.jit(step, donate_argnums=0), create, spec.first
+    return jit_step(step, donate=0), create, spec.first
 
 
 def measure_policy_memory(args, decoder, params, reference) -> dict[str, Any]:

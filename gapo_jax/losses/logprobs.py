@@ -1,9 +1,10 @@
 """Log-probs of given tokens without ever holding [B, T, V] logits.
 
 The vocabulary is the widest axis of a small model: 2,048 tokens by 49,152 words are 400 MB of
-float32. Here tokens pass through the unembedding in chunks, forward and backward. The backward
-pass computes each chunk's logits anew from the saved log-sum-exp, so between the two passes only
-[B, T] numbers live beyond the inputs.
+float32. Here tokens pass through the unembedding in chunks, forward and backward. The forward pass
+takes the gradient by the hidden states along; the backward pass computes each chunk's logits anew
+for the gradient of the kernel, if that is wanted. Between the two live only [B, T] and [B, T, D]
+numbers beyond the inputs.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def chunked_logprobs(
       kernel_DV: unembedding. Its gradient costs nothing where nobody asks for it.
       targets_BT: int token ids in [0, V); a masked place may hold any valid id.
       temperature: > 0, the sampling temperature; may be traced, receives no gradient.
-      chunk_tokens: tokens whose logits are held at one time (chunk_tokens * V * 4 bytes, twice in
-        the backward pass). Memory alone depends on it, not the result.
+      chunk_tokens: tokens whose logits are held at one time (chunk_tokens * V * 4 bytes, twice
+        where there is a gradient). Memory alone depends on it, not the result.
       with_entropy: also return the entropy of each distribution, in nats, as a metric: no
         gradient flows through it.
       tied: the kernel is the transpose of an embedding [V, D] (`embedding.T`). The result is the
@@ -119,60 +120,80 @@ def _einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
 
 
+def _logits(hidden_BCD, kernel, bound, axes: str) -> tuple[jax.Array, jax.Array | float]:
+    """Return the logits [B, C, V] of a chunk and their slope by the product's own value."""
+    logits_BCV = _einsum(f"bcd,{axes}->bcv", hidden_BCD, kernel)
+    if bound is None:
+        return logits_BCV, 1.0
+    tanh_BCV = jnp.tanh(logits_BCV)
+    return bound * tanh_BCV, bound * (1.0 - jnp.square(tanh_BCV))
+
+
+def _dlogits(logits_BCV, lse_BC, targets_BC, slope) -> jax.Array:
+    """Gradient of each token's log-prob by its row of products, [B, C, V] float32."""
+    words_V = jnp.arange(logits_BCV.shape[-1], dtype=targets_BC.dtype)
+    chosen_BCV = (targets_BC[..., None] == words_V).astype(jnp.float32)
+    return (chosen_BCV - jnp.exp(logits_BCV - lse_BC[..., None])) * slope
+
+
 def _value(hidden_NBCD, kernel, targets_NBC, bound, axes: str, with_entropy: bool):
-    return _forward(hidden_NBCD, kernel, targets_NBC, bound, axes, with_entropy)[0]
-
-
-def _forward(hidden_NBCD, kernel, targets_NBC, bound, axes, with_entropy):
     """`axes` is "dv" or "vd", the order of the axes of `kernel`; `bound` (a scalar or None) is what
     the hyperbolic tangent of the product is multiplied by."""
+    return _scan(hidden_NBCD, kernel, targets_NBC, bound, axes, with_entropy, False)[:2]
+
+
+def _scan(hidden_NBCD, kernel, targets_NBC, bound, axes, with_entropy, with_slopes):
+    """Return (log-probs, entropy, log-sum-exp, gradient of each log-prob by its hidden state), the
+    last, float32 [chunks, B, C, D], only `with_slopes`."""
 
     def chunk(_, inputs):
         hidden_BCD, targets_BC = inputs
-        logits_BCV = _einsum(f"bcd,{axes}->bcv", hidden_BCD, kernel)
-        if bound is not None:
-            logits_BCV = bound * jnp.tanh(logits_BCV)
+        logits_BCV, slope = _logits(hidden_BCD, kernel, bound, axes)
         top_BC = jnp.max(logits_BCV, axis=-1)
         shifted_BCV = logits_BCV - top_BC[..., None]
         total_BC = jnp.sum(jnp.exp(shifted_BCV), axis=-1)
         target_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
         lse_BC = top_BC + jnp.log(total_BC)
-        entropy_BC = None
+        entropy_BC, slopes_BCD = None, None
         if with_entropy:
             mean_BC = jnp.sum(jnp.exp(shifted_BCV) * shifted_BCV, axis=-1) / total_BC
             entropy_BC = jnp.log(total_BC) - mean_BC
-        return None, (target_BC - lse_BC, entropy_BC, lse_BC)
+        if with_slopes:
+            dlogits_BCV = _dlogits(logits_BCV, lse_BC, targets_BC, slope).astype(kernel.dtype)
+            slopes_BCD = _einsum(f"bcv,{axes}->bcd", dlogits_BCV, kernel)
+        return None, (target_BC - lse_BC, entropy_BC, lse_BC, slopes_BCD)
 
-    _, (logprobs, entropy, lse) = jax.lax.scan(chunk, None, (hidden_NBCD, targets_NBC))
-    return (logprobs, entropy), (hidden_NBCD, kernel, targets_NBC, bound, lse)
+    return jax.lax.scan(chunk, None, (hidden_NBCD, targets_NBC))[1]
+
+
+def _forward(hidden_NBCD, kernel, targets_NBC, bound, axes, with_entropy):
+    # The gradient of a log-prob by its own hidden state does not depend on what is done with the
+    # log-prob, so it is taken while the logits are there: backward computes them again only for
+    # the gradient of the kernel.
+    logprobs, entropy, lse, slopes = _scan(
+        hidden_NBCD, kernel, targets_NBC, bound, axes, with_entropy, True
+    )
+    return (logprobs, entropy), (hidden_NBCD, kernel, targets_NBC, bound, lse, slopes)
 
 
 def _backward(axes, with_entropy, saved, cotangents):
     del with_entropy
-    hidden_NBCD, kernel, targets_NBC, bound, lse_NBC = saved
+    hidden_NBCD, kernel, targets_NBC, bound, lse_NBC, slopes_NBCD = saved
     gradient_NBC = cotangents[0]
-    words_V = jnp.arange(kernel.shape[axes.index("v")], dtype=targets_NBC.dtype)
+    dhidden_NBCD = (slopes_NBCD * gradient_NBC[..., None]).astype(hidden_NBCD.dtype)
 
     def chunk(dkernel_DV, inputs):
         hidden_BCD, targets_BC, lse_BC, gradient_BC = inputs
-        logits_BCV = _einsum(f"bcd,{axes}->bcv", hidden_BCD, kernel)
-        slope = 1.0
-        if bound is not None:
-            tanh_BCV = jnp.tanh(logits_BCV)
-            logits_BCV, slope = bound * tanh_BCV, bound * (1.0 - jnp.square(tanh_BCV))
-        chosen_BCV = (targets_BC[..., None] == words_V).astype(jnp.float32)
-        probs_BCV = jnp.exp(logits_BCV - lse_BC[..., None])
-        dlogits_BCV = (chosen_BCV - probs_BCV) * gradient_BC[..., None] * slope
-        dlogits_BCV = dlogits_BCV.astype(kernel.dtype)
-        dhidden_BCD = _einsum(f"bcv,{axes}->bcd", dlogits_BCV, kernel)
-        dkernel_DV += _einsum("bcd,bcv->dv", hidden_BCD, dlogits_BCV)
-        return dkernel_DV, dhidden_BCD.astype(hidden_BCD.dtype)
+        logits_BCV, slope = _logits(hidden_BCD, kernel, bound, axes)
+        dlogits_BCV = _dlogits(logits_BCV, lse_BC, targets_BC, slope) * gradient_BC[..., None]
+        return dkernel_DV + _einsum(
+            "bcd,bcv->dv", hidden_BCD, dlogits_BCV.astype(kernel.dtype)
+        ), None
 
-    # If nobody reads the kernel's gradient, the compiler drops this carry and its product. It is
-    # summed as [D, V] for either layout: measured a fifth faster on CPU, one transpose included.
-    zeros_DV = jnp.zeros((hidden_NBCD.shape[-1], words_V.size), jnp.float32)
-    inputs = (hidden_NBCD, targets_NBC, lse_NBC, gradient_NBC)
-    dkernel_DV, dhidden_NBCD = jax.lax.scan(chunk, zeros_DV, inputs)
+    # If nobody reads the kernel's gradient, the compiler drops this loop. It is summed as [D, V]
+    # for either layout: measured a fifth faster on CPU, one transpose included.
+    zeros_DV = jnp.zeros((hidden_NBCD.shape[-1], kernel.shape[axes.index("v")]), jnp.float32)
+    dkernel_DV, _ = jax.lax.scan(chunk, zeros_DV, (hidden_NBCD, targets_NBC, lse_NBC, gradient_NBC))
     dkernel = (dkernel_DV.T if axes == "vd" else dkernel_DV).astype(kernel.dtype)
     dbound = None if bound is None else jnp.zeros_like(bound)
     return dhidden_NBCD, dkernel, None, dbound

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -43,6 +46,31 @@ def keep_compiled_programs() -> None:
     # Many small programs cost more together than the few large ones.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@functools.cache
+def step_options() -> dict[str, str] | None:
+    """Return the compiler's options for training and scoring steps, None for its own choice.
+
+    On CPU, XLA hands dense products to a library that packs the weights anew at every call, which
+    pays where one program runs them many times (sampling) and costs a step an eighth of its time
+    (`scripts/benchmark.py policy_update`: 6.4 s without, 7.3 s with). The option is experimental,
+    so a version of jax that does not know it keeps its defaults.
+    """
+    if jax.default_backend() != "cpu":
+        return None
+    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    try:
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    except (jax.errors.JaxRuntimeError, ValueError):
+        return None
+    return options
+
+
+def jit_step(step: Callable[..., Any], donate: int | None = None) -> Any:
+    """Compile a training or scoring step; argument `donate` gives its memory to the result."""
+    donated = () if donate is None else (donate,)
+    return jax.jit(step, donate_argnums=donated, compiler_options=step_options())
 
 
 class CompileCounter:

@@ -25,6 +25,7 @@ from gapo_jax import losses
 from gapo_jax.config import Config
 from gapo_jax.losses import chunked_logprobs, masked_mean, sequence_logprobs
 from gapo_jax.models import unembedding
+from gapo_jax.train.compilation import jit_step
 from gapo_jax.train.forward import (
     GeneratorSpec,
     lower_hidden,
@@ -250,4 +251,4 @@ def make_offline_step(
     """Bind the static parts and jit; the network is donated."""
     spec = dataclasses.replace(spec, temperature=1.0)
     step = functools.partial(offline_step, spec=spec, config=config, optimizer=optimizer)
-    return jax.jit(step, donate_argnums=0)
+    return jit_step(step, donate=0)

@@ -26,7 +26,7 @@ from gapo_jax.models import Decoder, DecoderConfig, Discriminator, EncoderConfig
 from gapo_jax.online_sections import has_critic, scores_with_average
 from gapo_jax.rollout.generate import SampleFn
 from gapo_jax.rollout.sampler import make_sampler
-from gapo_jax.train.forward import GeneratorSpec, init_critic
+from gapo_jax.train.forward import GeneratorSpec, init_critic, layers_to_unroll
 from gapo_jax.train.offline_steps import Metrics, OfflineBatch, make_offline_step
 from gapo_jax.train.optim import (
     freeze_rows,
@@ -269,13 +269,15 @@ def load_players(config: Config) -> Players:
     discriminator, disc_start, disc_tokenizer = load_discriminator(
         config, jax.random.fold_in(root, 2)
     )
+    first = first_trained_layer(decoder.config.num_layers, config.model)
     spec = GeneratorSpec(
         config=decoder.config,
-        first=first_trained_layer(decoder.config.num_layers, config.model),
+        first=first,
         temperature=config.sampling.temperature,
         chunk=config.ppo.logprob_chunk,
         critic=config.model.critic if has_critic(config) else "none",
         critic_hidden=config.model.critic_hidden,
+        unroll=layers_to_unroll(decoder.config, first),
     )
     # What cannot be trained is said before anything slow.
     jax.eval_shape(lambda: start_policy(base, spec.first, config, root))

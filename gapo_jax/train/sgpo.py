@@ -29,6 +29,7 @@ from gapo_jax.data.preferences import Example, Side, preferential_responses
 from gapo_jax.data.sources import read_jsonl, write_jsonl
 from gapo_jax.losses import sequence_logprobs
 from gapo_jax.rollout.generate import ended_rows, generate, prompt_lengths, row_keys
+from gapo_jax.train.compilation import jit_step
 from gapo_jax.train.lessons import Lesson, Teacher, policy_update
 from gapo_jax.train.offline_data import Encoder, cut_off_texts, fit, offline_batch
 from gapo_jax.train.offline_steps import OfflineBatch, row_logprobs
@@ -237,7 +238,7 @@ def reference_records(
     """Return the log-prob of every side under the policy as it is now, stage 2's reference."""
     sides = list(dict.fromkeys(side for example in examples for side in example))
     spec = dataclasses.replace(run.players.spec, temperature=1.0)
-    score = jax.jit(functools.partial(row_logprobs, spec, with_reference=False))
+    score = jit_step(functools.partial(row_logprobs, spec, with_reference=False))
     size, records = run.config.offline.batch_size, []
     for start in range(0, len(sides), size):
         part = [sides[i % len(sides)] for i in range(start, start + size)]

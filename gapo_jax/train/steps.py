@@ -29,6 +29,7 @@ from gapo_jax.losses import (
 from gapo_jax.models import Discriminator
 from gapo_jax.models.encoder import encode_above
 from gapo_jax.online_sections import has_critic
+from gapo_jax.train.compilation import jit_step
 from gapo_jax.train.forward import (
     GeneratorSpec,
     Scored,
@@ -264,7 +265,7 @@ def make_steps(
     critic = None
     if has_critic(config):
         value = functools.partial(critic_step, **bound, optimizer=optimizers["critic"])
-        critic = jax.jit(value, donate_argnums=0)
+        critic = jit_step(value, donate=0)
     settings = config.discriminator
     update = functools.partial(
         disc_update_step,
@@ -277,9 +278,9 @@ def make_steps(
         optimizer=optimizers["discriminator"],
     )
     return Steps(
-        score=jax.jit(functools.partial(score_rollout, spec)),
-        policy=jax.jit(policy, donate_argnums=0),
+        score=jit_step(functools.partial(score_rollout, spec)),
+        policy=jit_step(policy, donate=0),
         critic=critic,
-        disc_score=jax.jit(functools.partial(disc_score, discriminator)),
-        disc_update=jax.jit(update, donate_argnums=0),
+        disc_score=jit_step(functools.partial(disc_score, discriminator)),
+        disc_update=jit_step(update, donate=0),
     )
