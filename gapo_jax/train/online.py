@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from gapo_jax.online_sections import asks_discriminator, is_adversarial
+from gapo_jax.config.online import asks_discriminator, is_adversarial
 from gapo_jax.train.adversary import GeneratedText, is_accepted
 from gapo_jax.train.discriminator import evaluate_pairs, prime, warmup_epoch
 from gapo_jax.train.interrupt import RunInterrupted, RunStopped

@@ -15,11 +15,11 @@ import optax
 
 from gapo_jax.checkpoint import Checkpointer
 from gapo_jax.config import Config, system_text, updates_per_round
+from gapo_jax.config.online import asks_discriminator, estimator, group_size
 from gapo_jax.data.batching import batch_at, epoch_order
 from gapo_jax.evaluate.accuracy import Verdict, summarise
 from gapo_jax.evaluate.text_health import text_health
 from gapo_jax.losses import adaptive_kl_coef, masked_mean
-from gapo_jax.online_sections import asks_discriminator, estimator, group_size
 from gapo_jax.rollout.experience import build_experience, response_scores, standardise_rewards
 from gapo_jax.rollout.generate import Generated, ended_rows, generate, row_keys
 from gapo_jax.train.adversary import (

@@ -19,11 +19,11 @@ from transformers import PreTrainedTokenizerFast
 
 from gapo_jax import models
 from gapo_jax.config import OFFLINE_METHODS, Config, trained_rows, updates_per_round
+from gapo_jax.config.online import has_critic, scores_with_average
 from gapo_jax.data import weights
 from gapo_jax.data.tiny_tokenizer import character_tokenizer, wordpiece_tokenizer
 from gapo_jax.data.tokenizer import check_vocabulary, load_tokenizer
 from gapo_jax.models import Decoder, DecoderConfig, Discriminator, EncoderConfig, RewardModel
-from gapo_jax.online_sections import has_critic, scores_with_average
 from gapo_jax.rollout.generate import SampleFn
 from gapo_jax.rollout.sampler import make_sampler
 from gapo_jax.train.forward import GeneratorSpec, init_critic

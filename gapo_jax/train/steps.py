@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from gapo_jax.config import Config
+from gapo_jax.config.online import has_critic
 from gapo_jax.losses import (
     bce_loss,
     bradley_terry_loss,
@@ -28,7 +29,6 @@ from gapo_jax.losses import (
 )
 from gapo_jax.models import Discriminator
 from gapo_jax.models.encoder import encode_above
-from gapo_jax.online_sections import has_critic
 from gapo_jax.train.forward import (
     GeneratorSpec,
     Scored,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from gapo_jax.config import OFFLINE_METHODS, finalize
+from gapo_jax.config.presets import tiny
 from gapo_jax.data.batching import batch_at
-from gapo_jax.presets import tiny
 from gapo_jax.train import offline, run, sgpo
 from gapo_jax.train.discriminator import mean_metrics
 from gapo_jax.train.interrupt import RunStopped, StopRequest

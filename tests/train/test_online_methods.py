@@ -12,9 +12,9 @@ import pytest
 
 from gapo_jax.checkpoint import Checkpointer
 from gapo_jax.config import Config, finalize
+from gapo_jax.config.online import has_critic
+from gapo_jax.config.presets import tiny_rounds
 from gapo_jax.evaluate.accuracy import Verdict
-from gapo_jax.online_sections import has_critic
-from gapo_jax.presets import tiny_rounds
 from gapo_jax.train import sampling, setup
 from gapo_jax.train.grounding import make_grounding
 from gapo_jax.train.interrupt import StopRequest

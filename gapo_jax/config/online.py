@@ -20,7 +20,7 @@ import dataclasses
 import math
 from typing import Any
 
-from gapo_jax.sections import OptimConfig, Section
+from gapo_jax.config.base import OptimConfig, Section
 
 ONLINE_METHODS = ("gapo", "ppo", "rloo", "grpo", "reinforce_pp", "rpo_online")
 ESTIMATORS = ("gae", "rloo", "grpo", "reinforce_pp", "rpo")

@@ -1,7 +1,9 @@
 """The configuration of a run: one mutable dataclass a section, checked and frozen by `finalize`.
 
 `configs/*.py` return a `Config` from `get_config(preset)`; flags override single fields
-(`--config.ppo.clip=0.1`); `finalize` checks the whole before anything slow starts.
+(`--config.ppo.clip_low=0.1`); `finalize` checks the whole before anything slow starts. The sections
+of the offline and of the online methods, with the checks that concern them alone, have modules of
+their own here; `presets` holds the settings that the files under configs/ share.
 """
 
 import dataclasses
@@ -11,16 +13,33 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from gapo_jax import online_sections, sections
-from gapo_jax.online_sections import (
+from gapo_jax.config.base import LoraConfig, Section, check_trained_parts, nearest
+from gapo_jax.config.base import OptimConfig as OptimConfig
+from gapo_jax.config.offline import (
+    OFFLINE_CHOICES,
+    OFFLINE_METHODS,
+    OFFLINE_RANGES,
+    DPOConfig,
+    InverseQConfig,
+    KTOConfig,
+    OfflineConfig,
+    ORPOConfig,
+    RPOConfig,
+    SGPOConfig,
+    SimPOConfig,
+    check_offline,
+)
+from gapo_jax.config.online import (
+    ONLINE_CHOICES,
     ONLINE_METHODS,
+    ONLINE_RANGES,
     DiscriminatorConfig,
     GRPOConfig,
     PPOConfig,
     RewardConfig,
+    check_online,
+    group_size,
 )
-from gapo_jax.sections import OFFLINE_METHODS, LoraConfig, Section, nearest
-from gapo_jax.sections import OptimConfig as OptimConfig
 
 METHODS = (*ONLINE_METHODS, *OFFLINE_METHODS)
 
@@ -147,14 +166,14 @@ class Config(Section):
     reward: RewardConfig = dataclasses.field(default_factory=RewardConfig)
     ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)
     grpo: GRPOConfig = dataclasses.field(default_factory=GRPOConfig)
-    offline: sections.OfflineConfig = dataclasses.field(default_factory=sections.OfflineConfig)
-    dpo: sections.DPOConfig = dataclasses.field(default_factory=sections.DPOConfig)
-    kto: sections.KTOConfig = dataclasses.field(default_factory=sections.KTOConfig)
-    simpo: sections.SimPOConfig = dataclasses.field(default_factory=sections.SimPOConfig)
-    orpo: sections.ORPOConfig = dataclasses.field(default_factory=sections.ORPOConfig)
-    rpo: sections.RPOConfig = dataclasses.field(default_factory=sections.RPOConfig)
-    inverse_q: sections.InverseQConfig = dataclasses.field(default_factory=sections.InverseQConfig)
-    sgpo: sections.SGPOConfig = dataclasses.field(default_factory=sections.SGPOConfig)
+    offline: OfflineConfig = dataclasses.field(default_factory=OfflineConfig)
+    dpo: DPOConfig = dataclasses.field(default_factory=DPOConfig)
+    kto: KTOConfig = dataclasses.field(default_factory=KTOConfig)
+    simpo: SimPOConfig = dataclasses.field(default_factory=SimPOConfig)
+    orpo: ORPOConfig = dataclasses.field(default_factory=ORPOConfig)
+    rpo: RPOConfig = dataclasses.field(default_factory=RPOConfig)
+    inverse_q: InverseQConfig = dataclasses.field(default_factory=InverseQConfig)
+    sgpo: SGPOConfig = dataclasses.field(default_factory=SGPOConfig)
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
@@ -169,8 +188,8 @@ _CHOICES: dict[str, tuple[str, ...]] = (
         "model.pooling": ("mean", "cls", "hf"),
         "data.on_invisible": ("refuse", "drop"),
     }
-    | sections.OFFLINE_CHOICES
-    | online_sections.ONLINE_CHOICES
+    | OFFLINE_CHOICES
+    | ONLINE_CHOICES
 )
 
 _RANGES: dict[str, tuple[float, float]] = (
@@ -199,8 +218,8 @@ _RANGES: dict[str, tuple[float, float]] = (
         "checkpoint.every_rounds": (1, math.inf),
         "checkpoint.keep": (1, math.inf),
     }
-    | sections.OFFLINE_RANGES
-    | online_sections.ONLINE_RANGES
+    | OFFLINE_RANGES
+    | ONLINE_RANGES
 )
 
 
@@ -253,7 +272,7 @@ def updates_per_round(config: Config) -> int:
 
 def trained_rows(config: Config) -> int:
     """Return the number of responses that one round of policy updates learns from."""
-    return config.ppo.prompts_per_round * online_sections.group_size(config)
+    return config.ppo.prompts_per_round * group_size(config)
 
 
 def _check_together(config: Config) -> None:
@@ -277,9 +296,9 @@ def _check_together(config: Config) -> None:
         )
     if not config.data.types:
         raise ValueError("config.data.types is empty; name at least one constraint type")
-    sections.check_trained_parts(config)
-    sections.check_offline(config)
-    online_sections.check_online(config)
+    check_trained_parts(config)
+    check_offline(config)
+    check_online(config)
 
 
 def finalize(config: Config) -> Config:
