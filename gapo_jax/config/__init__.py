@@ -37,6 +37,7 @@ from gapo_jax.config.online import (
     GRPOConfig,
     PPOConfig,
     RewardConfig,
+    asks_discriminator,
     check_online,
     group_size,
 )
@@ -58,7 +59,8 @@ class ModelConfig(Section):
     round. `freeze` is a regular expression over parameter paths (`layers/mlp/`, `norm`): what it
     finds stands still too. `critic` is `reference` (a head on the reference's hidden states),
     `policy` (a head on the policy's hidden states) or `decoder` (a trunk of its own and a head);
-    all are causal.
+    all are causal. `dtype` is what all networks compute in; the weights that are trained and their
+    optimisers' moments are float32 all the same, and so are log-probs, rewards and losses.
     """
 
     generator: str = "smollm2-135m-instruct"
@@ -82,7 +84,11 @@ class DataConfig(Section):
     leaves the system turn to the chat template; any other text, the empty one too, replaces it.
     `preference` is what a pairwise method compares: `prompts` (one response under the prompt that
     it satisfies and under the one that it violates; GAPO, section 3.2) or `responses` (to one
-    prompt, one that satisfies it and one that does not). Both are made of the same pairs.
+    prompt, one that satisfies it and one that does not); so does the discriminator that judges an
+    online method. Both are made of the same pairs.
+    With `curriculum` above 0 the pairs come in from easy to hard over that share of the training
+    (of the warm-up, where the discriminator stands still after it), the first being the easiest
+    `curriculum_start` of them: near misses (4 bullets asked of a response with 3) come last.
     """
 
     types: tuple[str, ...] = _tuple(
@@ -107,6 +113,8 @@ class DataConfig(Section):
     pairs_heldout: int = 96
     prompts: int = 1200
     preference: str = "prompts"
+    curriculum: float = 0.0
+    curriculum_start: float = 0.25
 
 
 @dataclasses.dataclass
@@ -207,6 +215,8 @@ _RANGES: dict[str, tuple[float, float]] = (
         "data.pairs": (1, math.inf),
         "data.pairs_heldout": (0, math.inf),
         "data.prompts": (1, math.inf),
+        "data.curriculum": (0, 1),
+        "data.curriculum_start": (1e-6, 1),
         "sampling.max_new_tokens": (1, math.inf),
         "sampling.temperature": (1e-3, 100),
         "sampling.top_k": (0, math.inf),
@@ -297,8 +307,29 @@ def _check_together(config: Config) -> None:
     if not config.data.types:
         raise ValueError("config.data.types is empty; name at least one constraint type")
     check_trained_parts(config)
+    _check_curriculum(config)
     check_offline(config)
     check_online(config)
+
+
+def _check_curriculum(config: Config) -> None:
+    """A curriculum needs pairs with a rejected side, and something that learns from them."""
+    if not config.data.curriculum:
+        return
+    reasons = {
+        "sft": "sft learns from accepted texts alone, which are neither near nor far misses",
+        "sgpo": "sgpo makes its own pairs",
+    }
+    reason = reasons.get(config.method)
+    if config.method == "inverse_q" and config.inverse_q.contrast != "prompts":
+        reason = "inverse_q learns from its own samples; config.inverse_q.contrast='prompts' works"
+    if config.method in ONLINE_METHODS and not asks_discriminator(config):
+        reason = "no discriminator learns from pairs where config.reward.source='verifier'"
+    if reason:
+        raise ValueError(
+            f"config.data.curriculum={config.data.curriculum} orders preferential pairs by "
+            f"difficulty, but {reason}; set curriculum=0"
+        )
 
 
 def finalize(config: Config) -> Config:
