@@ -7,7 +7,7 @@ Time and memory not measured on a quiet machine yet; dpo_tiny is of the same siz
 """
 
 from gapo_jax.config import Config
-from gapo_jax.presets import tiny
+from gapo_jax.config.presets import tiny
 
 
 def get_config(preset: str = "") -> Config:

@@ -9,7 +9,7 @@ all; pref/accuracy .91 on the last round's batches. Memory not measured.
 """
 
 from gapo_jax.config import Config
-from gapo_jax.presets import choose_dpo, tiny
+from gapo_jax.config.presets import choose_dpo, tiny
 
 PRESETS = ("cdpo", "ipo", "hinge", "robust", "exo")
 

@@ -40,7 +40,7 @@ to 13 words, which costs bullets and minimum lengths: it is the next thing to we
 """
 
 from gapo_jax.config import Config
-from gapo_jax.presets import smollm2_rounds
+from gapo_jax.config.presets import smollm2_rounds
 
 
 def get_config(preset: str = "") -> Config:

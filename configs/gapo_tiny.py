@@ -7,7 +7,7 @@ reading.
 """
 
 from gapo_jax.config import Config
-from gapo_jax.presets import tiny_rounds
+from gapo_jax.config.presets import tiny_rounds
 
 
 def get_config(preset: str = "") -> Config:

@@ -9,7 +9,7 @@ All code paths, text not worth reading. Time and memory are still to be measured
 """
 
 from gapo_jax.config import Config
-from gapo_jax.presets import tiny_rounds
+from gapo_jax.config.presets import tiny_rounds
 
 
 def get_config(preset: str = "") -> Config:

@@ -8,7 +8,7 @@ The settings are not tuned; time, memory and result have not been measured yet.
 """
 
 from gapo_jax.config import Config
-from gapo_jax.presets import smollm2
+from gapo_jax.config.presets import choose_inverse_q, smollm2
 
 PRESETS = ("system", "prompts")
 
@@ -16,6 +16,4 @@ PRESETS = ("system", "prompts")
 def get_config(preset: str = "") -> Config:
     """Return the configuration; `preset` is one of PRESETS or empty."""
     config = smollm2("inverse_q", preset and f"inverse_q_smollm2_{preset}")
-    if preset:
-        config.inverse_q.contrast = preset
-    return config
+    return choose_inverse_q(config, preset)

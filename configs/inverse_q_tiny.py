@@ -7,7 +7,7 @@ Time and memory not measured on a quiet machine yet; dpo_tiny is of the same siz
 """
 
 from gapo_jax.config import Config
-from gapo_jax.presets import tiny
+from gapo_jax.config.presets import choose_inverse_q, tiny
 
 PRESETS = ("system", "prompts")
 
@@ -15,6 +15,4 @@ PRESETS = ("system", "prompts")
 def get_config(preset: str = "") -> Config:
     """Return the configuration; `preset` is one of PRESETS or empty."""
     config = tiny("inverse_q", preset and f"inverse_q_tiny_{preset}")
-    if preset:
-        config.inverse_q.contrast = preset
-    return config
+    return choose_inverse_q(config, preset)

@@ -7,7 +7,7 @@ memory and result are still to be taken.
 """
 
 from gapo_jax.config import Config
-from gapo_jax.presets import smollm2_rounds
+from gapo_jax.config.presets import smollm2_rounds
 
 
 def get_config(preset: str = "") -> Config:

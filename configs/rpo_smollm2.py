@@ -8,7 +8,7 @@ The settings are not tuned; time, memory and result have not been measured yet.
 """
 
 from gapo_jax.config import Config
-from gapo_jax.presets import choose_rpo, smollm2
+from gapo_jax.config.presets import choose_rpo, smollm2
 
 PRESETS = ("sq", "fwd_kl", "k4", "discriminator")
 

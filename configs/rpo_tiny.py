@@ -7,7 +7,7 @@ Time and memory not measured on a quiet machine yet; dpo_tiny is of the same siz
 """
 
 from gapo_jax.config import Config
-from gapo_jax.presets import choose_rpo, tiny
+from gapo_jax.config.presets import choose_rpo, tiny
 
 PRESETS = ("sq", "fwd_kl", "k4", "discriminator")
 

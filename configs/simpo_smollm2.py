@@ -8,7 +8,7 @@ The settings are not tuned; time, memory and result have not been measured yet.
 """
 
 from gapo_jax.config import Config
-from gapo_jax.presets import smollm2
+from gapo_jax.config.presets import smollm2
 
 
 def get_config(preset: str = "") -> Config:

@@ -91,6 +91,11 @@ class PreferentialPair:
     edit: str
     type: str
 
+    @property
+    def sides(self) -> tuple[tuple[str, str], tuple[str, str]]:
+        """The accepted and the rejected text, each as (prompt, response)."""
+        return (self.prompt_accepted, self.response), (self.prompt_rejected, self.response)
+
     def to_json(self) -> dict[str, Any]:
         """Return the pair as a JSON-ready dictionary."""
         record = dataclasses.asdict(self)
@@ -105,6 +110,24 @@ class PreferentialPair:
         for side in ("accepted", "rejected"):
             fields[side] = tuple(Constraint.from_json(item) for item in record[side])
         return cls(**fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferentialResponses:
+    """One prompt and two responses: the first satisfies it, the second does not."""
+
+    prompt: str
+    accepted: str
+    rejected: str
+
+    @property
+    def sides(self) -> tuple[tuple[str, str], tuple[str, str]]:
+        """The accepted and the rejected text, each as (prompt, response)."""
+        return (self.prompt, self.accepted), (self.prompt, self.rejected)
+
+
+# What a discriminator learns from: anything with an accepted and a rejected side.
+Preference = PreferentialPair | PreferentialResponses
 
 
 class Rollout(flax.struct.PyTreeNode):

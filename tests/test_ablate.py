@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import pathlib
 
@@ -27,9 +28,9 @@ ablate = _load()
 
 @pytest.mark.parametrize("name", sorted(ablate.SWITCHES))
 def test_every_switch_makes_another_valid_run(name):
-    path = ROOT / "configs" / "gapo_tiny.py"
-    plain = ablate.load_config(path)
-    changed = ablate.change(ablate.load_config(path), ablate.SWITCHES[name])
+    path = str(ROOT / "configs" / "ablation_tiny.py")
+    plain = ablate.change(ablate.load_config(path), ablate.PAPER)
+    changed = ablate.change(ablate.load_config(path), ablate.PAPER | ablate.SWITCHES[name])
     assert identity(finalize(changed)) != identity(finalize(plain))
 
 
@@ -43,6 +44,20 @@ def test_values_from_the_command_line_get_the_type_of_their_field():
         ablate.parse_value("yes", config.export)
     with pytest.raises(ValueError, match="clip_low"):
         ablate.change(config, {"ppo.clip_lo": 0.1})
+
+
+def test_the_samples_of_the_last_third_of_the_rounds_count(tmp_path):
+    heldout = {name: {"value": 0.5} for name in ("instruction_strict", "prompt_strict")}
+    (tmp_path / "summary.json").write_text(json.dumps({"after": {"heldout_topics": heldout}}))
+    lines = [{"phase": "policy"}]
+    assert "samples_strict" not in _measured(tmp_path, lines)
+    lines += [{"phase": "rollout", "constraint/instruction_strict": x / 10} for x in range(7)]
+    assert _measured(tmp_path, lines)["samples_strict"] == pytest.approx(0.55)
+
+
+def _measured(workdir, lines):
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return ablate.measured(workdir)
 
 
 def test_effects_are_paired_by_seed_with_t_intervals():

@@ -102,6 +102,19 @@ def test_fields_that_contradict_each_other():
         ({"method": "sgpo", "sgpo.improve_template": "{prompt}{response}{x}"}, r"no template"),
         ({"data.preference": "prompt"}, r"did you mean 'prompts'"),
         ({"ppo.optim.optimizer": "adam"}, r"did you mean 'adamw'"),
+        ({"method": "sft", "data.curriculum": 0.5}, r"curriculum=0.5 .*accepted texts alone"),
+        ({"method": "inverse_q", "data.curriculum": 1.0}, r"contrast='prompts' works"),
+        (
+            {"method": "grpo", "reward.source": "verifier", "data.curriculum": 1.0},
+            r"no discriminator learns .*set curriculum=0",
+        ),
+        ({"ppo.accumulate": 5}, r"accumulate=5 must divide config.ppo.minibatch_size=24"),
+        ({"ppo.accumulate": 3, "ppo.sft_coef": 0.1}, r"must divide config.ppo.sft_rows=8"),
+        ({"discriminator.accumulate": 3}, r"must divide config.discriminator.batch_size=32"),
+        (
+            {"discriminator.accumulate": 2, "discriminator.dropout": 0.1},
+            r"dropout=0.1 would drop the same units in every part",
+        ),
     ],
 )
 def test_a_method_with_data_it_cannot_use_is_refused_before_anything_is_loaded(changes, message):

@@ -18,10 +18,9 @@ SCRIPTS = sorted((ROOT / "scripts").glob("*.py")) + sorted((ROOT / "configs").gl
 # Design section 3. A module may import modules of the layers above it, never of its own layer
 # (except its own folder) and never of a layer below.
 LAYERS = (
-    {"types", "hub", "sections"},
-    {"online_sections"},
+    {"types", "hub"},
     {"config", "sharding", "constraints"},
-    {"losses", "models", "data", "checkpoint", "presets"},
+    {"losses", "models", "data", "checkpoint"},
     {"rollout"},
     {"train", "evaluate"},
 )

@@ -13,12 +13,12 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from gapo_jax import constraints
-from gapo_jax.types import Constraint, PreferentialPair
+from gapo_jax.types import Constraint, PreferentialPair, PreferentialResponses
 
 _TAIL = 12  # letters and digits at the end of a text that tell whether it is one that was cut off
 
@@ -71,29 +71,42 @@ def preferential_responses(
     pairs: Sequence[PreferentialPair], size: int = 2, rng: np.random.Generator | None = None
 ) -> list[Example]:
     """Return examples of one prompt with `size` responses: one that satisfies it first, then one
-    that violates it; the sides of the pairs, each once.
+    that violates it; the sides of the pairs, each once, in the order of the rejected ones.
 
     Above two, further responses to the same task are drawn with `rng`; prompts whose task has too
     few are left out. A prompt that occurs on one side only, as in pairs from elsewhere, gives none.
     """
-    accepted: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
-    rejected: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
-    known: dict[tuple[str, str], tuple[Constraint, ...]] = {}
     pool: dict[str, dict[str, None]] = collections.defaultdict(dict)
     for pair in pairs:
-        accepted[pair.task, pair.prompt_accepted].append(pair.response)
-        rejected[pair.task, pair.prompt_rejected].append(pair.response)
-        known[pair.task, pair.prompt_accepted] = pair.accepted
         pool[pair.task][pair.response] = None
     examples = []
-    for (task, prompt), goods in accepted.items():
-        for good, bad in zip(goods, rejected[task, prompt], strict=False):
-            responses = [good, bad]
-            responses += _others(pool[task], responses, size - 2, rng)
-            if len(responses) == size:
-                chosen = known[task, prompt]
-                examples.append(tuple(_side(task, prompt, chosen, text) for text in responses))
+    for pair, good in _answered(pairs):
+        responses = [good, pair.response]
+        responses += _others(pool[pair.task], responses, size - 2, rng)
+        if len(responses) == size:
+            sides = (_side(pair.task, pair.prompt_rejected, pair.rejected, r) for r in responses)
+            examples.append(tuple(sides))
     return examples
+
+
+def response_pairs(pairs: Sequence[PreferentialPair]) -> list[PreferentialResponses]:
+    """Return the examples of `preferential_responses` as a discriminator reads them."""
+    return [
+        PreferentialResponses(pair.prompt_rejected, good, pair.response)
+        for pair, good in _answered(pairs)
+    ]
+
+
+def _answered(pairs: Sequence[PreferentialPair]) -> Iterator[tuple[PreferentialPair, str]]:
+    """Yield each pair, in order, with a response that satisfies its rejected prompt: the next one
+    that occurs accepted with it."""
+    accepted: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
+    for pair in reversed(pairs):
+        accepted[pair.task, pair.prompt_accepted].append(pair.response)
+    for pair in pairs:
+        waiting = accepted[pair.task, pair.prompt_rejected]
+        if waiting:
+            yield pair, waiting.pop()
 
 
 def _others(

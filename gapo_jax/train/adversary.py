@@ -20,7 +20,7 @@ from gapo_jax.data.discriminator_text import encode_discriminator
 from gapo_jax.evaluate.accuracy import Verdict
 from gapo_jax.evaluate.text_health import repetition
 from gapo_jax.train.steps import TextBatch
-from gapo_jax.types import ACCEPTED, GENERATED, REJECTED, PreferentialPair
+from gapo_jax.types import ACCEPTED, GENERATED, REJECTED, Preference
 
 
 class LabelledText(NamedTuple):
@@ -47,11 +47,12 @@ def is_accepted(config: DiscriminatorConfig, verdict: Verdict) -> bool:
     return all(verdict.strict) and repetition(verdict.response) <= config.max_repetition
 
 
-def pair_texts(pair: PreferentialPair, positive: float) -> tuple[LabelledText, LabelledText]:
+def pair_texts(pair: Preference, positive: float) -> tuple[LabelledText, LabelledText]:
     """Return the accepted and the rejected text of a pair."""
+    accepted, rejected = pair.sides
     return (
-        LabelledText(pair.prompt_accepted, pair.response, ACCEPTED, positive),
-        LabelledText(pair.prompt_rejected, pair.response, REJECTED, 0.0),
+        LabelledText(*accepted, ACCEPTED, positive),
+        LabelledText(*rejected, REJECTED, 0.0),
     )
 
 
@@ -75,7 +76,7 @@ def label_generated(
 
 def round_texts(
     config: DiscriminatorConfig,
-    pairs: Sequence[PreferentialPair],
+    pairs: Sequence[Preference],
     fresh: Sequence[GeneratedText],
     store: Sequence[GeneratedText],
     *,
@@ -86,7 +87,7 @@ def round_texts(
 
     Of updates_per_round * batch_size texts, `generated_fraction` are generated (of which
     `replay_fraction` from earlier rounds, as far as the store holds them) and the rest are half
-    accepted, half rejected, as pairs with one response. Generated texts repeat when there are too
+    accepted, half rejected, as pairs. Generated texts repeat when there are too
     few of them, so the mix really has the share that was asked for; when the label policy leaves
     none, the real texts take their room. For the Bradley-Terry loss the same shares hold of half as
     many comparisons of two texts, see `compared`.

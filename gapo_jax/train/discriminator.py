@@ -11,12 +11,12 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from gapo_jax.config import DiscriminatorConfig
-from gapo_jax.data.batching import epoch_order
+from gapo_jax.data.batching import batch_at, epoch_order
 from gapo_jax.losses import class_metrics
 from gapo_jax.train.adversary import LabelledText, batches, make_batch, pair_texts, widths
 from gapo_jax.train.state import Network
 from gapo_jax.train.steps import Steps
-from gapo_jax.types import ACCEPTED, PreferentialPair
+from gapo_jax.types import ACCEPTED, Preference, PreferentialPair
 
 
 def mean_metrics(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -97,15 +97,22 @@ def evaluate_pairs(
     }
 
 
-def warmup_order(pairs: Sequence[PreferentialPair], batch_size: int, seed: int, epoch: int):
-    """Return the texts of one warm-up epoch: pairs kept together, batches of like length.
+def warmup_order(
+    pairs: Sequence[Preference],
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    in_use: int | None = None,
+) -> list[list[int]]:
+    """Return the batches of one warm-up epoch as indices of pairs: batches of like length.
 
     Batches are cut from the pairs in order of length and come in random order, so that a batch is
-    padded little and still both classes are equally present in it.
+    padded little and still both classes are equally present in it. Where only the first `in_use`
+    pairs are, they come the more often: an epoch has the same number of updates.
     """
     per_batch = max(1, batch_size // 2)
-    shuffled = epoch_order(seed, epoch, len(pairs))
-    order = sorted(shuffled, key=lambda i: len(pairs[i].prompt_accepted) + len(pairs[i].response))
+    shuffled = batch_at(seed, epoch, in_use or len(pairs), len(pairs))
+    order = sorted(shuffled, key=lambda i: len("".join(pairs[i].sides[0])))
     groups = [order[i : i + per_batch] for i in range(0, len(order), per_batch)]
     return [groups[i] for i in epoch_order(seed + 1, epoch, len(groups))]
 
@@ -114,17 +121,19 @@ def warmup_epoch(
     network: Network,
     steps: Steps,
     tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[PreferentialPair],
+    pairs: Sequence[Preference],
     config: DiscriminatorConfig,
     *,
     seed: int,
     epoch: int,
     key: jax.Array,
+    in_use: int | None = None,
     progress: Any = lambda batches: batches,
 ) -> tuple[Network, dict[str, float]]:
-    """Train one epoch on {(P_acc, R, 1), (P_rej, R, 0)} (Algorithm 1, warm-up)."""
+    """Train one epoch on {(P_acc, R, 1), (P_rej, R, 0)} (Algorithm 1, warm-up), or on the first
+    `in_use` pairs for as long."""
     rows = []
-    for group in progress(warmup_order(pairs, config.batch_size, seed, epoch)):
+    for group in progress(warmup_order(pairs, config.batch_size, seed, epoch, in_use)):
         texts = [text for i in group for text in pair_texts(pairs[i], config.positive_label)]
         for batch in batches(tokenizer, texts, config):
             network, metrics = steps.disc_update(network, batch, key)

@@ -18,7 +18,7 @@ from gapo_jax.train.offline_data import (
     make_examples,
     offline_batch,
 )
-from gapo_jax.train.rounds import Run
+from gapo_jax.train.rounds import Run, pairs_in_use
 from gapo_jax.train.setup import needs_discriminator
 from gapo_jax.train.state import Network, RunState
 from gapo_jax.types import GENERATED
@@ -85,12 +85,17 @@ def discriminator_rewards(
 
 def discriminator_teacher(run: Run, state: RunState) -> Teacher:
     """Return the lessons of the discriminator: the batches of its warm-up, epoch after epoch."""
-    config, pairs = run.config, run.pairs.train
+    config, pairs = run.config, run.pairs.compared
     settings, tokenizer = config.discriminator, run.players.disc_tokenizer
-    order = functools.lru_cache(maxsize=1)(
-        lambda epoch: warmup_order(pairs, settings.batch_size, config.seed, epoch)
-    )
-    key, length = jax.random.fold_in(state.key, 4), len(order(0))
+    length = len(warmup_order(pairs, settings.batch_size, config.seed, 0))
+    total = config.rounds * run.updates_per_round
+
+    @functools.lru_cache(maxsize=1)
+    def order(epoch: int) -> list[list[int]]:
+        known = pairs_in_use(run, epoch * length / total)
+        return warmup_order(pairs, settings.batch_size, config.seed, epoch, known)
+
+    key = jax.random.fold_in(state.key, 4)
 
     def batch(step: int) -> Any:
         epoch, index = divmod(step, length)

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 
 from gapo_jax.config import Config
+from gapo_jax.config.online import estimator, group_size, kl_in_loss
 from gapo_jax.losses import kl_loss, ppo_loss, rpo_loss, sequence_logprobs
-from gapo_jax.online_sections import estimator, group_size, kl_in_loss
 from gapo_jax.types import Experience
 
 Metrics = dict[str, jax.Array]

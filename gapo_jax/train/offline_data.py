@@ -12,6 +12,7 @@ import numpy as np
 
 from gapo_jax.config import Config, system_text
 from gapo_jax.data.batching import batch_at
+from gapo_jax.data.curriculum import in_use
 from gapo_jax.data.preferences import (
     Example,
     Side,
@@ -173,9 +174,13 @@ def offline_batch(
 
     `rewards`, by (prompt, response), take the place of the sides' own.
     """
-    chosen = [
-        examples[i] for i in batch_at(config.seed, step, len(examples), config.offline.batch_size)
-    ]
+    size, known = config.offline.batch_size, len(examples)
+    if config.data.curriculum:  # the examples go from easy to hard
+        done = step / (config.rounds * config.offline.steps_per_round)
+        share, start = config.data.curriculum, config.data.curriculum_start
+        # At least a batch of them: KTO puts a prompt beside the response of another.
+        known = min(known, max(size, in_use(known, done, share=share, start=start)))
+    chosen = [examples[i] for i in batch_at(config.seed, step, known, size)]
     sides = [side for example in chosen for side in example]
     system = system_text(config)
     other = None

@@ -33,6 +33,7 @@ from gapo_jax.train.forward import (
     response_hidden,
     response_logprobs,
 )
+from gapo_jax.train.parts import in_parts
 from gapo_jax.train.state import Network
 from gapo_jax.types import Rollout
 
@@ -55,20 +56,6 @@ class OfflineBatch(flax.struct.PyTreeNode):
     other: Rollout | None = None
     rewards_N: jax.Array | None = None
     ref_N: jax.Array | None = None
-
-
-def in_parts(function: Callable[[Any], Any], rows: Any, parts: int) -> Any:
-    """Apply a function of rows part by part and join the results, keeping one part's activations.
-
-    The backward pass runs each part again and adds up the gradients. A loss of the joined result
-    is therefore the loss of the whole batch, whatever it reduces over: gradient accumulation
-    without the usual errors of unequal token counts or of statistics per part.
-    """
-    if parts == 1:
-        return function(rows)
-    split = jax.tree.map(lambda leaf: leaf.reshape(parts, -1, *leaf.shape[1:]), rows)
-    joined = jax.lax.map(jax.checkpoint(function), split)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), joined)
 
 
 def row_logprobs(

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from gapo_jax.online_sections import asks_discriminator, is_adversarial
+from gapo_jax.config.online import asks_discriminator, is_adversarial
 from gapo_jax.train.adversary import GeneratedText, is_accepted
 from gapo_jax.train.discriminator import evaluate_pairs, prime, warmup_epoch
 from gapo_jax.train.interrupt import RunInterrupted, RunStopped
@@ -30,6 +30,7 @@ from gapo_jax.train.rounds import (
     judge_phase,
     learn_phase,
     next_kl_coef,
+    pairs_in_use,
     score_phase,
     score_policy,
     select_rows,
@@ -45,16 +46,19 @@ def warmup(run: Run, state: RunState) -> RunState:
     key = jax.random.fold_in(state.key, 4)
     steps, tokenizer = run.training.steps, run.players.disc_tokenizer
     for epoch in range(settings.warmup_epochs):
+        # In the rounds of an adversarial method the curriculum goes on.
+        done = 0.0 if is_adversarial(run.config) else epoch / settings.warmup_epochs
         with run.clock("warmup"):
             network, metrics = warmup_epoch(
                 network,
                 steps,
                 tokenizer,
-                run.pairs.train,
+                run.pairs.compared,
                 settings,
                 seed=run.config.seed,
                 epoch=epoch,
                 key=key,
+                in_use=pairs_in_use(run, done),
                 progress=lambda batches: progress(batches, "discriminator warm-up"),
             )
             metrics |= evaluate_pairs(steps, network.params, tokenizer, run.pairs.heldout, settings)

@@ -8,7 +8,7 @@ violates. What was made lies in the workdir, so that a continued run reads it ba
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ import numpy as np
 from gapo_jax import constraints
 from gapo_jax.config import Config, system_text
 from gapo_jax.constraints.visibility import check_visibility, enforce
+from gapo_jax.data.curriculum import easiest_first
 from gapo_jax.data.discriminator_text import pair_ids
+from gapo_jax.data.preferences import response_pairs
 from gapo_jax.data.preferential import build_pairs
 from gapo_jax.data.prompts import make_prompts
 from gapo_jax.data.sources import read_jsonl, read_pairs, write_jsonl, write_pairs
@@ -31,7 +33,7 @@ from gapo_jax.rollout.generate import (
     row_keys,
 )
 from gapo_jax.train.setup import Players
-from gapo_jax.types import PreferentialPair, PromptRow
+from gapo_jax.types import Preference, PreferentialPair, PromptRow
 
 BOOTSTRAP_STREAM = 100
 HELDOUT_SETS = ("heldout_topics", "heldout_phrasings")
@@ -50,10 +52,13 @@ class Prompts:
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-    """Preferential pairs to train the discriminator on, and others to measure it on."""
+    """Preferential pairs to train on, and others to measure the discriminator on; `compared` are
+    the former as the discriminator reads them (`data.preference`). With a curriculum the easy ones
+    come first."""
 
     train: list[PreferentialPair]
     heldout: list[PreferentialPair]
+    compared: Sequence[Preference]
 
 
 def visible_types(config: Config, players: Players) -> tuple[str, ...]:
@@ -216,4 +221,15 @@ def make_pairs(
                 edited_fraction=config.data.edited_fraction,
             )
             write_pairs(path, pairs)
-    return Pairs(read_pairs(paths[0]), read_pairs(paths[1]))
+    train, heldout = (read_pairs(path) for path in paths)
+    if config.data.curriculum:
+        train = easiest_first(train)
+    compared: Sequence[Preference] = train
+    if config.data.preference == "responses":
+        compared = response_pairs(train)
+        if not compared:
+            raise ValueError(
+                f"none of the {len(train)} pairs has a prompt that occurs both accepted and "
+                "rejected, as config.data.preference='responses' needs; set it to 'prompts'"
+            )
+    return Pairs(train, heldout, compared)

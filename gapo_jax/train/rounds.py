@@ -15,11 +15,12 @@ import optax
 
 from gapo_jax.checkpoint import Checkpointer
 from gapo_jax.config import Config, system_text, updates_per_round
+from gapo_jax.config.online import asks_discriminator, estimator, group_size
 from gapo_jax.data.batching import batch_at, epoch_order
+from gapo_jax.data.curriculum import in_use
 from gapo_jax.evaluate.accuracy import Verdict, summarise
 from gapo_jax.evaluate.text_health import text_health
 from gapo_jax.losses import adaptive_kl_coef, masked_mean
-from gapo_jax.online_sections import asks_discriminator, estimator, group_size
 from gapo_jax.rollout.experience import build_experience, response_scores, standardise_rewards
 from gapo_jax.rollout.generate import Generated, ended_rows, generate, row_keys
 from gapo_jax.train.adversary import (
@@ -244,13 +245,25 @@ def check_kl(config: Config, scored: Scored, mask_BR: jax.Array, round_index: in
         )
 
 
+def pairs_in_use(run: Run, done: float) -> int:
+    """Return how many pairs the discriminator draws from after a part `done` of its training."""
+    data = run.config.data
+    return in_use(len(run.pairs.compared), done, share=data.curriculum, start=data.curriculum_start)
+
+
 def judge_phase(
     run: Run, state: RunState, fresh: Sequence[GeneratedText], round_index: int
 ) -> tuple[RunState, dict[str, float]]:
     """Update the discriminator on pairs, new text and replayed text (Algorithm 1, odd steps)."""
     settings = run.config.discriminator
+    known = pairs_in_use(run, round_index / run.config.rounds)
     texts = round_texts(
-        settings, run.pairs.train, fresh, run.store, seed=run.config.seed, round_index=round_index
+        settings,
+        run.pairs.compared[:known],
+        fresh,
+        run.store,
+        seed=run.config.seed,
+        round_index=round_index,
     )
     network, metrics = round_update(
         state.discriminator,
@@ -261,6 +274,7 @@ def judge_phase(
         jax.random.fold_in(state.key, 4),
     )
     check_finite(metrics, round_index)
+    metrics["disc/pairs_in_use"] = float(known)
     metrics |= evaluate_pairs(
         run.training.steps,
         network.params,

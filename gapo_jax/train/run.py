@@ -136,7 +136,7 @@ def open_run(config: Config, workdir: Path, stop: StopRequest) -> tuple[Run, Run
         answers = bootstrap(config, players, prompts, workdir, advance)
     with clock("pairs"):
         pairs = make_pairs(config, prompts.type_ids, answers, workdir)
-    training = build_training(config, players, len(pairs.train))
+    training = build_training(config, players, len(pairs.compared))
     state = initial_state(config, players, training)
     checkpointer = Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep)
     last_saved, store = None, []

@@ -13,9 +13,9 @@ import jax
 import numpy as np
 
 from gapo_jax.config import Config
+from gapo_jax.config.online import estimator
 from gapo_jax.evaluate.accuracy import Verdict, verify
 from gapo_jax.evaluate.text_health import repetition
-from gapo_jax.online_sections import estimator
 from gapo_jax.rollout.generate import Generated
 from gapo_jax.train.rounds import Run, ended, rollout_metrics, rollout_phase, take_rows
 from gapo_jax.train.state import RunState

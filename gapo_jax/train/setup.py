@@ -19,11 +19,11 @@ from transformers import PreTrainedTokenizerFast
 
 from gapo_jax import models
 from gapo_jax.config import OFFLINE_METHODS, Config, trained_rows, updates_per_round
+from gapo_jax.config.online import has_critic, scores_with_average
 from gapo_jax.data import weights
 from gapo_jax.data.tiny_tokenizer import character_tokenizer, wordpiece_tokenizer
 from gapo_jax.data.tokenizer import check_vocabulary, load_tokenizer
 from gapo_jax.models import Decoder, DecoderConfig, Discriminator, EncoderConfig, RewardModel
-from gapo_jax.online_sections import has_critic, scores_with_average
 from gapo_jax.rollout.generate import SampleFn
 from gapo_jax.rollout.sampler import make_sampler
 from gapo_jax.train.forward import GeneratorSpec, init_critic, layers_to_unroll
@@ -125,7 +125,11 @@ def _load_reward_model(config: Config) -> tuple[RewardModel, Params, PreTrainedT
                 f"{getattr(settings, key)} for {name}; set it, or choose an encoder"
             )
     module, params = models.load_reward_model(
-        source(name), put=_to_device, seed=config.seed, remat=config.model.remat
+        source(name),
+        put=_to_device,
+        seed=config.seed,
+        dtype=config.model.dtype,
+        remat=config.model.remat,
     )
     tokenizer = load_tokenizer(source(name))
     check_vocabulary(tokenizer, module.config.vocab_size)
@@ -172,7 +176,10 @@ def load_discriminator(
     # step, and the few layers of an encoder compile quickly without it.
     unroll = encoder_config.num_layers if jax.default_backend() == "cpu" else 1
     encoder_config = dataclasses.replace(
-        encoder_config, dropout=settings.dropout, scan_unroll=unroll
+        encoder_config,
+        dropout=settings.dropout,
+        dtype=config.model.dtype,
+        scan_unroll=unroll,
     )
     discriminator = Discriminator(encoder_config, pooling=config.model.pooling)
     tokens = jnp.zeros((1, 8), jnp.int32)

@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gapo_jax.config import system_text
+from gapo_jax.config import SGPOConfig, system_text
 from gapo_jax.data.batching import batch_at
 from gapo_jax.data.preferences import Example, Side, preferential_responses
 from gapo_jax.data.sources import read_jsonl, write_jsonl
@@ -93,6 +93,27 @@ def short_enough(run: Run, prompts: Sequence[str]) -> list[int]:
     return kept
 
 
+def refinement_verdict(settings: SGPOConfig, text: str, response: str, reference: str) -> str:
+    """Return "kept", or why the refinement `text` of a response is not learned from: a "copy" of
+    the reference, "too_close" to the response, "too_far", or "not_nearer" to the reference."""
+    moved = edit_distance(text, response)
+    if text.strip() == reference.strip():
+        return "copy"
+    if not settings.min_edit <= moved <= settings.max_edit:
+        return "too_close" if moved < settings.min_edit else "too_far"
+    nearer = edit_distance(text, reference) < edit_distance(response, reference)
+    return "kept" if nearer else "not_nearer"
+
+
+def comparison_verdict(settings: SGPOConfig, chosen: str, rejected: str) -> str:
+    """Return "kept", or why two answers are not compared: the "same" (or none), or their
+    "length"."""
+    if chosen.strip() == rejected.strip() or not chosen.strip():
+        return "same"
+    sizes = sorted(max(len(words.split()), 1) for words in (chosen, rejected))
+    return "length" if sizes[1] > settings.max_length_ratio * sizes[0] else "kept"
+
+
 def improver_records(run: Run) -> Records:
     """Ask the starting policy to refine answers towards good ones; say which results are kept."""
     settings = run.config.sgpo
@@ -108,14 +129,6 @@ def improver_records(run: Run) -> Records:
     records = []
     for index, (text, ended) in zip(chosen, refined, strict=True):
         good, bad = examples[index]
-        moved = edit_distance(text, bad.response)
-        verdict = "kept"
-        if text.strip() == good.response.strip():
-            verdict = "copy"
-        elif not settings.min_edit <= moved <= settings.max_edit:
-            verdict = "too_close" if moved < settings.min_edit else "too_far"
-        elif edit_distance(text, good.response) >= edit_distance(bad.response, good.response):
-            verdict = "not_nearer"
         records.append(
             {
                 "prompt": good.prompt,
@@ -123,7 +136,7 @@ def improver_records(run: Run) -> Records:
                 "reference": good.response,
                 "refined": text,
                 "ended": ended,
-                "verdict": verdict,
+                "verdict": refinement_verdict(settings, text, bad.response, good.response),
             }
         )
     return records
@@ -144,19 +157,13 @@ def preference_records(run: Run, state: RunState) -> Records:
     records = []
     for index, (text, ended) in zip(chosen, improved, strict=True):
         answer, whole = answers[index]
-        sizes = sorted(max(len(words.split()), 1) for words in (text, answer))
-        verdict = "kept"
-        if text.strip() == answer.strip() or not text.strip():
-            verdict = "same"
-        elif sizes[1] > config.sgpo.max_length_ratio * sizes[0]:
-            verdict = "length"
         records.append(
             {
                 "prompt": prompts[index],
                 "chosen": text,
                 "rejected": answer,
                 "cut_off": [t for t, end in ((text, ended), (answer, whole)) if not end],
-                "verdict": verdict,
+                "verdict": comparison_verdict(config.sgpo, text, answer),
             }
         )
     return records

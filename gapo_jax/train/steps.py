@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from gapo_jax.config import Config
+from gapo_jax.config.online import has_critic
 from gapo_jax.losses import (
     bce_loss,
     bradley_terry_loss,
@@ -28,7 +29,6 @@ from gapo_jax.losses import (
 )
 from gapo_jax.models import Discriminator
 from gapo_jax.models.encoder import encode_above
-from gapo_jax.online_sections import has_critic
 from gapo_jax.train.compilation import jit_step
 from gapo_jax.train.forward import (
     GeneratorSpec,
@@ -39,6 +39,7 @@ from gapo_jax.train.forward import (
 )
 from gapo_jax.train.objectives import policy_objective
 from gapo_jax.train.optim import frozen_parameters, stop_gradients
+from gapo_jax.train.parts import in_parts
 from gapo_jax.train.state import Network
 from gapo_jax.types import ACCEPTED, Experience, Rollout
 
@@ -95,18 +96,19 @@ def policy_step(
     `examples` are accepted pairs whose negative log-likelihood (at temperature 1) is added with
     `ppo.sft_coef`.
     """
-    mask_BR = experience.response_mask_BR
+    mask_BR, parts = experience.response_mask_BR, config.ppo.accumulate
 
     def loss_fn(trained: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
-        logprobs_BR, entropy_BR, _ = response_logprobs(
-            spec, base, trained, as_rollout(experience), lower_BTD, with_entropy=True
-        )
+        def score(rows: tuple[Rollout, jax.Array | None]) -> tuple[jax.Array, jax.Array | None]:
+            return response_logprobs(spec, base, trained, *rows, with_entropy=True)[:2]
+
+        logprobs_BR, entropy_BR = in_parts(score, (as_rollout(experience), lower_BTD), parts)
         loss, metrics = policy_objective(config, logprobs_BR, experience, kl_coef)
-        assert entropy_BR is not None  # asked for above
         metrics["policy/entropy"] = masked_mean(entropy_BR, mask_BR)
         if examples is not None:
             plain = dataclasses.replace(spec, temperature=1.0)
-            logprobs_SR, _, _ = response_logprobs(plain, base, trained, examples)
+            likely = functools.partial(response_logprobs, plain, base, trained)
+            logprobs_SR = in_parts(lambda rows: likely(rows)[0], examples, parts)
             likelihood, found = sft_loss(logprobs_SR, examples.response_mask_BR)
             loss = loss + config.ppo.sft_coef * likelihood
             metrics |= {"sft/loss": found["sft/loss"], "policy/loss": loss}
@@ -133,8 +135,10 @@ def critic_step(
     old_BR, returns_BR = experience.values_BR, experience.returns_BR
 
     def loss_fn(critic: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
-        rollout = as_rollout(experience)
-        values_BR = critic_values(spec, critic, rollout, features_BRD, lower_BTD)
+        inputs = as_rollout(experience), features_BRD, lower_BTD
+        values_BR = in_parts(
+            lambda rows: critic_values(spec, critic, *rows), inputs, config.ppo.accumulate
+        )
         loss, metrics = value_loss(
             values_BR,
             old_BR,
@@ -152,12 +156,12 @@ def critic_step(
 def disc_logits(
     discriminator: Discriminator,
     params: Params,
-    batch: TextBatch,
+    texts: tuple[jax.Array, jax.Array, jax.Array],
     frozen_layers: int,
     **options: Any,
 ) -> jax.Array:
-    """Return logits [B] float32; the backward pass ends at the lowest trained layer."""
-    texts = batch.tokens_BT, batch.mask_BT, batch.type_ids_BT
+    """Return logits [B] float32 of (tokens, mask, segment ids); the backward pass ends at the
+    lowest trained layer."""
     if not frozen_layers:
         logits: Any = discriminator.apply({"params": params}, *texts, **options)
         return logits
@@ -165,7 +169,7 @@ def disc_logits(
         discriminator.config, params["encoder"], frozen_layers, *texts, **options
     )
     judged: Any = discriminator.apply(
-        {"params": {"head": params["head"]}}, hidden_BTD, batch.mask_BT, method="judge"
+        {"params": {"head": params["head"]}}, hidden_BTD, texts[1], method="judge"
     )
     return judged
 
@@ -181,20 +185,26 @@ def disc_update_step(
     frozen_layers: int = 0,
     loss: str = "bce",
     gradient_penalty: float = 0.0,
+    accumulate: int = 1,
     optimizer: optax.GradientTransformation,
 ) -> tuple[Network, dict[str, jax.Array]]:
     """One update of the discriminator: binary cross-entropy (GAPO, Eq. 6) or Bradley-Terry.
 
     For "bradley_terry" the rows alternate: the better text of a pair, then the worse. With a
     `gradient_penalty` R1 on the accepted texts is added. Parameters whose path matches `frozen` and
-    the lowest `frozen_layers` layers stand still, and no gradient is computed for them.
+    the lowest `frozen_layers` layers stand still, and no gradient is computed for them. With
+    `accumulate` the texts pass through the network in so many parts (the penalty's pass does not).
     """
     key = jax.random.fold_in(key, network.step)
     options = {"deterministic": not dropout, "rngs": {"dropout": key}}
 
     def loss_fn(params: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
         params = stop_gradients(params, frozen)
-        logits_B = disc_logits(discriminator, params, batch, frozen_layers, **options)
+        logits_B = in_parts(
+            lambda texts: disc_logits(discriminator, params, texts, frozen_layers, **options),
+            (batch.tokens_BT, batch.mask_BT, batch.type_ids_BT),
+            accumulate,
+        )
         total, metrics = judge_loss(loss, logits_B, batch)
         metrics["disc/loss"] = total
         if gradient_penalty:
@@ -275,6 +285,7 @@ def make_steps(
         frozen_layers=settings.frozen_layers,
         loss=settings.loss,
         gradient_penalty=settings.gradient_penalty,
+        accumulate=settings.accumulate,
         optimizer=optimizers["discriminator"],
     )
     return Steps(

@@ -9,7 +9,14 @@ from gapo_jax.config import DiscriminatorConfig
 from gapo_jax.evaluate.accuracy import Verdict
 from gapo_jax.train import adversary
 from gapo_jax.train.adversary import GeneratedText
-from gapo_jax.types import ACCEPTED, GENERATED, REJECTED, Constraint, PreferentialPair
+from gapo_jax.types import (
+    ACCEPTED,
+    GENERATED,
+    REJECTED,
+    Constraint,
+    PreferentialPair,
+    PreferentialResponses,
+)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +103,20 @@ def test_each_round_trains_on_other_pairs_and_is_a_function_of_seed_and_round():
 
     assert real(0) == real(0)
     assert not real(0)[1] & real(1)[1]
+
+
+def test_preferential_responses_are_compared_under_one_prompt():
+    """The other column of the paper's table 6: the same switch for the online methods."""
+    pairs = [PreferentialResponses(f"p{i}", f"good{i}", f"bad{i}") for i in range(90)]
+    for loss in ("bce", "bradley_terry"):
+        config = _config(loss=loss, generated_fraction=0.0)
+        texts = adversary.round_texts(config, pairs, [], [], seed=0, round_index=0)
+        assert _kinds(texts).tolist() == [40, 40, 0]
+        for text in texts:
+            assert text.target == float(text.response.startswith("good"))
+        if loss == "bradley_terry":
+            for better, worse in zip(texts[::2], texts[1::2], strict=True):
+                assert better.prompt == worse.prompt and better.response != worse.response
 
 
 def test_label_policies():

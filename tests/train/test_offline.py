@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from gapo_jax.config import OFFLINE_METHODS, finalize
+from gapo_jax.config import OFFLINE_METHODS, SGPOConfig, finalize
+from gapo_jax.config.presets import tiny
 from gapo_jax.data.batching import batch_at
-from gapo_jax.presets import tiny
 from gapo_jax.train import offline, run, sgpo
 from gapo_jax.train.discriminator import mean_metrics
 from gapo_jax.train.interrupt import RunStopped, StopRequest
@@ -167,3 +167,25 @@ def test_edit_distance():
         assert sgpo.edit_distance(a, b) * max(len(a), len(b), 1) == pytest.approx(
             _slow_distance(a, b)
         )
+
+
+def test_filters_of_sgpo():
+    """The band of edit distances, no copies, nearer to the reference; like lengths."""
+    settings = SGPOConfig(min_edit=0.1, max_edit=0.5, max_length_ratio=2.0)
+
+    def verdict(text):
+        return sgpo.refinement_verdict(settings, text, "a red cat sat", "a red dog sat!")
+
+    assert verdict("a red dog sat") == "kept"  # 3 of 13 letters from the response, 1 off the other
+    assert verdict(" a red dog sat! ") == "copy"
+    assert verdict("a red cat sat.") == "too_close"  # 1 of 14
+    assert verdict("nothing of it at all") == "too_far"
+    assert verdict("a red cow sta") == "not_nearer"
+    pairs = {
+        ("one two", "one"): "kept",
+        ("one two three", "one"): "length",
+        ("same ", "same"): "same",
+        ("", "one"): "same",
+    }
+    for (chosen, rejected), wanted in pairs.items():
+        assert sgpo.comparison_verdict(settings, chosen, rejected) == wanted

@@ -249,6 +249,19 @@ def test_a_batch_in_parts_has_the_loss_and_gradient_of_the_whole(base, trained, 
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+def test_a_curriculum_draws_from_the_first_examples_first(encoder):
+    config = _config("dpo", offline__batch_size=2, data__curriculum=0.5, data__curriculum_start=0.5)
+    config.rounds, config.offline.steps_per_round = 2, 10
+    drawn = [set(map(bytes, offline_batch(config, encoder, EXAMPLES, {}, step).rows.tokens_BT))
+             for step in range(20)]  # fmt: skip
+    easy, every = (set(map(bytes, encoder.rows([s for e in part for s in e]).tokens_BT))
+                   for part in (EXAMPLES[:2], EXAMPLES))  # fmt: skip
+    # 2 of 4 at the start, 3 until step 5, all of them after half of the 20 updates.
+    assert drawn[0] == easy
+    assert set().union(*drawn[1:6]) < every
+    assert set().union(*drawn[10:]) == every
+
+
 def test_examples_that_do_not_fit_are_left_out_or_refused_with_the_key(encoder):
     config = _config("dpo", offline__batch_size=2, offline__max_response_tokens=8)
     kept, made = fit(config, encoder.players, EXAMPLES, ())

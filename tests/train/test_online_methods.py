@@ -12,9 +12,9 @@ import pytest
 
 from gapo_jax.checkpoint import Checkpointer
 from gapo_jax.config import Config, finalize
+from gapo_jax.config.online import has_critic
+from gapo_jax.config.presets import tiny_rounds
 from gapo_jax.evaluate.accuracy import Verdict
-from gapo_jax.online_sections import has_critic
-from gapo_jax.presets import tiny_rounds
 from gapo_jax.train import sampling, setup
 from gapo_jax.train.grounding import make_grounding
 from gapo_jax.train.interrupt import StopRequest
@@ -92,31 +92,42 @@ def _same(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-@pytest.mark.parametrize("name", ["rloo_tiny", "grpo_tiny", "reinforce_pp_tiny", "rpo_online_tiny"])
-def test_a_round_moves_the_policy_and_no_other_network(world, name, tmp_path):
+@pytest.mark.parametrize(
+    "name", ["ppo_tiny", "rloo_tiny", "grpo_tiny", "reinforce_pp_tiny", "rpo_online_tiny"]
+)
+def test_two_rounds_and_the_second_once_more(world, name, tmp_path):
+    """Who moves and who does not; continued after the first round, the second is the same."""
     config = _small(_load(name))
     run = _run(world, config, tmp_path)
-    # No critic: no parameters, no optimiser, no compiled step, no pass.
-    assert _start(run).critic is None and run.training.steps.critic is None
-    assert "critic" not in run.training.optimizers
+    start, trained = _start(run), ["policy"]
+    if name == "ppo_tiny":
+        trained.append("critic")
+    else:
+        # No critic: no parameters, no optimiser, no compiled step, no pass.
+        assert start.critic is None and run.training.steps.critic is None
+        assert "critic" not in run.training.optimizers
     base = jax.tree.map(np.asarray, run.players.base)
-    state = _play(run)
-    assert relative_change(_start(run).policy.params, state.policy.params) > 1e-5
-    assert int(state.policy.step) == run.updates_per_round == 2
-    _same(_start(run).discriminator, state.discriminator)
+    state = one_round(run, _start(run), 0)
+    run.checkpointer.save(1, state, {"store": []}, wait=True)
+    straight = jax.tree.map(_bits, one_round(run, state, 1))
+    restored, _ = run.checkpointer.restore(_start(run))
+    _same(straight, jax.tree.map(_bits, one_round(run, restored, 1)))
+    run.writer.close()
+    run.checkpointer.close()
+    for network in trained:
+        moved = relative_change(getattr(start, network).params, getattr(straight, network).params)
+        assert moved > 1e-5, network
+    assert int(straight.policy.step) == 2 * run.updates_per_round == 4
+    _same(jax.tree.map(_bits, start.discriminator), straight.discriminator)
     _same(base, run.players.base)
     lines = read_metrics(tmp_path)
     names = set().union(*lines)
     assert {"policy/loss", "policy/entropy", "kl/ref", "reward/mean", "reward/rule_mean"} <= names
-    assert not [found for found in names if found.startswith(("value/", "disc/"))]
+    unwanted = ("disc/",) if name == "ppo_tiny" else ("value/", "disc/")
+    assert not [found for found in names if found.startswith(unwanted)]
     samples = map(json.loads, (tmp_path / "samples.jsonl").read_text().splitlines())
     asked = config.reward.source != "verifier"
     assert all((sample["score"] is not None) == asked for sample in samples)
-    if name == "grpo_tiny":
-        run.checkpointer.save(1, state, {"store": []}, wait=True)
-        restored, _ = run.checkpointer.restore(_start(run))
-        _same(jax.tree.map(_bits, state), jax.tree.map(_bits, restored))
-    run.checkpointer.close()
 
 
 def _bits(leaf):
@@ -151,8 +162,12 @@ def test_gapo_with_all_its_switches_at_once(world, tmp_path):
     disc = config.discriminator
     disc.loss, disc.gradient_penalty, disc.score_with = "bradley_terry", 1.0, "ema"
     disc.ema_decay = 0.75
+    config.data.preference, config.data.curriculum = "responses", 1.0
+    config.ppo.accumulate = disc.accumulate = 2
     # The rate of the first update is 0: the warm-up, which is not played here, starts there.
     run = _run(world, _small(config, judge_updates=2), tmp_path)
+    run.pairs = make_pairs(run.config, run.prompts.type_ids, [], world[0])
+    assert all(one[0] == other[0] for one, other in (pair.sides for pair in run.pairs.compared))
     state = _play(run)
     start = _start(run)
     for network in ("policy", "discriminator"):
@@ -167,6 +182,8 @@ def test_gapo_with_all_its_switches_at_once(world, tmp_path):
         found |= line
     assert found["sft/loss"] > 0 and found["disc/gradient_penalty"] > 0
     assert found["disc/pair_margin"] is not None and "value/loss" not in found
+    # The easiest quarter, in the first of three rounds.
+    assert found["disc/pairs_in_use"] == -(-len(run.pairs.compared) // 4)
     run.checkpointer.close()
 
 

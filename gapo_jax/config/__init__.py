@@ -1,7 +1,9 @@
 """The configuration of a run: one mutable dataclass a section, checked and frozen by `finalize`.
 
 `configs/*.py` return a `Config` from `get_config(preset)`; flags override single fields
-(`--config.ppo.clip=0.1`); `finalize` checks the whole before anything slow starts.
+(`--config.ppo.clip_low=0.1`); `finalize` checks the whole before anything slow starts. The sections
+of the offline and of the online methods, with the checks that concern them alone, have modules of
+their own here; `presets` holds the settings that the files under configs/ share.
 """
 
 import dataclasses
@@ -11,16 +13,34 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from gapo_jax import online_sections, sections
-from gapo_jax.online_sections import (
+from gapo_jax.config.base import LoraConfig, Section, check_trained_parts, nearest
+from gapo_jax.config.base import OptimConfig as OptimConfig
+from gapo_jax.config.offline import (
+    OFFLINE_CHOICES,
+    OFFLINE_METHODS,
+    OFFLINE_RANGES,
+    DPOConfig,
+    InverseQConfig,
+    KTOConfig,
+    OfflineConfig,
+    ORPOConfig,
+    RPOConfig,
+    SGPOConfig,
+    SimPOConfig,
+    check_offline,
+)
+from gapo_jax.config.online import (
+    ONLINE_CHOICES,
     ONLINE_METHODS,
+    ONLINE_RANGES,
     DiscriminatorConfig,
     GRPOConfig,
     PPOConfig,
     RewardConfig,
+    asks_discriminator,
+    check_online,
+    group_size,
 )
-from gapo_jax.sections import OFFLINE_METHODS, LoraConfig, Section, nearest
-from gapo_jax.sections import OptimConfig as OptimConfig
 
 METHODS = (*ONLINE_METHODS, *OFFLINE_METHODS)
 
@@ -39,7 +59,8 @@ class ModelConfig(Section):
     round. `freeze` is a regular expression over parameter paths (`layers/mlp/`, `norm`): what it
     finds stands still too. `critic` is `reference` (a head on the reference's hidden states),
     `policy` (a head on the policy's hidden states) or `decoder` (a trunk of its own and a head);
-    all are causal.
+    all are causal. `dtype` is what all networks compute in; the weights that are trained and their
+    optimisers' moments are float32 all the same, and so are log-probs, rewards and losses.
     """
 
     generator: str = "smollm2-135m-instruct"
@@ -63,7 +84,11 @@ class DataConfig(Section):
     leaves the system turn to the chat template; any other text, the empty one too, replaces it.
     `preference` is what a pairwise method compares: `prompts` (one response under the prompt that
     it satisfies and under the one that it violates; GAPO, section 3.2) or `responses` (to one
-    prompt, one that satisfies it and one that does not). Both are made of the same pairs.
+    prompt, one that satisfies it and one that does not); so does the discriminator that judges an
+    online method. Both are made of the same pairs.
+    With `curriculum` above 0 the pairs come in from easy to hard over that share of the training
+    (of the warm-up, where the discriminator stands still after it), the first being the easiest
+    `curriculum_start` of them: near misses (4 bullets asked of a response with 3) come last.
     """
 
     types: tuple[str, ...] = _tuple(
@@ -88,6 +113,8 @@ class DataConfig(Section):
     pairs_heldout: int = 96
     prompts: int = 1200
     preference: str = "prompts"
+    curriculum: float = 0.0
+    curriculum_start: float = 0.25
 
 
 @dataclasses.dataclass
@@ -147,14 +174,14 @@ class Config(Section):
     reward: RewardConfig = dataclasses.field(default_factory=RewardConfig)
     ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)
     grpo: GRPOConfig = dataclasses.field(default_factory=GRPOConfig)
-    offline: sections.OfflineConfig = dataclasses.field(default_factory=sections.OfflineConfig)
-    dpo: sections.DPOConfig = dataclasses.field(default_factory=sections.DPOConfig)
-    kto: sections.KTOConfig = dataclasses.field(default_factory=sections.KTOConfig)
-    simpo: sections.SimPOConfig = dataclasses.field(default_factory=sections.SimPOConfig)
-    orpo: sections.ORPOConfig = dataclasses.field(default_factory=sections.ORPOConfig)
-    rpo: sections.RPOConfig = dataclasses.field(default_factory=sections.RPOConfig)
-    inverse_q: sections.InverseQConfig = dataclasses.field(default_factory=sections.InverseQConfig)
-    sgpo: sections.SGPOConfig = dataclasses.field(default_factory=sections.SGPOConfig)
+    offline: OfflineConfig = dataclasses.field(default_factory=OfflineConfig)
+    dpo: DPOConfig = dataclasses.field(default_factory=DPOConfig)
+    kto: KTOConfig = dataclasses.field(default_factory=KTOConfig)
+    simpo: SimPOConfig = dataclasses.field(default_factory=SimPOConfig)
+    orpo: ORPOConfig = dataclasses.field(default_factory=ORPOConfig)
+    rpo: RPOConfig = dataclasses.field(default_factory=RPOConfig)
+    inverse_q: InverseQConfig = dataclasses.field(default_factory=InverseQConfig)
+    sgpo: SGPOConfig = dataclasses.field(default_factory=SGPOConfig)
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
@@ -169,8 +196,8 @@ _CHOICES: dict[str, tuple[str, ...]] = (
         "model.pooling": ("mean", "cls", "hf"),
         "data.on_invisible": ("refuse", "drop"),
     }
-    | sections.OFFLINE_CHOICES
-    | online_sections.ONLINE_CHOICES
+    | OFFLINE_CHOICES
+    | ONLINE_CHOICES
 )
 
 _RANGES: dict[str, tuple[float, float]] = (
@@ -188,6 +215,8 @@ _RANGES: dict[str, tuple[float, float]] = (
         "data.pairs": (1, math.inf),
         "data.pairs_heldout": (0, math.inf),
         "data.prompts": (1, math.inf),
+        "data.curriculum": (0, 1),
+        "data.curriculum_start": (1e-6, 1),
         "sampling.max_new_tokens": (1, math.inf),
         "sampling.temperature": (1e-3, 100),
         "sampling.top_k": (0, math.inf),
@@ -199,8 +228,8 @@ _RANGES: dict[str, tuple[float, float]] = (
         "checkpoint.every_rounds": (1, math.inf),
         "checkpoint.keep": (1, math.inf),
     }
-    | sections.OFFLINE_RANGES
-    | online_sections.ONLINE_RANGES
+    | OFFLINE_RANGES
+    | ONLINE_RANGES
 )
 
 
@@ -253,7 +282,7 @@ def updates_per_round(config: Config) -> int:
 
 def trained_rows(config: Config) -> int:
     """Return the number of responses that one round of policy updates learns from."""
-    return config.ppo.prompts_per_round * online_sections.group_size(config)
+    return config.ppo.prompts_per_round * group_size(config)
 
 
 def _check_together(config: Config) -> None:
@@ -277,9 +306,30 @@ def _check_together(config: Config) -> None:
         )
     if not config.data.types:
         raise ValueError("config.data.types is empty; name at least one constraint type")
-    sections.check_trained_parts(config)
-    sections.check_offline(config)
-    online_sections.check_online(config)
+    check_trained_parts(config)
+    _check_curriculum(config)
+    check_offline(config)
+    check_online(config)
+
+
+def _check_curriculum(config: Config) -> None:
+    """A curriculum needs pairs with a rejected side, and something that learns from them."""
+    if not config.data.curriculum:
+        return
+    reasons = {
+        "sft": "sft learns from accepted texts alone, which are neither near nor far misses",
+        "sgpo": "sgpo makes its own pairs",
+    }
+    reason = reasons.get(config.method)
+    if config.method == "inverse_q" and config.inverse_q.contrast != "prompts":
+        reason = "inverse_q learns from its own samples; config.inverse_q.contrast='prompts' works"
+    if config.method in ONLINE_METHODS and not asks_discriminator(config):
+        reason = "no discriminator learns from pairs where config.reward.source='verifier'"
+    if reason:
+        raise ValueError(
+            f"config.data.curriculum={config.data.curriculum} orders preferential pairs by "
+            f"difficulty, but {reason}; set curriculum=0"
+        )
 
 
 def finalize(config: Config) -> Config:

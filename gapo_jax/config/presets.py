@@ -101,3 +101,10 @@ def choose_rpo(config: Config, preset: str) -> Config:
     elif preset:
         config.rpo.distance = preset
     return config
+
+
+def choose_inverse_q(config: Config, preset: str) -> Config:
+    """Set the conditions that Inverse-Q* contrasts; an empty preset changes nothing."""
+    if preset:
+        config.inverse_q.contrast = preset
+    return config

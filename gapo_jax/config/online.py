@@ -20,7 +20,7 @@ import dataclasses
 import math
 from typing import Any
 
-from gapo_jax.sections import OptimConfig, Section
+from gapo_jax.config.base import OptimConfig, Section
 
 ONLINE_METHODS = ("gapo", "ppo", "rloo", "grpo", "reinforce_pp", "rpo_online")
 ESTIMATORS = ("gae", "rloo", "grpo", "reinforce_pp", "rpo")
@@ -41,7 +41,8 @@ class DiscriminatorConfig(Section):
     share of that which comes from earlier rounds. An update is skipped when the accuracy on the
     fresh batch is above `gate_high`, and doubled below `gate_low`; `updates_per_round=0` leaves the
     discriminator as it is, which makes gapo into ppo. `frozen_layers` of the encoder (from the
-    bottom, the embeddings with them) keep their pretrained weights.
+    bottom, the embeddings with them) keep their pretrained weights. With `accumulate` above 1 the
+    texts of a batch pass through the network in so many parts, without a change of the result.
 
     `score_with` names the snapshot that gives the round's rewards: `pre` or `post` the round's
     update, or `ema`, the exponential moving average of the snapshots after each round (the
@@ -56,6 +57,7 @@ class DiscriminatorConfig(Section):
     )
     max_tokens: int = 192
     batch_size: int = 32
+    accumulate: int = 1
     warmup_epochs: int = 2
     updates_per_round: int = 5
     round_learning_rate: float = 5e-5
@@ -125,6 +127,9 @@ class PPOConfig(Section):
     them the best, half the worst by reward, which carry most of the signal (max-variance
     down-sampling, arXiv 2504.13818). The others cost no scoring and no gradient.
 
+    With `accumulate` above 1 the rows of a minibatch (and the `sft_rows`) pass through the networks
+    in so many parts, which saves memory; the result is that of the whole minibatch.
+
     `sft_coef` adds so much of the negative log-likelihood of accepted pairs, `sft_rows` of them in
     every minibatch, to the policy loss: it keeps the generator at text that obeys its prompt.
     """
@@ -139,6 +144,7 @@ class PPOConfig(Section):
     train_samples: int = 0
     epochs: int = 2
     minibatch_size: int = 24
+    accumulate: int = 1
     clip_low: float = 0.2
     clip_high: float = 0.2
     value_clip: float = 0.2
@@ -197,6 +203,7 @@ ONLINE_CHOICES: dict[str, tuple[str, ...]] = {
 ONLINE_RANGES: dict[str, tuple[float, float]] = {
     "discriminator.max_tokens": (8, 512),
     "discriminator.batch_size": (1, math.inf),
+    "discriminator.accumulate": (1, math.inf),
     "discriminator.updates_per_round": (0, math.inf),
     "discriminator.frozen_layers": (0, math.inf),
     "discriminator.generated_fraction": (0, 1),
@@ -215,6 +222,7 @@ ONLINE_RANGES: dict[str, tuple[float, float]] = {
     "ppo.train_samples": (0, math.inf),
     "ppo.epochs": (1, math.inf),
     "ppo.minibatch_size": (1, math.inf),
+    "ppo.accumulate": (1, math.inf),
     "ppo.clip_low": (0, 1),
     "ppo.clip_high": (0, math.inf),
     "ppo.value_clip": (0, math.inf),
@@ -277,10 +285,10 @@ def check_online(config: Any) -> None:
     if config.method in ONLINE_METHODS:
         _check_groups(config)
     _check_rows(config)
+    _check_judge(config.discriminator)
     if config.method not in ONLINE_METHODS:
         return
     _check_reward(config)
-    _check_judge(config.discriminator)
     if estimator(config) == "grpo":
         _check_grpo(config)
 
@@ -299,6 +307,12 @@ def _check_rows(config: Any) -> None:
             "or samples_per_prompt where that is 0) must divide into whole minibatches; "
             f"config.ppo.minibatch_size is {ppo.minibatch_size}"
         )
+    for name in ("minibatch_size", *(("sft_rows",) if ppo.sft_coef else ())):
+        if getattr(ppo, name) % ppo.accumulate:
+            raise ValueError(
+                f"config.ppo.accumulate={ppo.accumulate} must divide config.ppo.{name}="
+                f"{getattr(ppo, name)}: the rows pass through the network in equal parts"
+            )
     if config.reward.standardise == "group" and ppo.samples_per_prompt < 2:
         raise ValueError(
             "config.reward.standardise='group' needs at least 2 samples of a prompt; set "
@@ -353,6 +367,17 @@ def _check_reward(config: Any) -> None:
 
 
 def _check_judge(settings: Any) -> None:
+    if settings.batch_size % settings.accumulate:
+        raise ValueError(
+            f"config.discriminator.accumulate={settings.accumulate} must divide "
+            f"config.discriminator.batch_size={settings.batch_size}"
+        )
+    if settings.accumulate > 1 and settings.dropout:
+        raise ValueError(
+            f"config.discriminator.dropout={settings.dropout} would drop the same units in every "
+            f"part of a batch; set it to 0, or config.discriminator.accumulate="
+            f"{settings.accumulate} to 1"
+        )
     if settings.loss != "bradley_terry":
         return
     if settings.label_policy == "soft" or settings.positive_label != 1:

@@ -1,0 +1,172 @@
+"""A minibatch in parts, and in bfloat16: the updates of the online methods' three networks."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gapo_jax.config import Config
+from gapo_jax.models import Decoder, DecoderConfig, Discriminator, EncoderConfig
+from gapo_jax.train import steps
+from gapo_jax.train.forward import GeneratorSpec, init_critic, lower_hidden
+from gapo_jax.train.optim import make_optimizer
+from gapo_jax.train.state import Network, split_trainable
+from gapo_jax.types import ACCEPTED, Experience
+
+ROWS, PROMPT, RESPONSE = 4, 5, 6
+DECODER = DecoderConfig(
+    vocab_size=31, num_layers=2, d_model=16, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=24
+)
+SPEC = GeneratorSpec(DECODER, 1, 0.7, 8, "decoder", 8)
+ENCODER = EncoderConfig(vocab_size=40, num_layers=2, d_model=16, num_heads=2, d_ff=24)
+# A step of plain gradient descent shows the gradient itself.
+DESCENT = optax.sgd(1.0)
+
+
+@pytest.fixture(scope="module")
+def base():
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    params = jax.jit(Decoder(DECODER).init)(jax.random.key(0), tokens, jnp.ones_like(tokens))
+    # The default scale is so small that all distributions are nearly uniform.
+    return jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, params["params"])
+
+
+@pytest.fixture(scope="module")
+def experience():
+    """Rows of unequal lengths, so that a mean of the parts' means would be another number."""
+    rng = np.random.default_rng(0)
+    mask_BT = np.ones((ROWS, PROMPT + RESPONSE), np.int32)
+    mask_BT[0, -5:] = mask_BT[1, -2:] = mask_BT[2, :3] = 0
+    shape = (ROWS, RESPONSE)
+    names = ("ref_logprobs_BR", "values_BR", "advantages_BR", "returns_BR")
+    return Experience(
+        tokens_BT=jnp.asarray(rng.integers(1, 31, mask_BT.shape), jnp.int32),
+        mask_BT=jnp.asarray(mask_BT),
+        response_mask_BR=jnp.asarray(mask_BT[:, PROMPT:]),
+        old_logprobs_BR=jnp.asarray(-3.4 + 0.1 * rng.normal(size=shape), jnp.float32),
+        rewards_B=jnp.asarray(rng.normal(size=ROWS), jnp.float32),
+        **{name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name in names},
+    )
+
+
+def _trained(base):
+    keys = iter(jax.random.split(jax.random.key(9), 100))
+    start = split_trainable(base, SPEC.first, train_embeddings=False)
+    return jax.tree.map(lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape), start)
+
+
+def _config(parts, advantage="gae", sft_coef=0.0):
+    config = Config()
+    config.ppo.advantage, config.ppo.accumulate, config.ppo.sft_coef = advantage, parts, sft_coef
+    config.ppo.samples_per_prompt = 2
+    return config
+
+
+def _assert_same(one, other):
+    (network, metrics), (again, found) = one, other
+    assert found.keys() == metrics.keys()
+    for name, value in metrics.items():
+        # Order of float32 sums, here and below.
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+    for a, b in zip(jax.tree.leaves(network.params), jax.tree.leaves(again.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("advantage", ["gae", "grpo", "rpo"])
+def test_a_policy_update_in_parts_is_that_of_the_whole_minibatch(base, experience, advantage):
+    sft_coef = 0.5 if advantage == "gae" else 0.0
+    examples = steps.as_rollout(experience) if sft_coef else None
+    lower_BTD = lower_hidden(SPEC, base, experience.tokens_BT, experience.mask_BT)
+    results = []
+    for parts in (1, 2):
+        options = {"spec": SPEC, "config": _config(parts, advantage, sft_coef)}
+        step = jax.jit(functools.partial(steps.policy_step, **options, optimizer=DESCENT))
+        network = Network.create(_trained(base), DESCENT)
+        results.append(step(network, base, experience, lower_BTD, 0.1, examples))
+    assert float(results[0][1]["policy/grad_norm"]) > 1e-3
+    _assert_same(*results)
+
+
+def test_a_critic_update_in_parts_is_that_of_the_whole_minibatch(base, experience):
+    lower_BTD = lower_hidden(SPEC, base, experience.tokens_BT, experience.mask_BT)
+    critic = init_critic(SPEC, base, jax.random.key(1))
+    results = []
+    for parts in (1, 4):
+        options = {"spec": SPEC, "config": _config(parts), "optimizer": DESCENT}
+        step = jax.jit(functools.partial(steps.critic_step, **options))
+        results.append(step(Network.create(critic, DESCENT), experience, None, lower_BTD))
+    _assert_same(*results)
+
+
+def _texts():
+    rng = np.random.default_rng(1)
+    mask_BT = np.ones((ROWS, 9), np.int32)
+    mask_BT[1, 4:] = 0
+    tokens_BT = jnp.asarray(rng.integers(1, 40, mask_BT.shape), jnp.int32)
+    return steps.TextBatch(
+        tokens_BT=tokens_BT,
+        mask_BT=jnp.asarray(mask_BT),
+        type_ids_BT=jnp.zeros_like(tokens_BT),
+        targets_B=jnp.array([1.0, 0.0, 1.0, 0.2]),
+        weights_B=jnp.array([1.0, 0.5, 2.0, 0.0]),
+        classes_B=jnp.array([ACCEPTED, 0, ACCEPTED, 2]),
+    )
+
+
+def _judge(config=ENCODER):
+    judge, texts = Discriminator(config), _texts()
+    return judge, judge.init(jax.random.key(2), texts.tokens_BT, texts.mask_BT)["params"]
+
+
+@pytest.mark.parametrize("loss", ["bce", "bradley_terry"])
+def test_a_discriminator_update_in_parts_is_that_of_the_whole_batch(loss):
+    judge, params = _judge()
+    results = []
+    for parts in (1, 2):
+        step = functools.partial(
+            steps.disc_update_step,
+            discriminator=judge,
+            dropout=False,
+            frozen=None,
+            loss=loss,
+            gradient_penalty=1.0,
+            accumulate=parts,
+            optimizer=DESCENT,
+        )
+        network = Network.create(params, DESCENT)
+        results.append(jax.jit(step)(network, _texts(), jax.random.key(3)))
+    _assert_same(*results)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_networks_compute_in_bfloat16_on_float32_weights(base, experience, optimizer):
+    """Steps of 1e-5 of weights of size 1: bfloat16 weights would round them away."""
+    config = _config(1)
+    config.ppo.optim.learning_rate, config.ppo.optim.optimizer = 1e-5, optimizer
+    adam = make_optimizer(config.ppo.optim, lambda _: 1e-5)
+    half = dataclasses.replace(DECODER, dtype="bfloat16")
+    spec = dataclasses.replace(SPEC, config=half)
+    lower_BTD = lower_hidden(spec, base, experience.tokens_BT, experience.mask_BT)
+    assert lower_BTD.dtype == jnp.bfloat16
+    bound = {"spec": spec, "config": config, "optimizer": adam}
+    policy = functools.partial(steps.policy_step, **bound)
+    critic = functools.partial(steps.critic_step, **bound)
+    judge, params = _judge(dataclasses.replace(ENCODER, dtype="bfloat16"))
+    disc = functools.partial(
+        steps.disc_update_step, discriminator=judge, dropout=False, frozen=None, optimizer=adam
+    )
+    for step, start, batch in (
+        (policy, _trained(base), (base, experience, lower_BTD, 0.1)),
+        (critic, init_critic(spec, base, jax.random.key(1)), (experience, None, lower_BTD)),
+        (disc, params, (_texts(), jax.random.key(3))),
+    ):
+        network, metrics = jax.jit(step)(Network.create(start, adam), *batch)
+        kept = jax.tree.leaves((network.params, network.opt_state))
+        assert all(x.dtype == jnp.float32 for x in kept if jnp.issubdtype(x.dtype, jnp.floating))
+        assert all(metrics[name].dtype == jnp.float32 for name in metrics)
+        moved = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), network.params, start)
+        assert 0 < max(jax.tree.leaves(moved)) < 2e-5
