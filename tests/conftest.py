@@ -26,6 +26,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
 
+import jax  # noqa: E402
 
 # What takes longest is started first, so that at the end no test process works while the others
 # have nothing left; whole runs come before what finds their programs compiled.
@@ -44,6 +45,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((i for i, start in enumerate(_FIRST) if path.startswith(start)), len(_FIRST))
 
     items.sort(key=rank)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Compile fast what compiles longer than it runs: the steps of small networks."""
+    quick = item.path.parent == Path(__file__).parent / "train"
+    jax.config.update("jax_disable_most_optimizations", quick)
 
 
 def _cached(name: str) -> Path:
