@@ -13,5 +13,6 @@ from gapo_jax.config.presets import tiny_rounds
 def get_config(preset: str = "") -> Config:
     """Return the configuration; there are no presets."""
     config = tiny_rounds("gapo")
-    config.eval.samples_per_prompt = 2
+    # As many rows as a batch of the bootstrap, so that the sampler is compiled once for both.
+    config.eval.prompts_per_set = config.sampling.batch_size
     return config

@@ -40,6 +40,6 @@ if [ "$mode" != lint ]; then
     say "no weights: the tests that need them are skipped and say so"
   say "pytest"
   JAX_PLATFORMS=cpu "$bin/python" -m pytest -n "${GAPO_JAX_TEST_WORKERS:-2}" --dist loadfile \
-    --durations=10 "$@"
+    --no-loadscope-reorder --durations=10 "$@"
 fi
 say "passed"

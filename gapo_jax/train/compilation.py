@@ -33,19 +33,34 @@ def machine_id() -> str:
 def keep_compiled_programs() -> None:
     """Keep compiled programs in the cache folder, so that a second start compiles nothing.
 
-    `JAX_COMPILATION_CACHE_DIR` names another folder; set but empty, it turns this off. At most
-    2 GiB are kept, the least used go first.
+    `JAX_COMPILATION_CACHE_DIR` names another folder, which is used as it is; set but empty, it
+    turns this off. Of our own folder at most 2 GiB are kept from one start to the next.
     """
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if folder is None:
         folder = str(cache_dir() / "compiled" / machine_id())
+        drop_oldest(Path(folder), _MAX_BYTES)
     if not folder:
         return
     jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_compilation_cache_max_size", _MAX_BYTES)
     # Many small programs cost more together than the few large ones.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def drop_oldest(folder: Path, max_bytes: int) -> None:
+    """Delete the files that were written first until at most `max_bytes` are left.
+
+    JAX can hold a limit itself (`jax_compilation_cache_max_size`), but then reads the whole folder
+    at every program that it stores: a tenth of a second for a thousand programs.
+    """
+    found = [(path, path.stat()) for path in folder.glob("*")]
+    total = sum(facts.st_size for _, facts in found)
+    for path, facts in sorted(found, key=lambda item: item[1].st_mtime):
+        if total <= max_bytes:
+            break
+        path.unlink(missing_ok=True)
+        total -= facts.st_size
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gapo_jax.config import DiscriminatorConfig
 from gapo_jax.data.batching import batch_at, epoch_order
+from gapo_jax.data.discriminator_text import encode_discriminator
 from gapo_jax.losses import class_metrics
 from gapo_jax.train.adversary import LabelledText, batches, make_batch, pair_texts, widths
 from gapo_jax.train.state import Network
@@ -177,20 +179,44 @@ def round_update(
     return network, metrics
 
 
+def longest_text(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Preference],
+    prompts: Sequence[str],
+    new_tokens: int,
+    config: DiscriminatorConfig,
+) -> int:
+    """Return how many tokens the texts of a run have at most, as far as can be told beforehand:
+    those of its pairs, and answers to its prompts of twice as many as the generator's own."""
+    known = [text for pair in pairs for text in pair_texts(pair, 1.0)]
+    lengths = [
+        encode_discriminator(tokenizer, *texts, config.max_tokens)[0].shape[1]
+        for texts in (
+            ([text.prompt for text in known], [text.response for text in known]),
+            (prompts, [""] * len(prompts)),
+        )
+    ]
+    return max(lengths[0], lengths[1] + 2 * new_tokens)
+
+
 def prime(
     network: Network,
     steps: Steps,
     tokenizer: PreTrainedTokenizerBase,
     config: DiscriminatorConfig,
     key: jax.Array,
+    longest: int | None = None,
 ) -> None:
     """Compile scoring and update for every padded length now, so that no later round compiles.
 
-    The update runs on a copy of the network, which is thrown away.
+    Lengths that texts of up to `longest` tokens do not need are left out. The update runs on a
+    copy of the network, which is thrown away.
     """
     text = LabelledText("a", "b", ACCEPTED, 1.0)
     batch = make_batch(tokenizer, [text], np.ones(1), config)
-    for width in widths(config.max_tokens):
+    every = widths(config.max_tokens)
+    needed = every if longest is None else every[: bisect.bisect_left(every, longest) + 1]
+    for width in needed:
         pad = ((0, 0), (0, width - batch.tokens_BT.shape[1]))
         wide = batch.replace(
             tokens_BT=jnp.pad(batch.tokens_BT, pad),

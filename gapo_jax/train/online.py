@@ -19,7 +19,7 @@ import numpy as np
 
 from gapo_jax.config.online import asks_discriminator, is_adversarial
 from gapo_jax.train.adversary import GeneratedText, is_accepted
-from gapo_jax.train.discriminator import evaluate_pairs, prime, warmup_epoch
+from gapo_jax.train.discriminator import evaluate_pairs, longest_text, prime, warmup_epoch
 from gapo_jax.train.interrupt import RunInterrupted, RunStopped
 from gapo_jax.train.metrics import progress
 from gapo_jax.train.rounds import (
@@ -190,7 +190,14 @@ def train(run: Run, state: RunState) -> RunState:
     judged = asks_discriminator(config)
     if judged:
         with run.clock("compile"):
-            prime(state.discriminator, steps, tokenizer, config.discriminator, state.key)
+            longest = longest_text(
+                tokenizer,
+                [*run.pairs.compared, *run.pairs.heldout],
+                [row.prompt for row in run.prompts.train],
+                config.sampling.max_new_tokens,
+                config.discriminator,
+            )
+            prime(state.discriminator, steps, tokenizer, config.discriminator, state.key, longest)
     if run.last_saved is None:
         if judged:
             state = warmup(run, state)

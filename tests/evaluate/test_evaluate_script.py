@@ -101,7 +101,7 @@ def test_asking_a_model(tmp_path, monkeypatch):
     )  # fmt: skip
     decoder = models.Decoder(config)
     ones_BT = jnp.ones((1, 4), jnp.int32)
-    params = decoder.init(jax.random.key(0), ones_BT, ones_BT)["params"]
+    params = jax.jit(decoder.init)(jax.random.key(0), ones_BT, ones_BT)["params"]
     folder = tmp_path / "model"
     models.save_hf(decoder, params, folder, tokenizer=tokenizer)
     prompts = _write(tmp_path / "p.jsonl", [*ROWS, {**ROWS[0], "key": 3, "prompt": "Say " * 5}])

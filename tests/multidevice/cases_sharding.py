@@ -61,7 +61,7 @@ def _start():
 def _run(mesh) -> tuple[dict, list[float]]:
     shardings = sharding.param_shardings(mesh, jax.eval_shape(_start))
     rows = sharding.batch_sharding(mesh)
-    state = jax.device_put(_start(), shardings)
+    state = jax.device_put(jax.jit(_start)(), shardings)
     step = jax.jit(
         _step,
         in_shardings=(shardings, rows, rows),

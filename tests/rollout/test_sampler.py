@@ -23,7 +23,7 @@ NEW = 12
 def model():
     decoder = Decoder(CONFIG)
     ones_BT = jnp.ones((1, 2), jnp.int32)
-    params = decoder.init(jax.random.key(3), ones_BT, ones_BT)["params"]
+    params = jax.jit(decoder.init)(jax.random.key(3), ones_BT, ones_BT)["params"]
     # Ten times the usual spread: logits with a clear best token, so that ties decide nothing.
     return decoder, jax.tree.map(lambda leaf: leaf * 10 if leaf.ndim > 1 else leaf, params)
 

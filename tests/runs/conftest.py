@@ -1,5 +1,9 @@
-"""Whole runs of the tiny configuration, each in a process of its own as a user starts it."""
+"""Whole runs of the tiny configuration: in a process of its own as a user starts it, or, where the
+process itself is not what is tested, by the same function in this one."""
 
+import contextlib
+import importlib.util
+import io
 import json
 import os
 import subprocess
@@ -11,6 +15,14 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # What depends on the process rather than on the run.
 PROCESS = ("time", "throughput/", "compile/")
+
+
+def _module(path):
+    spec = importlib.util.spec_from_file_location(path.stem, ROOT / path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class Runs:
@@ -32,6 +44,32 @@ class Runs:
             self.command(workdir, *flags), **self.options(), capture_output=True, check=False,
             timeout=600,
         )  # fmt: skip
+
+    def config(self, **changes):
+        """The tiny configuration with changes by path, `__` for a dot."""
+        config = _module(Path("configs/gapo_tiny.py")).get_config()
+        for path, value in changes.items():
+            *sections, name = path.split("__")
+            owner = config
+            for section in sections:
+                owner = getattr(owner, section)
+            assert hasattr(owner, name), path
+            setattr(owner, name, value)
+        return config
+
+    def play_here(self, workdir, **changes):
+        """Play a run in this process by the function that the script calls; return (exit status,
+        what it printed, its last word on stderr)."""
+        from gapo_jax.config import finalize
+
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                _module(Path("scripts/train.py"))._train(finalize(self.config(**changes)), workdir)
+            except SystemExit as end:
+                code = end.code if isinstance(end.code, int) else 1
+                err.write("" if isinstance(end.code, int) else str(end.code))
+        return code, out.getvalue(), err.getvalue()
 
     def lines(self, workdir, name="metrics.jsonl"):
         return [json.loads(line) for line in (workdir / name).read_text().splitlines()]

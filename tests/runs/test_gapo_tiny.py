@@ -102,19 +102,32 @@ def arrays(runs, workdir):
     return jax.tree_util.tree_leaves_with_path(state)
 
 
-def test_killed_and_continued_equals_straight_through(runs, straight, tmp_path):
-    """k rounds, SIGKILL, then the rest: every array bit-equal, every metric equal."""
-    workdir, _ = straight
-    victim = tmp_path / "killed"
+def _until(runs, workdir, number, phase, signal_number):
+    """Start a run and send it a signal in round `number`, after the line of `phase`; return its
+    exit status and what it printed from then on."""
     with subprocess.Popen(
-        runs.command(victim), **runs.options(), stdout=subprocess.PIPE
+        runs.command(workdir), **runs.options(), stdout=subprocess.PIPE
     ) as process:
         for line in process.stdout:
-            # In the middle of round 3, round 2 being saved (or still being written).
-            if line.startswith("round   3") and "rollout" in line:
-                process.send_signal(signal.SIGKILL)
+            if line.startswith(f"round {number:3}") and phase in line:
+                process.send_signal(signal_number)
                 break
-    assert process.returncode == -signal.SIGKILL
+        rest = process.stdout.read()
+    return process.returncode, rest
+
+
+def test_stopped_killed_and_continued_equals_straight_through(runs, straight, tmp_path):
+    """SIGTERM in round 1, SIGKILL in round 3, then the rest: every array bit-equal, every metric
+    equal."""
+    workdir, _ = straight
+    victim = tmp_path / "victim"
+    code, out = _until(runs, victim, 1, "rollout", signal.SIGTERM)
+    assert code == 0
+    assert "continue with: python scripts/train.py" in out
+    assert (victim / "checkpoints" / "1").is_dir()
+    # In the middle of round 3, round 2 being saved (or still being written).
+    code, _ = _until(runs, victim, 3, "rollout", signal.SIGKILL)
+    assert code == -signal.SIGKILL
     assert not (victim / "summary.json").exists()
     done = runs.play(victim)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -126,7 +139,7 @@ def test_killed_and_continued_equals_straight_through(runs, straight, tmp_path):
 
 def test_another_configuration_is_refused_by_name(runs, straight):
     workdir, _ = straight
-    done = runs.play(workdir, "--config.ppo.clip_low=0.3")
-    assert done.returncode == 1
-    assert "ppo.clip_low: 0.2 -> 0.3" in done.stderr
-    assert "--workdir" in done.stderr
+    code, _, err = runs.play_here(workdir, ppo__clip_low=0.3)
+    assert code == 1
+    assert "ppo.clip_low: 0.2 -> 0.3" in err
+    assert "--workdir" in err

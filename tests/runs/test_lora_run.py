@@ -9,15 +9,12 @@ from gapo_jax.models import save_hf
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
-FLAGS = [
-    f"--config.{flag}"
-    for flag in (
-        "lora.rank=4", "lora.targets=q,v,down", "ppo.optim.learning_rate=0.01",
-        "data.bootstrap_responses=48", "data.pairs=24", "data.pairs_heldout=4", "data.prompts=16",
-        "discriminator.warmup_epochs=1", "discriminator.updates_per_round=1",
-        "ppo.critic_epochs=1", "eval.prompts_per_set=4",
-    )
-]  # fmt: skip
+CHANGES = {
+    "lora__rank": 4, "lora__targets": ("q", "v", "down"), "ppo__optim__learning_rate": 0.01,
+    "data__bootstrap_responses": 48, "data__pairs": 24, "data__pairs_heldout": 4,
+    "data__prompts": 16, "discriminator__warmup_epochs": 1, "discriminator__updates_per_round": 1,
+    "ppo__critic_epochs": 1, "eval__prompts_per_set": 4, "eval__samples_per_prompt": 1,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +23,8 @@ def workdir(runs, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("lora")
     learned = []
     for rounds in (1, 2):
-        done = runs.play(workdir, f"--config.rounds={rounds}", *FLAGS)
-        assert done.returncode == 0, done.stderr[-3000:]
+        code, _, err = runs.play_here(workdir, rounds=rounds, **CHANGES)
+        assert code == 0, err
         learned.append([line for line in runs.lines(workdir) if line["phase"] == "policy"])
     assert learned[1][:1] == learned[0]
     assert [line["round"] for line in learned[1]] == [1, 2]

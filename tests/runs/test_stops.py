@@ -1,63 +1,66 @@
-"""Runs that end early, by a signal, by themselves or for bad input; and PPO, the frozen judge."""
+"""Runs that end early, by themselves or for bad input; and PPO, the frozen judge."""
 
-import signal
-import subprocess
+import shutil
 
 import numpy as np
 import pytest
 
-
-def test_sigterm_saves_exits_0_and_says_how_to_go_on(runs, tmp_path):
-    workdir = tmp_path / "stopped"
-    process = subprocess.Popen(
-        runs.command(workdir, "--config.rounds=500"), **runs.options(), stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )  # fmt: skip
-    for line in process.stdout:
-        if line.startswith("round   1") and "save" in line:
-            break
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err[-3000:]
-    assert "continue with: python scripts/train.py" in out
-    assert any((workdir / "checkpoints").glob("[1-9]*"))
+SMALL = {
+    "data__bootstrap_responses": 48, "data__pairs": 24, "data__pairs_heldout": 4,
+    "data__prompts": 16, "discriminator__warmup_epochs": 1, "ppo__critic_epochs": 1,
+    "eval__prompts_per_set": 4, "eval__samples_per_prompt": 1, "export": False,
+}  # fmt: skip
+# What a run makes before its first round; it depends on no method.
+MADE = ("bootstrap.jsonl", "pairs.jsonl", "pairs_heldout.jsonl", "eval_before.jsonl")
 
 
-@pytest.mark.parametrize(
-    ("flag", "wanted"),
-    [
-        ("--config.ppo.clip_lo=0.3", "did you mean 'clip_low'"),
-        ("--config.data.max_prompt_tokens=20", "config.data.max_prompt_tokens=20"),
-        ("--config.model.generator=/no/such/model", "/no/such/model"),
-    ],
-)
-def test_bad_input_ends_with_what_to_change(runs, tmp_path, flag, wanted):
-    done = runs.play(tmp_path / "run", flag)
-    assert done.returncode != 0
-    assert wanted in done.stderr + done.stdout
-    assert "Traceback" not in done.stderr
+@pytest.fixture(scope="module")
+def ppo(runs, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("ppo")
+    code, _, err = runs.play_here(workdir, method="ppo", rounds=1, **SMALL)
+    assert code == 0, err
+    return workdir
 
 
-def test_a_collapsing_run_saves_and_stops_itself(runs, tmp_path):
-    workdir = tmp_path / "run"
-    done = runs.play(workdir, "--config.ppo.kl_limit=0.0001", "--config.checkpoint.every_rounds=3")
-    assert done.returncode == 3
-    assert "KL to the reference" in done.stderr
-    assert "kl_limit" in done.stderr
-    # Round 1 was not due for a checkpoint, and is saved all the same.
-    assert (workdir / "checkpoints" / "1").is_dir()
-
-
-def test_ppo_leaves_the_discriminator_frozen(runs, tmp_path):
-    workdir = tmp_path / "run"
-    done = runs.play(workdir, "--config.method=ppo", "--config.rounds=1", "--config.export=False")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert not [line for line in runs.lines(workdir) if line["phase"] == "discriminator"]
-    first, last = runs.states(workdir, 0, 1)
+def test_ppo_leaves_the_discriminator_frozen(runs, ppo):
     import jax
 
+    assert not [line for line in runs.lines(ppo) if line["phase"] == "discriminator"]
+    first, last = runs.states(ppo, 0, 1)
     jax.tree.map(
         np.testing.assert_array_equal, first.discriminator.params, last.discriminator.params
     )
     policies = zip(jax.tree.leaves(first.policy), jax.tree.leaves(last.policy), strict=True)
     assert any((np.asarray(a) != np.asarray(b)).any() for a, b in policies)
+
+
+def test_a_collapsing_run_saves_and_stops_itself(runs, ppo, tmp_path):
+    for name in MADE:
+        shutil.copy(ppo / name, tmp_path)
+    changes = {"ppo__kl_limit": 0.0001, "checkpoint__every_rounds": 3}
+    code, _, err = runs.play_here(tmp_path, **SMALL, **changes)
+    assert code == 3
+    assert "KL to the reference" in err
+    assert "kl_limit" in err
+    # Round 1 was not due for a checkpoint, and is saved all the same.
+    assert (tmp_path / "checkpoints" / "1").is_dir()
+
+
+def test_a_misspelt_flag_ends_with_the_nearest_key(runs, tmp_path):
+    done = runs.play(tmp_path / "run", "--config.ppo.clip_lo=0.3")
+    assert done.returncode != 0
+    assert "did you mean 'clip_low'" in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        ({"data__max_prompt_tokens": 20}, "config.data.max_prompt_tokens=20"),
+        ({"model__generator": "/no/such/model"}, "/no/such/model"),
+    ],
+)
+def test_bad_input_ends_with_what_to_change(runs, tmp_path, change, wanted):
+    code, _, err = runs.play_here(tmp_path / "run", **change)
+    assert code == 1
+    assert wanted in err and err.startswith("error: ")

@@ -1,6 +1,7 @@
 """Scoring against the plain full forward, and the critic's causality."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -33,10 +34,26 @@ def _spec(critic="reference", first=1, temperature=0.7, config=CONFIG):
     return forward.GeneratorSpec(config, first, temperature, 3, critic, 8)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _score(spec, base, trained, critic, rollout):
+    return forward.score_rollout(spec, base, trained, critic, rollout)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _response_logprobs(spec, base, trained, rollout, lower_BTD=None):
+    return forward.response_logprobs(spec, base, trained, rollout, lower_BTD)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(config, params, tokens_BT, mask_BT):
+    return Decoder(config).apply({"params": params}, tokens_BT, mask_BT)
+
+
 @pytest.fixture(scope="module")
 def base():
     tokens = jnp.zeros((1, 2), jnp.int32)
-    params = Decoder(CONFIG).init(jax.random.key(0), tokens, jnp.ones_like(tokens))["params"]
+    init = jax.jit(Decoder(CONFIG).init)
+    params = init(jax.random.key(0), tokens, jnp.ones_like(tokens))["params"]
     # The default scale is so small that all distributions are nearly uniform.
     return jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, params)
 
@@ -59,7 +76,7 @@ def _nudged(params, scale=0.05):
 
 
 def _plain_logprobs(params, rollout, temperature, config=CONFIG):
-    logits = Decoder(config).apply({"params": params}, rollout.tokens_BT, rollout.mask_BT)
+    logits = _logits(config, params, rollout.tokens_BT, rollout.mask_BT)
     logits = np.asarray(logits[:, PROMPT - 1 : -1], np.float64) / temperature
     logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
     targets = np.asarray(rollout.tokens_BT[:, PROMPT:])
@@ -71,7 +88,7 @@ def test_scores_equal_the_full_forward_at_the_sampling_temperature(base, rollout
     spec = _spec(first=first, config=config)
     trained = _nudged(split_trainable(base, first, train_embeddings=False))
     critic = forward.init_critic(spec, base, jax.random.key(1))
-    scored = forward.score_rollout(spec, base, trained, critic, rollout)
+    scored = _score(spec, base, trained, critic, rollout)
     full = merge_trainable(base, trained, first)
     real = np.asarray(rollout.response_mask_BR) > 0
     for got, params in ((scored.old_logprobs_BR, full), (scored.ref_logprobs_BR, base)):
@@ -79,14 +96,14 @@ def test_scores_equal_the_full_forward_at_the_sampling_temperature(base, rollout
         np.testing.assert_allclose(np.asarray(got)[real], wanted[real], atol=2e-5)
     assert np.abs(np.asarray(scored.old_logprobs_BR - scored.ref_logprobs_BR))[real].max() > 1e-3
     # What the update computes from the cached lower layers is the same number: ratio 1.
-    again, _, _ = forward.response_logprobs(spec, base, trained, rollout, scored.lower_BTD)
+    again, _, _ = _response_logprobs(spec, base, trained, rollout, scored.lower_BTD)
     np.testing.assert_allclose(again[real], scored.old_logprobs_BR[real], atol=1e-6)
 
 
 def test_trained_embeddings_are_used_below_and_above(base, rollout):
     spec = _spec(first=0)
     trained = _nudged(split_trainable(base, 0, train_embeddings=True))
-    got, _, _ = forward.response_logprobs(spec, base, trained, rollout)
+    got, _, _ = _response_logprobs(spec, base, trained, rollout)
     real = np.asarray(rollout.response_mask_BR) > 0
     wanted = _plain_logprobs(merge_trainable(base, trained, 0), rollout, spec.temperature)
     np.testing.assert_allclose(np.asarray(got)[real], wanted[real], atol=2e-5)
@@ -101,7 +118,7 @@ def test_the_critic_is_causal(base, rollout, critic):
 
     def values(tokens):
         changed = rollout.replace(tokens_BT=tokens)
-        return np.asarray(forward.score_rollout(spec, base, trained, weights, changed).values_BR)
+        return np.asarray(_score(spec, base, trained, weights, changed).values_BR)
 
     plain = values(rollout.tokens_BT)
     for t in range(RESPONSE):
@@ -124,8 +141,8 @@ def test_padding_does_not_change_scores(base, rollout):
         tail(rollout.response_mask_BR),
         tail(rollout.logprobs_BR),
     )
-    narrow_scores = forward.score_rollout(spec, base, trained, critic, rollout)
-    wide_scores = forward.score_rollout(spec, base, trained, critic, wide)
+    narrow_scores = _score(spec, base, trained, critic, rollout)
+    wide_scores = _score(spec, base, trained, critic, wide)
     real = np.asarray(rollout.response_mask_BR) > 0
     for name in ("old_logprobs_BR", "ref_logprobs_BR", "values_BR"):
         a = np.asarray(getattr(narrow_scores, name))[real]

@@ -48,7 +48,8 @@ def _spec(first):
 @pytest.fixture(scope="module")
 def base():
     tokens = jnp.zeros((1, 2), jnp.int32)
-    params = Decoder(DECODER).init(jax.random.key(0), tokens, jnp.ones_like(tokens))["params"]
+    init = jax.jit(Decoder(DECODER).init)
+    params = init(jax.random.key(0), tokens, jnp.ones_like(tokens))["params"]
     # The default scale is so small that all distributions are nearly uniform.
     return jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, params)
 

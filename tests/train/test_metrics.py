@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pathlib
 
 import jax
@@ -13,7 +14,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from gapo_jax.train import metrics
-from gapo_jax.train.compilation import CompileCounter, keep_compiled_programs
+from gapo_jax.train.compilation import CompileCounter, drop_oldest, keep_compiled_programs
 from gapo_jax.train.metrics import MetricsWriter, read_metrics
 
 
@@ -153,8 +154,8 @@ def test_a_program_kept_on_disk_is_not_compiled_again(
 ) -> None:
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
     names = (
-        "jax_compilation_cache_dir", "jax_compilation_cache_max_size",
-        "jax_persistent_cache_min_compile_time_secs", "jax_persistent_cache_min_entry_size_bytes",
+        "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs",
+        "jax_persistent_cache_min_entry_size_bytes",
     )  # fmt: skip
     before = {name: getattr(jax.config, name) for name in names}
     x = jnp.ones(7)
@@ -172,6 +173,15 @@ def test_a_program_kept_on_disk_is_not_compiled_again(
         for name, value in before.items():
             jax.config.update(name, value)
         compilation_cache.reset_cache()
+
+
+def test_programs_beyond_the_limit_go_the_oldest_first(tmp_path: pathlib.Path) -> None:
+    for age, name in enumerate("cab"):
+        (tmp_path / name).write_bytes(b"1234")
+        os.utime(tmp_path / name, (age, age))
+    drop_oldest(tmp_path, 8)
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
+    drop_oldest(tmp_path / "missing", 8)
 
 
 def test_every_record_says_how_much_was_compiled(tmp_path: pathlib.Path, uncached: None) -> None:
