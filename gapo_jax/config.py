@@ -39,7 +39,8 @@ class ModelConfig(Section):
     round. `freeze` is a regular expression over parameter paths (`layers/mlp/`, `norm`): what it
     finds stands still too. `critic` is `reference` (a head on the reference's hidden states),
     `policy` (a head on the policy's hidden states) or `decoder` (a trunk of its own and a head);
-    all are causal.
+    all are causal. `attention` is the kernel of both (`models/attention_kernels.py`): `auto` takes
+    what the device has, `xla` the plain version everywhere.
     """
 
     generator: str = "smollm2-135m-instruct"
@@ -51,6 +52,7 @@ class ModelConfig(Section):
     freeze: str = ""
     dtype: str = "float32"
     remat: str = "none"
+    attention: str = "auto"
     pooling: str = "mean"
 
 
@@ -166,6 +168,7 @@ _CHOICES: dict[str, tuple[str, ...]] = (
         "model.critic": ("reference", "policy", "decoder"),
         "model.dtype": ("float32", "bfloat16"),
         "model.remat": ("none", "dots", "full"),
+        "model.attention": ("auto", "xla", "cudnn", "splash"),
         "model.pooling": ("mean", "cls", "hf"),
         "data.on_invisible": ("refuse", "drop"),
     }

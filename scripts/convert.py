@@ -171,7 +171,10 @@ def verify_model(args: argparse.Namespace) -> int:
     failed = _compare(module, loaded.params, loaded.tokenizer, theirs)
     if not isinstance(module, models.Decoder):
         return failed
-    texts = [chat_prompt(loaded.tokenizer, prompt) for prompt in PROMPTS[: args.prompts]]
+    chosen = PROMPTS[args.first : args.first + args.prompts]
+    if not chosen:
+        raise ValueError(f"Wanted --first below {len(PROMPTS)}, got {args.first}.")
+    texts = [chat_prompt(loaded.tokenizer, prompt) for prompt in chosen]
     prompts = encode_prompts(loaded.tokenizer, texts, module.config.max_positions)
     equal = _greedy_equal(module, loaded.params, theirs, prompts, args.tokens)
     print(f"greedy tokens equal on {equal} of {len(texts)} prompts over {args.tokens} tokens")
@@ -181,19 +184,21 @@ def verify_model(args: argparse.Namespace) -> int:
 def _greedy_equal(
     decoder: models.Decoder, params: Any, theirs: Any, prompts: tuple[Any, Any], count: int
 ) -> int:
-    """Return on how many prompts both libraries write the same `count` greedy tokens."""
+    """Return on how many prompts both libraries write the same `count` greedy tokens.
+
+    Neither stops at an end-of-turn token: what comes after it is compared too.
+    """
     import torch
 
     tokens_BP, mask_BP = prompts
-    config = decoder.config
-    sample = make_sampler(
-        decoder, max_new_tokens=count, eos_ids=config.eos_ids, pad_id=config.pad_id
-    )
+    pad_id = decoder.config.pad_id
+    sample = make_sampler(decoder, max_new_tokens=count, eos_ids=(), pad_id=pad_id)
     keys_B = jax.random.split(jax.random.key(0), len(tokens_BP))
     rollout = sample(params, tokens_BP, mask_BP, keys_B, 0.0)
+    theirs.generation_config.eos_token_id = None
     equal = 0
-    for row, mask, tokens, kept in zip(
-        tokens_BP, mask_BP, np.asarray(rollout.tokens_BT), np.asarray(rollout.response_mask_BR)
+    for number, (row, mask, tokens) in enumerate(
+        zip(tokens_BP, mask_BP, np.asarray(rollout.tokens_BT))
     ):
         prompt = torch.tensor(row[mask > 0])[None].long()
         out = theirs.generate(
@@ -201,11 +206,21 @@ def _greedy_equal(
             attention_mask=torch.ones_like(prompt),
             max_new_tokens=count,
             do_sample=False,
-            eos_token_id=list(config.eos_ids),
-            pad_token_id=config.pad_id,
+            pad_token_id=pad_id,
         )
-        want = out[0, prompt.shape[1] :].tolist()
-        equal += want == tokens[len(row) :][kept > 0].tolist()
+        want, got = out[0, prompt.shape[1] :].numpy(), tokens[len(row) :]
+        if np.array_equal(want, got):
+            equal += 1
+            continue
+        place = int(np.argmax(want != got))
+        with torch.no_grad():
+            logits_V = theirs(out[:, : prompt.shape[1] + place]).logits[0, -1]
+        gap = float(logits_V[int(want[place])] - logits_V[int(got[place])])
+        # Two tokens within the rounding of the logits are a tie that either may win.
+        print(
+            f"prompt {number}: token {place + 1} of {count} is {got[place]}, transformers' "
+            f"{want[place]}, whose logit there is higher by {gap:.3g}"
+        )
     return equal
 
 
@@ -229,8 +244,9 @@ def main() -> int:
     command.set_defaults(run=export_model)
     command = commands.add_parser("verify", help="compare with transformers (needs torch)")
     command.add_argument("src")
-    command.add_argument("--prompts", type=int, default=len(PROMPTS))
-    command.add_argument("--tokens", type=int, default=128)
+    command.add_argument("--prompts", type=int, default=len(PROMPTS), help="how many to continue")
+    command.add_argument("--first", type=int, default=0, help="the number of the first of them")
+    command.add_argument("--tokens", type=int, default=128, help="greedy tokens of each")
     command.set_defaults(run=verify_model)
     args = parser.parse_args()
     try:

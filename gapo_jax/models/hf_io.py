@@ -289,7 +289,7 @@ def _check_family(arch: hf_map.Architecture, config: hf_map.Config, raw: Mapping
     """Raise ValueError if config.json of the family cannot say what the network's config says."""
     back = arch.to_config(raw)
     # How to compute, which no config.json holds.
-    skipped = ("dtype", "remat", "scan_unroll")
+    skipped = ("dtype", "remat", "scan_unroll", "attention")
     lost = {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(config)

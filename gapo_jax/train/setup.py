@@ -125,7 +125,11 @@ def _load_reward_model(config: Config) -> tuple[RewardModel, Params, PreTrainedT
                 f"{getattr(settings, key)} for {name}; set it, or choose an encoder"
             )
     module, params = models.load_reward_model(
-        source(name), put=_to_device, seed=config.seed, remat=config.model.remat
+        source(name),
+        put=_to_device,
+        seed=config.seed,
+        remat=config.model.remat,
+        attention=config.model.attention,
     )
     tokenizer = load_tokenizer(source(name))
     check_vocabulary(tokenizer, module.config.vocab_size)
@@ -172,7 +176,10 @@ def load_discriminator(
     # step, and the few layers of an encoder compile quickly without it.
     unroll = encoder_config.num_layers if jax.default_backend() == "cpu" else 1
     encoder_config = dataclasses.replace(
-        encoder_config, dropout=settings.dropout, scan_unroll=unroll
+        encoder_config,
+        dropout=settings.dropout,
+        scan_unroll=unroll,
+        attention=config.model.attention,
     )
     discriminator = Discriminator(encoder_config, pooling=config.model.pooling)
     tokens = jnp.zeros((1, 8), jnp.int32)
@@ -263,7 +270,12 @@ def load_players(config: Config) -> Players:
     """
     decoder, base, tokenizer = load_generator(config.model.generator, config.seed)
     decoder = Decoder(
-        dataclasses.replace(decoder.config, dtype=config.model.dtype, remat=config.model.remat)
+        dataclasses.replace(
+            decoder.config,
+            dtype=config.model.dtype,
+            remat=config.model.remat,
+            attention=config.model.attention,
+        )
     )
     root = jax.random.key(config.seed)
     discriminator, disc_start, disc_tokenizer = load_discriminator(
