@@ -39,8 +39,9 @@ class ModelConfig(Section):
     round. `freeze` is a regular expression over parameter paths (`layers/mlp/`, `norm`): what it
     finds stands still too. `critic` is `reference` (a head on the reference's hidden states),
     `policy` (a head on the policy's hidden states) or `decoder` (a trunk of its own and a head);
-    all are causal. `attention` is the kernel of both (`models/attention_kernels.py`): `auto` takes
-    what the device has, `xla` the plain version everywhere.
+    all are causal. `pooling` is that of a fresh head: a discriminator's source that has a head of
+    its own brings it. `attention` is the kernel of both (`models/attention_kernels.py`): `auto`
+    takes what the device has, `xla` the plain version everywhere.
     """
 
     generator: str = "smollm2-135m-instruct"

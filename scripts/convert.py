@@ -84,20 +84,25 @@ def export_model(args: argparse.Namespace) -> int:
         dtype=args.dtype,
         method=loaded.method,
         base=loaded.base,
+        metrics=loaded.metrics,
     )
     print(args.dst)
     if importlib.util.find_spec("torch") is None:
         print("not compared with transformers: torch is not installed (pip install torch)")
         return 0
-    folder = Path(args.dst)
     # What the file holds is rounded to its dtype; nothing else may differ.
     dtype = models.DTYPES[args.dtype]
     params = jax.tree.map(lambda x: np.asarray(x).astype(dtype).astype(np.float32), loaded.params)
-    module = loaded.module
-    if (folder / "discriminator_head.safetensors").is_file():
-        # A head that transformers has no class for: compare the encoder below it.
-        module, params = models.Encoder(module.config), params["encoder"]
-    return _compare(module, params, loaded.tokenizer, _torch_model(folder, module))
+    module, params = _comparable(loaded.module, params, Path(args.dst))
+    return _compare(module, params, loaded.tokenizer, _torch_model(Path(args.dst), module))
+
+
+def _comparable(module: Any, params: Any, folder: Path) -> tuple[Any, Any]:
+    """Return the part of a network that transformers has a class for."""
+    if (folder / models.HEAD_FILE).is_file():
+        # It has none for this head: compare the encoder below it.
+        return models.Encoder(module.config), params["encoder"]
+    return module, params
 
 
 def _torch_model(path: Path, module: Any) -> Any:
@@ -167,8 +172,9 @@ def verify_model(args: argparse.Namespace) -> int:
         )
     path = locate(args.src) if args.src in WEIGHTS else hub.resolve(args.src)
     loaded = load_any(path)
-    module, theirs = loaded.module, _torch_model(path, loaded.module)
-    failed = _compare(module, loaded.params, loaded.tokenizer, theirs)
+    module, params = _comparable(loaded.module, loaded.params, path)
+    theirs = _torch_model(path, module)
+    failed = _compare(module, params, loaded.tokenizer, theirs)
     if not isinstance(module, models.Decoder):
         return failed
     chosen = PROMPTS[args.first : args.first + args.prompts]
@@ -176,7 +182,7 @@ def verify_model(args: argparse.Namespace) -> int:
         raise ValueError(f"Wanted --first below {len(PROMPTS)}, got {args.first}.")
     texts = [chat_prompt(loaded.tokenizer, prompt) for prompt in chosen]
     prompts = encode_prompts(loaded.tokenizer, texts, module.config.max_positions)
-    equal = _greedy_equal(module, loaded.params, theirs, prompts, args.tokens)
+    equal = _greedy_equal(module, params, theirs, prompts, args.tokens)
     print(f"greedy tokens equal on {equal} of {len(texts)} prompts over {args.tokens} tokens")
     return int(failed or equal < len(texts))
 
