@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -180,15 +181,18 @@ def verify_model(args: argparse.Namespace) -> int:
     chosen = PROMPTS[args.first : args.first + args.prompts]
     if not chosen:
         raise ValueError(f"Wanted --first below {len(PROMPTS)}, got {args.first}.")
-    texts = [chat_prompt(loaded.tokenizer, prompt) for prompt in chosen]
-    prompts = encode_prompts(loaded.tokenizer, texts, module.config.max_positions)
-    equal = _greedy_equal(module, params, theirs, prompts, args.tokens)
-    print(f"greedy tokens equal on {equal} of {len(texts)} prompts over {args.tokens} tokens")
-    return int(failed or equal < len(texts))
+    equal = _greedy_equal(module, params, loaded.tokenizer, theirs, chosen, args.tokens)
+    print(f"greedy tokens equal on {equal} of {len(chosen)} prompts over {args.tokens} tokens")
+    return int(failed or equal < len(chosen))
 
 
 def _greedy_equal(
-    decoder: models.Decoder, params: Any, theirs: Any, prompts: tuple[Any, Any], count: int
+    decoder: models.Decoder,
+    params: Any,
+    tokenizer: Any,
+    theirs: Any,
+    prompts: Sequence[str],
+    count: int,
 ) -> int:
     """Return on how many prompts both libraries write the same `count` greedy tokens.
 
@@ -196,16 +200,15 @@ def _greedy_equal(
     """
     import torch
 
-    tokens_BP, mask_BP = prompts
+    texts = [chat_prompt(tokenizer, prompt) for prompt in prompts]
+    tokens_BP, mask_BP = encode_prompts(tokenizer, texts, decoder.config.max_positions)
     pad_id = decoder.config.pad_id
     sample = make_sampler(decoder, max_new_tokens=count, eos_ids=(), pad_id=pad_id)
     keys_B = jax.random.split(jax.random.key(0), len(tokens_BP))
     rollout = sample(params, tokens_BP, mask_BP, keys_B, 0.0)
     theirs.generation_config.eos_token_id = None
     equal = 0
-    for number, (row, mask, tokens) in enumerate(
-        zip(tokens_BP, mask_BP, np.asarray(rollout.tokens_BT))
-    ):
+    for text, row, mask, tokens in zip(prompts, tokens_BP, mask_BP, np.asarray(rollout.tokens_BT)):
         prompt = torch.tensor(row[mask > 0])[None].long()
         out = theirs.generate(
             prompt,
@@ -224,7 +227,7 @@ def _greedy_equal(
         gap = float(logits_V[int(want[place])] - logits_V[int(got[place])])
         # Two tokens within the rounding of the logits are a tie that either may win.
         print(
-            f"prompt {number}: token {place + 1} of {count} is {got[place]}, transformers' "
+            f"{text!r}: token {place + 1} of {count} is {got[place]}, transformers' "
             f"{want[place]}, whose logit there is higher by {gap:.3g}"
         )
     return equal

@@ -51,6 +51,7 @@ CASES = {
     ),
     "bert": EncoderConfig(**ENCODER),
 }  # fmt: skip
+COMPARED = ("causal", "longformer")
 
 
 def place(mesh, tree):
@@ -104,12 +105,11 @@ def main() -> None:
         described = topologies.get_topology_desc(topology_name=name, platform="tpu")
         mesh = sharding.make_mesh(data=1, fsdp=2, tensor=-1, devices=described.devices)
         for case, config in CASES.items():
-            found = {
-                attention: report(name, case, attention, compiled(mesh, config, attention))
-                for attention in ("auto", "xla")
-            }
-            assert found["auto"][0] > 0 and found["xla"][0] == 0, found
-            assert found["auto"][1] < found["xla"][1], found
+            splash = report(name, case, "auto", compiled(mesh, config, "auto"))
+            assert splash[0] > 0
+            if case in COMPARED:
+                plain = report(name, case, "xla", compiled(mesh, config, "xla"))
+                assert plain[0] == 0 and splash[1] < plain[1]
         step = prefill(mesh, CASES["windows and soft cap"])
         assert report(name, "prefill", "auto", step)[0] > 0
 
