@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,20 +85,25 @@ def export_model(args: argparse.Namespace) -> int:
         dtype=args.dtype,
         method=loaded.method,
         base=loaded.base,
+        metrics=loaded.metrics,
     )
     print(args.dst)
     if importlib.util.find_spec("torch") is None:
         print("not compared with transformers: torch is not installed (pip install torch)")
         return 0
-    folder = Path(args.dst)
     # What the file holds is rounded to its dtype; nothing else may differ.
     dtype = models.DTYPES[args.dtype]
     params = jax.tree.map(lambda x: np.asarray(x).astype(dtype).astype(np.float32), loaded.params)
-    module = loaded.module
-    if (folder / "discriminator_head.safetensors").is_file():
-        # A head that transformers has no class for: compare the encoder below it.
-        module, params = models.Encoder(module.config), params["encoder"]
-    return _compare(module, params, loaded.tokenizer, _torch_model(folder, module))
+    module, params = _comparable(loaded.module, params, Path(args.dst))
+    return _compare(module, params, loaded.tokenizer, _torch_model(Path(args.dst), module))
+
+
+def _comparable(module: Any, params: Any, folder: Path) -> tuple[Any, Any]:
+    """Return the part of a network that transformers has a class for."""
+    if (folder / models.HEAD_FILE).is_file():
+        # It has none for this head: compare the encoder below it.
+        return models.Encoder(module.config), params["encoder"]
+    return module, params
 
 
 def _torch_model(path: Path, module: Any) -> Any:
@@ -167,45 +173,63 @@ def verify_model(args: argparse.Namespace) -> int:
         )
     path = locate(args.src) if args.src in WEIGHTS else hub.resolve(args.src)
     loaded = load_any(path)
-    module, theirs = loaded.module, _torch_model(path, loaded.module)
-    failed = _compare(module, loaded.params, loaded.tokenizer, theirs)
+    module, params = _comparable(loaded.module, loaded.params, path)
+    theirs = _torch_model(path, module)
+    failed = _compare(module, params, loaded.tokenizer, theirs)
     if not isinstance(module, models.Decoder):
         return failed
-    texts = [chat_prompt(loaded.tokenizer, prompt) for prompt in PROMPTS[: args.prompts]]
-    prompts = encode_prompts(loaded.tokenizer, texts, module.config.max_positions)
-    equal = _greedy_equal(module, loaded.params, theirs, prompts, args.tokens)
-    print(f"greedy tokens equal on {equal} of {len(texts)} prompts over {args.tokens} tokens")
-    return int(failed or equal < len(texts))
+    chosen = PROMPTS[args.first : args.first + args.prompts]
+    if not chosen:
+        raise ValueError(f"Wanted --first below {len(PROMPTS)}, got {args.first}.")
+    equal = _greedy_equal(module, params, loaded.tokenizer, theirs, chosen, args.tokens)
+    print(f"greedy tokens equal on {equal} of {len(chosen)} prompts over {args.tokens} tokens")
+    return int(failed or equal < len(chosen))
 
 
 def _greedy_equal(
-    decoder: models.Decoder, params: Any, theirs: Any, prompts: tuple[Any, Any], count: int
+    decoder: models.Decoder,
+    params: Any,
+    tokenizer: Any,
+    theirs: Any,
+    prompts: Sequence[str],
+    count: int,
 ) -> int:
-    """Return on how many prompts both libraries write the same `count` greedy tokens."""
+    """Return on how many prompts both libraries write the same `count` greedy tokens.
+
+    Neither stops at an end-of-turn token: what comes after it is compared too.
+    """
     import torch
 
-    tokens_BP, mask_BP = prompts
-    config = decoder.config
-    sample = make_sampler(
-        decoder, max_new_tokens=count, eos_ids=config.eos_ids, pad_id=config.pad_id
-    )
+    texts = [chat_prompt(tokenizer, prompt) for prompt in prompts]
+    tokens_BP, mask_BP = encode_prompts(tokenizer, texts, decoder.config.max_positions)
+    pad_id = decoder.config.pad_id
+    sample = make_sampler(decoder, max_new_tokens=count, eos_ids=(), pad_id=pad_id)
     keys_B = jax.random.split(jax.random.key(0), len(tokens_BP))
     rollout = sample(params, tokens_BP, mask_BP, keys_B, 0.0)
+    theirs.generation_config.eos_token_id = None
     equal = 0
-    for row, mask, tokens, kept in zip(
-        tokens_BP, mask_BP, np.asarray(rollout.tokens_BT), np.asarray(rollout.response_mask_BR)
-    ):
+    for text, row, mask, tokens in zip(prompts, tokens_BP, mask_BP, np.asarray(rollout.tokens_BT)):
         prompt = torch.tensor(row[mask > 0])[None].long()
         out = theirs.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
             max_new_tokens=count,
             do_sample=False,
-            eos_token_id=list(config.eos_ids),
-            pad_token_id=config.pad_id,
+            pad_token_id=pad_id,
         )
-        want = out[0, prompt.shape[1] :].tolist()
-        equal += want == tokens[len(row) :][kept > 0].tolist()
+        want, got = out[0, prompt.shape[1] :].numpy(), tokens[len(row) :]
+        if np.array_equal(want, got):
+            equal += 1
+            continue
+        place = int(np.argmax(want != got))
+        with torch.no_grad():
+            logits_V = theirs(out[:, : prompt.shape[1] + place]).logits[0, -1]
+        gap = float(logits_V[int(want[place])] - logits_V[int(got[place])])
+        # Two tokens within the rounding of the logits are a tie that either may win.
+        print(
+            f"{text!r}: token {place + 1} of {count} is {got[place]}, transformers' "
+            f"{want[place]}, whose logit there is higher by {gap:.3g}"
+        )
     return equal
 
 
@@ -229,8 +253,9 @@ def main() -> int:
     command.set_defaults(run=export_model)
     command = commands.add_parser("verify", help="compare with transformers (needs torch)")
     command.add_argument("src")
-    command.add_argument("--prompts", type=int, default=len(PROMPTS))
-    command.add_argument("--tokens", type=int, default=128)
+    command.add_argument("--prompts", type=int, default=len(PROMPTS), help="how many to continue")
+    command.add_argument("--first", type=int, default=0, help="the number of the first of them")
+    command.add_argument("--tokens", type=int, default=128, help="greedy tokens of each")
     command.set_defaults(run=verify_model)
     args = parser.parse_args()
     try:

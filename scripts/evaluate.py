@@ -30,6 +30,7 @@ from gapo_jax.evaluate.response_store import ResponseStore, model_mark, prompts_
 from gapo_jax.evaluate.second_opinion import second_opinion
 from gapo_jax.types import PromptRow
 
+_SCORED_TOKENS = 1024  # longest text for a --scorer that is no run, which would say its own limit
 _SHOWN = 5  # rows that do not fit named on the screen; summary.json names all
 
 
@@ -45,7 +46,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     source.add_argument("--responses", type=Path, help="responses to verify, JSONL")
     source.add_argument("--model", help="model to ask: HF folder, hub id, .gguf or cached name")
     parser.add_argument(
-        "--scorer", type=Path, default=None, help="run whose discriminator gives a second opinion"
+        "--scorer", type=Path, default=None, help="run, or exported discriminator: a second opinion"
     )
     parser.add_argument("--compare", type=Path, default=None, help="--out of the run before")
     parser.add_argument("--limit", type=int, default=None, help="use the first N prompts only")
@@ -206,15 +207,16 @@ def read_rows(options: argparse.Namespace) -> list[PromptRow]:
 
 
 def load_scorer(workdir: Path, batch_size: int) -> Callable[..., Any]:
-    """Return the discriminator of a run as a function from prompts and responses to logits."""
+    """Return the discriminator of a run, or of an exported folder with its head, as a function from
+    prompts and responses to logits."""
     from gapo_jax.evaluate.second_opinion import make_scorer
     from gapo_jax.train.load import is_run, load_any
 
-    if not is_run(workdir):
-        raise ValueError(f"--scorer wants the workdir of a training run, got {workdir}")
     loaded = load_any(workdir, network="discriminator")
-    record = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
-    limit = int(record["discriminator"]["max_tokens"])
+    limit = min(loaded.module.config.max_positions, _SCORED_TOKENS)
+    if is_run(workdir):
+        record = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+        limit = int(record["discriminator"]["max_tokens"])
     return make_scorer(
         loaded.module, loaded.params, loaded.tokenizer, max_tokens=limit, batch_size=batch_size
     )

@@ -61,6 +61,9 @@ class ModelConfig(Section):
     `policy` (a head on the policy's hidden states) or `decoder` (a trunk of its own and a head);
     all are causal. `dtype` is what all networks compute in; the weights that are trained and their
     optimisers' moments are float32 all the same, and so are log-probs, rewards and losses.
+    `pooling` is that of a fresh head: a discriminator's source that has a head of its own brings
+    it. `attention` is the kernel of both (`models/attention_kernels.py`): `auto` takes what the
+    device has, `xla` the plain version everywhere.
     """
 
     generator: str = "smollm2-135m-instruct"
@@ -72,6 +75,7 @@ class ModelConfig(Section):
     freeze: str = ""
     dtype: str = "float32"
     remat: str = "none"
+    attention: str = "auto"
     pooling: str = "mean"
 
 
@@ -193,6 +197,7 @@ _CHOICES: dict[str, tuple[str, ...]] = (
         "model.critic": ("reference", "policy", "decoder"),
         "model.dtype": ("float32", "bfloat16"),
         "model.remat": ("none", "dots", "full"),
+        "model.attention": ("auto", "xla", "cudnn", "splash"),
         "model.pooling": ("mean", "cls", "hf"),
         "data.on_invisible": ("refuse", "drop"),
     }

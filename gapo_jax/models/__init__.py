@@ -6,7 +6,9 @@ from gapo_jax.models.encoder import Encoder, EncoderConfig
 from gapo_jax.models.heads import Discriminator, RewardModel, ScalarHead
 from gapo_jax.models.hf_io import (
     DTYPES,
+    HEAD_FILE,
     load_decoder,
+    load_discriminator,
     load_encoder,
     load_reward_model,
     network_of,
@@ -27,6 +29,7 @@ __all__ = [
     "Discriminator",
     "Encoder",
     "EncoderConfig",
+    "HEAD_FILE",
     "LayerStack",
     "RewardModel",
     "ScalarHead",
@@ -35,6 +38,7 @@ __all__ = [
     "is_adapter",
     "load_adapter",
     "load_decoder",
+    "load_discriminator",
     "load_encoder",
     "load_reward_model",
     "network_of",

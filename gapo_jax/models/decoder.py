@@ -20,6 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gapo_jax.models import attention_kernels
 from gapo_jax.models.attention import attend, causal_bias
 from gapo_jax.models.decoder_config import DecoderConfig
 from gapo_jax.models.layers import (
@@ -37,11 +38,13 @@ from gapo_jax.models.layers import (
 
 class Sight(NamedTuple):
     """What the attention of all layers of one kind (with or without a window) has in common:
-    rotary tables [B, T, H] (None with learned positions) and the additive bias [B, T, T]."""
+    rotary tables [B, T, H] (None with learned positions) and the additive bias [B, T, T], or where
+    a kernel makes do without it the mask [B, T]."""
 
     cos_BTH: jax.Array | None
     sin_BTH: jax.Array | None
-    bias_BTT: jax.Array
+    bias_BTT: jax.Array | None
+    mask_BT: jax.Array | None
 
 
 def positions_of(mask_BT: jax.Array) -> jax.Array:
@@ -83,10 +86,12 @@ def sights_of(
     config: DecoderConfig, mask_BT: jax.Array, positions_BT: jax.Array
 ) -> tuple[Sight, ...]:
     """One `Sight` for each kind of layer that the network has: without, then with a window."""
+    plain = kernel_of(config) == "xla"
     return tuple(
         Sight(
             *rope_of(config, positions_BT, local),
-            causal_bias(mask_BT, config.window if local else 0),
+            causal_bias(mask_BT, config.window if local else 0) if plain else None,
+            None if plain else mask_BT,
         )
         for local in sorted(set(config.local_layers))
     )
@@ -99,14 +104,50 @@ def choose_sight(sights: Sequence[Sight], is_local: jax.Array) -> Sight:
     return jax.tree.map(lambda full, local: jnp.where(is_local, local, full), *sights)
 
 
+def kernel_of(config: DecoderConfig) -> str:
+    """The attention kernel of the forward over whole rows, by `attention_kernels.choose`."""
+    return attention_kernels.choose(
+        config.attention,
+        dtype=config.dtype,
+        head_dim=config.head_dim,
+        softcap=config.attn_softcap,
+    )
+
+
+def self_attention(
+    config: DecoderConfig,
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    sight: Sight,
+    is_local: jax.Array,
+) -> jax.Array:
+    """Attention of one layer, [B, T, N, H]: `sight` is the one chosen for it by `is_local`."""
+    scale, softcap = config.query_scale, config.attn_softcap
+    if sight.bias_BTT is not None:
+        return attend(q_BTNH, k_BTKH, v_BTKH, sight.bias_BTT, scale=scale, softcap=softcap)
+    assert sight.mask_BT is not None
+    return attention_kernels.causal_attention(
+        kernel_of(config),
+        q_BTNH,
+        k_BTKH,
+        v_BTKH,
+        sight.mask_BT,
+        windows=[config.window if local else 0 for local in sorted(set(config.local_layers))],
+        index=is_local.astype(jnp.int32),
+        scale=scale,
+        softcap=softcap,
+    )
+
+
 class Attention(nn.Module):
     """Causal self-attention of one layer."""
 
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, sight: Sight) -> jax.Array:
-        """Mix tokens as `sight` allows; returns [B, T, D]."""
+    def __call__(self, x_BTD: jax.Array, sight: Sight, is_local: jax.Array) -> jax.Array:
+        """Mix tokens as `sight` allows, that of a layer `is_local` (bool); returns [B, T, D]."""
         cfg = self.config
         batch, length = x_BTD.shape[:2]
 
@@ -122,13 +163,13 @@ class Attention(nn.Module):
                 x_BTNH = apply_rope(x_BTNH, sight.cos_BTH, sight.sin_BTH)
             return x_BTNH
 
-        out_BTNH = attend(
+        out_BTNH = self_attention(
+            cfg,
             heads("q", cfg.num_heads, True, True),
             heads("k", cfg.num_kv_heads, True, True),
             heads("v", cfg.num_kv_heads, False, False),
-            sight.bias_BTT,
-            scale=cfg.query_scale,
-            softcap=cfg.attn_softcap,
+            sight,
+            is_local,
         )
         out_BTF = out_BTNH.reshape(batch, length, -1)
         return dense(cfg.d_model, "o", cfg.dtype, cfg.attn_bias == "all")(out_BTF)
@@ -169,7 +210,8 @@ class DecoderLayer(nn.Module):
             return Norm(cfg.norm_eps, cfg.norm, name=name)(x_BTD)
 
         sight = choose_sight(sights, is_local)
-        mixed_BTD = Attention(cfg, name="attn")(norm("attn_norm", x_BTD, "pre", "both"), sight)
+        normed_BTD = norm("attn_norm", x_BTD, "pre", "both")
+        mixed_BTD = Attention(cfg, name="attn")(normed_BTD, sight, is_local)
         x_BTD = x_BTD + norm("attn_post_norm", mixed_BTD, "post", "both")
         mapped_BTD = MLP(cfg, name="mlp")(norm("mlp_norm", x_BTD, "pre", "both"))
         return x_BTD + norm("mlp_post_norm", mapped_BTD, "post", "both"), None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from gapo_jax.models.attention_kernels import ATTENTIONS
 from gapo_jax.models.layers import ACTIVATIONS, NORMS, REMAT_POLICIES
 
 # What each choice may be. The first is Llama's, and the default.
@@ -15,6 +16,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "attn_bias": ("none", "qkv", "all"),
     "activation": tuple(ACTIVATIONS),
     "remat": REMAT_POLICIES,
+    "attention": ATTENTIONS,
 }
 
 
@@ -24,8 +26,9 @@ class DecoderConfig:
 
     `dtype` is the dtype of the computation (parameters and logits stay float32). `remat` says
     what the backward pass recomputes (see `layers.remat`); `scan_unroll` is the number of layers
-    that the scan over layers puts into one iteration. `family` is the Hugging Face `model_type`
-    that the network is written as.
+    that the scan over layers puts into one iteration. `attention` picks the kernel
+    (`attention_kernels.choose`). `family` is the Hugging Face `model_type` that the network is
+    written as.
 
     What sets the families apart (see `CHOICES`):
 
@@ -58,6 +61,7 @@ class DecoderConfig:
     dtype: str = "float32"
     remat: str = "none"
     scan_unroll: int = 1
+    attention: str = "auto"
     family: str = "llama"
     positions: str = "rope"
     rope_scaling: tuple[float, ...] = ()

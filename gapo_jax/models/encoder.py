@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gapo_jax.models import attention_kernels
 from gapo_jax.models import encoder_attention as attention
 from gapo_jax.models.attention import padding_bias
 from gapo_jax.models.encoder_config import EncoderConfig
@@ -125,17 +126,52 @@ class SelfAttention(nn.Module):
             out_BTNH = attention.disentangled_attention(
                 q, k, v, relative_q, relative_k, context.bias_B1T, cfg.max_positions, drop
             )
-        elif cfg.windows:
-            first_BT = attention.first_tokens(context.mask_BT) if cfg.global_first else None
-            out_BTNH = attention.windowed_attention(
-                q, k, v, context.mask_BT, inputs.window, cfg.windows, drop, first_BT
-            )
-            if first_BT is not None:
-                first_B1NH = self._global_row(x_BTD, first_BT, context, drop)
-                out_BTNH = jnp.where(first_BT[..., None, None], first_B1NH, out_BTNH)
+        elif cfg.global_first:
+            first_BT = attention.first_tokens(context.mask_BT)
+            out_BTNH = self._by_content(q, k, v, context, inputs, drop, active, first_BT)
+            first_B1NH = self._global_row(x_BTD, first_BT, context, drop)
+            out_BTNH = jnp.where(first_BT[..., None, None], first_B1NH, out_BTNH)
         else:
-            out_BTNH = attention.biased_attention(q, k, v, context.bias_B1T, drop)
+            out_BTNH = self._by_content(q, k, v, context, inputs, drop, active)
         return linear(cfg, cfg.d_model, "o")(out_BTNH.reshape(x_BTD.shape))
+
+    def _by_content(
+        self,
+        q_BTNH,
+        k_BTNH,
+        v_BTNH,
+        context: Context,
+        inputs: LayerInputs,
+        drop,
+        active,
+        first_BT=None,
+    ) -> jax.Array:
+        """Attention of all tokens by content, in this layer's window: [B, T, N, H]."""
+        cfg, mask_BT = self.config, context.mask_BT
+        kernel = attention_kernels.choose(
+            cfg.attention,
+            dtype=cfg.dtype,
+            head_dim=cfg.head_dim,
+            two_sided_windows=bool(cfg.windows),
+            plain_only="no dropout of attention weights" if active else "",
+        )
+        if kernel != "xla":
+            kinds = sorted(set(cfg.windows)) or [0]
+            return attention_kernels.bidirectional_attention(
+                kernel,
+                q_BTNH,
+                k_BTNH,
+                v_BTNH,
+                mask_BT,
+                windows=kinds,
+                index=jnp.searchsorted(jnp.array(kinds), inputs.window),
+                see_first=first_BT is not None,
+            )
+        if cfg.windows:
+            return attention.windowed_attention(
+                q_BTNH, k_BTNH, v_BTNH, mask_BT, inputs.window, cfg.windows, drop, first_BT
+            )
+        return attention.biased_attention(q_BTNH, k_BTNH, v_BTNH, context.bias_B1T, drop)
 
     def _heads(self, x_BTD: jax.Array) -> jax.Array:
         """Split the last axis into heads: [..., N, H]."""

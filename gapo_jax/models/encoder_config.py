@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from gapo_jax.models.attention_kernels import ATTENTIONS
 from gapo_jax.models.layers import REMAT_POLICIES
 
 POSITIONS = ("learned", "rope", "relative")
@@ -49,6 +50,7 @@ class EncoderConfig:
     dtype: str = "float32"
     remat: str = "none"
     scan_unroll: int = 1
+    attention: str = "auto"
     family: str = "bert"
     positions: str = "learned"
     position_offset: int = 0
@@ -69,6 +71,14 @@ class EncoderConfig:
             )
         if self.remat not in REMAT_POLICIES:
             raise ValueError(f"remat must be one of {REMAT_POLICIES}, got {self.remat!r}")
+        if self.attention not in ATTENTIONS:
+            raise ValueError(f"attention must be one of {ATTENTIONS}, got {self.attention!r}")
+        if self.attention in ATTENTIONS[2:] and (self.dropout or self.positions == "relative"):
+            raise ValueError(
+                f"attention={self.attention!r} has no dropout of attention weights and no relative "
+                f"positions, got dropout {self.dropout} and positions {self.positions!r}; set it "
+                "to 'auto', which takes the plain version for them"
+            )
         if self.positions not in POSITIONS:
             raise ValueError(f"positions must be one of {POSITIONS}, got {self.positions!r}")
         if (self.positions == "relative") != (self.relative_buckets > 0):

@@ -20,12 +20,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gapo_jax.models.attention import MASKED, attend
+from gapo_jax.models.attention import MASKED
 from gapo_jax.models.decoder import (
     choose_sight,
     positions_of,
     rope_of,
     scale_embeddings,
+    self_attention,
     sights_of,
 )
 from gapo_jax.models.decoder_config import DecoderConfig
@@ -105,14 +106,7 @@ def prefill(
         layer, sight = _layer_weights(stack_slice, dtype), choose_sight(sights, is_local)
         q_BPNH, k_BPKH, v_BPKH = _qkv(layer, config, x_BPD, sight.cos_BTH, sight.sin_BTH)
         cache = LayerCache(k_BPKH.transpose(0, 2, 3, 1), v_BPKH.transpose(0, 2, 1, 3))
-        mixed_BPNH = attend(
-            q_BPNH,
-            k_BPKH,
-            v_BPKH,
-            sight.bias_BTT,
-            scale=config.query_scale,
-            softcap=config.attn_softcap,
-        )
+        mixed_BPNH = self_attention(config, q_BPNH, k_BPKH, v_BPKH, sight, is_local)
         return _finish_layer(layer, config, x_BPD, mixed_BPNH), cache
 
     x_BPD = scale_embeddings(params["embed"]["embedding"].astype(dtype)[tokens_BP], config)

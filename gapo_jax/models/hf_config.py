@@ -11,7 +11,7 @@ from typing import Any
 from gapo_jax.models.decoder_config import DecoderConfig
 
 
-def _only(raw: Mapping[str, Any], key: str, *supported: Any) -> None:
+def accept_only(raw: Mapping[str, Any], key: str, *supported: Any) -> None:
     """Raise ValueError unless `raw[key]` is absent, None or one of the supported values."""
     value = raw.get(key)
     if value is not None and value not in supported:
@@ -21,7 +21,7 @@ def _only(raw: Mapping[str, Any], key: str, *supported: Any) -> None:
         )
 
 
-def _required(raw: Mapping[str, Any], key: str) -> Any:
+def required(raw: Mapping[str, Any], key: str) -> Any:
     """Return `raw[key]`; ValueError if absent."""
     if raw.get(key) is None:
         raise ValueError(
@@ -49,16 +49,16 @@ _ACTIVATION_NAMES = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_
 
 
 def _activation(raw: Mapping[str, Any], key: str) -> str:
-    _only(raw, key, *_ACTIVATIONS)
-    return _ACTIVATIONS[_required(raw, key)]
+    accept_only(raw, key, *_ACTIVATIONS)
+    return _ACTIVATIONS[required(raw, key)]
 
 
 def _scaling(raw: Mapping[str, Any], rope: Mapping[str, Any]) -> tuple[float, ...]:
     """Return `DecoderConfig.rope_scaling` of one dictionary of rope parameters."""
     kind = rope.get("rope_type", rope.get("type")) or "default"
     seen = {**raw, **rope, "rope_type": kind}
-    _only(seen, "rope_type", "default", "linear", "llama3")
-    _only(seen, "partial_rotary_factor", 1, 1.0)
+    accept_only(seen, "rope_type", "default", "linear", "llama3")
+    accept_only(seen, "partial_rotary_factor", 1, 1.0)
     keys = {
         "default": (),
         "linear": ("factor",),
@@ -69,7 +69,7 @@ def _scaling(raw: Mapping[str, Any], rope: Mapping[str, Any]) -> tuple[float, ..
             "original_max_position_embeddings",
         ),
     }[kind]
-    return tuple(float(_required(seen, key)) for key in keys)
+    return tuple(float(required(seen, key)) for key in keys)
 
 
 def _rope_keys(theta: float, scaling: tuple[float, ...]) -> dict[str, Any]:
@@ -90,22 +90,24 @@ def _rope_keys(theta: float, scaling: tuple[float, ...]) -> dict[str, Any]:
 
 def _windows(raw: Mapping[str, Any], is_local: Callable[[int], bool]) -> tuple[int, ...]:
     """Return `DecoderConfig.windows`, from `layer_types` or, in older files, `is_local(layer)`."""
-    layers = range(_required(raw, "num_hidden_layers"))
+    layers = range(required(raw, "num_hidden_layers"))
     kinds = raw.get("layer_types") or [
         "sliding_attention" if is_local(layer) else "full_attention" for layer in layers
     ]
     for kind in kinds:
-        _only({**raw, "layer_types": kind}, "layer_types", "sliding_attention", "full_attention")
+        accept_only(
+            {**raw, "layer_types": kind}, "layer_types", "sliding_attention", "full_attention"
+        )
     if "sliding_attention" not in kinds:
         return ()
-    width = _required(raw, "sliding_window")
+    width = required(raw, "sliding_window")
     return tuple(width if kind == "sliding_attention" else 0 for kind in kinds)
 
 
 def _to_config(raw: Mapping[str, Any], family: str, **choices: Any) -> DecoderConfig:
     """Translate what the families but GPT-2 have in common; `choices` are further fields."""
     rope = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
-    heads, width = _required(raw, "num_attention_heads"), _required(raw, "hidden_size")
+    heads, width = required(raw, "num_attention_heads"), required(raw, "hidden_size")
     values: dict[str, Any] = {
         "rope_theta": float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0),
         "activation": _activation({"hidden_act": "silu", **raw}, "hidden_act"),
@@ -116,13 +118,13 @@ def _to_config(raw: Mapping[str, Any], family: str, **choices: Any) -> DecoderCo
         values["rope_scaling"] = _scaling(raw, rope)
     return DecoderConfig(
         family=family,
-        vocab_size=_required(raw, "vocab_size"),
-        num_layers=_required(raw, "num_hidden_layers"),
+        vocab_size=required(raw, "vocab_size"),
+        num_layers=required(raw, "num_hidden_layers"),
         d_model=width,
         num_heads=heads,
         num_kv_heads=raw.get("num_key_value_heads") or heads,
         head_dim=raw.get("head_dim") or width // heads,
-        d_ff=_required(raw, "intermediate_size"),
+        d_ff=required(raw, "intermediate_size"),
         norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
         max_positions=raw.get("max_position_embeddings", 2048),
         **_special_tokens(raw),
@@ -205,7 +207,7 @@ _GEMMA = {
 
 
 def _gemma_to_config(raw: Mapping[str, Any], family: str, **choices: Any) -> DecoderConfig:
-    _only(raw, "use_bidirectional_attention", False)
+    accept_only(raw, "use_bidirectional_attention", False)
     return _to_config(
         raw,
         family,
@@ -234,7 +236,7 @@ def gemma2_to_config(raw: Mapping[str, Any]) -> DecoderConfig:
 def gemma3_to_config(raw: Mapping[str, Any]) -> DecoderConfig:
     """Translate the `config.json` of a Gemma 3 text model."""
     raw = {**_GEMMA, "max_position_embeddings": 131072, **raw}
-    _only(raw, "attn_logit_softcapping", 0.0)
+    accept_only(raw, "attn_logit_softcapping", 0.0)
     every = raw.get("sliding_window_pattern") or 6
     nested = raw.get("rope_parameters") or {}
     far = {**(raw.get("rope_scaling") or {}), **(nested.get("full_attention") or {})}
@@ -323,15 +325,15 @@ def _token_keys(config: DecoderConfig) -> dict[str, Any]:
 
 def gpt2_to_config(raw: Mapping[str, Any]) -> DecoderConfig:
     """Translate a GPT-2 `config.json`. Raises ValueError on its variants of attention."""
-    _only(raw, "scale_attn_weights", True)
-    _only(raw, "add_cross_attention", False)
-    _only(raw, "scale_attn_by_inverse_layer_idx", False)
+    accept_only(raw, "scale_attn_weights", True)
+    accept_only(raw, "add_cross_attention", False)
+    accept_only(raw, "scale_attn_by_inverse_layer_idx", False)
     raw = {"eos_token_id": 50256, "bos_token_id": 50256, "n_positions": 1024, **raw}
-    heads, width = _required(raw, "n_head"), _required(raw, "n_embd")
+    heads, width = required(raw, "n_head"), required(raw, "n_embd")
     return DecoderConfig(
         family="gpt2",
-        vocab_size=_required(raw, "vocab_size"),
-        num_layers=_required(raw, "n_layer"),
+        vocab_size=required(raw, "vocab_size"),
+        num_layers=required(raw, "n_layer"),
         d_model=width,
         num_heads=heads,
         num_kv_heads=heads,

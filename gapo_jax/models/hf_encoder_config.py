@@ -10,28 +10,28 @@ from collections.abc import Mapping
 from typing import Any
 
 from gapo_jax.models.encoder_config import EncoderConfig
-from gapo_jax.models.hf_config import _only, _required
+from gapo_jax.models.hf_config import accept_only, required
 
 
 def _shape(raw: Mapping[str, Any], **fields: Any) -> EncoderConfig:
     """An `EncoderConfig` of the keys that all families share, and `fields`."""
     common = {
         "family": raw.get("model_type", "bert"),
-        "vocab_size": _required(raw, "vocab_size"),
-        "num_layers": _required(raw, "num_hidden_layers"),
-        "d_model": _required(raw, "hidden_size"),
-        "num_heads": _required(raw, "num_attention_heads"),
-        "d_ff": _required(raw, "intermediate_size"),
+        "vocab_size": required(raw, "vocab_size"),
+        "num_layers": required(raw, "num_hidden_layers"),
+        "d_model": required(raw, "hidden_size"),
+        "num_heads": required(raw, "num_attention_heads"),
+        "d_ff": required(raw, "intermediate_size"),
     }
     return EncoderConfig(**(common | fields))
 
 
 def _post_norm(raw: Mapping[str, Any], default_pad: int, **fields: Any) -> EncoderConfig:
     """An `EncoderConfig` of a family with BERT's layers."""
-    _only(raw, "hidden_act", "gelu")
-    _only(raw, "position_embedding_type", "absolute")
+    accept_only(raw, "hidden_act", "gelu")
+    accept_only(raw, "position_embedding_type", "absolute")
     for key in ("is_decoder", "add_cross_attention"):
-        _only(raw, key, False)
+        accept_only(raw, key, False)
     pad_id = raw.get("pad_token_id")
     common = {
         "max_positions": raw.get("max_position_embeddings", 512),
@@ -138,20 +138,20 @@ def deberta_to_config(raw: Mapping[str, Any]) -> EncoderConfig:
         "conv_kernel_size": raw.get("conv_kernel_size", 0),
         "embedding_size": raw.get("embedding_size", raw.get("hidden_size")),
     }
-    _only(checked, "pos_att_type", "c2p|p2c")
-    _only(checked, "relative_attention", True)
-    _only(checked, "share_att_key", True)
-    _only(checked, "position_biased_input", False)
-    _only(checked, "norm_rel_ebd", "layer_norm")
-    _only(checked, "conv_kernel_size", 0)
-    _only(checked, "embedding_size", raw.get("hidden_size"))
-    _only(checked, "type_vocab_size", 0)
-    _only(checked, "max_relative_positions", -1, 0, raw.get("max_position_embeddings", 512))
+    accept_only(checked, "pos_att_type", "c2p|p2c")
+    accept_only(checked, "relative_attention", True)
+    accept_only(checked, "share_att_key", True)
+    accept_only(checked, "position_biased_input", False)
+    accept_only(checked, "norm_rel_ebd", "layer_norm")
+    accept_only(checked, "conv_kernel_size", 0)
+    accept_only(checked, "embedding_size", raw.get("hidden_size"))
+    accept_only(checked, "type_vocab_size", 0)
+    accept_only(checked, "max_relative_positions", -1, 0, raw.get("max_position_embeddings", 512))
     return _post_norm(
         raw,
         default_pad=0,
         positions="relative",
-        relative_buckets=_required(raw, "position_buckets"),
+        relative_buckets=required(raw, "position_buckets"),
         type_vocab_size=0,
         norm_eps=float(raw.get("layer_norm_eps", 1e-7)),
     )
@@ -178,11 +178,11 @@ def modernbert_to_config(raw: Mapping[str, Any]) -> EncoderConfig:
 
     Raises ValueError on biases, scaled rotary angles and activations other than the exact gelu.
     """
-    _only(raw, "hidden_activation", "gelu")
-    _only(raw, "classifier_activation", "gelu")
+    accept_only(raw, "hidden_activation", "gelu")
+    accept_only(raw, "classifier_activation", "gelu")
     for key in ("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"):
-        _only(raw, key, False)
-    count = _required(raw, "num_hidden_layers")
+        accept_only(raw, key, False)
+    count = required(raw, "num_hidden_layers")
     every = raw.get("global_attn_every_n_layers", 3)
     kinds = raw.get("layer_types") or [
         "sliding_attention" if layer % every else "full_attention" for layer in range(count)
@@ -194,7 +194,9 @@ def modernbert_to_config(raw: Mapping[str, Any]) -> EncoderConfig:
         ("sliding_attention", "local_rope_theta", 10000.0),
     ):
         rope = {**scaling, **(ropes.get(kind) or {})}
-        _only({**raw, "rope_type": rope.get("rope_type", rope.get("type"))}, "rope_type", "default")
+        accept_only(
+            {**raw, "rope_type": rope.get("rope_type", rope.get("type"))}, "rope_type", "default"
+        )
         thetas.append(float(rope.get("rope_theta") or raw.get(key) or default))
     reach = raw.get("local_attention", 128) // 2
     windows = tuple(reach if kind == "sliding_attention" else 0 for kind in kinds)

@@ -113,22 +113,26 @@ def _family(
         from_config=from_config,
         # Counters, and the heads of pretraining and classification: the encoder ends before them.
         ignored=_IGNORED,
-        aliases=((rf"^{prefix}\.", ""), (r"LayerNorm\.gamma$", "LayerNorm.weight"))
-        + ((r"LayerNorm\.beta$", "LayerNorm.bias"),),
+        aliases=((rf"^{prefix}\.", ""), *_OLD_NAMES),
     )
     classifier = dataclasses.replace(
         encoder,
         class_name=f"{stem}ForSequenceClassification",
         rules=_prefixed(f"{prefix}.", "encoder/", rules) + tuple(head),
-        ignored=(),
-        aliases=(),
+        ignored=(rf"{prefix}\.{_UNUSED}",),
+        aliases=_OLD_NAMES,
     )
     return encoder, classifier
 
 
 # DeBERTa-v3 stores a table of positions that it does not use.
+_UNUSED = r"embeddings\.(position_ids|position_embeddings\.weight)"
+_OLD_NAMES = (
+    (r"LayerNorm\.gamma$", "LayerNorm.weight"),
+    (r"LayerNorm\.beta$", "LayerNorm.bias"),
+)
 _IGNORED = (
-    r"embeddings\.(position_ids|position_embeddings\.weight)",
+    _UNUSED,
     r"(pooler|cls|classifier|lm_head|head|decoder|lm_predictions|mask_predictions)\..*",
 )
 _TANH_HEAD = _head("classifier.dense", "classifier.out_proj")

@@ -6,96 +6,41 @@ goes to a folder beside the target, which is renamed when whole.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
 from flax import linen as nn
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from gapo_jax import hub
 from gapo_jax.models import gguf_io, hf_map, model_card
 from gapo_jax.models.decoder import Decoder
 from gapo_jax.models.encoder import Encoder
 from gapo_jax.models.heads import Discriminator, RewardModel
+from gapo_jax.models.hf_files import (
+    SafetensorsSource,
+    open_safetensors,
+    read_json,
+    replacing_folder,
+    save_tensors,
+    write_json,
+    write_shards,
+)
 
+HEAD_FILE = "discriminator_head.safetensors"
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _Module = TypeVar("_Module")
-
-
-class SafetensorsSource:
-    """The tensors of a folder's safetensors, single or sharded: a `hf_map.TensorSource`."""
-
-    def __init__(self, folder: Path) -> None:
-        """Read the headers. Raises FileNotFoundError on a missing file, ValueError on a cut one."""
-        self._files: dict[str, Any] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        for path in _weight_files(folder):
-            handle = _open_safetensors(path)
-            for name in handle.keys():
-                self._files[name] = handle
-                self.shapes[name] = tuple(handle.get_slice(name).get_shape())
-
-    def read(self, name: str) -> np.ndarray:
-        """Return one tensor in the dtype of the file."""
-        return self._files[name].get_tensor(name)
-
-
-def _open_safetensors(path: Path) -> Any:
-    """Open one safetensors file, memory-mapped."""
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"Wanted {path.name} in {path.parent}, got no such file. Download the model again."
-        )
-    try:
-        return safe_open(path, framework="numpy")
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"Wanted a whole safetensors file, got {path} of {path.stat().st_size} bytes, which is "
-            f"truncated or damaged ({error}). Download it again."
-        ) from error
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files of a folder, from the index if there is one."""
-    if (folder / _INDEX).is_file():
-        index = _read_json(folder / _INDEX)
-        return [folder / name for name in sorted(set(index.get("weight_map", {}).values()))]
-    if (folder / _SINGLE).is_file():
-        return [folder / _SINGLE]
-    got = sorted(path.name for path in folder.iterdir())[:12]
-    raise FileNotFoundError(
-        f"Wanted {_SINGLE} or {_INDEX} in {folder}, got {got}. Download the safetensors files; a "
-        "pytorch_model.bin must be converted to safetensors first."
-    )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON object; FileNotFoundError or ValueError if it is absent or broken."""
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"Wanted {path.name} in {path.parent}, got no such file. Give an HF model folder."
-        )
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"Wanted JSON in {path}, got a broken file ({error}).") from error
 
 
 def _check_vocabulary(folder: Path, vocab_size: int) -> None:
     """Raise ValueError if the folder's tokenizer.json has an id outside the embedding."""
     if not (folder / "tokenizer.json").is_file():
         return
-    record = _read_json(folder / "tokenizer.json")
+    record = read_json(folder / "tokenizer.json")
     vocab = record.get("model", {}).get("vocab", {})
     largest = max(vocab.values(), default=-1) if isinstance(vocab, dict) else len(vocab) - 1
     largest = max([largest, *(token["id"] for token in record.get("added_tokens") or [])])
@@ -110,7 +55,7 @@ def _open_folder(
     folder: Path, kind: str
 ) -> tuple[hf_map.Architecture, hf_map.Config, SafetensorsSource]:
     """Return architecture, config and tensors of an HF folder, having read no weight."""
-    raw = _read_json(folder / "config.json")
+    raw = read_json(folder / "config.json")
     arch = hf_map.architecture(raw.get("model_type"), kind)
     if raw.get("quantization_config"):
         method = raw["quantization_config"].get("quant_method", "unknown")
@@ -121,7 +66,7 @@ def _open_folder(
     generation = folder / "generation_config.json"
     if kind == "decoder" and generation.is_file():
         # Chat models list their end-of-turn tokens here and often not in config.json.
-        stops = _read_json(generation)
+        stops = read_json(generation)
         raw |= {k: v for k in ("eos_token_id", "pad_token_id") if (v := stops.get(k)) is not None}
     config = arch.to_config(raw)
     _check_vocabulary(folder, config.vocab_size)
@@ -129,17 +74,30 @@ def _open_folder(
 
 
 def network_of(src: str | os.PathLike[str]) -> str | None:
-    """Return "decoder", "encoder" or "reward model", by what config.json names; None if that is
-    no architecture of ours, and "decoder" for a GGUF file. Raises as `hub.resolve`."""
+    """Return "decoder", "encoder", "reward model" (a decoder that is a sequence classifier) or
+    "discriminator" (an encoder with a scalar head), by what the folder holds; None if it is no
+    architecture of ours, and "decoder" for a GGUF file. Raises as `hub.resolve`."""
     path = hub.resolve(src)
     if path.is_file():
         return "decoder"
-    raw = _read_json(path / "config.json")
+    raw = read_json(path / "config.json")
     arch = hf_map.ARCHITECTURES.get(str(raw.get("model_type")))
     judges = (raw.get("architectures") or [""])[0].endswith("ForSequenceClassification")
-    if arch is None or arch.kind == "encoder":
-        return arch and arch.kind
+    if arch is None:
+        return None
+    if arch.kind == "encoder":
+        judges = _head_of(path, arch, SafetensorsSource(path)) is not None
+        return "discriminator" if judges else "encoder"
     return "reward model" if judges else "decoder"
+
+
+def _head_of(path: Path, arch: hf_map.Architecture, source: SafetensorsSource) -> str | None:
+    """Return whose scalar head an encoder's folder has: "own" (`HEAD_FILE`), "hf", or None."""
+    if (path / HEAD_FILE).is_file():
+        return "own"
+    rules = hf_map.CLASSIFIERS[arch.model_type].rules
+    (last,) = (rule.hf for rule in rules if rule.path == "head/out/kernel")
+    return "hf" if source.shapes.get(last, ())[:1] == (1,) else None
 
 
 def load_decoder(
@@ -197,12 +155,65 @@ def load_encoder(
 
     BERT's pooler and task heads are left out: the encoder ends with its hidden states.
     """
+    arch, config, source = _open_folder(_encoder_folder(src), "encoder")
+    params = hf_map.import_params(arch, config, source, put)
+    return Encoder(dataclasses.replace(config, **overrides)), params  # type: ignore[arg-type]
+
+
+def _encoder_folder(src: str | os.PathLike[str]) -> Path:
+    """Return the folder of a source, which no encoder has in one file."""
     path = hub.resolve(src)
     if path.is_file():
         raise ValueError(f"Wanted an HF folder or hub id of an encoder, got the file {path}.")
+    return path
+
+
+def load_discriminator(
+    src: str | os.PathLike[str],
+    put: hf_map.Put | None = None,
+    pooling: str = "mean",
+    hidden_dim: int | None = None,
+    **overrides: Any,
+) -> tuple[Discriminator, dict[str, Any]]:
+    """Return `(discriminator, params)` of an HF folder or hub id of an encoder; as `load_encoder`.
+
+    What has a scalar head brings it: a sequence classifier of one label, and the encoder with
+    discriminator_head.safetensors that `save_hf` writes. Its `pooling` and `hidden_dim` are then
+    those of the source. Any other encoder (also a classifier of several labels) gets the given
+    ones, and `params` lacks `head`: take that from `Discriminator.init`.
+    """
+    path = _encoder_folder(src)
     arch, config, source = _open_folder(path, "encoder")
-    params = hf_map.import_params(arch, config, source, put)
-    return Encoder(dataclasses.replace(config, **overrides)), params  # type: ignore[arg-type]
+    head = _head_of(path, arch, source)
+    fields = dataclasses.replace(config, **overrides)
+    if head == "hf":
+        params = hf_map.import_params(hf_map.CLASSIFIERS[arch.model_type], config, source, put)
+        return Discriminator(fields, "hf"), params  # type: ignore[arg-type]
+    params: dict[str, Any] = {}
+    if head == "own":
+        params["head"], pooling, hidden_dim = _read_head(path / HEAD_FILE, put)
+    place = None if put is None else lambda name, leaf: put(f"encoder/{name}", leaf)
+    params["encoder"] = hf_map.import_params(arch, config, source, place)
+    return Discriminator(fields, pooling, hidden_dim), params  # type: ignore[arg-type]
+
+
+def _read_head(path: Path, put: hf_map.Put | None) -> tuple[dict[str, Any], str, int | None]:
+    """Return parameters, pooling and hidden width of a head that `save_hf` wrote."""
+    with open_safetensors(path) as file:
+        pooling = (file.metadata() or {}).get("pooling")
+        leaves = {name: file.get_tensor(name) for name in file.keys()}
+    layers = {name.split("/")[0] for name in leaves}
+    whole = {f"{layer}/{part}" for layer in layers for part in ("kernel", "bias")}
+    if pooling is None or leaves.keys() != whole or layers not in ({"out"}, {"up", "out"}):
+        raise ValueError(
+            f"Wanted the head of a discriminator with its pooling in {path}, got tensors "
+            f"{sorted(leaves)} and pooling {pooling}. Export the discriminator again."
+        )
+    head: dict[str, Any] = {layer: {} for layer in sorted(layers)}
+    for name, leaf in leaves.items():
+        layer, part = name.split("/")
+        head[layer][part] = leaf if put is None else put(f"head/{name}", leaf)
+    return head, pooling, leaves["up/bias"].shape[0] if "up" in layers else None
 
 
 def save_hf(
@@ -248,18 +259,18 @@ def save_hf(
     _check_family(arch, config, raw)
     if isinstance(module, RewardModel) or (isinstance(module, Discriminator) and module.is_hf):
         raw |= {"id2label": {"0": "OBEYS"}, "label2id": {"OBEYS": 0}}
-    with _replacing(Path(folder)) as target:
+    with replacing_folder(Path(folder)) as target:
         tensors = hf_map.export_tensors(arch, config, trees["model"])
-        _write_shards(target, tensors, np.dtype(DTYPES[dtype]), max_shard_bytes)
-        _write_json(target / "config.json", raw)
+        write_shards(target, tensors, np.dtype(DTYPES[dtype]), max_shard_bytes)
+        write_json(target / "config.json", raw)
         if isinstance(module, Decoder):
             keys = ("eos_token_id", "pad_token_id", "bos_token_id")
-            _write_json(target / "generation_config.json", {key: raw[key] for key in keys})
+            write_json(target / "generation_config.json", {key: raw[key] for key in keys})
         if tokenizer is not None:
             _write_tokenizer(target, tokenizer)
         if "head" in trees:
             head = {path: np.asarray(leaf) for path, leaf in hf_map.flatten(trees["head"])}
-            _save_file(target / "discriminator_head.safetensors", head, "np")
+            save_tensors(target / HEAD_FILE, head, "np", pooling=module.pooling)
         card = model_card.write(module, arch, dtype, method, base, metrics)
         (target / "README.md").write_text(card, encoding="utf-8")
     return Path(folder)
@@ -289,7 +300,7 @@ def _check_family(arch: hf_map.Architecture, config: hf_map.Config, raw: Mapping
     """Raise ValueError if config.json of the family cannot say what the network's config says."""
     back = arch.to_config(raw)
     # How to compute, which no config.json holds.
-    skipped = ("dtype", "remat", "scan_unroll")
+    skipped = ("dtype", "remat", "scan_unroll", "attention")
     lost = {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(config)
@@ -302,78 +313,10 @@ def _check_family(arch: hf_map.Architecture, config: hf_map.Config, raw: Mapping
         )
 
 
-def _save_file(path: Path, tensors: dict[str, np.ndarray], kind: str) -> None:
-    """Write one safetensors file that others may read (the library makes it private)."""
-    save_file(tensors, path, {"format": kind})
-    path.chmod(0o644)
-
-
-def _write_shards(
-    folder: Path, tensors: Iterable[tuple[str, np.ndarray]], dtype: np.dtype, limit: int
-) -> None:
-    """Write safetensors of at most `limit` bytes each (a larger tensor alone), holding one."""
-    shards: list[list[str]] = []
-    batch: dict[str, np.ndarray] = {}
-    total = size = 0
-
-    def flush() -> None:
-        shards.append(list(batch))
-        _save_file(folder / f"shard-{len(shards)}", batch, "pt")
-        batch.clear()
-
-    for name, array in tensors:
-        array = array.astype(dtype)
-        if batch and size + array.nbytes > limit:
-            flush()
-            size = 0
-        batch[name] = array
-        size, total = size + array.nbytes, total + array.nbytes
-    flush()
-    if len(shards) == 1:
-        (folder / "shard-1").rename(folder / _SINGLE)
-        return
-    weight_map = {}
-    for number, names in enumerate(shards, start=1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        (folder / f"shard-{number}").rename(folder / file)
-        weight_map |= dict.fromkeys(names, file)
-    _write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-
-
 def _write_tokenizer(folder: Path, tokenizer: Any) -> None:
     """Write tokenizer files, under the class name that transformers 4 and 5 both know."""
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
-    settings = _read_json(path)
+    settings = read_json(path)
     if settings.get("tokenizer_class") == "TokenizersBackend":
-        _write_json(path, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
-
-
-def _write_json(path: Path, record: Mapping[str, Any]) -> None:
-    text = json.dumps(record, indent=2, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """Yield a scratch folder beside `folder` and rename it into place if the block succeeds."""
-    if folder.exists() and any(folder.iterdir()):
-        card = folder / "README.md"
-        if not (card.is_file() and model_card.MARK in card.read_text(encoding="utf-8")):
-            raise ValueError(
-                f"Wanted a new, empty or earlier export folder, got {folder}, which holds other "
-                "files. Choose another folder."
-            )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    try:
-        yield scratch
-        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-        if folder.exists():
-            folder.rename(old)
-        scratch.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        write_json(path, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})

@@ -15,12 +15,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from gapo_jax.models import hf_map
 from gapo_jax.models.decoder import Decoder
 from gapo_jax.models.decoder_config import DecoderConfig
-from gapo_jax.models.hf_io import _replacing, _save_file, _write_json
+from gapo_jax.models.hf_files import open_safetensors, replacing_folder, save_tensors, write_json
 from gapo_jax.models.lora import Adapters, kernels, put
 from gapo_jax.models.model_card import MARK
 
@@ -128,10 +127,10 @@ def save_adapter(
         method=method or "not stated",
         base=base or "not stated",
     )
-    with _replacing(Path(folder)) as target:
+    with replacing_folder(Path(folder)) as target:
         joined = _join(adapters, modules, widths)
-        _save_file(target / WEIGHTS, _tensors(joined, first), "pt")
-        _write_json(target / CONFIG, _record(config, adapters, joined, first, base))
+        save_tensors(target / WEIGHTS, _tensors(joined, first), "pt")
+        write_json(target / CONFIG, _record(config, adapters, joined, first, base))
         (target / "README.md").write_text(card, encoding="utf-8")
     return Path(folder)
 
@@ -292,13 +291,8 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
             f"Wanted {WEIGHTS} in {folder}, got no such file. Save the adapter with "
             "safe_serialization=True."
         )
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"Wanted a whole safetensors file, got {path}, which is truncated or damaged ({error})."
-        ) from error
+    with open_safetensors(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}
 
 
 def _place(

@@ -26,18 +26,21 @@ IMPORTED = "model.json"
 _KINDS = {
     "decoder": (models.Decoder, models.DecoderConfig),
     "encoder": (models.Encoder, models.EncoderConfig),
+    "discriminator": (models.Discriminator, models.EncoderConfig),
     "rewardmodel": (models.RewardModel, models.DecoderConfig),
 }
 
 
 class Loaded(NamedTuple):
-    """A network, its parameters, its tokenizer, and the method and base that made it."""
+    """A network, its parameters, its tokenizer, the method and base that made it, and what a run
+    measured of it at its end (as `models.save_hf` takes it)."""
 
     module: nn.Module
     params: Any
     tokenizer: Any
     method: str | None
     base: str
+    metrics: Mapping[str, Any] | None = None
 
 
 def is_run(path: Path) -> bool:
@@ -56,7 +59,8 @@ def load_any(
     STEP`), a folder written by `save_imported`, an HF folder, a hub id, a `.gguf` file, the name of
     cached weights, or a PEFT adapter (folder or hub id), which is merged into its base.
 
-    `network` is "generator" or "discriminator" (runs only); `step` picks a run's checkpoint, the
+    `network` is "generator" or "discriminator", of a run; a folder is what it is, and asking it for
+    a discriminator makes sure that it has a head of its own. `step` picks a run's checkpoint, the
     newest by default; `base` replaces the base that an adapter names. Raises FileNotFoundError or
     ValueError saying what was wanted.
     """
@@ -65,18 +69,21 @@ def load_any(
         return _load_imported(path)
     if is_run(path):
         return _load_run(path, network, step)
-    if network != "generator":
-        raise ValueError(
-            f"Wanted the workdir of a run, which holds its {network}, got {src}. "
-            "Give the --workdir of a training run."
-        )
     source = locate(str(src)) if str(src) in WEIGHTS else hub.resolve(src)
-    if models.is_adapter(source):
+    adapts = models.is_adapter(source)
+    kind = None if adapts else models.network_of(source)
+    if network != "generator" and kind not in ("discriminator", "reward model"):
+        raise ValueError(
+            f"Wanted the workdir of a run, which holds its {network}, or a discriminator exported "
+            f"with its head, got {src}. Give the --workdir of a training run."
+        )
+    if adapts:
         return _load_adapter(source, base)
     load: Any = {
         "encoder": models.load_encoder,
+        "discriminator": models.load_discriminator,
         "reward model": models.load_reward_model,
-    }.get(models.network_of(source), models.load_decoder)  # pyright: ignore
+    }.get(kind, models.load_decoder)  # pyright: ignore
     module, params = load(source)
     # A model card names what it was made from, not where that lay.
     base = str(src) if not Path(src).expanduser().exists() else Path(src).expanduser().name
@@ -139,7 +146,21 @@ def _load_run(workdir: Path, network: str, step: int | None) -> Loaded:
             config.model.discriminator,
         )
     params = merge_trainable(players.base, state.policy.params, players.spec.first)
-    return Loaded(players.decoder, params, players.tokenizer, config.method, config.model.generator)
+    summary, metrics = workdir / "summary.json", None
+    if step is None and summary.is_file():
+        metrics = card_metrics(json.loads(summary.read_text(encoding="utf-8")))
+    base = config.model.generator
+    return Loaded(players.decoder, params, players.tokenizer, config.method, base, metrics)
+
+
+def card_metrics(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the model card of a run's generator says: the strict accuracies after training,
+    with their intervals, of `summary.json`."""
+    return {
+        f"{name} {metric} (strict)": found[f"{metric}_strict"]
+        for name, found in summary.get("after", {}).items()
+        for metric in ("instruction", "prompt")
+    }
 
 
 def _read_config(workdir: Path) -> configuration.Config:
@@ -170,6 +191,8 @@ def save_imported(
         checkpointer.save(0, {"params": params}, {"base": base}, wait=True)
     tokenizer.save_pretrained(folder)
     record = {"kind": kind, "base": base, "config": dataclasses.asdict(module.config)}
+    if isinstance(module, models.Discriminator):
+        record["head"] = {"pooling": module.pooling, "hidden_dim": module.hidden_dim}
     (folder / IMPORTED).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
@@ -178,7 +201,7 @@ def _load_imported(folder: Path) -> Loaded:
     record = json.loads((folder / IMPORTED).read_text(encoding="utf-8"))
     make, make_config = _KINDS[record["kind"]]
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in record["config"].items()}
-    module = make(make_config(**fields))
+    module = make(make_config(**fields), **record.get("head", {}))
     tokens = jnp.zeros((1, 2), jnp.int32)
     variables = jax.eval_shape(module.init, jax.random.key(0), tokens, jnp.ones_like(tokens))
     with Checkpointer(folder / "checkpoints") as checkpointer:

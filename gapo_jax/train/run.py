@@ -27,6 +27,7 @@ from gapo_jax.train.compilation import keep_compiled_programs
 from gapo_jax.train.evaluation import compare_sets, evaluate_policy, summarise_sets
 from gapo_jax.train.grounding import make_grounding
 from gapo_jax.train.interrupt import StopRequest
+from gapo_jax.train.load import card_metrics
 from gapo_jax.train.metrics import MetricsWriter, read_metrics
 from gapo_jax.train.phases import PhaseClock, counter, peak_memory_gb
 from gapo_jax.train.prepare import bootstrap, make_all_prompts, make_pairs
@@ -246,11 +247,6 @@ def export(run: Run, state: RunState, summary: Mapping[str, Any]) -> Path:
             base=run.config.model.discriminator,
         )
         return folder
-    metrics = {
-        f"{name} {metric} (strict)": summary["after"][name][f"{metric}_strict"]["value"]
-        for name in summary["after"]
-        for metric in ("instruction", "prompt")
-    }
     save_hf(
         players.decoder,
         run.policy_params(state),
@@ -258,7 +254,7 @@ def export(run: Run, state: RunState, summary: Mapping[str, Any]) -> Path:
         tokenizer=players.tokenizer,
         method=run.config.method,
         base=run.config.model.generator,
-        metrics=metrics,
+        metrics=card_metrics(summary),
     )
     if "lora" in state.policy.params:
         save_adapter(

@@ -130,6 +130,7 @@ def _load_reward_model(config: Config) -> tuple[RewardModel, Params, PreTrainedT
         seed=config.seed,
         dtype=config.model.dtype,
         remat=config.model.remat,
+        attention=config.model.attention,
     )
     tokenizer = load_tokenizer(source(name))
     check_vocabulary(tokenizer, module.config.vocab_size)
@@ -151,10 +152,10 @@ def _check_length(tokens: int, positions: int, name: str) -> None:
 def load_discriminator(
     config: Config, key: jax.Array
 ) -> tuple[Discriminator | RewardModel, Params, PreTrainedTokenizerFast]:
-    """Return (module, starting parameters, tokenizer): a pretrained encoder with a fresh head, or a
-    decoder with a scalar head (its own, if it is a sequence classifier)."""
+    """Return (module, starting parameters, tokenizer): a pretrained encoder or decoder with a
+    scalar head, its own if it has one (a sequence classifier, an exported discriminator)."""
     name, settings = config.model.discriminator, config.discriminator
-    encoder_params = None
+    pooling, hidden_dim, loaded = config.model.pooling, None, {}
     if name != TINY and models.network_of(source(name)) in ("decoder", "reward model"):
         return _load_reward_model(config)
     if name == TINY:
@@ -163,8 +164,9 @@ def load_discriminator(
             vocab_size=len(tokenizer), num_layers=2, d_model=64, num_heads=4, d_ff=128
         )
     else:
-        encoder, encoder_params = models.load_encoder(source(name))
-        encoder_config, tokenizer = encoder.config, load_tokenizer(source(name))
+        found, loaded = models.load_discriminator(source(name), pooling=pooling)
+        pooling, hidden_dim = found.pooling, found.hidden_dim
+        encoder_config, tokenizer = found.config, load_tokenizer(source(name))
         check_vocabulary(tokenizer, encoder_config.vocab_size)
     if settings.frozen_layers >= encoder_config.num_layers:
         raise ValueError(
@@ -180,12 +182,13 @@ def load_discriminator(
         dropout=settings.dropout,
         dtype=config.model.dtype,
         scan_unroll=unroll,
+        # The penalty is a derivative of a derivative, which only the plain version has.
+        attention="xla" if settings.gradient_penalty else config.model.attention,
     )
-    discriminator = Discriminator(encoder_config, pooling=config.model.pooling)
+    discriminator = Discriminator(encoder_config, pooling, hidden_dim)
     tokens = jnp.zeros((1, 8), jnp.int32)
     params = jax.jit(discriminator.init)(key, tokens, jnp.ones_like(tokens))["params"]
-    if encoder_params is not None:
-        params = dict(params) | {"encoder": jax.tree.map(jnp.asarray, encoder_params)}
+    params = dict(params) | jax.tree.map(jnp.asarray, loaded)
     return discriminator, params, tokenizer
 
 
@@ -270,7 +273,12 @@ def load_players(config: Config) -> Players:
     """
     decoder, base, tokenizer = load_generator(config.model.generator, config.seed)
     decoder = Decoder(
-        dataclasses.replace(decoder.config, dtype=config.model.dtype, remat=config.model.remat)
+        dataclasses.replace(
+            decoder.config,
+            dtype=config.model.dtype,
+            remat=config.model.remat,
+            attention=config.model.attention,
+        )
     )
     root = jax.random.key(config.seed)
     discriminator, disc_start, disc_tokenizer = load_discriminator(

@@ -47,11 +47,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def classifier(family: str) -> Any:
+def classifier(family: str, **more: Any) -> Any:
     """A random classifier of `family` with norms and biases away from their initial 1 and 0."""
     stem, changes = FAMILIES[family]
     torch.manual_seed(0)
-    config = getattr(transformers, f"{stem}Config")(**(_SHAPE | changes))
+    config = getattr(transformers, f"{stem}Config")(**(_SHAPE | changes | more))
     model = getattr(transformers, f"{stem}ForSequenceClassification")(config)
     with torch.no_grad():
         for parameter in model.parameters():

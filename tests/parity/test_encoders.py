@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from types import SimpleNamespace
 
 import jax
@@ -11,11 +12,18 @@ import pytest
 import torch
 from encoder_references import FAMILIES, classifier, torch_batch
 from parity_references import padded_batch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from gapo_jax.models import Discriminator, hf_map, load_encoder, save_hf
-from gapo_jax.models.hf_io import SafetensorsSource
+from gapo_jax.models import (
+    Discriminator,
+    hf_map,
+    load_discriminator,
+    load_encoder,
+    network_of,
+    save_hf,
+)
+from gapo_jax.models.hf_files import SafetensorsSource
 
 TOLERANCE = 1e-4
 LENGTH = 40
@@ -123,6 +131,18 @@ def test_export_is_bit_identical_and_loads(case, tmp_path):
     np.testing.assert_allclose(got, want, atol=1e-6, rtol=0)
     encoder, params = load_encoder(exported)
     assert encoder.config == case.encoder.config
+    _comes_back(exported, case.module, case.params)
+
+
+def _comes_back(folder, module, params):
+    """A discriminator is read with its own head, whatever pooling is asked for of a fresh one."""
+    assert network_of(folder) == "discriminator"
+    placed = []
+    again, read = load_discriminator(folder, put=lambda *leaf: placed.append(leaf[0]) or leaf[1])
+    assert again == module
+    assert jax.tree.structure(read) == jax.tree.structure(params)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, read, params)))
+    assert sorted(placed) == sorted(path for path, _ in hf_map.flatten(params))
 
 
 def test_any_other_head_is_encoder_plus_head_as_the_card_says(case, tmp_path):
@@ -144,3 +164,23 @@ def test_any_other_head_is_encoder_plus_head_as_the_card_says(case, tmp_path):
     got = jax.jit(module.apply)({"params": params}, tokens_BT, mask_BT)
     assert np.abs(got).max() > 1e-2
     np.testing.assert_allclose(got, scope["logits"].numpy(), atol=TOLERANCE, rtol=0)
+    _comes_back(folder, module, params)
+
+
+def test_an_encoder_without_a_scalar_head_gets_the_wanted_one(tmp_path):
+    """Also a classifier of two labels, whose head has no place in a discriminator."""
+    for family, labels in (("roberta", 2), ("bert", 2)):
+        classifier(family, num_labels=labels).save_pretrained(tmp_path / family)
+        assert network_of(tmp_path / family) == "encoder"
+        module, params = load_discriminator(tmp_path / family, pooling="cls", hidden_dim=8)
+        assert (module.pooling, module.hidden_dim) == ("cls", 8) and params.keys() == {"encoder"}
+
+
+def test_a_head_that_is_not_whole_is_refused(case, tmp_path):
+    if case.family != "bert":
+        pytest.skip("the file is the same for every family")
+    shutil.copytree(case.folder, tmp_path / "model")
+    leaf = np.zeros((2, 1), np.float32)
+    save_file({"out/kernel": leaf}, tmp_path / "model" / "discriminator_head.safetensors")
+    with pytest.raises(ValueError, match="Export the discriminator again"):
+        load_discriminator(tmp_path / "model")

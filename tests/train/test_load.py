@@ -40,6 +40,11 @@ def run(tmp_path_factory):
             )
             checkpointer.save(step, state, {}, wait=True)
             states[step] = state
+    found = {
+        "instruction_strict": {"value": 0.5, "low": 0.4, "high": 0.6},
+        "prompt_strict": {"value": 0.25, "low": 0.2, "high": 0.3},
+    }
+    (workdir / "summary.json").write_text(json.dumps({"after": {"topics": found}}))
     return workdir, players, states
 
 
@@ -64,7 +69,20 @@ def test_generator_of_a_run_has_the_trained_layers_in_place(run, newest):
 
 
 def test_generator_of_one_checkpoint(run):
-    _check_generator(run, load_any(run[0] / "checkpoints" / "1"), step=1)
+    loaded = load_any(run[0] / "checkpoints" / "1")
+    _check_generator(run, loaded, step=1)
+    assert loaded.metrics is None  # those of summary.json are the last checkpoint's
+
+
+def test_the_card_of_an_export_has_what_the_run_measured(newest, tmp_path):
+    assert newest.metrics == {
+        "topics instruction (strict)": {"value": 0.5, "low": 0.4, "high": 0.6},
+        "topics prompt (strict)": {"value": 0.25, "low": 0.2, "high": 0.3},
+    }
+    arguments = newest.module, newest.params, tmp_path / "export", newest.tokenizer
+    folder = save_hf(*arguments, method=newest.method, base=newest.base, metrics=newest.metrics)
+    card = (folder / "README.md").read_text()
+    assert "| topics prompt (strict) | 0.25 (95% 0.2 to 0.3) |" in card and "method: gapo" in card
 
 
 def test_discriminator_of_a_run(run, tmp_path):

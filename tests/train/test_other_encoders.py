@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 from gapo_jax import config as configuration
 from gapo_jax.models import Discriminator, Encoder, EncoderConfig, save_hf
 from gapo_jax.train.adversary import LabelledText, make_batch
+from gapo_jax.train.load import load_any
 from gapo_jax.train.optim import frozen_parameters
 from gapo_jax.train.setup import TINY, load_discriminator, make_optimizers
 from gapo_jax.train.state import Network
@@ -81,5 +83,22 @@ def test_a_modernbert_trains_from_its_folder(byte_level, tmp_path):
     for leaf in jax.tree.leaves(moved["encoder"]["layers"]):
         assert not leaf[:FROZEN].any() and leaf[FROZEN:].any()
     assert all(leaf.any() for leaf in jax.tree.leaves(moved["head"]))
-    exported = save_hf(Discriminator(module.config, "hf"), network.params, tmp_path / "export")
+    folder = tmp_path / "export"
+    exported = save_hf(Discriminator(module.config, "hf"), network.params, folder, byte_level)
     assert "ModernBertForSequenceClassification" in (exported / "config.json").read_text()
+    _is_taken_up_again(config, exported, network.params, batch)
+
+
+def _is_taken_up_again(config, exported, params, batch):
+    """The export as discriminator of another run and as scorer: the same logits, bit for bit."""
+    config = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, discriminator=str(exported), pooling="mean")
+    )
+    module, start, _ = load_discriminator(config, jax.random.key(5))
+    assert module.pooling == "hf"
+    texts = (batch.tokens_BT, batch.mask_BT, batch.type_ids_BT)
+    want, got = (np.asarray(module.apply({"params": tree}, *texts)) for tree in (params, start))
+    assert np.array_equal(got, want) and np.abs(want).max() > 0.1
+    loaded = load_any(exported, network="discriminator")
+    assert loaded.module.pooling == "hf"
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, params)

@@ -1,0 +1,118 @@
+"""Attention kernels compiled for TPUs that are only described: needs libtpu, no TPU.
+
+    python tests/models/cases_tpu_attention.py [TOPOLOGY ...]
+
+prints one JSON object a line: topology, case, kernel, and the gigabytes of temporary arrays that
+the gradient of one network takes on a device, with splash attention and with the plain version.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+
+# Before jax is imported: no look-up of a machine's metadata, no log, no lock on a device.
+os.environ |= {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_LOG_DIR": "disabled",
+}
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+from jax.experimental import topologies  # noqa: E402
+
+from gapo_jax import sharding  # noqa: E402
+from gapo_jax.models import Decoder, DecoderConfig, Encoder, EncoderConfig, generation  # noqa: E402
+
+TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
+ROWS, LENGTH = 8, 4096
+SHAPE = {"vocab_size": 512, "num_layers": 2, "d_model": 512, "d_ff": 1024, "dtype": "bfloat16"}
+HEADS = {"num_heads": 8, "num_kv_heads": 4, "head_dim": 64, "max_positions": LENGTH}
+ENCODER = SHAPE | {"num_heads": 8, "max_positions": LENGTH, "remat": "full"}
+CASES = {
+    "causal": DecoderConfig(**SHAPE, **HEADS, remat="full"),
+    "windows and soft cap": DecoderConfig(
+        **SHAPE, **HEADS, remat="full", windows=(1024, 0), attn_softcap=50.0
+    ),
+    "one key head of 256": DecoderConfig(
+        **SHAPE, num_heads=4, num_kv_heads=1, head_dim=256, max_positions=LENGTH, remat="full"
+    ),
+    "longformer": EncoderConfig(**ENCODER, windows=(256, 256), global_first=True),
+    "modernbert": EncoderConfig(
+        **ENCODER, windows=(0, 64), positions="rope", pre_norm=True, gated=True, use_bias=False,
+        type_vocab_size=0,
+    ),
+    "bert": EncoderConfig(**ENCODER),
+}  # fmt: skip
+COMPARED = ("causal", "longformer")
+
+
+def place(mesh, tree):
+    """Shapes of parameters with their places."""
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        tree,
+        sharding.param_shardings(mesh, tree),
+    )
+
+
+def compiled(mesh, config, attention, rows=ROWS):
+    """The compiled gradient of one network on the mesh."""
+    config = type(config)(**{**vars(config), "attention": attention})
+    tokens = jax.ShapeDtypeStruct((rows, LENGTH), jnp.int32, sharding=sharding.batch_sharding(mesh))
+    if isinstance(config, DecoderConfig):
+        module, method = Decoder(config), "hidden"
+    else:
+        module, method = Encoder(config), "__call__"
+    params = jax.eval_shape(module.init, jax.random.key(0), tokens, tokens)["params"]
+
+    def loss(params, tokens_BT, mask_BT):
+        hidden_BTD = module.apply({"params": params}, tokens_BT, mask_BT, method=method)
+        return jnp.square(hidden_BTD.astype(jnp.float32)).mean()
+
+    with jax.set_mesh(mesh):
+        return jax.jit(jax.grad(loss)).lower(place(mesh, params), tokens, tokens).compile()
+
+
+def prefill(mesh, config):
+    """The compiled prefill of a decoder on the mesh."""
+    tokens = jax.ShapeDtypeStruct((ROWS, 1024), jnp.int32, sharding=sharding.batch_sharding(mesh))
+    params = jax.eval_shape(Decoder(config).init, jax.random.key(0), tokens, tokens)["params"]
+    run = jax.jit(functools.partial(generation.prefill, config=config))
+    with jax.set_mesh(mesh):
+        return run.lower(place(mesh, params), tokens_BP=tokens, mask_BP=tokens).compile()
+
+
+def report(name, case, attention, step):
+    """Print one compiled step; returns its number of splash kernels and its temporary bytes."""
+    kernels = step.as_text().count("splash_mha")
+    temporary = step.memory_analysis().temp_size_in_bytes
+    line = {"topology": name, "case": case, "attention": attention, "kernels": kernels}
+    print(json.dumps(line | {"temp_gb": round(temporary / 1e9, 3)}), flush=True)
+    return kernels, temporary
+
+
+def main() -> None:
+    """Compile every case for every topology; splash must be there, and take less memory."""
+    for name in sys.argv[1:] or TOPOLOGIES:
+        described = topologies.get_topology_desc(topology_name=name, platform="tpu")
+        mesh = sharding.make_mesh(data=1, fsdp=2, tensor=-1, devices=described.devices)
+        for case, config in CASES.items():
+            splash = report(name, case, "auto", compiled(mesh, config, "auto"))
+            assert splash[0] > 0
+            if case in COMPARED:
+                plain = report(name, case, "xla", compiled(mesh, config, "xla"))
+                assert plain[0] == 0 and splash[1] < plain[1]
+        step = prefill(mesh, CASES["windows and soft cap"])
+        assert report(name, "prefill", "auto", step)[0] > 0
+
+
+if __name__ == "__main__":
+    main()
