@@ -6,8 +6,10 @@
 
 A source is a JSONL, JSON, CSV or Parquet file, a folder of `datasets`, or a dataset of the hub; its
 schema is recognised (README, "Your own data"). `mine` writes pairs.jsonl and pairs_test.jsonl,
-split by task, response_pairs.jsonl, README.md (the data card) and card.json; with --tfds a TFDS
-folder as well. Rows that do not fit are named and counted; --strict ends at the first one.
+split by task, prompts_test.jsonl (prompts for scripts/evaluate.py), response_pairs.jsonl, README.md
+(the data card) and card.json; with --tfds a TFDS folder as well. --beam mines on many machines and
+writes the TFDS folder and the card. Rows that do not fit are named and counted; --strict ends at
+the first one.
 """
 
 from __future__ import annotations
@@ -22,12 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from gapo_jax import constraints
-from gapo_jax.data import mining, schemas, sources, tables
+from gapo_jax.data import mining, schemas, selection, sources, tables
 from gapo_jax.data.card import card, card_markdown
 from gapo_jax.data.lint import LintReport, lint
 from gapo_jax.data.mixture import Mixture
+from gapo_jax.data.recipe import Recipe, TaskRow
+from gapo_jax.types import PreferentialPair, PromptRow
 
-Row = tuple[str, str]  # task, response
 _SHOWN = 5
 
 
@@ -68,22 +71,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     mine.add_argument("--strict", action="store_true", help="end at the first row that fits not")
     mine.add_argument("--seed", type=int, default=0)
     mine.add_argument("--tfds", action="store_true", help="write a TFDS folder as well")
+    mine.add_argument("--beam", action="store_true", help="mine by an Apache Beam pipeline")
+    mine.add_argument("--beam-options", default="", help='such as "--runner=FlinkRunner ..."')
     make = commands.add_parser("products", help="make the product description set")
     make.add_argument("--out", type=Path, required=True)
     make.add_argument("--products", type=int, default=1000)
     make.add_argument("--seed", type=int, default=0)
     make.add_argument("--tfds", action="store_true", help="write a TFDS folder as well")
     return parser.parse_args(arguments)
-
-
-def read_source(options: argparse.Namespace, source: str):
-    """Yield (number, row or problem) of one source, its responses joined."""
-    rows = tables.iter_rows(
-        source, name=options.name, split=options.split, streaming=options.streaming
-    )
-    if options.responses:
-        rows = tables.join_responses(rows, options.responses)
-    yield from itertools.islice(rows, options.rows)
 
 
 def run_lint(options: argparse.Namespace) -> LintReport:
@@ -95,8 +90,13 @@ def run_lint(options: argparse.Namespace) -> LintReport:
 
         name = options.model
         tokenizer = load_tokenizer(locate(name) if name in WEIGHTS else name)
+    rows = tables.iter_rows(
+        options.source, name=options.name, split=options.split, streaming=options.streaming
+    )
+    if options.responses:
+        rows = tables.join_responses(rows, options.responses)
     report = lint(
-        read_source(options, options.source),
+        itertools.islice(rows, options.rows),
         schema=options.schema,
         tokenizer=tokenizer,
         limit=options.limit,
@@ -105,41 +105,57 @@ def run_lint(options: argparse.Namespace) -> LintReport:
     return report
 
 
-def task_rows(options: argparse.Namespace, source: str) -> tuple[list[Row], list[str], int]:
-    """Return the (task, response) rows of a source, what is wrong with others, and of how many.
+def make_recipe(options: argparse.Namespace) -> Recipe:
+    """Return what the command line asks to mine."""
+    settings = mining.Mining(
+        type_ids=_type_ids(options.types),
+        per_task=options.per_task,
+        edited_fraction=options.edited_fraction,
+        max_constraints=options.max_constraints,
+        pairing=options.pairing,
+        difficulty=tuple(options.difficulty),
+        seed=options.seed,
+    )
+    return Recipe(
+        (options.source, *options.also), settings, options.pairs, options.test_fraction,
+        options.schema, options.responses, options.name, options.split, options.streaming,
+        options.rows, options.strict,
+    )  # fmt: skip
+
+
+def task_rows(recipe: Recipe, source: str) -> tuple[list[TaskRow], list[str]]:
+    """Return the (task, response) rows of a source, and what is wrong with the others.
 
     Raises:
         ValueError: no row fits; with --strict, the first row that does not.
     """
-    rows, problems, total = [], [], 0
-    for number, record in read_source(options, source):
-        total += 1
-        try:
-            if isinstance(record, str):
-                raise ValueError(record)
-            schema = options.schema or schemas.recognise(record)
-            rows.append(schemas.prompt_and_response(record, schema))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            problems.append(f"{source}, row {number}: {error}")
-            if options.strict:
-                raise ValueError(problems[0]) from error
+    rows: list[TaskRow] = []
+    problems: list[str] = []
+    for found in recipe.read(source):
+        problems.append(found) if isinstance(found, str) else rows.append(found)
     for problem in problems[:_SHOWN]:
         print(f"left out: {problem}", file=sys.stderr)
+    if len(problems) > _SHOWN:
+        print(f"left out: {len(problems) - _SHOWN} more rows", file=sys.stderr)
     if not rows:
-        raise ValueError(f"{source}: none of {total} rows has a task and a response")
-    return rows, problems, total
+        raise ValueError(f"{source}: none of {len(problems)} rows has a task and a response")
+    return rows, problems
 
 
-def mixed_rows(options: argparse.Namespace) -> tuple[list[Row], list[str], int]:
-    """Return the rows of all sources, as many of each as its weight gives in one epoch.
+def mixed_rows(
+    recipe: Recipe, weights: Sequence[float] | None
+) -> tuple[list[TaskRow], list[str], int]:
+    """Return the rows of all sources, what is wrong with others, and how many were read.
 
-    Without weights every row comes once.
+    With weights a source gives as many of its rows as its weight in one epoch; without, all.
     """
-    found = [task_rows(options, source) for source in (options.source, *options.also)]
-    problems, total = [p for part in found for p in part[1]], sum(part[2] for part in found)
-    if options.weights is None:
-        return [row for part in found for row in part[0]], problems, total
-    mixture = Mixture([len(part[0]) for part in found], options.weights, options.seed)
+    found = [task_rows(recipe, source) for source in recipe.sources]
+    problems = [problem for _, part in found for problem in part]
+    rows = [row for part, _ in found for row in part]
+    total = len(rows) + len(problems)
+    if weights is None:
+        return rows, problems, total
+    mixture = Mixture([len(part) for part, _ in found], weights, recipe.settings.seed)
     order = dict.fromkeys(map(tuple, mixture.rows(0, range(len(mixture))).tolist()))
     return [found[source][0][row] for source, row in order], problems, total
 
@@ -158,38 +174,42 @@ def _write_card(out: Path, splits: dict[str, Any], facts: dict[str, Any], seed: 
     (out / "README.md").write_text(card_markdown(record), encoding="utf-8")
 
 
+def heldout_prompts(pairs: Sequence[PreferentialPair]) -> list[PromptRow]:
+    """Return the accepted prompts of pairs, each once, as rows that scripts/evaluate.py reads."""
+    found = {pair.prompt_accepted: pair for pair in pairs}
+    return [
+        PromptRow(f"test-{number}", prompt, pair.task, pair.accepted)
+        for number, (prompt, pair) in enumerate(found.items(), 1)
+    ]
+
+
 def run_mine(options: argparse.Namespace) -> dict[str, Any]:
     """Read, mine, balance, split, write; return the facts of the card."""
-    settings = mining.Mining(
-        type_ids=_type_ids(options.types),
-        per_task=options.per_task,
-        edited_fraction=options.edited_fraction,
-        max_constraints=options.max_constraints,
-        pairing=options.pairing,
-        difficulty=tuple(options.difficulty),
-        seed=options.seed,
-    )
-    rows, problems, total = mixed_rows(options)
+    recipe = make_recipe(options)
+    if options.beam:
+        return run_beam(options, recipe)
+    rows, problems, total = mixed_rows(recipe, options.weights)
     start = time.perf_counter()
-    cycles = mining.mine(rows, settings, num_proc=options.num_proc)
-    train, test = mining.split_by_task(cycles, options.test_fraction, options.seed)
-    train = mining.balance(train, options.pairs, options.seed)
-    test = mining.balance(test, None, options.seed)
+    cycles = mining.mine(rows, recipe.settings, num_proc=options.num_proc)
+    sides = selection.split_by_task(cycles, recipe.test_fraction, options.seed)
+    train = selection.balance(sides[0], recipe.pairs, options.seed)
+    test = selection.balance(sides[1], None, options.seed)
     minutes = (time.perf_counter() - start) / 60
     splits = {
         name: [p for c in part for p in c] for name, part in (("train", train), ("test", test))
     }
     made = sum(map(len, cycles))
     facts = {
-        "source": ", ".join((options.source, *options.also)),
+        "source": ", ".join(recipe.sources),
         "rows": total, "rows left out": len(problems),
         "tasks": len({task for task, _ in rows}), "pairs mined": made,
         "pairs a minute": round(made / minutes), "processes": options.num_proc or 1,
-        "types": len(settings.type_ids), "pairing": settings.pairing, "seed": settings.seed,
+        "types": len(recipe.settings.type_ids), "pairing": options.pairing, "seed": options.seed,
     }  # fmt: skip
     options.out.mkdir(parents=True, exist_ok=True)
     sources.write_pairs(options.out / "pairs.jsonl", splits["train"])
     sources.write_pairs(options.out / "pairs_test.jsonl", splits["test"])
+    sources.write_prompts(options.out / "prompts_test.jsonl", heldout_prompts(splits["test"]))
     sources.write_jsonl(options.out / "response_pairs.jsonl", mining.response_pairs(train))
     if problems:
         (options.out / "left_out.txt").write_text("\n".join(problems) + "\n", encoding="utf-8")
@@ -201,6 +221,26 @@ def run_mine(options: argparse.Namespace) -> dict[str, Any]:
     return {**facts, "train": len(splits["train"]), "test": len(splits["test"])}
 
 
+def run_beam(options: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
+    """Mine by a Beam pipeline; write the TFDS folder and the card."""
+    from gapo_jax.data import tfds_builders
+
+    if options.weights is not None or options.num_proc is not None:
+        raise ValueError("--beam goes without --weights and --num-proc: Beam spreads the work")
+    folder = options.out / "tfds"
+    _, left_out = tfds_builders.write_on_beam(recipe, folder, options.beam_options.split())
+    splits = {}
+    for name in ("train", "test") if recipe.test_fraction else ("train",):
+        rows = tfds_builders.data_source("preferential_prompts", folder, name)
+        splits[name] = [tfds_builders.to_pair(rows[i]) for i in range(len(rows))]
+    facts = {
+        "source": ", ".join(recipe.sources), "rows left out": left_out,
+        "types": len(recipe.settings.type_ids), "pairing": options.pairing, "seed": options.seed,
+    }  # fmt: skip
+    _write_card(options.out, splits, facts, options.seed)
+    return {**facts, **{name: len(pairs) for name, pairs in splits.items()}}
+
+
 def run_products(options: argparse.Namespace) -> dict[str, Any]:
     """Make the product description set and write it."""
     from gapo_jax.data import products
@@ -209,6 +249,7 @@ def run_products(options: argparse.Namespace) -> dict[str, Any]:
     options.out.mkdir(parents=True, exist_ok=True)
     for name, pairs in made.items():
         sources.write_pairs(options.out / f"{name}.jsonl", pairs)
+    sources.write_prompts(options.out / "prompts_test.jsonl", heldout_prompts(made["test"]))
     facts = {"products": options.products, **products.catalogue_counts(), "seed": options.seed}
     _write_card(options.out, made, facts, options.seed)
     if options.tfds:
@@ -225,7 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "lint":
             return 1 if run_lint(options).errors else 0
         result = run_mine(options) if options.command == "mine" else run_products(options)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print("\n".join(f"{name}: {value}" for name, value in result.items()))

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gapo_jax.data import sources, tables
+from gapo_jax.data import sources
 from gapo_jax.evaluate import accuracy
 from gapo_jax.evaluate.compare import compare, format_comparison
 from gapo_jax.evaluate.ifeval_files import read_results, write_results
@@ -40,10 +40,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--prompts", required=True, help="prompts: file, or dataset of the hub")
+    parser.add_argument("--name", default=None, help="configuration of a hub dataset")
     parser.add_argument("--split", default="train", help="split of a hub dataset")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--responses", type=Path, help="responses to verify, JSONL")
+    source.add_argument("--responses", type=Path, help="responses to verify: {prompt, response}")
     source.add_argument("--model", help="model to ask: HF folder, hub id, .gguf or cached name")
     parser.add_argument(
         "--scorer", type=Path, default=None, help="run, or exported discriminator: a second opinion"
@@ -176,34 +177,47 @@ def make_asker(
     return ask
 
 
-def scan_table(options: argparse.Namespace) -> tuple[list[PromptRow], list[str]]:
-    """Read prompts from a table or the hub; rows that do not fit are described."""
-    rows, problems = [], []
-    for number, record in tables.iter_rows(options.prompts, split=options.split):
-        try:
-            if isinstance(record, str):
-                raise ValueError(record)
-            rows.append(sources.prompt_row(record, default_key=str(number)))
-        except (ValueError, KeyError, TypeError) as error:
-            problems.append(f"{options.prompts}, row {number}: {error}")
-    return rows, problems
+def report_problems(options: argparse.Namespace, problems: Sequence[str]) -> None:
+    """Name what does not fit and leave it out; end at the first problem with --strict.
+
+    Raises:
+        ValueError: with --strict, the first problem.
+    """
+    if problems and options.strict:
+        raise ValueError(problems[0])
+    for problem in problems[:_SHOWN]:
+        print(f"left out: {problem}", file=sys.stderr)
+    if len(problems) > _SHOWN:
+        print(f"left out: {len(problems) - _SHOWN} more rows", file=sys.stderr)
+    options.skipped += problems
 
 
 def read_rows(options: argparse.Namespace) -> list[PromptRow]:
     """Read the prompts; rows that do not fit are reported and left out, or end it (--strict)."""
-    if Path(options.prompts).suffix == ".jsonl":
-        rows, options.skipped = sources.scan_prompts(options.prompts)
-    else:
-        rows, options.skipped = scan_table(options)
-    if options.skipped and options.strict:
-        raise ValueError(options.skipped[0])
-    for problem in options.skipped[:_SHOWN]:
-        print(f"left out: {problem}", file=sys.stderr)
-    if len(options.skipped) > _SHOWN:
-        print(f"left out: {len(options.skipped) - _SHOWN} more rows", file=sys.stderr)
+    rows, problems = sources.scan_prompts(options.prompts, name=options.name, split=options.split)
+    for row in rows:
+        if not row.constraints:
+            problems.append(f"{options.prompts}, key {row.key!r}: no constraint to verify")
+    rows = [row for row in rows if row.constraints]
+    report_problems(options, problems)
     if not rows:
         raise ValueError(f"{options.prompts} has no prompts that can be verified")
     return rows[: options.limit]
+
+
+def read_answers(
+    options: argparse.Namespace, rows: list[PromptRow]
+) -> tuple[list[PromptRow], list[str]]:
+    """Return the prompts that have a response, each once a response, and the responses."""
+    # Responses to prompts that were left out on purpose are no sign of a mix-up.
+    partial = bool(options.limit or options.skipped)
+    prompts = [row.prompt for row in rows]
+    found, problems = sources.scan_responses(options.responses, prompts, partial=partial)
+    report_problems(options, problems)
+    answered = [(row, text) for row, texts in zip(rows, found, strict=True) for text in texts]
+    if not answered:
+        raise ValueError(f"{options.responses} answers none of the {len(rows)} prompts")
+    return [row for row, _ in answered], [text for _, text in answered]
 
 
 def load_scorer(workdir: Path, batch_size: int) -> Callable[..., Any]:
@@ -225,14 +239,11 @@ def load_scorer(workdir: Path, batch_size: int) -> Callable[..., Any]:
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """Read, generate if asked to, verify, write; return the summary."""
     before = read_results(options.compare) if options.compare is not None else None
-    options.comparison = None
+    options.comparison, options.skipped = None, []
     scorer = load_scorer(options.scorer, options.batch_size) if options.scorer else None
     rows = read_rows(options)
     if options.responses is not None:
-        prompts = [row.prompt for row in rows]
-        # Responses to prompts that were left out on purpose are no sign of a mix-up.
-        partial = bool(options.limit or options.skipped)
-        responses = sources.read_responses(options.responses, prompts, partial=partial)
+        rows, responses = read_answers(options, rows)
     else:
         responses = generate_responses(rows, options)
         rows = [row for row in rows for _ in range(options.samples)]
@@ -247,6 +258,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     verdicts = accuracy.verify(rows, responses)
     summary = accuracy.summarise(verdicts, seed=options.seed, resamples=options.resamples)
     summary["health"] = accuracy.text_health([row.task for row in rows], responses)
+    summary["satisfied"] = accuracy.satisfied(verdicts)
     summary["skipped_rows"] = list(options.skipped)
     summary["source"] = {
         "prompts": str(options.prompts),
@@ -278,6 +290,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(accuracy.format_table(summary))
+    for size, counts in summary["satisfied"].items():
+        found = ", ".join(f"{held}: {count}" for held, count in enumerate(counts))
+        print(f"responses to {size} constraint{'s' * (size > 1)}, by how many hold: {found}")
     if "second_opinion" in summary:
         found = summary["second_opinion"]
         print(
@@ -287,7 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.comparison is not None:
         print(format_comparison(options.comparison))
     if options.skipped:
-        print(f"{len(options.skipped)} rows of {options.prompts} did not fit and were left out")
+        print(f"{len(options.skipped)} rows did not fit and were left out: summary.json names them")
     print(
         f"{summary['responses']} responses to {summary['prompts']} prompts in "
         f"{time.perf_counter() - start:.1f} s; results in {options.out}"

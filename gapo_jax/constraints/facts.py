@@ -14,11 +14,15 @@ is 24/24 and recall 24/25; a test holds it.
 
 from __future__ import annotations
 
+import bisect
 import functools
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from gapo_jax.constraints import official
 
 _TOKEN = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+|[%°.,;:!?()\n]")
 _BREAKS = frozenset((*".,;:!?()\n", "but"))
@@ -48,10 +52,10 @@ def split_fact(fact: str) -> tuple[str, str]:
     return left.strip(), right.strip()
 
 
-@functools.lru_cache(maxsize=16_384)
+@functools.lru_cache(maxsize=4_096)
 def tokens(text: str) -> tuple[str, ...]:
     """Return the words, numbers and clause marks of a text in their common form."""
-    text = unicodedata.normalize("NFKC", text).lower()
+    text = unicodedata.normalize("NFKC", official.short_marks(text)).lower()
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
     found = []
     for token in _TOKEN.findall(text):
@@ -59,6 +63,15 @@ def tokens(text: str) -> tuple[str, ...]:
             token = token[:-1]
         found.append(_SPELLINGS.get(token, token))
     return tuple(found)
+
+
+@functools.lru_cache(maxsize=256)
+def _places(text: str) -> dict[str, list[int]]:
+    """Return where each token of a text stands, so that looking for a value is no search."""
+    found: dict[str, list[int]] = {}
+    for place, word in enumerate(tokens(text)):
+        found.setdefault(word, []).append(place)
+    return found
 
 
 def _denied(words: Sequence[str], start: int) -> bool:
@@ -79,8 +92,8 @@ def mentions(text: str, value: str) -> list[tuple[int, int]]:
         return []
     return [
         (start, start + size)
-        for start, word in enumerate(words)
-        if word == wanted[0] and words[start : start + size] == wanted and not _denied(words, start)
+        for start in _places(text).get(wanted[0], ())
+        if words[start : start + size] == wanted and not _denied(words, start)
     ]
 
 
@@ -99,17 +112,23 @@ def others_stated(text: str, facts: Sequence[str], values: Sequence[str]) -> lis
     """
     given = [split_fact(fact)[1] for fact in facts]
     own = {tokens(value) for value in given}
-    spans = [span for value in given for span in mentions(text, value)]
+    spans = sorted({span for value in given for span in mentions(text, value)})
+    starts = [low for low, _ in spans]
+    # The furthest end of all mentions up to each one: a part lies inside one of them if it ends
+    # before the furthest end of those that start no later.
+    ends = list(itertools.accumulate((high for _, high in spans), max))
+
+    def inside(start: int, end: int) -> bool:
+        before = bisect.bisect_right(starts, start)
+        return before > 0 and end <= ends[before - 1]
+
     found = []
     for line in values:
         name, options = split_fact(line)
         for option in (part.strip() for part in options.split("|")):
             if not option or tokens(option) in own:
                 continue
-            if any(
-                not any(low <= start and end <= high for low, high in spans)
-                for start, end in mentions(text, option)
-            ):
+            if any(not inside(*span) for span in mentions(text, option)):
                 found.append(f"{name}: {option}")
     return found
 

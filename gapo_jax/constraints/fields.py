@@ -7,14 +7,20 @@ whether the arguments of a row make sense; checkers never see others.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 RELATIONS = ("less than", "at least")
+# What a row may ask a checker to look for, so that the time of a check is bounded by its text.
+MAX_TEXT = 100_000  # characters of a text to compare with, such as a request to repeat
+MAX_VALUES = 2_000  # characters of a property with all its values
+MAX_PATTERN = 200  # characters of a keyword or fact, which is searched for everywhere
+MAX_WORDS = 100  # keywords or facts of one constraint
 
 IFEVAL: dict[str, dict[str, str]] = {
     "keywords:existence": {"keywords": "words"},
-    "keywords:frequency": {"keyword": "text", "frequency": "count", "relation": "relation"},
+    "keywords:frequency": {"keyword": "pattern", "frequency": "count", "relation": "relation"},
     "keywords:forbidden_words": {"forbidden_words": "words"},
     "keywords:letter_frequency": {
         "letter": "letter",
@@ -31,11 +37,11 @@ IFEVAL: dict[str, dict[str, str]] = {
         "first_word": "text",
     },
     "detectable_content:number_placeholders": {"num_placeholders": "count"},
-    "detectable_content:postscript": {"postscript_marker": "text"},
+    "detectable_content:postscript": {"postscript_marker": "pattern"},
     "detectable_format:number_bullet_lists": {"num_bullets": "count"},
     "detectable_format:constrained_response": {},
     "detectable_format:number_highlighted_sections": {"num_highlights": "count"},
-    "detectable_format:multiple_sections": {"section_spliter": "text", "num_sections": "count"},
+    "detectable_format:multiple_sections": {"section_spliter": "pattern", "num_sections": "count"},
     "detectable_format:json_format": {},
     "detectable_format:title": {},
     "combination:two_responses": {},
@@ -125,16 +131,24 @@ def _count(value: Any) -> int | None:
     return int(value) if value >= 0 and value == int(value) else None
 
 
-def _words(value: Any) -> tuple[str, ...] | None:
+def _text(most: int) -> Callable[[Any], str | None]:
+    def read(value: Any) -> str | None:
+        return value if isinstance(value, str) and value.strip() and len(value) <= most else None
+
+    return read
+
+
+def _words(value: Any, most: int = MAX_PATTERN) -> tuple[str, ...] | None:
     if isinstance(value, str) or not hasattr(value, "__iter__"):
         return None
-    words = tuple(value)
-    return words if words and all(isinstance(word, str) for word in words) else None
+    words = tuple(itertools.islice(value, MAX_WORDS + 1))
+    fits = all(isinstance(word, str) and len(word) <= most for word in words)
+    return words if fits and 0 < len(words) <= MAX_WORDS else None
 
 
-def _facts(value: Any) -> tuple[str, ...] | None:
+def _facts(value: Any, most: int = MAX_PATTERN) -> tuple[str, ...] | None:
     """Each a text "property: value"."""
-    words = _words(value)
+    words = _words(value, most)
     if words is None:
         return None
     parts = [word.partition(":") for word in words]
@@ -150,14 +164,22 @@ def _language(value: Any) -> str | None:
 # kind -> (reader returning None for a value that does not fit, what was wanted)
 _KINDS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "count": (_count, "a whole number, 0 or more"),
-    "words": (_words, "a list of words, not empty"),
+    "words": (_words, f"a list of words, 1 to {MAX_WORDS} of at most {MAX_PATTERN} characters"),
     "relation": (lambda v: v if v in RELATIONS else None, f"one of {RELATIONS}"),
-    "text": (lambda v: v if isinstance(v, str) and v.strip() else None, "a text, not empty"),
+    "text": (_text(MAX_TEXT), f"a text, not empty, of at most {MAX_TEXT} characters"),
+    "pattern": (_text(MAX_PATTERN), f"a text, not empty, of at most {MAX_PATTERN} characters"),
     "letter": (lambda v: v if isinstance(v, str) and len(v) == 1 else None, "one character"),
     "language": (_language, "a language code of the IFEval release"),
     "positive": (lambda v: _count(v) or None, "a whole number, 1 or more"),
-    "facts": (_facts, 'a list of texts "property: value", not empty'),
-    "values": (_facts, 'a list of texts "property: value | value | ...", not empty'),
+    "facts": (
+        _facts,
+        f'a list of texts "property: value", 1 to {MAX_WORDS} of at most {MAX_PATTERN} characters',
+    ),
+    "values": (
+        lambda value: _facts(value, MAX_VALUES),
+        f'a list of texts "property: value | value | ...", 1 to {MAX_WORDS} of at most '
+        f"{MAX_VALUES} characters",
+    ),
 }
 
 
@@ -184,7 +206,8 @@ def clean_kwargs(type_id: str, kwargs: Mapping[str, Any] | None) -> dict[str, An
         read, wanted = _KINDS[kind]
         cleaned[field] = read(given[field])
         if cleaned[field] is None:
-            raise ValueError(f"kwargs of {type_id}: {field} wants {wanted}, got {given[field]!r}")
+            got = repr(given[field])[:200]
+            raise ValueError(f"kwargs of {type_id}: {field} wants {wanted}, got {got}")
     if (
         "nth_paragraph" in cleaned
         and not 1 <= cleaned["nth_paragraph"] <= cleaned["num_paragraphs"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from gapo_jax.constraints import official
 from gapo_jax.constraints.base import ConstraintType, counted, pick, shuffled
 
 
@@ -64,6 +65,8 @@ class BulletLists(ConstraintType):
 
     @staticmethod
     def _count(response):
+        if len(response) > official.LONG_TEXT:
+            response = official.squeeze_spaces(response)
         stars = re.findall(r"^\s*\*[^\*].*$", response, flags=re.MULTILINE)
         return len(stars) + len(re.findall(r"^\s*-.*$", response, flags=re.MULTILINE))
 

@@ -9,8 +9,8 @@ The checkers are those of the package `if-verifiable`. What is added, as in `off
   type is refused with the command that installs it.
 * Arguments that the package would draw at random where they are 0 are set as the row gives them.
 * Texts that make a checker raise (an empty sentence, a broken CSV) follow nothing.
-* Beyond `LONG_TEXT` characters the three quadratic checkers run in linear forms, and runs of more
-  than 1,000 equal white space characters are shortened to 1,000.
+* Beyond `LONG_TEXT` characters the slow checkers run in linear forms, runs of more than 1,000 equal
+  white space characters are shortened to 1,000, and runs of combining marks to 32.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ STOP_WORDS: tuple[str, ...] = tuple(
 START_VERB = "words:start_verb"
 _TAGGER = "taggers/averaged_perceptron_tagger_eng"
 _MAX_LINES = 5_000  # stairs that long would need a text beyond any limit
-_RUNS = re.compile(r"(\s)\1{1000,}")
+_RUNS = re.compile(r"(\s)\1+")  # the whole run: a repeat with a lower limit is searched for again
 # What the checkers raise on odd texts; each means that the text does not follow.
 _RAISED = (IndexError, ValueError, KeyError, ZeroDivisionError, RecursionError, csv.Error)
 
@@ -138,7 +138,9 @@ def follows(type_id: str, items: tuple[tuple[str, Any], ...], response: str) -> 
     if not response.strip():
         return False
     if len(response) > official.LONG_TEXT:
-        response = _RUNS.sub(lambda match: match[1] * 1000, response)
+        response = _RUNS.sub(lambda match: match[0][:1000], response)
+        if type_id in _NORMALISED:
+            response = official.short_marks(response)
         if type_id in _LINEAR:
             return _LINEAR[type_id](checker, response)
     try:
@@ -180,7 +182,30 @@ def special_character(checker: Any, text: str) -> bool:
     return False
 
 
+def prose_then_bullets(checker: Any, text: str) -> bool:
+    """`format:no_bullets_bullets`, which splits every line into sentences, splitting only until two
+    are found; what it asks of later lines is whether they are blank."""
+    from if_verifiable.ifbench.instructions_util import split_into_sentences
+
+    prose, sentences, bullets = True, 0, 0
+    for line in map(str.strip, text.split("\n")):
+        if line.startswith("*"):
+            prose = False
+            if sentences < 2:
+                return False
+            bullets += 1
+        elif prose:
+            sentences += len(split_into_sentences(line)) if sentences < 2 else 0
+            prose = line != ""
+        else:
+            return False
+    return bullets >= 2
+
+
+# Types that bring the text into a normal form of Unicode and read its ASCII letters only.
+_NORMALISED = ("custom:reverse_newline", "custom:european_capitals_sort")
 _LINEAR = {
+    "format:no_bullets_bullets": prose_then_bullets,
     "format:newline": word_a_line,
     "format:line_indent": stairs,
     "custom:csv_special_character": special_character,

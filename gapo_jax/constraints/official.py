@@ -12,7 +12,9 @@ This file and `ifbench_official.py` alone touch the package; they add what a tra
 * Keywords are regular expressions to the package. One that does not compile, or whose matching
   time could explode, is taken literally; every ordinary keyword keeps its official meaning.
 * Texts beyond `LONG_TEXT` characters go through linear-time forms of the few patterns whose
-  official form takes quadratic time; on short texts the official form always runs.
+  official form takes quadratic time; on short texts the official form always runs. So the time of
+  a check is bounded: text and arguments are (`MAX_TEXT` and the limits of `fields.py`), patterns of
+  data have few ways to match (`bounded_pattern`), and everything else is linear.
 
 IFBench's checkers stand in `ifbench_official.py`; `follows` serves all families.
 """
@@ -23,6 +25,7 @@ import functools
 import logging
 import re
 import types
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,12 +53,30 @@ def sentence_tokenizer():
     return types.SimpleNamespace(tokenize=tokenize)
 
 
+@functools.cache
+def _word_tokenizer():
+    """Return NLTK's word tokenizer without its limit of wall-clock time on every pattern, by which
+    a verdict would depend on how busy the machine is; all of its patterns are linear."""
+    from nltk.tokenize.destructive import NLTKWordTokenizer
+
+    def plain(pattern: Any) -> Any:
+        return getattr(pattern, "_rx", pattern)
+
+    words: Any = NLTKWordTokenizer()
+    for name in ("STARTING_QUOTES", "PUNCTUATION", "ENDING_QUOTES"):
+        setattr(words, name, [(plain(pattern), new) for pattern, new in getattr(words, name)])
+    for name in ("PARENS_BRACKETS", "DOUBLE_DASHES"):
+        pattern, new = getattr(words, name)
+        setattr(words, name, (plain(pattern), new))
+    for name in ("CONTRACTIONS2", "CONTRACTIONS3"):
+        setattr(words, name, [plain(pattern) for pattern in getattr(words, name)])
+    return words
+
+
 @functools.lru_cache(maxsize=_CACHE_SIZE)
 def word_tokenize(text: str) -> tuple[str, ...]:
     """Split into words as `nltk.word_tokenize` does: sentences first, then Treebank words."""
-    from nltk.tokenize.destructive import NLTKWordTokenizer
-
-    words = NLTKWordTokenizer()
+    words = _word_tokenizer()
     return tuple(
         token for part in sentence_tokenizer().tokenize(text) for token in words.tokenize(part)
     )
@@ -132,19 +153,27 @@ def language_codes() -> Mapping[str, str]:
 
 # --- patterns that come from data ------------------------------------------------------------
 
-_UNBOUNDED = re.compile(r"[*+]|\{\d*,\d*\}")
+_REPEAT = re.compile(r"[*+]|\{")
+_CHOICE = re.compile(r"[?|]")
+# A repeated group, a look-around or other extension, a reference to a group: each can take more
+# than linear time for every way to match.
+_UNSAFE = re.compile(r"\)[*+?{]|\(\?|\\\d")
+_MOST_CHOICES = 3  # of `?` and `|`: at most 2 ** 3 ways to match from each place of the text
 
 
 def bounded_pattern(text: str, *, long: bool = False) -> str:
     """Return `text` as the official checkers use it (a pattern), or escaped where that is unsafe.
 
-    Escaped: what does not compile, a repeated group, more than one unbounded repeat (matching
-    time explodes), and in a long text any unbounded repeat (matching time is quadratic).
+    Escaped: what does not compile, `_UNSAFE` syntax, more than one repeat or more than
+    `_MOST_CHOICES` choices (matching time explodes), and in a long text any repeat (matching time
+    is quadratic). What remains tries at most 8 ways from each place, each as long as the pattern
+    or, with its one repeat, as a short text.
     """
     if not re.search(r"[\\^$.|?*+()\[\]{}]", text):
         return text
-    repeats = len(_UNBOUNDED.findall(re.sub(r"([*+?])\+", r"\1", text)))
-    unsafe = repeats > (0 if long else 1) or re.search(r"\)[*+?{]", text) or len(text) > 500
+    plain = re.sub(r"([*+?])\+", r"\1", text)  # possessive
+    repeats, choices = len(_REPEAT.findall(plain)), len(_CHOICE.findall(plain))
+    unsafe = repeats > (0 if long else 1) or choices > _MOST_CHOICES or _UNSAFE.search(text)
     if not unsafe:
         try:
             # In the contexts in which the checkers place it.
@@ -189,6 +218,24 @@ def _key(kwargs: Mapping[str, Any] | None) -> tuple[tuple[str, Any], ...]:
 
 
 # --- long texts ------------------------------------------------------------------------------
+
+_MARKS = 32  # combining marks in a row that are kept: Unicode's stream-safe form keeps 30
+
+
+def short_marks(text: str) -> str:
+    """Cut runs of combining marks to `_MARKS`: normalising a run takes time quadratic in it.
+
+    No word of any language comes near; the rest of the text stays.
+    """
+    if text.isascii():
+        return text
+    kept, run = [], 0
+    for char in text:
+        run = run + 1 if unicodedata.combining(char) else 0
+        if run <= _MARKS:
+            kept.append(char)
+    return "".join(kept)
+
 
 _SPACES = re.compile(r"(\s{8})(\s{48,})(\s{8})")
 

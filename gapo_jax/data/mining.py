@@ -17,10 +17,8 @@ types: 5,700 pairs a minute closed, 20,700 open.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
-import heapq
 import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -185,67 +183,6 @@ def mine(
         [PreferentialPair.from_json(record) for record in json.loads(cycle)]
         for cycle in mined["cycle"]
     ]
-
-
-def balance(cycles: Sequence[Cycle], num_pairs: int | None, seed: int = 0) -> list[Cycle]:
-    """Choose cycles so that types and kinds of edit come as evenly as the material allows.
-
-    The type that has least pairs so far comes next, and of it the kind of edit that has least.
-    Doubles are left out: a cycle with a (accepted prompt, rejected prompt, response) that is there.
-
-    Args:
-      cycles: of `mine`.
-      num_pairs: stop before this number is passed; None takes every cycle once.
-      seed: of the order among equals.
-    """
-    rng = np.random.default_rng([seed, 1])
-    slots: dict[tuple[str, str], list[Cycle]] = {}
-    for index in rng.permutation(len(cycles)):
-        cycle = cycles[int(index)]
-        slots.setdefault((cycle[0].type, cycle[0].edit), []).append(cycle)
-    types: collections.Counter[str] = collections.Counter()
-    kinds: collections.Counter[tuple[str, str]] = collections.Counter()
-    heap = [(0, 0, slot) for slot in sorted(slots)]
-    seen: set[tuple[str, str, str]] = set()
-    chosen: list[Cycle] = []
-    room = num_pairs if num_pairs is not None else sum(map(len, cycles))
-    while heap and room > 0:
-        of_type, of_kind, slot = heapq.heappop(heap)
-        now = (types[slot[0]], kinds[slot], slot)
-        if (of_type, of_kind, slot) != now:  # counts have grown since: back to its place
-            heapq.heappush(heap, now)
-            continue
-        cycle = slots[slot].pop()
-        if slots[slot]:
-            heapq.heappush(heap, now)
-        keys = {(p.prompt_accepted, p.prompt_rejected, p.response) for p in cycle}
-        if keys & seen or len(cycle) > room:
-            continue
-        seen |= keys
-        room -= len(cycle)
-        chosen.append(cycle)
-        for pair in cycle:
-            types[pair.type] += 1
-            kinds[pair.type, pair.edit] += 1
-    return chosen
-
-
-def split_by_task(
-    cycles: Sequence[Cycle], test_fraction: float, seed: int = 0
-) -> tuple[list[Cycle], list[Cycle]]:
-    """Split into (train, test): no task and no response stands on both sides.
-
-    The side of a task is a function of the seed and its text, so it stays when rows are added.
-    Test cycles that share a response with the training side are left out.
-    """
-    if not 0 <= test_fraction < 1:
-        raise ValueError(f"test_fraction: wanted 0 <= fraction < 1, got {test_fraction}")
-    sides: tuple[list[Cycle], list[Cycle]] = ([], [])
-    for cycle in cycles:
-        mark = zlib.crc32(f"{seed}\0{cycle[0].task}".encode("utf-8", "replace")) / 2**32
-        sides[mark < test_fraction].append(cycle)
-    known = {pair.response for cycle in sides[0] for pair in cycle}
-    return sides[0], [c for c in sides[1] if not any(pair.response in known for pair in c)]
 
 
 def response_pairs(cycles: Iterable[Cycle]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ Every error names the file and the line. IFEval rows are those of the public rel
 
 from __future__ import annotations
 
+import collections
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 from gapo_jax import constraints
 from gapo_jax.constraints.ifbench_official import require
 from gapo_jax.constraints.official import clean_kwargs
+from gapo_jax.data import tables
 from gapo_jax.types import Constraint, PreferentialPair, PromptRow
 
 
@@ -25,21 +27,10 @@ def iter_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
         FileNotFoundError: when there is no such file.
         ValueError: for a line that is not a JSON object in UTF-8, with its number.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no such JSONL file: {path}")
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line.decode("utf-8"))
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from error
-            if not isinstance(record, dict):
-                kind = type(record).__name__
-                raise ValueError(f"{path}, line {number}: wanted a JSON object, got {kind}")
-            yield number, record
+    for number, record in tables.scan_jsonl(path):
+        if isinstance(record, str):
+            raise ValueError(f"{path}, line {number}: {record}")
+        yield number, record
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
@@ -100,21 +91,25 @@ def prompt_row(record: Mapping[str, Any], default_key: str = "") -> PromptRow:
     return PromptRow(str(record.get("key", default_key)), prompt, prompt, made)
 
 
-def scan_prompts(path: str | Path) -> tuple[list[PromptRow], list[str]]:
-    """Read prompt rows (IFEval rows or our own); rows that do not fit are described, not raised.
+def scan_prompts(
+    source: str | Path, *, name: str | None = None, split: str = "train"
+) -> tuple[list[PromptRow], list[str]]:
+    """Read prompt rows (IFEval rows or our own) from any source that `tables.iter_rows` reads.
 
     Returns:
-        The good rows, and one line for each bad row: its line number and the reason.
+        The good rows, and one line for each bad row: its number and the reason.
 
     Raises:
-        ValueError: for a line that is not a JSON object.
+        FileNotFoundError, ValueError: the source as a whole cannot be read.
     """
     rows, problems = [], []
-    for number, record in iter_jsonl(path):
+    for number, record in tables.iter_rows(source, name=name, split=split):
         try:
+            if isinstance(record, str):
+                raise ValueError(record)
             rows.append(prompt_row(record, default_key=str(number)))
         except (ValueError, KeyError, TypeError) as error:
-            problems.append(f"{path}, line {number}: {_reason(error)}")
+            problems.append(f"{source}, {tables.unit(source)} {number}: {_reason(error)}")
     return rows, problems
 
 
@@ -148,35 +143,53 @@ def to_ifeval(row: PromptRow) -> dict[str, Any]:
     }
 
 
-def read_responses(path: str | Path, prompts: Sequence[str], partial: bool = False) -> list[str]:
-    """Read responses ({"prompt", "response"} a line) in the order of `prompts`.
+def scan_responses(
+    path: str | Path, prompts: Sequence[str], partial: bool = False
+) -> tuple[list[list[str]], list[str]]:
+    """Read the responses to `prompts` from {"prompt", "response"} rows of any file.
 
-    Responses are matched by the prompt's text, as in the IFEval release; where several lines
-    answer the same prompt they are used in file order. With `partial`, responses to other prompts
-    are left aside.
+    They are matched by the prompt's text, as in the IFEval release. Several responses to one prompt
+    are samples of it; a prompt that stands in several rows has its responses shared out in file
+    order, equally many to each.
+
+    Args:
+        path: file of the responses.
+        prompts: what was asked.
+        partial: leave responses to other prompts aside.
+
+    Returns:
+        The responses to each prompt, none where there is none, and one line for each row of the
+        file that does not fit and each prompt without a response.
 
     Raises:
-        ValueError: for a malformed line, a prompt without response or a response that no prompt
-            asked for.
+        ValueError: responses that no prompt asked for, a sign of files that do not belong together,
+            or that cannot be shared out.
     """
-    waiting: dict[str, list[tuple[int, str]]] = {}
-    for number, record in iter_jsonl(path):
-        prompt, response = record.get("prompt"), record.get("response")
-        if not isinstance(prompt, str) or not isinstance(response, str):
-            raise ValueError(f"{path}, line {number}: wanted the strings 'prompt' and 'response'")
-        waiting.setdefault(prompt, []).append((number, response))
-    found = []
-    for index, prompt in enumerate(prompts):
-        if not waiting.get(prompt):
-            raise ValueError(f"{path}: no response for prompt {index + 1}: {prompt[:80]!r}")
-        found.append(waiting[prompt].pop(0)[1])
-    unused = [number for left in waiting.values() for number, _ in left]
+    found, odd = tables.scan_responses(path)
+    unit, times = tables.unit(path), collections.Counter(prompts)
+    problems = [f"{path}, {unit} {number}: {problem}" for number, problem in odd]
+    unused = [number for prompt, made in found.items() if not times[prompt] for number, _ in made]
     if unused and not partial:
         raise ValueError(
-            f"{path}: {len(unused)} responses answer no prompt (first: line {min(unused)}); "
+            f"{path}: {len(unused)} responses answer no prompt (first: {unit} {min(unused)}); "
             "give the prompts file that they were made for"
         )
-    return found
+    taken: collections.Counter[str] = collections.Counter()
+    shared = []
+    for index, prompt in enumerate(prompts):
+        made = [response for _, response in found.get(prompt, ())]
+        each, rest = divmod(len(made), times[prompt])
+        if each and rest:
+            raise ValueError(
+                f"{path}: {len(made)} responses cannot be shared out among the {times[prompt]} "
+                f"rows of the prompt {prompt[:80]!r}: give equally many to each"
+            )
+        start = taken[prompt] * each if each else taken[prompt]
+        shared.append(made[start : start + max(each, 1)])
+        taken[prompt] += 1
+        if not shared[-1]:
+            problems.append(f"{path}: no response for prompt {index + 1}: {prompt[:80]!r}")
+    return shared, problems
 
 
 def read_pairs(path: str | Path) -> list[PreferentialPair]:

@@ -6,16 +6,32 @@ not fit can be named. A malformed line is a problem to count, not the end of a l
 
 from __future__ import annotations
 
+import ast
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-FILES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+from gapo_jax import hub
+
+JSONL = (".jsonl", ".ndjson")
+FILES = (*JSONL, ".json", ".csv", ".parquet")
+NumberedRow = tuple[int, dict[str, Any] | str]  # its number, and the row or what is wrong with it
 _CSV_FIELD = 10_000_000  # characters of one field
+# Columns whose cells are lists or dictionaries; a CSV file holds them as JSON or Python literals.
+_NESTED = ("instruction_id_list", "kwargs", "constraints", "messages", "accepted")
+_LABELS = {"true": True, "1": True, "false": False, "0": False}
 
 
-def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def scan_jsonl(path: str | Path) -> Iterator[NumberedRow]:
+    """Yield (line number from 1, object or problem) for each line that is not blank.
+
+    Raises:
+      FileNotFoundError: when there is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -31,21 +47,51 @@ def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
                 yield number, f"wanted a JSON object, got {type(record).__name__}"
 
 
-def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def _literal(text: str) -> Any:
+    """Return the list or dictionary that a cell of a CSV file spells, or the cell as it is."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return text
+
+
+def _cells(record: Mapping[str, str]) -> dict[str, Any]:
+    made: dict[str, Any] = dict(record)
+    nested = (*_NESTED, "rejected") if "accepted" in made else _NESTED
+    for name in nested:
+        if made.get(name, "")[:1] in ("[", "{"):
+            made[name] = _literal(made[name])
+    if "label" in made:
+        made["label"] = _LABELS.get(made["label"].strip().lower(), made["label"])
+    return made
+
+
+def _csv(path: Path) -> Iterator[NumberedRow]:
     import csv
 
     csv.field_size_limit(_CSV_FIELD)
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
-        for number, record in enumerate(reader, 1):
-            if None in record or None in record.values():
-                yield number, f"wanted {len(reader.fieldnames or ())} columns, got another number"
-            else:
-                yield number, dict(record)
+        try:
+            for number, record in enumerate(reader, 1):
+                if None in record or None in record.values():
+                    wanted = len(reader.fieldnames or ())
+                    yield number, f"wanted {wanted} columns, got another number"
+                else:
+                    yield number, _cells(record)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}, near line {reader.line_num + 1}: {error}") from error
 
 
-def _json(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    rows = json.loads(path.read_text(encoding="utf-8"))
+def _json(path: Path) -> Iterator[NumberedRow]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: not valid JSON ({error}); a file of one object a line is .jsonl"
+        ) from error
     if not isinstance(rows, list):
         raise ValueError(f"{path}: wanted a JSON list of rows, got {type(rows).__name__}")
     for number, record in enumerate(rows, 1):
@@ -53,15 +99,52 @@ def _json(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
         yield number, record if fits else f"wanted an object, got {type(record).__name__}"
 
 
-def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def _parquet(path: Path) -> Iterator[NumberedRow]:
+    import pyarrow
     import pyarrow.parquet
 
     number = 0
-    with pyarrow.parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=256):
-            for record in batch.to_pylist():
-                number += 1
-                yield number, record
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=256):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield number, record
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path}: not a whole Parquet file ({error})") from error
+
+
+def _hub_dataset(source: str, name: str | None, split: str, streaming: bool) -> Any:
+    """Load a dataset of the hub, from the local cache where the hub does not answer."""
+    import datasets
+    import huggingface_hub
+
+    if not hub.HUB_ID.fullmatch(source) and "/" in source:
+        raise FileNotFoundError(
+            f"no such file or folder, nor a dataset of the hub: {source!r}; wanted a file that "
+            f"ends in one of {FILES}, a folder of `save_to_disk`, or an id such as google/IFEval"
+        )
+    online = hub.hub_answers()
+    settings = (datasets.config, "HF_HUB_OFFLINE"), (huggingface_hub.constants, "HF_HUB_OFFLINE")
+    before = [getattr(module, key) for module, key in settings]
+    try:
+        if not online:
+            for module, key in settings:
+                setattr(module, key, True)
+        return datasets.load_dataset(source, name, split=split, streaming=streaming)
+    except (OSError, ValueError) as error:
+        got = (
+            f"the hub answered: {str(error).splitlines()[0]}"
+            if online
+            else "the hub did not answer and the cache of `datasets` has no copy"
+        )
+        raise FileNotFoundError(
+            f"wanted the dataset {source!r} (split {split!r}); {got}. Give a file that ends in one "
+            f"of {FILES} instead, or run again where the hub can be reached"
+        ) from error
+    finally:
+        for (module, key), value in zip(settings, before, strict=True):
+            setattr(module, key, value)
 
 
 def _dataset(source: str, name: str | None, split: str, streaming: bool) -> Any:
@@ -71,55 +154,99 @@ def _dataset(source: str, name: str | None, split: str, streaming: bool) -> Any:
     if (path / "dataset_info.json").is_file():
         return datasets.load_from_disk(source)
     if (path / "dataset_dict.json").is_file():
-        return datasets.load_from_disk(source)[split]
-    return datasets.load_dataset(source, name, split=split, streaming=streaming)
+        saved = datasets.load_from_disk(source)
+        if split not in saved:
+            raise ValueError(f"{path}: wanted one of the splits {sorted(saved)}, got {split!r}")
+        return saved[split]
+    if path.is_dir():
+        return datasets.load_dataset(str(path), name, split=split, streaming=streaming)
+    if path.is_file():
+        raise ValueError(f"{path}: wanted a file that ends in one of {FILES}, got {path.suffix!r}")
+    return _hub_dataset(source, name, split, streaming)
+
+
+def unit(source: str | Path) -> str:
+    """Return what the numbers of a source's rows count: "line" for JSONL, else "row"."""
+    return "line" if Path(source).suffix in JSONL else "row"
 
 
 def iter_rows(
     source: str | Path, *, name: str | None = None, split: str = "train", streaming: bool = False
-) -> Iterator[tuple[int, dict[str, Any] | str]]:
+) -> Iterator[NumberedRow]:
     """Yield (number, row) of a source, or (number, problem) for a row that cannot be read.
 
     Args:
-      source: a .jsonl, .csv, .parquet or .json file, a folder of `save_to_disk`, or the id of a
-        dataset on the hub ("google/IFEval").
+      source: a .jsonl, .csv, .parquet or .json file, a folder of `save_to_disk` or of such files,
+        or the id of a dataset on the hub ("google/IFEval"). In a CSV file the columns
+        `instruction_id_list`, `kwargs`, `constraints`, `messages` and `accepted` hold JSON.
       name: configuration of a hub dataset.
       split: split of a hub dataset or of a saved dictionary of splits.
-      streaming: read a hub dataset row by row instead of fetching it first.
+      streaming: read a hub dataset or a folder of files row by row instead of fetching it first.
 
     Raises:
-      FileNotFoundError: a file that is not there, or a dataset that cannot be found.
+      FileNotFoundError: a file that is not there, or a dataset that cannot be found; a hub that
+        does not answer is given up after seconds.
+      ValueError: a file that cannot be read as what it is named after.
     """
     path = Path(source)
-    if path.suffix in FILES:
+    if path.suffix in JSONL:
+        yield from scan_jsonl(path)
+    elif path.suffix in FILES:
         if not path.is_file():
             raise FileNotFoundError(f"no such file: {path}")
-        read = {".csv": _csv, ".parquet": _parquet, ".json": _json}.get(path.suffix, _jsonl)
+        read = {".csv": _csv, ".parquet": _parquet, ".json": _json}[path.suffix]
         yield from read(path)
     else:
         for number, record in enumerate(_dataset(str(source), name, split, streaming), 1):
             yield number, dict(record)
 
 
-def join_responses(
-    rows: Iterator[tuple[int, dict[str, Any] | str]], responses: str | Path
-) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def scan_responses(
+    path: str | Path,
+) -> tuple[dict[str, list[tuple[int, str]]], list[tuple[int, str]]]:
+    """Read {"prompt", "response"} rows of a file, as the IFEval release writes them.
+
+    Returns:
+      prompt -> (number, response) in file order, and (number, problem) of rows that do not fit.
+    """
+    found: dict[str, list[tuple[int, str]]] = {}
+    problems = []
+    for number, record in iter_rows(path):
+        if isinstance(record, str):
+            problems.append((number, record))
+            continue
+        prompt, response = record.get("prompt"), record.get("response")
+        if isinstance(prompt, str) and isinstance(response, str):
+            found.setdefault(prompt, []).append((number, response))
+        else:
+            problems.append((number, "wanted the strings 'prompt' and 'response'"))
+    return found, problems
+
+
+def join_responses(rows: Iterable[NumberedRow], responses: str | Path) -> Iterator[NumberedRow]:
     """Add to each row the response that another file gives to its prompt, in file order.
 
-    A row without one becomes a problem; rows of the file are {"prompt", "response"}.
+    Further responses to a prompt give further rows at the end. A row without a response becomes a
+    problem, and so do rows of the other file that do not fit or answer no prompt.
     """
-    waiting: dict[str, list[str]] = {}
-    for _, record in iter_rows(responses):
-        if isinstance(record, Mapping):
-            prompt, response = record.get("prompt"), record.get("response")
-            if isinstance(prompt, str) and isinstance(response, str):
-                waiting.setdefault(prompt, []).append(response)
+    waiting, problems = scan_responses(responses)
+    asked: dict[str, NumberedRow] = {}
     for number, record in rows:
-        if isinstance(record, Mapping):
-            found = waiting.get(str(record.get("prompt")))
-            if found:
-                yield number, {**record, "response": found.pop(0)}
-            else:
-                yield number, f"no response to this prompt in {responses}"
-        else:
+        if isinstance(record, str):
             yield number, record
+            continue
+        prompt = str(record.get("prompt"))
+        asked[prompt] = number, record
+        if waiting.get(prompt):
+            yield number, {**record, "response": waiting[prompt].pop(0)[1]}
+        else:
+            yield number, f"no response to this prompt in {responses}"
+    for number, problem in problems:
+        yield number, f"of {responses}: {problem}"
+    for prompt, left in waiting.items():
+        for number, response in left:
+            if prompt in asked:
+                row, record = asked[prompt]
+                yield row, {**record, "response": response}  # type: ignore[dict-item]
+            else:
+                yield number, f"of {responses}: it answers none of the prompts"

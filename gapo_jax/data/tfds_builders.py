@@ -6,11 +6,14 @@
 
 `preferential_prompts` holds pairs that `scripts/build_data.py mine` made, `product_descriptions`
 the generated product set; after this import `tfds.builder(name, data_dir=...)` and
-`tfds.data_source(name, data_dir=..., split=...)` know both names.
+`tfds.data_source(name, data_dir=..., split=...)` know both names. `write_on_beam` mines and writes
+`preferential_prompts` on many machines, the same rows in the same order.
 """
 
 from __future__ import annotations
 
+import collections
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +21,8 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from gapo_jax.data import beam_mining
+from gapo_jax.data.recipe import Recipe
 from gapo_jax.types import PreferentialPair
 
 FORMAT = "array_record"
@@ -47,6 +52,14 @@ def to_pair(record: Mapping[str, Any]) -> PreferentialPair:
     return PreferentialPair.from_json({**fields, **parsed})
 
 
+def _example(pair: PreferentialPair) -> tuple[str, dict[str, str]]:
+    """Return (key, record): the key is made of the pair itself, so that the order in which TFDS
+    puts the rows does not depend on who made them in which order."""
+    record = to_record(pair)
+    text = json.dumps(record, sort_keys=True).encode()
+    return hashlib.blake2b(text, digest_size=16).hexdigest(), record
+
+
 class _PairBuilder(tfds.core.GeneratorBasedBuilder):
     """What both builders share: features, and splits of pairs."""
 
@@ -71,9 +84,11 @@ class _PairBuilder(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(
         self, pairs: Sequence[PreferentialPair]
-    ) -> Iterator[tuple[int, dict[str, str]]]:
-        for index, pair in enumerate(pairs):
-            yield index, to_record(pair)
+    ) -> Iterator[tuple[str, dict[str, str]]]:
+        seen: collections.Counter[str] = collections.Counter()
+        for key, record in map(_example, pairs):
+            yield f"{key}-{seen[key]}", record
+            seen[key] += 1
 
 
 class PreferentialPrompts(_PairBuilder):
@@ -94,6 +109,37 @@ class PreferentialPrompts(_PairBuilder):
                 "`python scripts/build_data.py mine --source F --out DIR --tfds`"
             )
         return {name: pairs for name, pairs in self._splits.items() if pairs}
+
+
+class _MinedOnBeam(PreferentialPrompts):
+    """`preferential_prompts`, mined by the pipeline that writes it."""
+
+    name = "preferential_prompts"
+    SKIP_REGISTRATION = True
+
+    def __init__(self, *, recipe: Recipe, **kwargs: Any) -> None:
+        self._recipe = recipe
+        self.left_out = 0
+        super().__init__(**kwargs)
+
+    def _split_generators(  # pyright: ignore
+        self, dl_manager: tfds.download.DownloadManager, pipeline: Any
+    ) -> dict[str, Any]:
+        del dl_manager
+        sides = beam_mining.mined_pairs(pipeline, self._recipe)
+        return {name: self._generate_examples(pairs) for name, pairs in sides.items()}
+
+    def _generate_examples(self, pairs: Any) -> Any:
+        beam = beam_mining.import_beam()
+        # A chosen pair occurs once (`selection.choose`), hence -0.
+        return pairs | beam.Map(lambda pair: (f"{(made := _example(pair))[0]}-0", made[1]))
+
+    def _process_pipeline_result(self, pipeline_result: Any) -> None:
+        wanted = (
+            beam_mining.import_beam().metrics.MetricsFilter().with_name(beam_mining.LEFT_OUT[1])
+        )
+        counters = pipeline_result.metrics().query(wanted)["counters"]
+        self.left_out = sum(counter.result for counter in counters)
 
 
 class ProductDescriptions(_PairBuilder):
@@ -133,6 +179,30 @@ def write_products(folder: str | Path, products: int = 3300, seed: int = 0) -> P
     """Write the product description set as a TFDS dataset; return its folder."""
     options = {"products": products, "seed": seed}
     return _write(ProductDescriptions(**options, data_dir=str(folder), file_format=FORMAT))
+
+
+def write_on_beam(
+    recipe: Recipe, folder: str | Path, pipeline_options: Sequence[str] = ()
+) -> tuple[Path, int]:
+    """Mine and write a TFDS dataset by an Apache Beam pipeline.
+
+    Args:
+      recipe: what to mine and how.
+      folder: where TFDS datasets lie; all workers must reach it.
+      pipeline_options: of Beam, such as ["--runner=FlinkRunner", ...]; none runs on this machine.
+
+    Returns:
+      The dataset's folder, and how many rows did not fit and were left out.
+
+    Raises:
+      ModuleNotFoundError: Apache Beam is not installed; the message has the command.
+    """
+    beam = beam_mining.import_beam()
+    options = beam.options.pipeline_options.PipelineOptions(list(pipeline_options))
+    builder = _MinedOnBeam(recipe=recipe, data_dir=str(folder), file_format=FORMAT)
+    config = tfds.download.DownloadConfig(beam_options=options)
+    builder.download_and_prepare(download_config=config)
+    return Path(builder.data_dir), builder.left_out
 
 
 def data_source(name: str, folder: str | Path, split: str = "train") -> Sequence[dict[str, Any]]:

@@ -161,6 +161,15 @@ def summarise(verdicts: Sequence[Verdict], seed: int = 0, resamples: int = 2000)
     return result
 
 
+def satisfied(verdicts: Sequence[Verdict]) -> dict[int, list[int]]:
+    """Return {constraints asked: responses that satisfy 0, 1, ... all of them}, strict."""
+    found: dict[int, list[int]] = {}
+    for verdict in verdicts:
+        size = len(verdict.ids)
+        found.setdefault(size, [0] * (size + 1))[sum(verdict.strict)] += 1
+    return dict(sorted(found.items()))
+
+
 def paired_difference(
     before: Sequence[Verdict], after: Sequence[Verdict], seed: int = 0, resamples: int = 2000
 ) -> dict[str, Any]:
@@ -209,9 +218,9 @@ def format_table(summary: dict[str, Any]) -> str:
 
     def line(name: str, strict: dict[str, float], count: str) -> str:
         span = f"[{100 * strict['low']:5.1f}, {100 * strict['high']:5.1f}]"
-        return f"{name:<45} {100 * strict['value']:6.1f}  {span}  {count:>6}"
+        return f"{name:<47} {100 * strict['value']:6.1f}  {span}  {count:>6}"
 
-    lines = [f"{'':<45} {'%':>6}  {'95% interval':<14}  {'n':>6}"]
+    lines = [f"{'':<47} {'%':>6}  {'95% interval':<14}  {'n':>6}"]
     for name in METRICS:
         count = summary["responses" if name.startswith("prompt") else "instructions"]
         lines.append(line(name, summary[name], str(count)))

@@ -68,13 +68,13 @@ def compare(
 
 def format_comparison(result: dict[str, Any]) -> str:
     """Return a comparison as a plain text table, in points."""
-    lines = [f"{'after - before, points':<45} {'':>6}  95% interval"]
+    lines = [f"{'after - before, points':<47} {'':>6}  95% interval"]
     entries = [(name, result[name]) for name in METRICS]
     for family in ("categories", "types"):
         entries += [(f"  {name}", entry["strict"]) for name, entry in result[family].items()]
     for name, entry in entries:
         value, low, high = (100 * entry[part] for part in ("value", "low", "high"))
-        lines.append(f"{name:<45} {value:+6.1f}  [{low:+6.1f}, {high:+6.1f}]")
+        lines.append(f"{name:<47} {value:+6.1f}  [{low:+6.1f}, {high:+6.1f}]")
     for mode, test in result["mcnemar"].items():
         lines.append(
             f"McNemar, prompts, {mode}: only before {test['before_only']}, only after "

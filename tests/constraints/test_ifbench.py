@@ -285,6 +285,65 @@ def test_precision_and_recall_of_the_fact_verifier():
     assert (len(LABELLED), held) == (40, 25)  # precision 24/24, recall 24/25
 
 
+# Labelled by hand, of a product whose facts are _OWN: whether the text states another value of
+# _OF_A_KETTLE.
+_OF_A_KETTLE = [
+    "colour: red | blue | green | grey",
+    "material: steel | stainless steel | glass | plastic",
+    "capacity: 1 l | 1.5 l | 2 l",
+    "warranty: 1 year | 2 years",
+]
+_OWN = ["colour: red", "material: stainless steel", "capacity: 1.5 l"]
+LABELLED_OTHERS = (
+    ("A red kettle of stainless steel that holds 1.5 l.", False),
+    ("A red kettle with a blue lid.", True),
+    ("Red outside, grey inside.", True),
+    ("It is red, never blue.", False),
+    ("No plastic anywhere: stainless steel throughout.", False),
+    ("Stainless steel with a plastic handle.", True),
+    ("Its steel is stainless.", False),
+    ("It holds 2 litres.", True),
+    ("It holds one and a half litres.", False),
+    ("Comes with a two-year warranty.", True),
+    ("Comes without a warranty.", False),
+    ("A warranty of one year is included.", True),
+    ("It boils in 2 minutes.", False),
+    ("Red, not blue or green.", False),
+    ("The water stays as clear as glass.", False),
+    ("Also available in green.", True),
+    ("Unlike plastic kettles it lasts.", False),
+    ("The 1.5-litre kettle in red.", False),
+    ("The body is glass rather than stainless steel.", True),
+    ("A kettle.", False),
+    ("Azure like the sea.", True),
+    ("It greets you in green each morning.", True),
+    ("It isn't made of plastic or glass.", False),
+    ("A RED KETTLE, 2L", True),
+    ("A gray base carries it.", True),
+    ("Two colours, red and blue, meet in it.", True),
+    ("You will not find plastic in it, nor glass.", False),
+    ("Brushed stainless-steel, red handle.", False),
+    ("Glass walls show the water.", True),
+    ("Plastic is a thing of the past.", False),
+)
+
+
+def test_precision_and_recall_of_the_verifier_of_other_facts():
+    wrong = [
+        text
+        for text, label in LABELLED_OTHERS
+        if bool(facts.others_stated(text, _OWN, _OF_A_KETTLE)) != label
+    ]
+    assert wrong == [
+        "Its steel is stainless.",
+        "The water stays as clear as glass.",
+        "Azure like the sea.",
+        "Plastic is a thing of the past.",
+    ]
+    held = sum(label for _, label in LABELLED_OTHERS)
+    assert (len(LABELLED_OTHERS), held) == (30, 14)  # precision 13/16, recall 13/14
+
+
 def test_other_values_are_found_and_parts_of_given_ones_are_not():
     values = ["material: steel | stainless steel | oak", "colour: red | blue"]
     given_facts = ["material: stainless steel"]

@@ -115,6 +115,24 @@ def test_modify_always_violates_and_changes_something(type_id, responses, words)
     assert made >= 6
 
 
+def test_near_misses_are_near(responses):
+    """Three bullets become two, four or five; of two keywords one gives way to an absent one."""
+    bullets = constraints.get("detectable_format:number_bullet_lists")
+    three = Constraint(bullets.id, {"num_bullets": 3})
+    numbers = {
+        bullets.modify(three, responses[2], np.random.default_rng(seed)).kwargs["num_bullets"]
+        for seed in range(30)
+    }
+    assert numbers == {1, 2, 4, 5}
+    kind = constraints.get("keywords:existence")
+    two = Constraint(kind.id, {"keywords": ["river", "summer"]})
+    for seed in range(30):
+        near = kind.modify(two, responses[0], np.random.default_rng(seed), ("lantern",))
+        kept = {"river", "summer"} & set(near.kwargs["keywords"])
+        absent = set(near.kwargs["keywords"]) - kept
+        assert kept and absent and not any(word in responses[0].lower() for word in absent)
+
+
 def test_modify_stays_within_the_types_allowed():
     kind = constraints.get("detectable_format:title")
     rng = np.random.default_rng(0)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gapo_jax import constraints
-from gapo_jax.data import mining, sources
+from gapo_jax.data import mining, selection, sources
 from gapo_jax.data.card import card, card_markdown, histogram
 from gapo_jax.data.groups import asked_for
 from gapo_jax.types import Constraint, PreferentialPair
@@ -62,10 +62,10 @@ def test_cycles_are_proven_and_closed(cycles):
 
 
 def test_balance_and_split_keep_cycles_whole(cycles):
-    train, test = mining.split_by_task(cycles, 0.4, seed=1)
+    train, test = selection.split_by_task(cycles, 0.4, seed=1)
     assert train and test
     for part in (train, test):
-        chosen = mining.balance(part, 9)
+        chosen = selection.balance(part, 9)
         pairs = _pairs(chosen)
         assert 6 <= len(pairs) <= 9
         accepted = collections.Counter(pair.prompt_accepted for pair in pairs)
@@ -73,10 +73,10 @@ def test_balance_and_split_keep_cycles_whole(cycles):
     tasks = [{pair.task for pair in _pairs(part)} for part in (train, test)]
     texts = [{pair.response for pair in _pairs(part)} for part in (train, test)]
     assert not tasks[0] & tasks[1] and not texts[0] & texts[1]
-    fewer = mining.split_by_task(cycles[::2], 0.4, seed=1)  # a task's side does not move
+    fewer = selection.split_by_task(cycles[::2], 0.4, seed=1)  # a task's side does not move
     assert {p.task for p in _pairs(fewer[0])} <= tasks[0]
     with pytest.raises(ValueError, match="test_fraction: wanted"):
-        mining.split_by_task(cycles, 1.0)
+        selection.split_by_task(cycles, 1.0)
 
 
 def _pair(number, type_id, edit="modify"):
@@ -90,10 +90,10 @@ def test_balance_takes_rare_types_and_kinds_first_and_nothing_twice():
         [_pair(i, "a:x", "insert")] for i in range(9)
     ]
     rare = [[_pair(i, "b:y")] for i in range(8)]
-    chosen = _pairs(mining.balance([*common, *rare, *rare], 20))
+    chosen = _pairs(selection.balance([*common, *rare, *rare], 20))
     counts = collections.Counter((pair.type, pair.edit) for pair in chosen)
     assert counts == {("b:y", "modify"): 8, ("a:x", "modify"): 6, ("a:x", "insert"): 6}
-    everything = _pairs(mining.balance([*common, *rare, *rare], None))
+    everything = _pairs(selection.balance([*common, *rare, *rare], None))
     assert len(everything) == len(set(map(repr, everything))) == 67
 
 
@@ -217,7 +217,8 @@ def test_sources_are_mixed_by_weight(tmp_path):
     arguments = ["mine", "--source", paths[0], "--also", paths[1], "--out", str(tmp_path / "o")]
     counts = []
     for extra in ([], ["--weights", "3", "1"]):
-        rows, problems, total = script.mixed_rows(script.parse_arguments([*arguments, *extra]))
+        options = script.parse_arguments([*arguments, *extra])
+        rows, problems, total = script.mixed_rows(script.make_recipe(options), options.weights)
         assert not problems and total == 60 and len(set(rows)) == len(rows)
         counts.append(collections.Counter(task[0] for task, _ in rows))
     assert counts[0] == {"a": 30, "b": 30}

@@ -85,6 +85,13 @@ def test_tfds_round_trip_without_tensorflow(builders, tmp_path):
             assert sorted(map(repr, found)) == sorted(map(repr, pairs))
     by_name = tfds.data_source("product_descriptions", data_dir=str(tmp_path), split="train")
     assert len(by_name) == len(made["train"])
+    # By name alone, from nothing: made where it was not.
+    options = {"file_format": builders.FORMAT, "products": 30, "seed": 1}
+    builder = tfds.builder("product_descriptions", data_dir=str(tmp_path / "new"), **options)
+    builder.download_and_prepare()
+    assert builder.info.splits["train"].num_examples == len(made["train"])
+    again = builder.as_data_source(split="train")
+    assert [again[i] for i in range(len(again))] == [by_name[i] for i in range(len(by_name))]
     assert "tensorflow" not in sys.modules
     with pytest.raises(FileNotFoundError, match="no product_descriptions in"):
         builders.data_source("product_descriptions", tmp_path / "none")

@@ -95,10 +95,18 @@ def test_responses_are_matched_by_prompt(tmp_path):
         json.dumps({"prompt": p, "response": r}) for p, r in (("b", "2"), ("a", "1"), ("b", "3"))
     ]
     path = _file(tmp_path, *lines)
-    assert sources.read_responses(path, ["a", "b", "b"]) == ["1", "2", "3"]
-    with pytest.raises(ValueError, match="no response for prompt 2"):
-        sources.read_responses(path, ["a", "c"])
-    with pytest.raises(ValueError, match=r"1 responses answer no prompt \(first: line 3\)"):
-        sources.read_responses(path, ["a", "b"])
-    with pytest.raises(ValueError, match="line 1: wanted the strings"):
-        sources.read_responses(_file(tmp_path, '{"prompt": "a"}'), ["a"])
+    assert sources.scan_responses(path, ["a", "b", "b"]) == ([["1"], ["2"], ["3"]], [])
+    assert sources.scan_responses(path, ["a", "b"]) == ([["1"], ["2", "3"]], [])  # two samples
+    found, problems = sources.scan_responses(path, ["a", "c", "b"])
+    assert found == [["1"], [], ["2", "3"]]
+    assert problems == [f"{path}: no response for prompt 2: 'c'"]
+    with pytest.raises(ValueError, match=r"2 responses answer no prompt \(first: line 1\)"):
+        sources.scan_responses(path, ["a"])
+    assert sources.scan_responses(path, ["a"], partial=True) == ([["1"]], [])
+    path = _file(tmp_path, *lines, lines[0], "{torn", '{"prompt": "a"}')
+    with pytest.raises(ValueError, match="3 responses cannot be shared out among the 2 rows"):
+        sources.scan_responses(path, ["a", "b", "b"])
+    found, problems = sources.scan_responses(path, ["b"] * 4 + ["a"])
+    assert found == [["2"], ["3"], ["2"], [], ["1"]]
+    assert "line 5: not valid JSON" in problems[0] and len(problems) == 3
+    assert problems[1].endswith("line 6: wanted the strings 'prompt' and 'response'")

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from gapo_jax import hub
 from gapo_jax.data import schemas, tables
 from gapo_jax.data.lint import MARKS, encode, lint, marked
 from gapo_jax.data.mixture import Mixture
@@ -170,6 +171,58 @@ def test_every_format_gives_the_same_rows(tmp_path, name):
     assert list(tables.iter_rows(tmp_path / name)) == list(enumerate(ROWS, 1))
 
 
+def test_folders_of_files_can_be_streamed(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    _write(tmp_path / "data" / "r.jsonl")
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    rows = tables.iter_rows(tmp_path / "data", streaming=True)
+    assert next(rows) == (1, ROWS[0]) and list(rows) == list(enumerate(ROWS, 1))[1:]
+    assert not list((tmp_path / "cache").rglob("*.arrow"))  # nothing was fetched first
+
+
+def test_csv_cells_hold_lists_and_labels(tmp_path):
+    text = (
+        "prompt,instruction_id_list,kwargs,label,response\n"
+        'a,"[""punctuation:no_comma""]","[{""n"": null}]",True,"[1]"\n'
+        "b,['punctuation:no_comma'],[{'n': None}],0,\"{'x': 1}\"\n"
+        'c,"[torn",,maybe,x\n'
+    )
+    (tmp_path / "r.csv").write_text(text)
+    rows = [row for _, row in tables.iter_rows(tmp_path / "r.csv")]
+    for row in rows[:2]:
+        assert row["instruction_id_list"] == ["punctuation:no_comma"]
+        assert row["kwargs"] == [{"n": None}]
+    assert [row["label"] for row in rows] == [True, False, "maybe"]
+    assert [row["response"] for row in rows] == ["[1]", "{'x': 1}", "x"]  # texts stay texts
+    assert rows[2]["instruction_id_list"] == "[torn"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("r.parquet", b"PAR1 torn", "not a whole Parquet file"),
+        ("r.json", b'{"a": 1}\n{"a": 2}', r"not valid JSON .*is \.jsonl"),
+        ("r.json", b'{"a": 1}', "wanted a JSON list of rows, got dict"),
+        ("r.csv", b"a,b\n1,\xff\xfe\n", "r.csv, near line"),
+        ("r.txt", b"hello", "wanted a file that ends in one of"),
+    ],
+)
+def test_files_that_are_not_what_they_are_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        list(tables.iter_rows(tmp_path / name))
+
+
+def test_a_hub_that_does_not_answer_is_given_up(monkeypatch):
+    monkeypatch.setattr(hub, "hub_answers", lambda: False)
+    with pytest.raises(FileNotFoundError, match="the hub did not answer .* run again where"):
+        next(tables.iter_rows("nobody/no-such-data"))
+    with pytest.raises(FileNotFoundError, match="no such file or folder, nor a dataset"):
+        next(tables.iter_rows("some/folder/that/is/not"))
+
+
 def test_bad_files_and_lines(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no such file: .*none\.csv"):
         next(tables.iter_rows(tmp_path / "none.csv"))
@@ -189,9 +242,17 @@ def test_responses_are_joined_by_prompt(tmp_path):
     answers = [("b", "2"), ("a", "1"), ("b", "3")]
     path.write_text("\n".join(json.dumps({"prompt": p, "response": r}) for p, r in answers))
     rows = [(1, {"prompt": "a"}), (2, "torn"), (3, {"prompt": "b"}), (4, {"prompt": "b"})]
-    joined = dict(tables.join_responses(iter([*rows, (5, {"prompt": "b"})]), path))
+    joined = dict(tables.join_responses([*rows, (5, {"prompt": "b"})], path))
     assert [joined[i]["response"] for i in (1, 3, 4)] == ["1", "2", "3"]
     assert joined[2] == "torn" and "no response to this prompt" in joined[5]
+    # Further responses to a prompt are rows too; those to none and torn ones are named.
+    with path.open("a") as file:
+        file.write('\n{torn\n{"prompt": "z", "response": "9"}')
+    joined = list(tables.join_responses([(1, {"prompt": "b"}), (2, {"prompt": "a"})], path))
+    found = [(n, row["response"]) for n, row in joined if isinstance(row, dict)]
+    assert found == [(1, "2"), (2, "1"), (1, "3")]
+    problems = [problem for _, problem in joined if isinstance(problem, str)]
+    assert "not valid JSON" in problems[0] and "answers none of the prompts" in problems[1]
 
 
 def test_one_source_is_every_row_once_an_epoch():

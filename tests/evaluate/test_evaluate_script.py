@@ -49,22 +49,34 @@ def test_verifying_given_responses(tmp_path, capsys):
 
 
 def test_rows_that_do_not_fit_are_named_and_left_out(tmp_path, capsys):
-    odd = {**ROWS[0], "prompt": "Odd.", "instruction_id_list": ["punctuation:no_coma"]}
-    prompts = _write(tmp_path / "p.jsonl", [ROWS[0], odd, ROWS[1]])
-    answers = [{"prompt": row["prompt"], "response": "Hi"} for row in (*ROWS, odd)]
-    responses = _write(tmp_path / "r.jsonl", answers)
+    odd = [
+        {**ROWS[0], "prompt": "Odd.", "instruction_id_list": ["punctuation:no_coma"]},
+        {**ROWS[0], "prompt": "Unfit.", "kwargs": [{"num_words": 3}]},
+        {**ROWS[0], "prompt": "Free.", "instruction_id_list": [], "kwargs": []},
+        {**ROWS[0], "prompt": "Unanswered."},
+    ]
+    prompts = _write(tmp_path / "p.jsonl", [ROWS[0], *odd, ROWS[1]])
+    with open(prompts, "a", encoding="utf-8") as file:
+        file.write("{torn\n")
+    answers = [{"prompt": row["prompt"], "response": "Hi"} for row in (*ROWS, *odd[:3])]
+    responses = _write(tmp_path / "r.jsonl", [*answers, {"prompt": "Unanswered."}])
     arguments = ["--prompts", prompts, "--responses", responses, "--out", str(tmp_path / "out")]
     assert script.main(arguments) == 0
     error = capsys.readouterr().err
-    assert "line 2" in error and "no_coma" in error and "punctuation:no_comma" in error
+    for part in (
+        "line 2: constraint type: wanted one of", "punctuation:no_comma", "line 3: kwargs of",
+        "line 7: not valid JSON", "no constraint to verify", "line 6: wanted the strings",
+        "left out: r.jsonl: no response for prompt 2".replace("r.jsonl", responses),
+    ):  # fmt: skip
+        assert part in error, part
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert len(summary["skipped_rows"]) == 1 and summary["responses"] == 2
+    assert len(summary["skipped_rows"]) == 6 and summary["responses"] == 2
     assert script.main([*arguments, "--strict"]) == 1
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "no prompts"), ('{"prompt": "x"\n', "line 1: not valid JSON"), (None, "no such JSONL")],
+    [("", "no prompts"), ("[1]\n", "no prompts"), (None, "no such file")],
 )
 def test_bad_files_end_with_one_line(tmp_path, capsys, text, message):
     path = tmp_path / "p.jsonl"
@@ -73,7 +85,7 @@ def test_bad_files_end_with_one_line(tmp_path, capsys, text, message):
     arguments = ["--prompts", str(path), "--responses", str(path), "--out", str(tmp_path / "o")]
     assert script.main(arguments) == 1
     error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
+    assert message in error and error.splitlines()[-1].startswith("error: ")
     assert not (tmp_path / "o").exists()
 
 

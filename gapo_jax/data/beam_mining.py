@@ -1,0 +1,93 @@
+"""Mining on many machines: the steps of `scripts/build_data.py mine` as an Apache Beam pipeline.
+
+Each source is read by one worker and each task mined by one; only summaries of the cycles
+(`selection.Summary`) meet in one place, where the same choice is made as on a single machine. The
+result is a function of the recipe alone: the same pairs, wherever they were made.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from gapo_jax.data.mining import mine_task
+from gapo_jax.data.recipe import Recipe
+from gapo_jax.data.selection import Summary, choose, summarise
+from gapo_jax.types import PreferentialPair
+
+if TYPE_CHECKING:
+    import apache_beam
+
+LEFT_OUT = ("gapo_jax", "rows_left_out")  # namespace and name of the counter
+Place = tuple[int, int, int]  # source, row of the task's first response, cycle
+_Answer = tuple[int, int, str]  # source, row, response
+
+
+def import_beam() -> Any:
+    """Return the module `apache_beam`; ModuleNotFoundError with the command that installs it."""
+    try:
+        import apache_beam
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "mining on many machines needs Apache Beam, which is not installed: run "
+            "`pip install 'gapo-jax[beam]'` in an environment of its own, or leave --beam out"
+        ) from error
+    return apache_beam
+
+
+def _read(numbered: tuple[int, str], recipe: Recipe) -> Iterator[tuple[str, _Answer]]:
+    beam = import_beam()
+    place, source = numbered
+    for row, found in enumerate(recipe.read(source)):
+        if isinstance(found, str):
+            beam.metrics.Metrics.counter(*LEFT_OUT).inc()
+            logging.getLogger(__name__).warning("left out: %s", found)
+        else:
+            yield found[0], (place, row, found[1])
+
+
+def _mine(
+    answered: tuple[str, Iterable[_Answer]], recipe: Recipe
+) -> Iterator[tuple[Place, list[PreferentialPair]]]:
+    task, answers = answered[0], sorted(answered[1])
+    cycles = mine_task(task, [response for _, _, response in answers], recipe.settings)
+    for index, cycle in enumerate(cycles):
+        yield (answers[0][0], answers[0][1], index), cycle
+
+
+def _choose(found: list[tuple[Place, Summary]], recipe: Recipe) -> dict[Place, str]:
+    found = sorted(found, key=lambda item: item[0])  # the order of one machine
+    summaries = [summary for _, summary in found]
+    kept = choose(summaries, recipe.pairs, recipe.test_fraction, recipe.settings.seed)
+    return {found[index][0]: name for name, indices in kept.items() for index in indices}
+
+
+def _kept(
+    cycle: tuple[Place, list[PreferentialPair]], side: str, chosen: dict[Place, str]
+) -> Iterator[PreferentialPair]:
+    if chosen.get(cycle[0]) == side:
+        yield from cycle[1]
+
+
+def mined_pairs(
+    pipeline: apache_beam.Pipeline, recipe: Recipe
+) -> dict[str, apache_beam.PCollection]:
+    """Return the pairs of each split, "train" and (with a test fraction) "test"."""
+    beam = import_beam()
+    cycles = (
+        pipeline
+        | "Sources" >> beam.Create(list(enumerate(recipe.sources)))
+        | "SpreadSources" >> beam.Reshuffle()
+        | "Read" >> beam.FlatMap(_read, recipe)
+        | "ByTask" >> beam.GroupByKey()
+        | "Mine" >> beam.FlatMap(_mine, recipe)
+    )
+    chosen = beam.pvalue.AsSingleton(
+        cycles
+        | "Summarise" >> beam.Map(lambda item: (item[0], summarise(item[1])))
+        | "Gather" >> beam.combiners.ToList()
+        | "Choose" >> beam.Map(_choose, recipe)
+    )
+    sides = ("train", "test") if recipe.test_fraction else ("train",)
+    return {side: cycles | f"Keep_{side}" >> beam.FlatMap(_kept, side, chosen) for side in sides}

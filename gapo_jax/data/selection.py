@@ -1,0 +1,128 @@
+"""Which mined cycles are kept, and on which side of the split: balance, doubles, leaks.
+
+The choice looks at all cycles at once but needs little of each, a `Summary`: one small step even
+where the cycles themselves are spread over many machines (`beam_mining.py`).
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import heapq
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from gapo_jax.types import PreferentialPair
+
+Cycle = list[PreferentialPair]
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What the choice needs of a cycle: its task, the type and kind of edit of each pair, and
+    digests of its pairs and of its responses."""
+
+    task: str
+    slots: tuple[tuple[str, str], ...]
+    pairs: frozenset[bytes]
+    responses: frozenset[bytes]
+
+
+def _digest(*texts: str) -> bytes:
+    joined = "\0".join(texts).encode("utf-8", "replace")
+    return hashlib.blake2b(joined, digest_size=16).digest()
+
+
+def summarise(cycle: Cycle) -> Summary:
+    """Return the summary of a cycle."""
+    return Summary(
+        cycle[0].task,
+        tuple((pair.type, pair.edit) for pair in cycle),
+        frozenset(_digest(p.prompt_accepted, p.prompt_rejected, p.response) for p in cycle),
+        frozenset(_digest(pair.response) for pair in cycle),
+    )
+
+
+def _split(found: Sequence[Summary], test_fraction: float, seed: int) -> tuple[list[int], ...]:
+    if not 0 <= test_fraction < 1:
+        raise ValueError(f"test_fraction: wanted 0 <= fraction < 1, got {test_fraction}")
+    sides: tuple[list[int], list[int]] = ([], [])
+    for index, summary in enumerate(found):
+        mark = zlib.crc32(f"{seed}\0{summary.task}".encode("utf-8", "replace")) / 2**32
+        sides[mark < test_fraction].append(index)
+    known = {response for index in sides[0] for response in found[index].responses}
+    return sides[0], [index for index in sides[1] if not found[index].responses & known]
+
+
+def _balance(found: Sequence[Summary], num_pairs: int | None, seed: int) -> list[int]:
+    rng = np.random.default_rng([seed, 1])
+    slots: dict[tuple[str, str], list[int]] = {}
+    for index in rng.permutation(len(found)).tolist():
+        slots.setdefault(found[index].slots[0], []).append(index)
+    types: collections.Counter[str] = collections.Counter()
+    kinds: collections.Counter[tuple[str, str]] = collections.Counter()
+    heap = [(0, 0, slot) for slot in sorted(slots)]
+    seen: set[bytes] = set()
+    chosen: list[int] = []
+    room = num_pairs if num_pairs is not None else sum(len(summary.slots) for summary in found)
+    while heap and room > 0:
+        of_type, of_kind, slot = heapq.heappop(heap)
+        now = (types[slot[0]], kinds[slot], slot)
+        if (of_type, of_kind, slot) != now:  # counts have grown since: back to its place
+            heapq.heappush(heap, now)
+            continue
+        index = slots[slot].pop()
+        if slots[slot]:
+            heapq.heappush(heap, now)
+        summary = found[index]
+        if summary.pairs & seen or len(summary.slots) > room:
+            continue
+        seen |= summary.pairs
+        room -= len(summary.slots)
+        chosen.append(index)
+        types.update(type_id for type_id, _ in summary.slots)
+        kinds.update(summary.slots)
+    return chosen
+
+
+def balance(cycles: Sequence[Cycle], num_pairs: int | None, seed: int = 0) -> list[Cycle]:
+    """Choose cycles so that types and kinds of edit come as evenly as the material allows.
+
+    The type that has least pairs so far comes next, and of it the kind of edit that has least.
+    Doubles are left out: a cycle with a (accepted prompt, rejected prompt, response) that is there.
+
+    Args:
+      cycles: of `mining.mine`.
+      num_pairs: stop before this number is passed; None takes every cycle once.
+      seed: of the order among equals.
+    """
+    return [cycles[i] for i in _balance(list(map(summarise, cycles)), num_pairs, seed)]
+
+
+def split_by_task(
+    cycles: Sequence[Cycle], test_fraction: float, seed: int = 0
+) -> tuple[list[Cycle], list[Cycle]]:
+    """Split into (train, test): no task and no response stands on both sides.
+
+    The side of a task is a function of the seed and its text, so it stays when rows are added.
+    Test cycles that share a response with the training side are left out.
+    """
+    train, test = _split(list(map(summarise, cycles)), test_fraction, seed)
+    return [cycles[i] for i in train], [cycles[i] for i in test]
+
+
+def choose(
+    found: Sequence[Summary], num_pairs: int | None, test_fraction: float, seed: int = 0
+) -> dict[str, list[int]]:
+    """Return {"train", "test"}: indices of the cycles to keep, in the order chosen.
+
+    `split_by_task` and then `balance` of each side, `num_pairs` of the training side at most.
+    """
+    sides = _split(found, test_fraction, seed)
+    made = {}
+    for name, side, most in zip(("train", "test"), sides, (num_pairs, None), strict=True):
+        made[name] = [side[i] for i in _balance([found[i] for i in side], most, seed)]
+    return made
