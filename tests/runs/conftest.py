@@ -2,6 +2,7 @@
 process itself is not what is tested, by the same function in this one."""
 
 import contextlib
+import functools
 import importlib.util
 import io
 import json
@@ -17,8 +18,10 @@ ROOT = Path(__file__).parents[2]
 PROCESS = ("time", "throughput/", "compile/")
 
 
+@functools.cache
 def _module(path):
-    spec = importlib.util.spec_from_file_location(path.stem, ROOT / path)
+    """The module of a script or configuration; once, as scripts define command-line flags."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -47,7 +50,7 @@ class Runs:
 
     def config(self, **changes):
         """The tiny configuration with changes by path, `__` for a dot."""
-        config = _module(Path("configs/gapo_tiny.py")).get_config()
+        config = _module("configs/gapo_tiny.py").get_config()
         for path, value in changes.items():
             *sections, name = path.split("__")
             owner = config
@@ -65,7 +68,7 @@ class Runs:
         out, err, code = io.StringIO(), io.StringIO(), 0
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
-                _module(Path("scripts/train.py"))._train(finalize(self.config(**changes)), workdir)
+                _module("scripts/train.py")._train(finalize(self.config(**changes)), workdir)
             except SystemExit as end:
                 code = end.code if isinstance(end.code, int) else 1
                 err.write("" if isinstance(end.code, int) else str(end.code))

@@ -38,6 +38,7 @@ def test_a_collapsing_run_saves_and_stops_itself(runs, ppo, tmp_path):
     for name in MADE:
         shutil.copy(ppo / name, tmp_path)
     changes = {"ppo__kl_limit": 0.0001, "checkpoint__every_rounds": 3}
+    changes["ppo__optim__learning_rate"] = 0.01
     code, _, err = runs.play_here(tmp_path, **SMALL, **changes)
     assert code == 3
     assert "KL to the reference" in err
@@ -63,4 +64,4 @@ def test_a_misspelt_flag_ends_with_the_nearest_key(runs, tmp_path):
 def test_bad_input_ends_with_what_to_change(runs, tmp_path, change, wanted):
     code, _, err = runs.play_here(tmp_path / "run", **change)
     assert code == 1
-    assert wanted in err and err.startswith("error: ")
+    assert "error: " in err and wanted in err
