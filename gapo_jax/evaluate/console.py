@@ -52,10 +52,22 @@ def sample_texts(summary: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def judge_line(judge: Mapping[str, Mapping[str, float]]) -> str:
+    """Return how well the discriminator tells the sides of held-out pairs apart, first and last."""
+    parts = [
+        f"{label} {100 * judge['first'][name]:.0f}% -> {100 * judge['last'][name]:.0f}%"
+        for name, label in (("accuracy", "right"), ("pair_order", "accepted above rejected"))
+    ]
+    return f"discriminator on held-out pairs, first -> last: {', '.join(parts)}"
+
+
 def print_summary(summary: Mapping[str, Any]) -> None:
     """Print the outcome of a run: table, samples, proof of movement, paths."""
-    print(f"\n{accuracy_table(summary)}\n")
-    print(f"{sample_texts(summary)}\n")
+    if summary["method"] != "discriminator":  # which leaves the generator as it was
+        print(f"\n{accuracy_table(summary)}\n")
+        print(f"{sample_texts(summary)}\n")
+    if summary["judge"]:
+        print(judge_line(summary["judge"]))
     moved = ", ".join(f"{name} {value:.2e}" for name, value in summary["relative_change"].items())
     print(f"relative change of the weights: {moved}")
     total = sum(summary["time_s"].values())

@@ -203,6 +203,18 @@ def mean_throughput(workdir: Path) -> dict[str, float]:
     return {name: sum(line[name] for line in lines) / max(len(lines), 1) for name in names}
 
 
+def judge_on_pairs(workdir: Path) -> dict[str, dict[str, float]]:
+    """Return what the discriminator makes of the held-out pairs, when first and when last measured
+    ("first", "last"): "accuracy", "acc_accepted", "acc_rejected", "pair_order". Empty without."""
+    prefix = "disc/heldout_"
+    found = [
+        {name.removeprefix(prefix): value for name, value in line.items() if prefix in name}
+        for line in read_metrics(workdir)
+    ]
+    found = [line for line in found if line]
+    return {"first": found[0], "last": found[-1]} if found else {}
+
+
 def summarise_run(
     run: Run, state: RunState, before: VerdictSets, after: VerdictSets
 ) -> dict[str, Any]:
@@ -226,6 +238,7 @@ def summarise_run(
         "relative_change": moved(run, state),
         "types": list(run.prompts.type_ids),
         "pairs": len(run.pairs.train),
+        "judge": judge_on_pairs(run.workdir),
         "time_s": dict(run.clock.seconds),
         "throughput": mean_throughput(run.workdir),
         "compile_count": read_metrics(run.workdir)[-1]["compile/count"],

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from gapo_jax.config import Config
+from gapo_jax.config import Config, OptimConfig
 from gapo_jax.models import Decoder, DecoderConfig, Discriminator, EncoderConfig
 from gapo_jax.train import steps
 from gapo_jax.train.forward import GeneratorSpec, init_critic, lower_hidden
@@ -142,19 +142,19 @@ def test_a_discriminator_update_in_parts_is_that_of_the_whole_batch(loss):
     _assert_same(*results)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
-def test_networks_compute_in_bfloat16_on_float32_weights(base, experience, optimizer):
+def test_networks_compute_in_bfloat16_on_float32_weights(base, experience):
     """Steps of 1e-5 of weights of size 1: bfloat16 weights would round them away."""
     config = _config(1)
-    config.ppo.optim.learning_rate, config.ppo.optim.optimizer = 1e-5, optimizer
-    adam = make_optimizer(config.ppo.optim, lambda _: 1e-5)
-    half = dataclasses.replace(DECODER, dtype="bfloat16")
-    spec = dataclasses.replace(SPEC, config=half)
+    adam, factored = (
+        make_optimizer(OptimConfig(optimizer=name, learning_rate=1e-5), lambda _: 1e-5)
+        for name in ("adamw", "adafactor")
+    )
+    spec = dataclasses.replace(SPEC, config=dataclasses.replace(DECODER, dtype="bfloat16"))
     lower_BTD = lower_hidden(spec, base, experience.tokens_BT, experience.mask_BT)
     assert lower_BTD.dtype == jnp.bfloat16
-    bound = {"spec": spec, "config": config, "optimizer": adam}
-    policy = functools.partial(steps.policy_step, **bound)
-    critic = functools.partial(steps.critic_step, **bound)
+    bound = {"spec": spec, "config": config}
+    policy = functools.partial(steps.policy_step, **bound, optimizer=adam)
+    critic = functools.partial(steps.critic_step, **bound, optimizer=factored)
     judge, params = _judge(dataclasses.replace(ENCODER, dtype="bfloat16"))
     disc = functools.partial(
         steps.disc_update_step, discriminator=judge, dropout=False, frozen=None, optimizer=adam
@@ -164,7 +164,8 @@ def test_networks_compute_in_bfloat16_on_float32_weights(base, experience, optim
         (critic, init_critic(spec, base, jax.random.key(1)), (experience, None, lower_BTD)),
         (disc, params, (_texts(), jax.random.key(3))),
     ):
-        network, metrics = jax.jit(step)(Network.create(start, adam), *batch)
+        network = Network.create(start, step.keywords["optimizer"])
+        network, metrics = jax.jit(step)(network, *batch)
         kept = jax.tree.leaves((network.params, network.opt_state))
         assert all(x.dtype == jnp.float32 for x in kept if jnp.issubdtype(x.dtype, jnp.floating))
         assert all(metrics[name].dtype == jnp.float32 for name in metrics)

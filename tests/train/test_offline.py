@@ -11,6 +11,7 @@ import pytest
 from gapo_jax.config import OFFLINE_METHODS, SGPOConfig, finalize
 from gapo_jax.config.presets import tiny
 from gapo_jax.data.batching import batch_at
+from gapo_jax.evaluate.console import judge_line
 from gapo_jax.train import offline, run, sgpo
 from gapo_jax.train.discriminator import mean_metrics
 from gapo_jax.train.interrupt import RunStopped, StopRequest
@@ -131,6 +132,23 @@ def test_two_rounds_a_kill_and_the_rest(opener, players, tmp_path, name, preset)
     assert moved == {network, "round"} | judged
     assert all(line["phase"] in ("rollout", network) for line in before)
     jax.tree.map(np.testing.assert_array_equal, base, jax.tree.map(np.array, players.base))
+    if config.method == "sgpo":  # how many the filters kept, and why the others were left out
+        (counts,) = (line for line in before if "sgpo/asked" in line)
+        reasons = [counts.get(f"sgpo/{name}", 0.0) for name in ("kept", "same", "length")]
+        assert sum(reasons) == counts["sgpo/asked"] == config.sgpo.prompts
+
+
+def test_what_the_discriminator_makes_of_held_out_pairs(tmp_path):
+    assert run.judge_on_pairs(_written(tmp_path, [{"policy/loss": 1.0}])) == {}
+    rows = [{"disc/heldout_accuracy": x, "disc/heldout_pair_order": 1.0} for x in (0.5, 0.6, 0.75)]
+    judge = run.judge_on_pairs(_written(tmp_path, [*rows, {"policy/loss": 1.0}]))
+    assert judge["first"] == {"accuracy": 0.5, "pair_order": 1.0}
+    assert "right 50% -> 75%, accepted above rejected 100% -> 100%" in judge_line(judge)
+
+
+def _written(workdir, rows):
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return workdir
 
 
 def test_another_seed_gives_other_batches_and_every_row_is_used():

@@ -72,6 +72,19 @@ def test_frozen_parameters_stand_still_without_moments_or_gradients():
     assert np.asarray(gradients["head"]["bias"]).all()
 
 
+def test_gradients_are_clipped_by_their_norm_over_all_parameters():
+    params = {"a": jnp.zeros(3), "b": jnp.zeros((2, 2))}
+    gradients = {"a": jnp.full(3, 4.0), "b": jnp.full((2, 2), -6.0)}
+    norm = np.sqrt(3 * 16 + 4 * 36)
+    settings = OptimConfig(b1=0.0, b2=0.0, eps=1.0, clip_norm=2.0)
+    optimizer = optim.make_optimizer(settings, lambda _: 1.0)
+    moved = Network.create(params, optimizer).apply_gradients(gradients, optimizer).params
+    # Without memory Adam's step is g / (|g| + eps), which still shows the size of g.
+    for name, value in (("a", 4.0), ("b", -6.0)):
+        clipped = value * 2.0 / norm
+        np.testing.assert_allclose(moved[name], -clipped / (abs(clipped) + 1.0), rtol=1e-5)
+
+
 def test_adafactor_keeps_little_and_steps_by_the_sign_at_first():
     """At its first step the second moment is the squared gradient itself (arXiv 1804.04235, with
     beta2 = 1 - t^-0.8), so each entry moves by the learning rate; decay is scaled by it as well."""
