@@ -198,7 +198,7 @@ def test_what_runs_where(platform, changes, kernel):
 
 def test_a_kernel_that_is_not_here_is_refused():
     assert kernels.choose("splash", **HALF) == "splash"  # interpreted
-    with pytest.raises(ValueError, match="'cudnn' needs a GPU"):
+    with pytest.raises(ValueError, match="'cudnn' needs an NVIDIA GPU"):
         kernels.choose("cudnn", **HALF)
     with on("gpu"), pytest.raises(ValueError, match="'splash' needs a TPU"):
         kernels.choose("splash", **HALF)
