@@ -207,23 +207,21 @@ def _greedy_equal(
     keys_B = jax.random.split(jax.random.key(0), len(tokens_BP))
     rollout = sample(params, tokens_BP, mask_BP, keys_B, 0.0)
     theirs.generation_config.eos_token_id = None
-    equal = 0
-    for text, row, mask, tokens in zip(prompts, tokens_BP, mask_BP, np.asarray(rollout.tokens_BT)):
-        prompt = torch.tensor(row[mask > 0])[None].long()
-        out = theirs.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=count,
-            do_sample=False,
-            pad_token_id=pad_id,
-        )
-        want, got = out[0, prompt.shape[1] :].numpy(), tokens[len(row) :]
+    ids, mask = torch.tensor(tokens_BP).long(), torch.tensor(mask_BP).long()
+    out = theirs.generate(
+        ids, attention_mask=mask, max_new_tokens=count, do_sample=False, pad_token_id=pad_id
+    )
+    width, equal = ids.shape[1], 0
+    for row, (text, tokens) in enumerate(zip(prompts, np.asarray(rollout.tokens_BT))):
+        want, got = out[row, width:].numpy(), tokens[width:]
         if np.array_equal(want, got):
             equal += 1
             continue
         place = int(np.argmax(want != got))
+        real = mask_BP[row] > 0
+        prefix = torch.cat([ids[row, real], out[row, width : width + place]])
         with torch.no_grad():
-            logits_V = theirs(out[:, : prompt.shape[1] + place]).logits[0, -1]
+            logits_V = theirs(prefix[None]).logits[0, -1]
         gap = float(logits_V[int(want[place])] - logits_V[int(got[place])])
         # Two tokens within the rounding of the logits are a tie that either may win.
         print(

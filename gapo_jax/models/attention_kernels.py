@@ -72,8 +72,8 @@ def choose(
         raise ValueError(f"attention must be one of {ATTENTIONS}, got {wanted!r}")
     here = platform()
     lacks = {"xla": "", "cudnn": plain_only, "splash": plain_only}
-    if here != "gpu":
-        lacks["cudnn"] = "a GPU"
+    if here != "gpu" or not _has_flash():
+        lacks["cudnn"] = "an NVIDIA GPU of compute capability 8.0 or more"
     elif jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
         lacks["cudnn"] = lacks["cudnn"] or f"bfloat16 or float16 (dtype is {jnp.dtype(dtype)})"
     elif head_dim % 8 or head_dim > _CUDNN_HEAD_DIM:
@@ -92,6 +92,15 @@ def choose(
             f"attention={wanted!r} needs {lacks[wanted]}; set it to 'auto', which takes what fits"
         )
     return wanted
+
+
+def _has_flash() -> bool:
+    """Whether the GPU here is one that cuDNN's flash attention runs on; a described one is."""
+    device = jax.devices()[0]
+    if device.platform != "gpu":
+        return True
+    capability = str(getattr(device, "compute_capability", ""))  # "9.0"; of AMD's, "gfx90a"
+    return capability.replace(".", "").isdigit() and float(capability) >= 8.0
 
 
 def causal_attention(

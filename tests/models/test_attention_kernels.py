@@ -62,32 +62,26 @@ def plain_causal(q, k, v, mask_BT, window, softcap=0.0):
     return attend(q, k, v, causal_bias(mask_BT, window), scale=0.3, softcap=softcap)
 
 
-@pytest.mark.parametrize(("kv_heads", "window", "softcap"), [(2, 0, 0.0), (1, 40, 3.0)])
-def test_causal_splash(monkeypatch, kv_heads, window, softcap):
-    """Two blocks a row, with padding inside and behind them."""
+def test_causal_splash(monkeypatch):
+    """Two blocks a row, with padding inside and behind them; grouped heads, a window, a soft cap.
+    Without a window: the decoder below."""
     monkeypatch.setattr(kernels, "_LARGEST_BLOCK", 128)
-    check(
-        functools.partial(plain_causal, window=window, softcap=softcap),
-        functools.partial(
-            kernels.causal_attention, "splash", windows=[window], index=jnp.int32(0), scale=0.3,
-            softcap=softcap,
-        ),
-        heads(kv_heads),
-    )  # fmt: skip
+    fields = {"windows": [40], "index": jnp.int32(0), "scale": 0.3, "softcap": 3.0}
+    splash = functools.partial(kernels.causal_attention, "splash", **fields)
+    check(functools.partial(plain_causal, window=40, softcap=3.0), splash, heads(2))
 
 
-@pytest.mark.parametrize(("window", "see_first"), [(0, False), (30, True)])
-def test_splash_to_both_sides(monkeypatch, window, see_first):
-    """Longformer's first token is seen from everywhere, wherever the padding puts it."""
+def test_splash_to_both_sides(monkeypatch):
+    """Longformer's first token is seen from everywhere, wherever the padding puts it. Without a
+    window: the ModernBERT below."""
     monkeypatch.setattr(kernels, "_LARGEST_BLOCK", 128)
 
     def plain(q, k, v, mask_BT):
-        first_BT = first_tokens(mask_BT) if see_first else None
-        windows = (window or 30, window)
-        return windowed_attention(q, k, v, mask_BT, window, windows, NO_DROP, first_BT)
+        first_BT = first_tokens(mask_BT)
+        return windowed_attention(q, k, v, mask_BT, 30, (30, 30), NO_DROP, first_BT)
 
     splash = functools.partial(kernels.bidirectional_attention, "splash")
-    check(plain, functools.partial(splash, windows=[window], see_first=see_first), heads(N))
+    check(plain, functools.partial(splash, windows=[30], see_first=True), heads(N))
 
 
 @pytest.mark.parametrize(("causal", "window"), [(True, 0), (True, 40), (False, 0)])
@@ -120,8 +114,10 @@ def agree(module, other, tokens_BT, mask_BT, method):
     )
     real = mask_BT > 0
     np.testing.assert_allclose(got[1][real], want[1][real], rtol=0, atol=1e-4)
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(want[0]))
     for ours, theirs in zip(jax.tree.leaves(got[0]), jax.tree.leaves(want[0])):
-        bound = 1e-3 * np.abs(theirs).max() + 1e-6
+        # A key bias has no gradient but for rounding, hence the share of the largest one.
+        bound = 1e-3 * np.abs(theirs).max() + 1e-6 * largest
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=bound)
     return params
 
@@ -135,9 +131,7 @@ def tokens_of(mask_BT):
 
 def test_a_decoder_with_two_kinds_of_layers():
     """Soft caps, every second layer with a window: the scan over layers picks the kernel."""
-    config = DecoderConfig(
-        **SHAPE, num_kv_heads=2, head_dim=8, windows=(6, 0), attn_softcap=5.0, remat="full"
-    )
+    config = DecoderConfig(**SHAPE, num_kv_heads=2, head_dim=8, windows=(6, 0), attn_softcap=5.0)
     mask_BT = mask_of(24)
     plain, splash = (dataclasses.replace(config, attention=name) for name in ("xla", "splash"))
     tokens_BT = tokens_of(mask_BT)
@@ -204,7 +198,7 @@ def test_what_runs_where(platform, changes, kernel):
 
 def test_a_kernel_that_is_not_here_is_refused():
     assert kernels.choose("splash", **HALF) == "splash"  # interpreted
-    with pytest.raises(ValueError, match="'cudnn' needs a GPU"):
+    with pytest.raises(ValueError, match="'cudnn' needs an NVIDIA GPU"):
         kernels.choose("cudnn", **HALF)
     with on("gpu"), pytest.raises(ValueError, match="'splash' needs a TPU"):
         kernels.choose("splash", **HALF)
