@@ -167,8 +167,9 @@ def bounded_pattern(text: str, *, long: bool = False) -> str:
 
     Escaped: what does not compile, or only with a warning, `_UNSAFE` syntax, more than one repeat
     or more than `_MOST_CHOICES` choices (matching time explodes), and in a long text any repeat
-    (matching time is quadratic) and more than one choice. What remains tries at most 8 ways (2 in a
-    long text) from each place, each as long as the pattern or, with its one repeat, as a short text.
+    (matching time is quadratic) and more than one choice. What remains tries at most 8 ways (2 in
+    a long text) from each place, each as long as the pattern or, with its one repeat, as a short
+    text.
     """
     if not re.search(r"[\\^$.|?*+()\[\]{}]", text):
         return text
