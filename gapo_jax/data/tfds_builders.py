@@ -60,11 +60,16 @@ def _example(pair: PreferentialPair) -> tuple[str, dict[str, str]]:
     return hashlib.blake2b(text, digest_size=16).hexdigest(), record
 
 
-class _PairBuilder(tfds.core.GeneratorBasedBuilder):
+def _only_example(pair: PreferentialPair) -> tuple[str, dict[str, str]]:
+    """Return the example of a pair that occurs once, as one does that `selection.choose` kept."""
+    key, record = _example(pair)
+    return f"{key}-0", record
+
+
+class _PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """What both builders share: features, and splits of pairs."""
 
     VERSION = tfds.core.Version("1.0.0")
-    SKIP_REGISTRATION = True
     DESCRIPTION = ""
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -111,11 +116,10 @@ class PreferentialPrompts(_PairBuilder):
         return {name: pairs for name, pairs in self._splits.items() if pairs}
 
 
-class _MinedOnBeam(PreferentialPrompts):
+class _MinedOnBeam(PreferentialPrompts, skip_registration=True):
     """`preferential_prompts`, mined by the pipeline that writes it."""
 
     name = "preferential_prompts"
-    SKIP_REGISTRATION = True
 
     def __init__(self, *, recipe: Recipe, **kwargs: Any) -> None:
         self._recipe = recipe
@@ -130,9 +134,7 @@ class _MinedOnBeam(PreferentialPrompts):
         return {name: self._generate_examples(pairs) for name, pairs in sides.items()}
 
     def _generate_examples(self, pairs: Any) -> Any:
-        beam = beam_mining.import_beam()
-        # A chosen pair occurs once (`selection.choose`), hence -0.
-        return pairs | beam.Map(lambda pair: (f"{(made := _example(pair))[0]}-0", made[1]))
+        return pairs | beam_mining.import_beam().Map(_only_example)
 
     def _process_pipeline_result(self, pipeline_result: Any) -> None:
         wanted = (
