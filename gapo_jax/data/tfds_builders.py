@@ -130,11 +130,9 @@ class _MinedOnBeam(PreferentialPrompts, skip_registration=True):
         self, dl_manager: tfds.download.DownloadManager, pipeline: Any
     ) -> dict[str, Any]:
         del dl_manager
+        examples = beam_mining.import_beam().Map(_only_example)
         sides = beam_mining.mined_pairs(pipeline, self._recipe)
-        return {name: self._generate_examples(pairs) for name, pairs in sides.items()}
-
-    def _generate_examples(self, pairs: Any) -> Any:
-        return pairs | beam_mining.import_beam().Map(_only_example)
+        return {name: pairs | f"Examples_{name}" >> examples for name, pairs in sides.items()}
 
     def _process_pipeline_result(self, pipeline_result: Any) -> None:
         wanted = (
