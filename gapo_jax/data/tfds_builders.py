@@ -189,7 +189,8 @@ def write_on_beam(
     Args:
       recipe: what to mine and how.
       folder: where TFDS datasets lie; all workers must reach it.
-      pipeline_options: of Beam, such as ["--runner=FlinkRunner", ...]; none runs on this machine.
+      pipeline_options: of Beam, such as ["--runner=FlinkRunner", ...]; without a runner it runs in
+        this process.
 
     Returns:
       The dataset's folder, and how many rows did not fit and were left out.
@@ -200,7 +201,10 @@ def write_on_beam(
     beam = beam_mining.import_beam()
     options = beam.options.pipeline_options.PipelineOptions(list(pipeline_options))
     builder = _MinedOnBeam(recipe=recipe, data_dir=str(folder), file_format=FORMAT)
-    config = tfds.download.DownloadConfig(beam_options=options)
+    named = any(option.startswith("--runner") for option in pipeline_options)
+    # Beam's own choice for one machine, the DirectRunner, would fetch a program (Prism) first.
+    runner = None if named else beam.runners.portability.fn_api_runner.FnApiRunner()
+    config = tfds.download.DownloadConfig(beam_options=options, beam_runner=runner)
     builder.download_and_prepare(download_config=config)
     return Path(builder.data_dir), builder.left_out
 
