@@ -117,10 +117,18 @@ def make_recipe(options: argparse.Namespace) -> Recipe:
         seed=options.seed,
     )
     return Recipe(
-        (options.source, *options.also), settings, options.pairs, options.test_fraction,
-        options.schema, options.responses, options.name, options.split, options.streaming,
-        options.rows, options.strict,
-    )  # fmt: skip
+        sources=(options.source, *options.also),
+        settings=settings,
+        pairs=options.pairs,
+        test_fraction=options.test_fraction,
+        schema=options.schema,
+        responses=options.responses,
+        name=options.name,
+        split=options.split,
+        streaming=options.streaming,
+        rows=options.rows,
+        strict=options.strict,
+    )
 
 
 def task_rows(recipe: Recipe, source: str) -> tuple[list[TaskRow], list[str]]:
@@ -132,7 +140,10 @@ def task_rows(recipe: Recipe, source: str) -> tuple[list[TaskRow], list[str]]:
     rows: list[TaskRow] = []
     problems: list[str] = []
     for found in recipe.read(source):
-        problems.append(found) if isinstance(found, str) else rows.append(found)
+        if isinstance(found, str):
+            problems.append(found)
+        else:
+            rows.append(found)
     for problem in problems[:_SHOWN]:
         print(f"left out: {problem}", file=sys.stderr)
     if len(problems) > _SHOWN:

@@ -242,6 +242,11 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     options.comparison, options.skipped = None, []
     scorer = load_scorer(options.scorer, options.batch_size) if options.scorer else None
     rows = read_rows(options)
+    if before and not {row.prompt for row in rows} & {verdict.prompt for verdict in before}:
+        raise ValueError(
+            f"--compare {options.compare}: it has no prompt in common with {options.prompts}; "
+            "compare runs on the same prompts"
+        )
     if options.responses is not None:
         rows, responses = read_answers(options, rows)
     else:

@@ -19,7 +19,7 @@ import functools
 import itertools
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from gapo_jax.constraints import official
@@ -97,9 +97,37 @@ def mentions(text: str, value: str) -> list[tuple[int, int]]:
     ]
 
 
+def _affirmed(
+    text: str,
+    values: Iterable[tuple[str, ...]],
+    counts: Callable[[int, int], bool] = lambda start, end: True,
+) -> set[tuple[str, ...]]:
+    """Return the values (as tokens) with an affirmed mention that counts.
+
+    Each place of the text is looked at once for each length of a value, however many there are.
+    """
+    words, places = tokens(text), _places(text)
+    found: set[tuple[str, ...]] = set()
+    by_size: dict[int, set[tuple[str, ...]]] = {}
+    for value in values:
+        by_size.setdefault(len(value), set()).add(value)
+    by_size.pop(0, None)
+    for size, wanted in by_size.items():
+        firsts = {value[0] for value in wanted}
+        for start in sorted(itertools.chain.from_iterable(places.get(f, ()) for f in firsts)):
+            value = words[start : start + size]
+            if value in wanted and counts(start, start + size) and not _denied(words, start):
+                found.add(value)
+                wanted.discard(value)
+    return found
+
+
 def stated(text: str, facts: Iterable[str]) -> list[str]:
     """Return those of the facts whose value the text states."""
-    return [fact for fact in facts if mentions(text, split_fact(fact)[1])]
+    facts = list(facts)
+    values = [tokens(split_fact(fact)[1]) for fact in facts]
+    found = _affirmed(text, values)
+    return [fact for fact, value in zip(facts, values, strict=True) if value in found]
 
 
 def others_stated(text: str, facts: Sequence[str], values: Sequence[str]) -> list[str]:
@@ -110,27 +138,24 @@ def others_stated(text: str, facts: Sequence[str], values: Sequence[str]) -> lis
       facts: what may be stated.
       values: "property: value | value | ...", everything a product of the kind could have.
     """
-    given = [split_fact(fact)[1] for fact in facts]
-    own = {tokens(value) for value in given}
-    spans = sorted({span for value in given for span in mentions(text, value)})
+    given = {tokens(split_fact(fact)[1]): split_fact(fact)[1] for fact in facts}
+    spans = sorted(span for value in given.values() for span in mentions(text, value))
     starts = [low for low, _ in spans]
     # The furthest end of all mentions up to each one: a part lies inside one of them if it ends
     # before the furthest end of those that start no later.
     ends = list(itertools.accumulate((high for _, high in spans), max))
 
-    def inside(start: int, end: int) -> bool:
+    def outside(start: int, end: int) -> bool:
         before = bisect.bisect_right(starts, start)
-        return before > 0 and end <= ends[before - 1]
+        return not before or end > ends[before - 1]
 
-    found = []
+    known = []
     for line in values:
         name, options = split_fact(line)
-        for option in (part.strip() for part in options.split("|")):
-            if not option or tokens(option) in own:
-                continue
-            if any(not inside(*span) for span in mentions(text, option)):
-                found.append(f"{name}: {option}")
-    return found
+        for option in map(str.strip, options.split("|")):
+            known.append((f"{name}: {option}", tokens(option)))
+    others = _affirmed(text, {value for _, value in known} - set(given), outside)
+    return [fact for fact, value in known if value in others]
 
 
 def follows(type_id: str, kwargs: Mapping[str, Any], response: str) -> bool:

@@ -14,9 +14,10 @@ from typing import Any
 RELATIONS = ("less than", "at least")
 # What a row may ask a checker to look for, so that the time of a check is bounded by its text.
 MAX_TEXT = 100_000  # characters of a text to compare with, such as a request to repeat
-MAX_VALUES = 2_000  # characters of a property with all its values
+MAX_VALUES = 500  # characters of a property with all its values
 MAX_PATTERN = 200  # characters of a keyword or fact, which is searched for everywhere
 MAX_WORDS = 100  # keywords or facts of one constraint
+MAX_KEYWORDS = 1_000  # characters of all keywords of one constraint
 
 IFEVAL: dict[str, dict[str, str]] = {
     "keywords:existence": {"keywords": "words"},
@@ -146,6 +147,11 @@ def _words(value: Any, most: int = MAX_PATTERN) -> tuple[str, ...] | None:
     return words if fits and 0 < len(words) <= MAX_WORDS else None
 
 
+def _keywords(value: Any) -> tuple[str, ...] | None:
+    words = _words(value)
+    return words if words and sum(map(len, words)) <= MAX_KEYWORDS else None
+
+
 def _facts(value: Any, most: int = MAX_PATTERN) -> tuple[str, ...] | None:
     """Each a text "property: value"."""
     words = _words(value, most)
@@ -164,7 +170,11 @@ def _language(value: Any) -> str | None:
 # kind -> (reader returning None for a value that does not fit, what was wanted)
 _KINDS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "count": (_count, "a whole number, 0 or more"),
-    "words": (_words, f"a list of words, 1 to {MAX_WORDS} of at most {MAX_PATTERN} characters"),
+    "words": (
+        _keywords,
+        f"a list of words, 1 to {MAX_WORDS} of at most {MAX_PATTERN} characters, {MAX_KEYWORDS} in "
+        "all",
+    ),
     "relation": (lambda v: v if v in RELATIONS else None, f"one of {RELATIONS}"),
     "text": (_text(MAX_TEXT), f"a text, not empty, of at most {MAX_TEXT} characters"),
     "pattern": (_text(MAX_PATTERN), f"a text, not empty, of at most {MAX_PATTERN} characters"),

@@ -26,6 +26,7 @@ import logging
 import re
 import types
 import unicodedata
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -158,28 +159,38 @@ _CHOICE = re.compile(r"[?|]")
 # A repeated group, a look-around or other extension, a reference to a group: each can take more
 # than linear time for every way to match.
 _UNSAFE = re.compile(r"\)[*+?{]|\(\?|\\\d")
-_MOST_CHOICES = 3  # of `?` and `|`: at most 2 ** 3 ways to match from each place of the text
+_MOST_CHOICES = 3  # of `?` and `|`: at most 2 ** 3 ways to match from each place of a short text
 
 
 def bounded_pattern(text: str, *, long: bool = False) -> str:
     """Return `text` as the official checkers use it (a pattern), or escaped where that is unsafe.
 
-    Escaped: what does not compile, `_UNSAFE` syntax, more than one repeat or more than
-    `_MOST_CHOICES` choices (matching time explodes), and in a long text any repeat (matching time
-    is quadratic). What remains tries at most 8 ways from each place, each as long as the pattern
-    or, with its one repeat, as a short text.
+    Escaped: what does not compile, or only with a warning, `_UNSAFE` syntax, more than one repeat
+    or more than `_MOST_CHOICES` choices (matching time explodes), and in a long text any repeat
+    (matching time is quadratic) and more than one choice. What remains tries at most 8 ways (2 in
+    a long text) from each place, each as long as the pattern or, with its one repeat, as a short
+    text.
     """
     if not re.search(r"[\\^$.|?*+()\[\]{}]", text):
         return text
     plain = re.sub(r"([*+?])\+", r"\1", text)  # possessive
     repeats, choices = len(_REPEAT.findall(plain)), len(_CHOICE.findall(plain))
-    unsafe = repeats > (0 if long else 1) or choices > _MOST_CHOICES or _UNSAFE.search(text)
+    most = (0, 1) if long else (1, _MOST_CHOICES)
+    unsafe = repeats > most[0] or choices > most[1] or _UNSAFE.search(text)
     if not unsafe:
         try:
-            # In the contexts in which the checkers place it.
-            for context in (text, rf"\b{text}\b", rf"\s*{text.lower()}.*$", rf"\s?{text}\s?\d+"):
-                re.compile(context)
-        except (re.error, RecursionError, OverflowError):
+            # In the contexts in which the checkers place it. Python warns of a pattern, such as
+            # one with [[, that will mean something else in a later version.
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                for context in (
+                    text,
+                    rf"\b{text}\b",
+                    rf"\s*{text.lower()}.*$",
+                    rf"\s?{text}\s?\d+",
+                ):
+                    re.compile(context)
+        except (re.error, RecursionError, OverflowError, Warning):
             unsafe = True
     return re.escape(text) if unsafe else text
 

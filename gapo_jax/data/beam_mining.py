@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gapo_jax.data.mining import mine_task
 from gapo_jax.data.recipe import Recipe
 from gapo_jax.data.selection import Summary, choose, summarise
 from gapo_jax.types import PreferentialPair
-
-if TYPE_CHECKING:
-    import apache_beam
 
 LEFT_OUT = ("gapo_jax", "rows_left_out")  # namespace and name of the counter
 Place = tuple[int, int, int]  # source, row of the task's first response, cycle
@@ -27,7 +24,7 @@ _Answer = tuple[int, int, str]  # source, row, response
 def import_beam() -> Any:
     """Return the module `apache_beam`; ModuleNotFoundError with the command that installs it."""
     try:
-        import apache_beam
+        import apache_beam  # pyright: ignore
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "mining on many machines needs Apache Beam, which is not installed: run "
@@ -70,10 +67,8 @@ def _kept(
         yield from cycle[1]
 
 
-def mined_pairs(
-    pipeline: apache_beam.Pipeline, recipe: Recipe
-) -> dict[str, apache_beam.PCollection]:
-    """Return the pairs of each split, "train" and (with a test fraction) "test"."""
+def mined_pairs(pipeline: Any, recipe: Recipe) -> dict[str, Any]:
+    """Return the pairs of each split, "train" and (with a test fraction) "test": `PCollection`s."""
     beam = import_beam()
     cycles = (
         pipeline

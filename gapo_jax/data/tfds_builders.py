@@ -60,11 +60,16 @@ def _example(pair: PreferentialPair) -> tuple[str, dict[str, str]]:
     return hashlib.blake2b(text, digest_size=16).hexdigest(), record
 
 
-class _PairBuilder(tfds.core.GeneratorBasedBuilder):
+def _only_example(pair: PreferentialPair) -> tuple[str, dict[str, str]]:
+    """Return the example of a pair that occurs once, as one does that `selection.choose` kept."""
+    key, record = _example(pair)
+    return f"{key}-0", record
+
+
+class _PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """What both builders share: features, and splits of pairs."""
 
     VERSION = tfds.core.Version("1.0.0")
-    SKIP_REGISTRATION = True
     DESCRIPTION = ""
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -111,11 +116,10 @@ class PreferentialPrompts(_PairBuilder):
         return {name: pairs for name, pairs in self._splits.items() if pairs}
 
 
-class _MinedOnBeam(PreferentialPrompts):
+class _MinedOnBeam(PreferentialPrompts, skip_registration=True):
     """`preferential_prompts`, mined by the pipeline that writes it."""
 
     name = "preferential_prompts"
-    SKIP_REGISTRATION = True
 
     def __init__(self, *, recipe: Recipe, **kwargs: Any) -> None:
         self._recipe = recipe
@@ -126,13 +130,9 @@ class _MinedOnBeam(PreferentialPrompts):
         self, dl_manager: tfds.download.DownloadManager, pipeline: Any
     ) -> dict[str, Any]:
         del dl_manager
+        examples = beam_mining.import_beam().Map(_only_example)
         sides = beam_mining.mined_pairs(pipeline, self._recipe)
-        return {name: self._generate_examples(pairs) for name, pairs in sides.items()}
-
-    def _generate_examples(self, pairs: Any) -> Any:
-        beam = beam_mining.import_beam()
-        # A chosen pair occurs once (`selection.choose`), hence -0.
-        return pairs | beam.Map(lambda pair: (f"{(made := _example(pair))[0]}-0", made[1]))
+        return {name: pairs | f"Examples_{name}" >> examples for name, pairs in sides.items()}
 
     def _process_pipeline_result(self, pipeline_result: Any) -> None:
         wanted = (
@@ -189,7 +189,8 @@ def write_on_beam(
     Args:
       recipe: what to mine and how.
       folder: where TFDS datasets lie; all workers must reach it.
-      pipeline_options: of Beam, such as ["--runner=FlinkRunner", ...]; none runs on this machine.
+      pipeline_options: of Beam, such as ["--runner=FlinkRunner", ...]; without a runner it runs in
+        this process.
 
     Returns:
       The dataset's folder, and how many rows did not fit and were left out.
@@ -200,7 +201,10 @@ def write_on_beam(
     beam = beam_mining.import_beam()
     options = beam.options.pipeline_options.PipelineOptions(list(pipeline_options))
     builder = _MinedOnBeam(recipe=recipe, data_dir=str(folder), file_format=FORMAT)
-    config = tfds.download.DownloadConfig(beam_options=options)
+    named = any(option.startswith("--runner") for option in pipeline_options)
+    # Beam's own choice for one machine, the DirectRunner, would fetch a program (Prism) first.
+    runner = None if named else beam.runners.portability.fn_api_runner.FnApiRunner()
+    config = tfds.download.DownloadConfig(beam_options=options, beam_runner=runner)
     builder.download_and_prepare(download_config=config)
     return Path(builder.data_dir), builder.left_out
 

@@ -188,8 +188,8 @@ def test_the_script_mines_any_file_and_names_odd_rows(tmp_path, capsys):
     arguments += ["--types", ",".join(TYPES), "--test-fraction", "0.4", "--seed", "1"]
     assert script.main(arguments) == 0
     error = capsys.readouterr().err
-    assert "row 4: not valid JSON" in error and "row 5: no schema fits" in error
-    assert "row 6: wanted a JSON object" in error
+    assert "line 4: not valid JSON" in error and "line 5: no schema fits" in error
+    assert "line 6: wanted a JSON object" in error
     made = {name: sources.read_pairs(out / f"{name}.jsonl") for name in ("pairs", "pairs_test")}
     assert not {p.task for p in made["pairs"]} & {p.task for p in made["pairs_test"]}
     record = json.loads((out / "card.json").read_text())
@@ -197,7 +197,7 @@ def test_the_script_mines_any_file_and_names_odd_rows(tmp_path, capsys):
     assert len((out / "left_out.txt").read_text().splitlines()) == 3
     assert len((out / "response_pairs.jsonl").read_text().splitlines()) == len(made["pairs"])
     assert script.main([*arguments, "--strict"]) == 1
-    assert "row 4" in capsys.readouterr().err
+    assert "line 4" in capsys.readouterr().err
     # More processes, the same files; a process of its own, since forking after JAX warns.
     again = [*arguments[:4], str(tmp_path / "two"), *arguments[5:], "--num-proc", "2"]
     subprocess.run(

@@ -43,6 +43,7 @@ def test_verify_and_summarise_by_hand():
     assert (summary["prompts"], summary["responses"], summary["instructions"]) == (3, 3, 5)
     table = accuracy.format_table(summary)
     assert "prompt_strict" in table and "33.3" in table and "punctuation:no_comma" in table
+    assert accuracy.satisfied(verdicts) == {1: [0, 1], 2: [0, 2, 0]}
 
 
 def test_an_empty_response_satisfies_nothing():

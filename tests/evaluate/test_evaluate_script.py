@@ -74,6 +74,19 @@ def test_rows_that_do_not_fit_are_named_and_left_out(tmp_path, capsys):
     assert script.main([*arguments, "--strict"]) == 1
 
 
+def test_runs_on_other_prompts_are_not_compared(tmp_path, capsys):
+    folders = []
+    for number, row in enumerate(ROWS):
+        prompts = _write(tmp_path / f"p{number}.jsonl", [row])
+        responses = _write(tmp_path / f"r{number}.jsonl", [{**row, "response": "Hi"}])
+        folders.append(str(tmp_path / f"out{number}"))
+        arguments = ["--prompts", prompts, "--responses", responses, "--out", folders[-1]]
+        arguments += ["--compare", folders[0]] if number else []
+        assert script.main(arguments) == number
+    assert "no prompt in common" in capsys.readouterr().err
+    assert not Path(folders[1]).exists()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [("", "no prompts"), ("[1]\n", "no prompts"), (None, "no such file")],
