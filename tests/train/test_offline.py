@@ -147,7 +147,9 @@ def test_what_the_discriminator_makes_of_held_out_pairs(tmp_path):
 
 
 def _written(workdir, rows):
-    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (workdir / "metrics.jsonl").write_text(
+        "".join(json.dumps(row | {"step": 0}) + "\n" for row in rows)
+    )
     return workdir
 
 
