@@ -71,7 +71,7 @@ def test_the_skewed_load_and_the_discriminator(benchmark):
 
 
 def test_chunks_hold_less_memory_than_all_logits(benchmark):
-    found = benchmark("logprob_memory", "--batch", "64", "--new-tokens", "64")["logprob_memory"]
-    logits_mib = 64 * 64 * 300 * 4 / 2**20
-    assert found["naive_backward_mib"] >= logits_mib > 4 * found["chunked_forward_mib"]
+    found = benchmark("logprob_memory", "--batch", "128", "--new-tokens", "64")["logprob_memory"]
+    logits_mib = 128 * 64 * 300 * 4 / 2**20
+    assert found["naive_backward_mib"] >= logits_mib > 2 * found["chunked_forward_mib"]
     assert found["chunked_backward_mib"] < 0.5 * found["naive_backward_mib"]

@@ -202,7 +202,7 @@ def test_repetition_ends_a_row(model, prompts, slots):
     lengths = np.asarray(sample(params, *prompts, keys(8), 0.8).response_mask_BR).sum(axis=1)
     expected = [end_of_repetition(tokens, 3, 2) for tokens in free]
     np.testing.assert_array_equal(lengths, expected)
-    assert 2 < min(expected) < 24 and len(set(expected)) > 2
+    assert 1 < min(expected) < 24 and len(set(expected)) > 2
 
 
 def test_impossible_requests_say_what_was_wanted(model, prompts, plain):
