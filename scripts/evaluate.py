@@ -57,13 +57,20 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--seed", type=int, default=0, help="of sampling and of the bootstrap")
     parser.add_argument("--resamples", type=int, default=2000, help="bootstrap resamples")
     group = parser.add_argument_group("with --model")
-    group.add_argument("--batch-size", type=int, default=32)
+    group.add_argument("--batch-size", type=int, default=32, help="rows decoded at once")
+    group.add_argument(
+        "--whole-batches",
+        action="store_true",
+        help="let a batch end with its longest row, not refill the place of a row that has ended",
+    )
     group.add_argument("--max-new-tokens", type=int, default=256)
     group.add_argument("--max-prompt-tokens", type=int, default=1024)
     group.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     group.add_argument("--samples", type=int, default=1, help="responses to each prompt")
     group.add_argument("--top-p", type=float, default=1.0)
     group.add_argument("--top-k", type=int, default=0)
+    group.add_argument("--min-p", type=float, default=0.0)
+    group.add_argument("--stop", action="append", default=[], help="cut before this; repeatable")
     group.add_argument("--system", default=None, help="system prompt")
     options = parser.parse_args(arguments)
     whole = ("batch_size", "max_new_tokens", "max_prompt_tokens", "resamples", "limit", "samples")
@@ -102,15 +109,19 @@ def load_model(options: argparse.Namespace) -> tuple[Any, Any, Callable[..., Any
         max_new_tokens=options.max_new_tokens,
         eos_ids=config.eos_ids,
         pad_id=config.pad_id,
+        slots=0 if options.whole_batches else options.batch_size,
         top_k=options.top_k,
         top_p=options.top_p,
+        min_p=options.min_p,
     )
     return loaded.params, loaded.tokenizer, sample, limit
 
 
 _SETTINGS = (
-    "model seed samples batch_size max_new_tokens max_prompt_tokens temperature top_p top_k system"
+    "model seed samples batch_size whole_batches max_new_tokens max_prompt_tokens temperature "
+    "top_p top_k min_p stop system"
 ).split()
+_REFILLS = 8  # batches' worth of rows that are kept at once where places are refilled
 
 
 def generate_responses(rows: Sequence[PromptRow], options: argparse.Namespace) -> list[str]:
@@ -122,6 +133,7 @@ def generate_responses(rows: Sequence[PromptRow], options: argparse.Namespace) -
     settings["prompts"] = prompts_mark([row.prompt for row in rows])
     store = ResponseStore(options.out, settings)
     samples, each = options.samples, options.batch_size // options.samples
+    each *= 1 if options.whole_batches else _REFILLS
     # Prompts of like length share a batch: each batch is as wide as its longest prompt needs.
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].prompt))
     parts = [order[start : start + each] for start in range(0, len(order), each)]
@@ -171,6 +183,7 @@ def make_asker(
             width=width,
             temperature=options.temperature,
             system=options.system,
+            stop=options.stop,
         )
         return made.texts
 

@@ -2,8 +2,8 @@
 
     python scripts/generate.py --model runs/quickstart --prompt "Name three rivers." [--greedy]
 
-Several --prompt arguments are answered in one batch. SmolLM2's chat template writes its own system
-turn; --system replaces it ("" leaves it empty).
+Several --prompt arguments are answered together. SmolLM2's chat template writes its own system
+turn; --system replaces it ("" leaves it empty). --stop cuts the answer before a string.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import sys
 import jax
 
 from gapo_jax.checkpoint import CheckpointError
-from gapo_jax.data.tokenizer import chat_prompt, decode_responses, encode_prompts
+from gapo_jax.rollout.generate import generate, prompt_width, row_keys
 from gapo_jax.rollout.sampler import make_sampler
 from gapo_jax.train.load import load_any
+
+SLOTS = 32  # rows decoded at a time where there are more prompts
 
 
 def parse() -> argparse.Namespace:
@@ -30,6 +32,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--top-p", type=float, default=0.95)
     parser.add_argument("--top-k", type=int, default=0)
+    parser.add_argument("--min-p", type=float, default=0.0)
+    parser.add_argument("--stop", action="append", default=[], help="repeat for several strings")
     parser.add_argument("--greedy", action="store_true", help="temperature 0")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
@@ -42,26 +46,33 @@ def main() -> int:
         loaded = load_any(args.model, step=args.step)
         config = loaded.module.config
         limit = config.max_positions - args.max_new_tokens
-        texts = [chat_prompt(loaded.tokenizer, prompt, args.system) for prompt in args.prompt]
-        tokens_BP, mask_BP = encode_prompts(loaded.tokenizer, texts, limit)
-        sample = make_sampler(
-            loaded.module,
-            max_new_tokens=args.max_new_tokens,
-            eos_ids=config.eos_ids,
-            pad_id=config.pad_id,
-            top_k=args.top_k,
-            top_p=args.top_p,
+        count = len(args.prompt)
+        made = generate(
+            make_sampler(
+                loaded.module,
+                max_new_tokens=args.max_new_tokens,
+                eos_ids=config.eos_ids,
+                pad_id=config.pad_id,
+                slots=SLOTS if count > SLOTS else 0,
+                top_k=args.top_k,
+                top_p=args.top_p,
+                min_p=args.min_p,
+            ),
+            loaded.params,
+            loaded.tokenizer,
+            args.prompt,
+            row_keys(jax.random.key(args.seed), count=count),
+            batch_size=count,
+            width=prompt_width(loaded.tokenizer, args.prompt, args.system, limit),
+            temperature=0.0 if args.greedy else args.temperature,
+            system=args.system,
+            stop=args.stop,
         )
     except (FileNotFoundError, ValueError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    keys_B = jax.random.split(jax.random.key(args.seed), len(texts))
-    temperature = 0.0 if args.greedy else args.temperature
-    rollout = sample(loaded.params, tokens_BP, mask_BP, keys_B, temperature)
-    tokens_BR = rollout.tokens_BT[:, tokens_BP.shape[1] :]
-    responses = decode_responses(loaded.tokenizer, tokens_BR, rollout.response_mask_BR)
-    for prompt, response in zip(args.prompt, responses):
-        if len(responses) > 1:
+    for prompt, response in zip(args.prompt, made.texts):
+        if count > 1:
             print(f"### {prompt}")
         print(response.strip())
     return 0

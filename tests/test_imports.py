@@ -13,7 +13,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "gapo_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
-SCRIPTS = sorted((ROOT / "scripts").glob("*.py")) + sorted((ROOT / "configs").glob("*.py"))
+SCRIPTS = sorted((ROOT / "scripts").rglob("*.py")) + sorted((ROOT / "configs").glob("*.py"))
 
 # Design section 3. A module may import modules of the layers above it, never of its own layer
 # (except its own folder) and never of a layer below.

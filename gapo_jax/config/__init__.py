@@ -123,13 +123,26 @@ class DataConfig(Section):
 
 @dataclasses.dataclass
 class SamplingConfig(Section):
-    """How responses are sampled for rollouts. `batch_size` rows are decoded at once."""
+    """How responses are sampled for rollouts. `batch_size` rows are decoded at once, until the
+    longest has ended; with `slots` that many, where a row that has ended makes room for the next
+    one (looked for every `chunk` tokens): faster where responses differ much in length and there
+    are several times as many as slots, on one process.
+
+    `top_k`, `top_p` and `min_p` (a share of the best token's probability) restrict what is drawn;
+    0, 1 and 0 restrict nothing. A response that ends in `repetition_times` copies of one block of
+    at most `repetition_period` tokens is broken off (0: never).
+    """
 
     max_new_tokens: int = 48
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_period: int = 0
+    repetition_times: int = 4
     batch_size: int = 96
+    slots: int = 0
+    chunk: int = 8
 
 
 @dataclasses.dataclass
@@ -226,7 +239,12 @@ _RANGES: dict[str, tuple[float, float]] = (
         "sampling.temperature": (1e-3, 100),
         "sampling.top_k": (0, math.inf),
         "sampling.top_p": (1e-6, 1),
+        "sampling.min_p": (0, 1),
+        "sampling.repetition_period": (0, math.inf),
+        "sampling.repetition_times": (2, math.inf),
         "sampling.batch_size": (1, math.inf),
+        "sampling.slots": (0, math.inf),
+        "sampling.chunk": (1, math.inf),
         "eval.prompts_per_set": (1, math.inf),
         "eval.samples_per_prompt": (1, math.inf),
         "eval.temperature": (0, 100),

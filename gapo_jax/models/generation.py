@@ -7,9 +7,11 @@ layer has its own cache buffers, which the loop updates in place.
 
 The cache has two parts. The prompt's keys and values are written once and never change, so the
 samples of one prompt share them (one prefill for G samples, and G queries per read of the cache).
-The response part has one slot per new token; since prompts are padded on the left, response token
-r of every row has slot r, and one slice update serves the batch. Keys lie as [B, K, H, S] and
-values as [B, K, S, H], so that neither product has to transpose the cache.
+The response part is a ring of S columns; since prompts are padded on the left, all rows write their
+next token into one column, and one slice update serves the batch. A row at its token number `step`
+sees the last `step` + 1 columns, so rows that started at different times may share the ring, and a
+new row inherits nothing from the one before it. Keys lie as [B, K, H, S] and values as
+[B, K, S, H], so that neither product has to transpose the cache.
 """
 
 from __future__ import annotations
@@ -119,13 +121,13 @@ def prefill(
     return hidden_BD, caches
 
 
-def empty_cache(config: DecoderConfig, batch: int, slots: int) -> Cache:
-    """A response cache of zeros for `batch` rows of up to `slots` new tokens."""
+def empty_cache(config: DecoderConfig, batch: int, columns: int) -> Cache:
+    """A response cache of zeros for `batch` rows: a ring of `columns`, one for each new token."""
     heads, width, dtype = config.num_kv_heads, config.head_dim, config.dtype
     return tuple(
         LayerCache(
-            jnp.zeros((batch, heads, width, slots), dtype),
-            jnp.zeros((batch, heads, slots, width), dtype),
+            jnp.zeros((batch, heads, width, columns), dtype),
+            jnp.zeros((batch, heads, columns, width), dtype),
         )
         for _ in range(config.num_layers)
     )
@@ -139,17 +141,23 @@ def decode_step(
     prompt_mask_AP: jax.Array,
     prompt_cache: Cache,
     response_cache: Cache,
+    column: jax.Array | None = None,
 ) -> tuple[jax.Array, Cache]:
-    """Append response token number `step` (int32 scalar, `tokens_B` int32) to every row.
+    """Append response token number `step` (`tokens_B` int32) to every row.
 
-    The prompt mask and cache have A rows; row b of the batch continues prompt b // (B / A).
+    `step` is an int32 scalar or, where the rows started at different times, [B]; then every row has
+    its own prompt, and `column` (int32 scalar, below S) says where in the ring the tokens go: the
+    column after that of the step before. The prompt mask and cache have A rows; row b of the batch
+    continues prompt b // (B / A).
     Returns the final hidden state [B, D], which predicts the next token, and the response cache.
     """
-    samples = tokens_B.shape[0] // prompt_mask_AP.shape[0]
+    step, samples = jnp.asarray(step), tokens_B.shape[0] // prompt_mask_AP.shape[0]
     positions_B = jnp.repeat(prompt_mask_AP.sum(axis=1), samples) + step
-    slots = response_cache[0].v_BKSH.shape[2]
+    column = step if column is None else column
+    columns = response_cache[0].v_BKSH.shape[2]
+    age_S = (column - jnp.arange(columns)) % columns
     views = {
-        local: _view(config, positions_B, prompt_mask_AP, slots, step, local)
+        local: _view(config, positions_B, prompt_mask_AP, step, age_S, local)
         for local in sorted(set(config.local_layers))
     }
     x_BD = scale_embeddings(weights.embedding_VD[tokens_B], config)
@@ -163,8 +171,8 @@ def decode_step(
         q_BNH, k_BKH, v_BKH = _qkv(layer, config, x_BD, view.cos_BH, view.sin_BH)
         write = jax.lax.dynamic_update_slice_in_dim
         response = LayerCache(
-            write(response.k_BKHS, k_BKH[..., None], step, axis=3),
-            write(response.v_BKSH, v_BKH[:, :, None], step, axis=2),
+            write(response.k_BKHS, k_BKH[..., None], column, axis=3),
+            write(response.v_BKSH, v_BKH[:, :, None], column, axis=2),
         )
         mixed_BNH = _attend_cached(config, q_BNH, prompt, response, view)
         x_BD = _finish_layer(layer, config, x_BD, mixed_BNH)
@@ -192,33 +200,34 @@ def next_logits(
 
 class _View(NamedTuple):
     """What one new token sees in the layers of one kind: rotary tables [B, H] of its position and
-    the additive biases of the two parts of the cache."""
+    the additive biases of the two parts of the cache, the second [1, S] or [B, S]."""
 
     cos_BH: jax.Array | None
     sin_BH: jax.Array | None
     prompt_bias_AP: jax.Array
-    response_bias_S: jax.Array
+    response_bias_BS: jax.Array
 
 
 def _view(
     config: DecoderConfig,
     positions_B: jax.Array,
     prompt_mask_AP: jax.Array,
-    slots: int,
     step: jax.Array,
+    age_S: jax.Array,
     local: bool,
 ) -> _View:
+    """`age_S` says how many tokens ago each column of the ring was written."""
     width = prompt_mask_AP.shape[1]
     in_prompt_AP = prompt_mask_AP > 0
-    in_response_S = jnp.arange(slots) <= step
+    in_response_BS = jnp.atleast_2d(age_S <= step[..., None])
     if local:
-        # Slot p of the prompt lies width + step - p columns back, slot s of the response step - s.
-        in_prompt_AP &= width + step - jnp.arange(width) < config.window
-        in_response_S &= step - jnp.arange(slots) < config.window
+        # Column p of the prompt lies width + step - p tokens back.
+        in_prompt_AP &= width + step[..., None] - jnp.arange(width) < config.window
+        in_response_BS &= age_S < config.window
     return _View(
         *rope_of(config, positions_B, local),
         jnp.where(in_prompt_AP, 0.0, MASKED),
-        jnp.where(in_response_S, 0.0, MASKED),
+        jnp.where(in_response_BS, 0.0, MASKED),
     )
 
 
@@ -316,7 +325,8 @@ def _attend_cached(
     on_prompt = product("akjh,akhp->akjp", by_prompt(q_BKGH), prompt.k_BKHS)
     on_prompt = soft_cap(on_prompt, config.attn_softcap) + view.prompt_bias_AP[:, None, None, :]
     on_response = product("bkgh,bkhs->bkgs", q_BKGH, response.k_BKHS)
-    on_response = soft_cap(on_response, config.attn_softcap) + view.response_bias_S
+    on_response = soft_cap(on_response, config.attn_softcap)
+    on_response += view.response_bias_BS[:, None, None, :]
 
     top_BKG1 = jnp.maximum(by_row(on_prompt.max(axis=-1)), on_response.max(axis=-1, keepdims=True))
     on_prompt = jnp.exp(on_prompt - by_prompt(top_BKG1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,16 +11,20 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from gapo_jax.data.tokenizer import chat_prompt, decode_responses, encode_prompts
+from gapo_jax.rollout.continuous import ContinuousSampler
+from gapo_jax.rollout.stops import StopStrings
 from gapo_jax.types import Rollout
 
 SampleFn = Callable[..., Rollout]
 
 
 class Generated(NamedTuple):
-    """Responses in the order of their prompts: plain text, and the rollout as numpy arrays."""
+    """Responses in the order of their prompts: plain text, and the rollout as numpy arrays;
+    `device_s` are the seconds in which the device had them to compute."""
 
     texts: list[str]
     rollout: Rollout
+    device_s: float = 0.0
 
 
 def row_keys(key: jax.Array, *path: int, count: int) -> jax.Array:
@@ -78,27 +83,60 @@ def generate(
     width: int,
     temperature: float,
     system: str | None = None,
+    stop: Sequence[str] = (),
     on_batch: Callable[[int], object] = lambda done: None,
 ) -> Generated:
-    """Sample responses, `batch_size` rows at a time; prompt b // G gets row b, G = keys / prompts.
+    """Sample responses; prompt b // G gets row b, G = keys / prompts.
 
-    Every call of the sampler has the same shape, so it compiles once; the last batch is filled up
-    with repeated prompts, whose rows are dropped again. The samples of one prompt share its
-    prefill. A row's text depends on its key and its prompt alone. `on_batch` is told the number
-    of rows done.
+    A row's text depends on its key and its prompt alone, and the samples of one prompt share its
+    prefill. A continuous sampler takes all rows; any other `batch_size` rows at a time. Texts are
+    cut before the first of the strings `stop`; the rollout keeps the tokens that complete it.
+    `on_batch` is told the number of rows done.
 
     Raises:
-        ValueError: the keys are not a multiple of the prompts, or the batch not one of G.
+        ValueError: the keys are not a multiple of the prompts, or the batch not one of G; an empty
+            stop string.
     """
     samples, rest = divmod(keys_B.shape[0], len(prompts))
-    if rest or not samples or batch_size % samples:
+    continuous = isinstance(sample, ContinuousSampler)
+    if rest or not samples or (batch_size % samples and not continuous):
         raise ValueError(
             f"got {len(prompts)} prompts, {keys_B.shape[0]} keys and batches of {batch_size} rows; "
             "the keys must be a multiple of the prompts, and config.sampling.batch_size of the "
             "samples of one prompt"
         )
+    stops = StopStrings(tokenizer, stop) if stop else None
     texts = [chat_prompt(tokenizer, prompt, system) for prompt in prompts]
-    tokens_AP, mask_AP = encode_prompts(tokenizer, texts, width, buckets=(width,))
+    prompts_AP = encode_prompts(tokenizer, texts, width, buckets=(width,))
+    start = time.perf_counter()
+    if continuous:
+        rollout = sample(params, *prompts_AP, keys_B, temperature, stop=stops, on_rows=on_batch)
+    else:
+        inputs = params, *prompts_AP, keys_B, temperature
+        rollout = _in_batches(sample, inputs, samples, batch_size, on_batch)
+    device_s = time.perf_counter() - start
+    if stops is not None:
+        pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        rollout = stops.cut_rollout(rollout, pad_id)
+    tokens_BR = rollout.tokens_BT[:, width:]
+    texts = decode_responses(tokenizer, tokens_BR, rollout.response_mask_BR)
+    texts = [stops.cut(text) for text in texts] if stops else texts
+    return Generated(texts, rollout, device_s)
+
+
+def _in_batches(
+    sample: SampleFn,
+    inputs: tuple[Any, np.ndarray, np.ndarray, jax.Array, float],
+    samples: int,
+    batch_size: int,
+    on_batch: Callable[[int], object],
+) -> Rollout:
+    """Sample `batch_size` rows at a time, each batch until its longest row has ended.
+
+    Every call of the sampler has the same shape, so it compiles once; the last batch is filled up
+    with repeated prompts, whose rows are dropped again.
+    """
+    params, tokens_AP, mask_AP, keys_B, temperature = inputs
     parts: list[Rollout] = []
     for start in range(0, keys_B.shape[0], batch_size):
         rows = np.arange(start, start + batch_size) % keys_B.shape[0]
@@ -107,6 +145,4 @@ def generate(
         keep = min(batch_size, keys_B.shape[0] - start)
         parts.append(jax.tree.map(lambda leaf, keep=keep: np.asarray(leaf)[:keep], rollout))
         on_batch(start + keep)
-    rollout = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-    tokens_BR = rollout.tokens_BT[:, width:]
-    return Generated(decode_responses(tokenizer, tokens_BR, rollout.response_mask_BR), rollout)
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)

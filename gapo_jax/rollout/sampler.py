@@ -1,9 +1,8 @@
-"""Sampling from the decoder: one jitted program of prefill and a loop over new tokens.
+"""Sampling from the decoder: prefill, then a loop over new tokens.
 
-Drawing a token costs one pass over the logits more than their log-sum-exp. The vocabulary is cut
-into blocks; a first uniform number picks the block by its mass, a second the token inside it. Two
-numbers per row and step replace the V Gumbel variates of the usual trick, which on a CPU cost as
-much as half the network.
+`make_sampler` gives one of two samplers with the same call and the same texts. All rows at once:
+one jitted program that runs until the last row has ended. With `slots`: rows that have ended make
+room for the next ones (`continuous.py`).
 """
 
 from __future__ import annotations
@@ -14,23 +13,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gapo_jax.models import Decoder, DecoderConfig, generation
+from gapo_jax.models import Decoder, generation
+from gapo_jax.rollout.continuous import ContinuousSampler, samples_per_prompt
+from gapo_jax.rollout.draws import Drawn, Repeats, Settings, draw_next, no_repeats
 from gapo_jax.types import Rollout
 
-BLOCK = 256
-
 Sampler = Callable[..., Rollout]
-
-
-class _Settings(NamedTuple):
-    """What is fixed when a sampler is made."""
-
-    config: DecoderConfig
-    max_new_tokens: int
-    eos_ids: tuple[int, ...]
-    pad_id: int
-    top_k: int
-    top_p: float
+# The options of `make_sampler` that have a field of the same name in the configuration.
+RESTRICTIONS = ("top_k", "top_p", "min_p", "repetition_period", "repetition_times")
 
 
 class _State(NamedTuple):
@@ -42,6 +32,7 @@ class _State(NamedTuple):
     tokens_BR: jax.Array
     mask_BR: jax.Array
     logprobs_BR: jax.Array
+    repeats: Repeats | None
     cache: generation.Cache
 
 
@@ -51,32 +42,39 @@ def make_sampler(
     max_new_tokens: int,
     eos_ids: Sequence[int],
     pad_id: int,
-    top_k: int = 0,
-    top_p: float = 1.0,
+    slots: int = 0,
+    chunk: int = 8,
+    **options: Any,
 ) -> Sampler:
-    """Build `sample(params, tokens_AP, mask_AP, keys_B, temperature) -> Rollout`, jitted.
+    """Build `sample(params, tokens_AP, mask_AP, keys_B, temperature, limits_B=None) -> Rollout`.
 
     Args of `sample`: the decoder's parameters; prompts padded on the left (`tokens_AP`, `mask_AP`
     int32); one typed PRNG key per response; the temperature, a scalar that is traced (a new value
-    compiles nothing), 0 for greedy. With as many keys as prompts every prompt gets one response;
-    with G times as many it gets G neighbouring ones from a single prefill: row b continues prompt
-    b // G.
+    compiles nothing), 0 for greedy; the most tokens of each response (int32 [B], None: all
+    `max_new_tokens`). With as many keys as prompts every prompt gets one response; with G times as
+    many it gets G neighbouring ones from a single prefill: row b continues prompt b // G.
 
-    A response depends on its own key and prompt alone, not on its neighbours, the batch size or
-    the padding. It ends with the first of `eos_ids`; the loop ends when all have. `top_k` (0 =
-    all) and `top_p` (1 = all) restrict what is drawn. `Rollout.logprobs_BR` are the log-probs of
-    the drawn tokens in the full distribution at the sampling temperature (at temperature 1 when
-    greedy), and 0 after the end; rows are `pad_id` there.
+    A response depends on its own key and prompt alone, not on its neighbours, the batch size, the
+    slots or the padding. It ends with the first of `eos_ids`, at its limit or by repetition; the
+    loop ends when all have. `Rollout.logprobs_BR` are the log-probs of the drawn tokens in the full
+    distribution at the sampling temperature (at temperature 1 when greedy), and 0 after the end;
+    rows are `pad_id` there.
+
+    With `slots` = 0 `sample` is jitted and decodes all rows at once. Otherwise it is a
+    `ContinuousSampler` that decodes so many rows at a time, `chunk` tokens between two looks at
+    which slots are free, and returns numpy arrays.
+
+    `options` restrict what is drawn: `top_k` (0: all), `top_p` (1: all), `min_p` (0: all), see
+    `draws.restrict`; or end a response that repeats itself: `repetition_times` copies in a row of
+    one block of at most `repetition_period` tokens (0: never).
 
     Raises ValueError on impossible settings, and from `sample` when the number of keys is not a
     multiple of the prompts or the tokens do not fit `max_positions`.
     """
-    if max_new_tokens < 1 or top_k < 0 or not 0.0 < top_p <= 1.0:
-        raise ValueError(
-            "sampling needs max_new_tokens >= 1, top_k >= 0 and 0 < top_p <= 1, got "
-            f"{max_new_tokens}, {top_k} and {top_p}"
-        )
-    settings = _Settings(decoder.config, max_new_tokens, tuple(eos_ids), pad_id, top_k, top_p)
+    settings = Settings(decoder.config, max_new_tokens, tuple(eos_ids), pad_id, **options)
+    settings.check()
+    if slots:
+        return ContinuousSampler(settings, slots, chunk)
 
     def sample(
         params: Mapping[str, Any],
@@ -84,27 +82,28 @@ def make_sampler(
         mask_AP: jax.Array,
         keys_B: jax.Array,
         temperature: float | jax.Array,
+        limits_B: jax.Array | None = None,
     ) -> Rollout:
-        return _sample(settings, params, tokens_AP, mask_AP, keys_B, temperature)
+        return _sample(settings, params, tokens_AP, mask_AP, keys_B, temperature, limits_B)
 
     return jax.jit(sample)
 
 
-def _sample(settings: _Settings, params, tokens_AP, mask_AP, keys_B, temperature) -> Rollout:
+def _sample(
+    settings: Settings, params, tokens_AP, mask_AP, keys_B, temperature, limits_B
+) -> Rollout:
     """Prefill once, then append one token to every row until all have ended."""
     config, length, batch = settings.config, settings.max_new_tokens, keys_B.shape[0]
-    samples = _samples_per_prompt(tokens_AP, keys_B, length, config.max_positions)
-    greedy = jnp.asarray(temperature) == 0
+    samples = samples_per_prompt(settings, tokens_AP, keys_B)
     weights = generation.decode_weights(params, config)
     hidden_AD, prompt_cache = generation.prefill(params, config, tokens_AP, mask_AP)
 
     def draw(state: _State, hidden_BD: jax.Array) -> _State:
-        divisor = jnp.where(greedy, 1.0, temperature)
-        logits_BV = generation.next_logits(weights, hidden_BD, divisor, config.final_softcap)
-        drawn_B, logprob_B = draw_tokens(
-            logits_BV, keys_B, state.step, greedy, top_k=settings.top_k, top_p=settings.top_p
-        )
-        return _append(state, drawn_B, logprob_B, settings.eos_ids, settings.pad_id)
+        drawn = draw_next(
+            settings, weights, hidden_BD, keys_B, state.step, temperature,
+            state.ended_B, limits_B, state.repeats,
+        )  # fmt: skip
+        return _append(state, drawn)
 
     def advance(state: _State) -> _State:
         hidden_BD, cache = generation.decode_step(
@@ -115,8 +114,7 @@ def _sample(settings: _Settings, params, tokens_AP, mask_AP, keys_B, temperature
     def unfinished(state: _State) -> jax.Array:
         return (state.step < length) & ~state.ended_B.all()
 
-    cache = generation.empty_cache(config, batch, length)
-    state = _initial_state(batch, length, settings.pad_id, cache)
+    state = _initial_state(settings, batch)
     state = draw(state, jnp.repeat(hidden_AD, samples, axis=0))
     state = jax.lax.while_loop(unfinished, advance, state)
     prompt_BP, prompt_mask_BP = (jnp.repeat(x, samples, axis=0) for x in (tokens_AP, mask_AP))
@@ -128,109 +126,22 @@ def _sample(settings: _Settings, params, tokens_AP, mask_AP, keys_B, temperature
     )
 
 
-def draw_tokens(
-    logits_BV: jax.Array,
-    keys_B: jax.Array,
-    step: jax.Array,
-    greedy: bool | jax.Array = False,
-    *,
-    top_k: int = 0,
-    top_p: float = 1.0,
-) -> tuple[jax.Array, jax.Array]:
-    """Draw one token per row from softmax(logits), or take the best one when `greedy`.
-
-    `logits_BV` float32, already divided by the temperature; each of `keys_B` is folded with
-    `step`. Returns the tokens [B] int32 and their log-probs [B] float32 in the full distribution
-    (before `top_k` and `top_p`).
-    """
-    blocks_BMC, top_B = _blocks(logits_BV)
-    mass_BM = jnp.exp(blocks_BMC - top_B[:, None, None]).sum(axis=-1)
-    log_total_B = jnp.log(mass_BM.sum(axis=-1)) + top_B
-    if top_k or top_p < 1.0:
-        blocks_BMC, _ = _blocks(restrict(logits_BV, top_k, top_p))
-        mass_BM = jnp.exp(blocks_BMC - top_B[:, None, None]).sum(axis=-1)
-
-    uniform_B2 = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, step), (2,)))(
-        keys_B
-    )
-    best_B = blocks_BMC.max(axis=-1).argmax(axis=-1)
-    block_B = jnp.where(greedy, best_B, _invert_cdf(mass_BM, uniform_B2[:, 0]))
-    block_BC = jnp.take_along_axis(blocks_BMC, block_B[:, None, None], axis=1)[:, 0]
-    inside_B = _invert_cdf(jnp.exp(block_BC - top_B[:, None]), uniform_B2[:, 1])
-    inside_B = jnp.where(greedy, block_BC.argmax(axis=-1), inside_B)
-    chosen_B = jnp.take_along_axis(block_BC, inside_B[:, None], axis=1)[:, 0]
-    tokens_B = (block_B * block_BC.shape[1] + inside_B).astype(jnp.int32)
-    return tokens_B, chosen_B - log_total_B
-
-
-def restrict(logits_BV: jax.Array, top_k: int, top_p: float) -> jax.Array:
-    """Set to -inf what lies outside the `top_k` best, then outside the nucleus of mass `top_p`.
-
-    The nucleus (Holtzman et al. 2020) is the smallest set of best tokens with at least that mass;
-    tokens tied with its last member stay in. `logits_BV` float32, of any shape [B, V].
-    """
-    if top_k and top_k < logits_BV.shape[-1]:
-        threshold_B1 = jax.lax.top_k(logits_BV, top_k)[0][:, -1:]
-        logits_BV = jnp.where(logits_BV < threshold_B1, -jnp.inf, logits_BV)
-    if top_p < 1.0:
-        sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
-        probs_BV = jax.nn.softmax(sorted_BV, axis=-1)
-        inside_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV < top_p
-        threshold_B1 = jnp.where(inside_BV, sorted_BV, jnp.inf).min(axis=-1, keepdims=True)
-        logits_BV = jnp.where(logits_BV < threshold_B1, -jnp.inf, logits_BV)
-    return logits_BV
-
-
-def _blocks(logits_BV: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cut the vocabulary into blocks [B, M, C] (-inf beyond V), and the maximum [B]."""
-    batch, vocab = logits_BV.shape
-    padded_BV = jnp.pad(logits_BV, ((0, 0), (0, -vocab % BLOCK)), constant_values=-jnp.inf)
-    blocks_BMC = padded_BV.reshape(batch, -1, BLOCK)
-    return blocks_BMC, blocks_BMC.max(axis=-1).max(axis=-1)
-
-
-def _invert_cdf(mass_BM: jax.Array, uniform_B: jax.Array) -> jax.Array:
-    """First index whose cumulative mass exceeds the share `uniform_B` of the total."""
-    cumulative_BM = jnp.cumsum(mass_BM, axis=-1)
-    target_B1 = uniform_B[:, None] * cumulative_BM[:, -1:]
-    index_B = (cumulative_BM <= target_B1).sum(axis=-1)
-    return jnp.minimum(index_B, mass_BM.shape[-1] - 1)
-
-
-def _samples_per_prompt(tokens_AP, keys_B, max_new_tokens: int, max_positions: int) -> int:
-    prompts, prompt_length = tokens_AP.shape
-    if keys_B.shape[0] % prompts:
-        raise ValueError(
-            f"sampling needs one key per response, a multiple of the {prompts} prompts, got "
-            f"{keys_B.shape[0]} keys"
-        )
-    if prompt_length + max_new_tokens > max_positions:
-        raise ValueError(
-            f"prompt of {prompt_length} and response of {max_new_tokens} tokens exceed the "
-            f"model's max_positions = {max_positions}; shorten one of them"
-        )
-    return keys_B.shape[0] // prompts
-
-
-def _initial_state(batch: int, length: int, pad_id: int, cache: generation.Cache) -> _State:
+def _initial_state(settings: Settings, batch: int) -> _State:
+    length = settings.max_new_tokens
     return _State(
         step=jnp.int32(0),
         last_B=jnp.zeros((batch,), jnp.int32),
         ended_B=jnp.zeros((batch,), bool),
-        tokens_BR=jnp.full((batch, length), pad_id, jnp.int32),
+        tokens_BR=jnp.full((batch, length), settings.pad_id, jnp.int32),
         mask_BR=jnp.zeros((batch, length), jnp.int32),
         logprobs_BR=jnp.zeros((batch, length), jnp.float32),
-        cache=cache,
+        repeats=no_repeats(settings, batch),
+        cache=generation.empty_cache(settings.config, batch, length),
     )
 
 
-def _append(state: _State, drawn_B, logprob_B, eos_E: tuple[int, ...], pad_id: int) -> _State:
-    """Write the drawn tokens of the rows that have not ended into column `state.step`."""
-    alive_B = ~state.ended_B
-    drawn_B = jnp.where(alive_B, drawn_B, pad_id)
-    is_eos_B = (
-        jnp.isin(drawn_B, jnp.asarray(eos_E, jnp.int32)) if eos_E else jnp.zeros_like(alive_B)
-    )
+def _append(state: _State, drawn: Drawn) -> _State:
+    """Write the drawn tokens of the rows that had not ended into column `state.step`."""
 
     def write(array_BR: jax.Array, column_B: jax.Array) -> jax.Array:
         column_B1 = column_B.astype(array_BR.dtype)[:, None]
@@ -238,9 +149,10 @@ def _append(state: _State, drawn_B, logprob_B, eos_E: tuple[int, ...], pad_id: i
 
     return state._replace(
         step=state.step + 1,
-        last_B=drawn_B,
-        ended_B=state.ended_B | (alive_B & is_eos_B),
-        tokens_BR=write(state.tokens_BR, drawn_B),
-        mask_BR=write(state.mask_BR, alive_B),
-        logprobs_BR=write(state.logprobs_BR, jnp.where(alive_B, logprob_B, 0.0)),
+        last_B=drawn.tokens_B,
+        ended_B=drawn.ended_B,
+        tokens_BR=write(state.tokens_BR, drawn.tokens_B),
+        mask_BR=write(state.mask_BR, ~state.ended_B),
+        logprobs_BR=write(state.logprobs_BR, drawn.logprobs_B),
+        repeats=drawn.repeats,
     )

@@ -48,11 +48,14 @@ def score_texts(
     """
     sizes = [len(text.prompt) + len(text.response) for text in texts]
     order = np.argsort(sizes, kind="stable")
-    logits_B = np.zeros(len(texts), np.float32)
+    logits_B, scored = np.zeros(len(texts), np.float32), []
     for start in range(0, len(texts), config.batch_size):
         rows = order[start : start + config.batch_size]
         batch = make_batch(tokenizer, [texts[i] for i in rows], np.ones(len(rows)), config)
         scores = steps.disc_score(params, batch.tokens_BT, batch.mask_BT, batch.type_ids_BT)
+        scored.append((rows, scores))
+    # Fetched at the end, so that a batch is tokenised while the device scores the one before.
+    for rows, scores in scored:
         logits_B[rows] = np.asarray(scores)[: len(rows)]
     return logits_B
 

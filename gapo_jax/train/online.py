@@ -118,7 +118,8 @@ def one_round(run: Run, state: RunState, index: int) -> RunState:
             run, state, fresh, sampled.generated.rollout, sampled.rules_B
         )
         chosen = select_rows(rewards_B, config.ppo.samples_per_prompt, config.ppo.train_samples)
-    write_samples(run, number, sampled, logits_B)
+    with run.clock("samples"):
+        write_samples(run, number, sampled, logits_B)
     with run.clock("experience"):
         rollout = take_rows(sampled.generated.rollout, chosen)
         scored = score_policy(run, state, rollout)
@@ -142,7 +143,11 @@ def one_round(run: Run, state: RunState, index: int) -> RunState:
     with run.clock("policy"):
         state, learned = learn_phase(run, state, experience, scored, index)
         state = next_kl_coef(config, state, found["kl/ref"], len(chosen))
-    learned |= {"kl/coef": float(state.kl_coef), "time/policy_s": run.clock.last["policy"]}
+    learned |= {
+        "kl/coef": float(state.kl_coef),
+        "time/policy_s": run.clock.last["policy"],
+        "device/wait": device_wait(run, sampled.generated.device_s),
+    }
     run.writer.write(step, number, "policy", learned)
     return state.replace(round=state.round + 1)
 
@@ -164,6 +169,16 @@ def throughput(tokens: tuple[int, int], seconds: float) -> dict[str, float]:
         "throughput/real_tokens_per_s": tokens[0] / seconds,
         "throughput/padded_tokens_per_s": tokens[1] / seconds,
     }
+
+
+def device_wait(run: Run, sampling_s: float) -> float:
+    """Return the share of a round in which only the host worked: text decoded, verified and
+    written. In the other phases the next batch is tokenised while the device computes one."""
+    last = run.clock.last
+    names = ("rollout", "score", "samples", "experience", "policy")
+    names += ("discriminator",) if is_adversarial(run.config) else ()
+    total = sum(last[name] for name in names)
+    return (last["rollout"] - sampling_s + last["samples"]) / total
 
 
 def during(run: Run, state: RunState, finished: int) -> None:

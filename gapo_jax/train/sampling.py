@@ -87,7 +87,8 @@ def sample_round(run: Run, state: RunState, round_index: int) -> Sampled:
         metrics["rollout/groups_sampled"] = float(len(useful_A))
         metrics["rollout/groups_informative"] = float(useful_A.sum())
     chosen = (kept_A[:, None] * group + np.arange(group)).reshape(-1)
-    kept = Generated([every.texts[i] for i in chosen], take_rows(every.rollout, chosen))
+    texts = [every.texts[i] for i in chosen]
+    kept = Generated(texts, take_rows(every.rollout, chosen), every.device_s)
     if estimator(config) == "grpo" and config.grpo.mask_truncated:
         learn_B &= ended(run, kept.rollout)
     return Sampled(
@@ -107,4 +108,5 @@ def merge(parts: Sequence[Generated]) -> Generated:
         return parts[0]
     texts = [text for part in parts for text in part.texts]
     rollouts = [part.rollout for part in parts]
-    return Generated(texts, jax.tree.map(lambda *leaves: np.concatenate(leaves), *rollouts))
+    rollout = jax.tree.map(lambda *leaves: np.concatenate(leaves), *rollouts)
+    return Generated(texts, rollout, sum(part.device_s for part in parts))

@@ -25,7 +25,7 @@ from gapo_jax.data.tiny_tokenizer import character_tokenizer, wordpiece_tokenize
 from gapo_jax.data.tokenizer import check_vocabulary, load_tokenizer
 from gapo_jax.models import Decoder, DecoderConfig, Discriminator, EncoderConfig, RewardModel
 from gapo_jax.rollout.generate import SampleFn
-from gapo_jax.rollout.sampler import make_sampler
+from gapo_jax.rollout.sampler import RESTRICTIONS, make_sampler
 from gapo_jax.train.forward import GeneratorSpec, init_critic, layers_to_unroll
 from gapo_jax.train.offline_steps import Metrics, OfflineBatch, make_offline_step
 from gapo_jax.train.optim import (
@@ -301,8 +301,9 @@ def load_players(config: Config) -> Players:
         max_new_tokens=config.sampling.max_new_tokens,
         eos_ids=decoder.config.eos_ids,
         pad_id=decoder.config.pad_id,
-        top_k=config.sampling.top_k,
-        top_p=config.sampling.top_p,
+        slots=config.sampling.slots,
+        chunk=config.sampling.chunk,
+        **{name: getattr(config.sampling, name) for name in RESTRICTIONS},
     )
     return Players(
         decoder=decoder,

@@ -154,6 +154,7 @@ def test_asking_a_model(tmp_path, monkeypatch):
 def _resumed(tmp_path, monkeypatch, arguments, wanted):
     """Stop after the first batch; the same command goes on and ends with the same responses."""
     options = ["--out", str(tmp_path / "c"), "--batch-size", "2", "--temperature", "1"]
+    options.append("--whole-batches")
     add = script.ResponseStore.add
 
     def stop(self, batch, texts):

@@ -9,31 +9,11 @@ import pytest
 import torch
 import transformers
 
-from gapo_jax.models import Decoder, DecoderConfig, save_hf
-from gapo_jax.rollout.sampler import draw_tokens, make_sampler, restrict
+from gapo_jax.models import save_hf
+from gapo_jax.rollout.draws import draw_tokens, restrict
+from gapo_jax.rollout.sampler import make_sampler
 
-CONFIG = DecoderConfig(
-    vocab_size=300, num_layers=2, d_model=32, num_heads=4, num_kv_heads=2, head_dim=8, d_ff=48,
-    rope_theta=700.0, max_positions=64, eos_ids=(2,), pad_id=0, bos_id=1,
-)  # fmt: skip
 NEW = 12
-
-
-@pytest.fixture(scope="module")
-def model():
-    decoder = Decoder(CONFIG)
-    ones_BT = jnp.ones((1, 2), jnp.int32)
-    params = jax.jit(decoder.init)(jax.random.key(3), ones_BT, ones_BT)["params"]
-    # Ten times the usual spread: logits with a clear best token, so that ties decide nothing.
-    return decoder, jax.tree.map(lambda leaf: leaf * 10 if leaf.ndim > 1 else leaf, params)
-
-
-@pytest.fixture(scope="module")
-def prompts():
-    """tokens and mask [4, 7] of 7, 4, 2 and 5 real tokens, padded on the left."""
-    mask_BP = (np.arange(7) >= 7 - np.array([[7], [4], [2], [5]])).astype(np.int32)
-    tokens_BP = np.random.default_rng(0).integers(3, 300, (4, 7)).astype(np.int32) * mask_BP
-    return tokens_BP, mask_BP
 
 
 def keys(count, seed=7):
@@ -188,6 +168,41 @@ def test_restrict_keeps_the_smallest_nucleus():
     np.testing.assert_array_equal(kept, [[0, 1, 0, 1], [1, 1, 1, 0]])  # the tie stays in
     kept = np.isfinite(restrict(logits_BV, 3, 0.84))
     np.testing.assert_array_equal(kept, [[0, 1, 0, 1], [1, 1, 1, 0]])
+
+
+def test_min_p_equals_a_plain_version():
+    logits_BV = np.random.default_rng(5).normal(scale=2.0, size=(8, 600)).astype(np.float32)
+    probs_BV = np.exp(logits_BV.astype(np.float64))
+    probs_BV /= probs_BV.sum(axis=1, keepdims=True)
+    expected_BV = probs_BV >= 0.05 * probs_BV.max(axis=1, keepdims=True)
+    assert 1 < expected_BV.sum(axis=1).min() and expected_BV.sum(axis=1).max() < 600
+    kept_BV = np.isfinite(restrict(jnp.asarray(logits_BV), min_p=0.05))
+    np.testing.assert_array_equal(kept_BV, expected_BV)
+    draw = jax.jit(draw_tokens, static_argnames=("min_p",))
+    tokens_B, _ = draw(jnp.asarray(logits_BV), keys(8), jnp.int32(0), min_p=0.05)
+    assert expected_BV[np.arange(8), tokens_B].all()
+
+
+def end_of_repetition(tokens, period, times):
+    """The length at which a row first ends in `times` copies of at most `period` tokens."""
+    for length in range(1, len(tokens) + 1):
+        for width in range(1, period + 1):
+            tail = tokens[max(0, length - width * times) : length]
+            if len(tail) == width * times and tail == tail[:width] * times:
+                return length
+    return len(tokens)
+
+
+@pytest.mark.parametrize("slots", [0, 3])
+def test_repetition_ends_a_row(model, prompts, slots):
+    decoder, params = model
+    options = {"max_new_tokens": 24, "eos_ids": (), "pad_id": 0, "top_k": 2, "slots": slots}
+    free = responses(make_sampler(decoder, **options)(params, *prompts, keys(8), 0.8)).tolist()
+    sample = make_sampler(decoder, **options, repetition_period=3, repetition_times=2)
+    lengths = np.asarray(sample(params, *prompts, keys(8), 0.8).response_mask_BR).sum(axis=1)
+    expected = [end_of_repetition(tokens, 3, 2) for tokens in free]
+    np.testing.assert_array_equal(lengths, expected)
+    assert 1 < min(expected) < 24 and len(set(expected)) > 2
 
 
 def test_impossible_requests_say_what_was_wanted(model, prompts, plain):

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 # What depends on the process rather than on the run.
-PROCESS = ("time", "throughput/", "compile/")
+PROCESS = ("time", "throughput/", "compile/", "device/")
 
 
 @functools.cache
