@@ -210,7 +210,7 @@ def policy_update(args, decoder: Decoder) -> tuple[Any, Callable[[Any], Network]
         chunk=config.ppo.logprob_chunk,
         critic="reference",
         critic_hidden=0,
-        unroll=layers_to_unroll(decoder.config, first),
+        unroll=layers_to_unroll(decoder.config, first, jax.default_backend()),
     )
     optimizer = make_optimizer(config.ppo.optim, lambda _: LEARNING_RATE)
     step = functools.partial(policy_step, spec=spec, config=config, optimizer=optimizer)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from gapo_jax.models import Decoder, DecoderConfig, generation
+from gapo_jax.sharding import ONE_DEVICE, Placement
 from gapo_jax.types import Rollout
 
 BLOCK = 256
@@ -53,6 +54,7 @@ def make_sampler(
     pad_id: int,
     top_k: int = 0,
     top_p: float = 1.0,
+    place: Placement = ONE_DEVICE,
 ) -> Sampler:
     """Build `sample(params, tokens_AP, mask_AP, keys_B, temperature) -> Rollout`, jitted.
 
@@ -66,7 +68,9 @@ def make_sampler(
     the padding. It ends with the first of `eos_ids`; the loop ends when all have. `top_k` (0 =
     all) and `top_p` (1 = all) restrict what is drawn. `Rollout.logprobs_BR` are the log-probs of
     the drawn tokens in the full distribution at the sampling temperature (at temperature 1 when
-    greedy), and 0 after the end; rows are `pad_id` there.
+    greedy), and 0 after the end; rows are `pad_id` there. With a `place` of several devices the
+    prompts are split over them, the parameters lie as `place.params` puts them, and every device
+    gets the whole rollout.
 
     Raises ValueError on impossible settings, and from `sample` when the number of keys is not a
     multiple of the prompts or the tokens do not fit `max_positions`.
@@ -87,7 +91,7 @@ def make_sampler(
     ) -> Rollout:
         return _sample(settings, params, tokens_AP, mask_AP, keys_B, temperature)
 
-    return jax.jit(sample)
+    return place.jit(sample, keep="whole", rows=(1, 2, 3))
 
 
 def _sample(settings: _Settings, params, tokens_AP, mask_AP, keys_B, temperature) -> Rollout:
