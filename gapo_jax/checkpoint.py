@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pathlib
 import shutil
 import warnings
@@ -18,10 +19,38 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 _ITEMS = ("state", "host")
+
+
+def _absolute(folder: str | os.PathLike[str]) -> epath.Path:
+    """Return a folder as epath, which reads buckets too; a local one as an absolute path."""
+    if "://" in str(folder):
+        return epath.Path(folder)
+    return epath.Path(pathlib.Path(folder).absolute())
+
+
+def make_folder(folder: str | os.PathLike[str]) -> None:
+    """Make a folder for checkpoints (local or `gs://BUCKET/FOLDER`) if it is not there.
+
+    Raises:
+        CheckpointError: it cannot be made.
+    """
+    try:
+        _absolute(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot use {folder} for checkpoints: {error}. Give a folder that can be written to "
+            "with --workdir or config.checkpoint.directory."
+        ) from error
+
+
+def folder_exists(folder: str | os.PathLike[str]) -> bool:
+    """Return whether this process sees a folder (local or `gs://BUCKET/FOLDER`)."""
+    return _absolute(folder).is_dir()
 
 
 class CheckpointError(RuntimeError):
@@ -44,12 +73,12 @@ class Checkpointer:
         """
         if keep < 1:
             raise ValueError(f"wanted keep >= 1, got {keep}; set config.checkpoint.keep")
-        self.directory = pathlib.Path(directory).absolute()
+        self.directory = _absolute(directory)
         self._keep = keep
         self._pending: tuple[int, Any] | None = None
         self._saved: set[int] = set()
+        make_folder(self.directory)
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
             self._manager = self._open()
         except OSError as error:
             raise CheckpointError(
@@ -213,7 +242,8 @@ class Checkpointer:
                 stacklevel=3,
             )
             if jax.process_index() == 0:
-                shutil.rmtree(target, ignore_errors=True)
+                if target.exists():
+                    target.rmtree()
                 (self.directory / str(step)).rename(target)
         if failures:
             multihost_utils.sync_global_devices("gapo_jax.checkpoint.set_aside")
@@ -226,12 +256,14 @@ class Checkpointer:
         with contextlib.suppress(Exception):
             self._manager.close()
         self._manager = self._open()
-        free = shutil.disk_usage(self.directory).free / 1e9
+        room = "Its room is unknown"
+        if "://" not in str(self.directory):
+            room = f"The disk has {shutil.disk_usage(self.directory).free / 1e9:.2f} GB free"
         kept = list(self.steps())
         continue_from = f"step {kept[-1]}" if kept else "the start"
         return CheckpointError(
             f"checkpoint {step} could not be written to {self.directory}: {_first_line(error)}. "
-            f"The disk has {free:.2f} GB free. Complete checkpoints there: {kept}. Free some space "
+            f"{room}. Complete checkpoints there: {kept}. Free some space "
             "(or use a larger disk with --workdir, or a smaller config.checkpoint.keep) and run "
             f"the same command again: it continues from {continue_from}."
         )
@@ -263,7 +295,7 @@ def _leaves(tree: Any) -> list[tuple[str, Any]]:
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in flat]
 
 
-def _check_leaves(saved: dict[str, Any], abstract_state: Any, where: pathlib.Path) -> None:
+def _check_leaves(saved: dict[str, Any], abstract_state: Any, where: epath.Path) -> None:
     """Raise `_MismatchError` naming every path that is missing, unexpected or of another shape."""
     wanted = {}
     for path, leaf in _leaves(abstract_state):

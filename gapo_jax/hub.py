@@ -70,8 +70,10 @@ def snapshot(
             else f"the hub did not answer within {timeout_s:g} s and its cache has no copy"
         )
         raise FileNotFoundError(
-            f"Wanted the hub repository {repo_id!r}; {got}. Give a local HF folder or .gguf file "
-            "instead, or get the quickstart's weights with `python scripts/fetch_weights.py`."
+            f"Wanted the hub repository {repo_id!r}; {got}. Fetch it where the hub can be reached "
+            f"(`hf download {repo_id} --local-dir FOLDER`) and give the folder, give another HF "
+            "folder or .gguf file, or get the quickstart's weights with `python "
+            "scripts/fetch_weights.py`."
         ) from error
     return Path(folder)
 

@@ -3,14 +3,15 @@
 Parameters get logical axes by the first pattern of `PARAMETER_AXES` that their path ends with, and
 logical axes get mesh axes by `MESH_AXES`. Mesh axes: `data` (batch only), `fsdp` (batch, and
 parameters split over it), `tensor` (parameters and their activations split over it). The mesh is
-Auto: XLA places the rest.
+Auto: XLA places the rest. `Placement` puts the parts of a run by these rules.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -48,7 +49,11 @@ PARAMETER_AXES: tuple[tuple[str, LogicalAxes], ...] = (
     # Scalar heads (critic, discriminator): small, the same on every device.
     (r"(^|/)(up|out)/kernel", (None, None)),
     (r"(^|/)(up|out)/bias", (None,)),
+    # Of a run's state: count, mean and squares of the rewards so far.
+    (r"reward_stats", (None,)),
 )
+# What Adafactor keeps for a matrix is a row and a column: small, the same on every device.
+FACTORS = re.compile(r"(^|/)(v_row|v_col|v)/")
 
 MESH_AXES: Mapping[str, str | None] = {
     "vocab": "tensor",
@@ -115,11 +120,8 @@ def param_shardings(
     """
 
     def sharding(path: Any, leaf: Any) -> NamedSharding:
-        shape = np.shape(leaf)
-        if not shape:
-            return replicated(mesh)
-        axes = _logical_axes(jax.tree_util.keystr(path, simple=True, separator="/"), shape, table)
-        return NamedSharding(mesh, _spec(mesh, shape, axes))
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return NamedSharding(mesh, _param_spec(mesh, name, np.shape(leaf), table))
 
     return jax.tree_util.tree_map_with_path(sharding, params)
 
@@ -134,12 +136,255 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Puts what a run works with on its mesh, and compiles its steps for it.
+
+    Without a mesh, or with one of a single device, every method hands on what it is given and
+    `jit` is `jax.jit`: a run on one device has the programs that it would have without this class.
+    In a run of several processes every process calls every method, with the same values. For
+    devices that are `described` but not here, single ones too, shapes are placed and programs
+    compiled.
+    """
+
+    mesh: Mesh | None = None
+    described: bool = False
+
+    @property
+    def spread(self) -> bool:
+        """Whether anything has to be placed: on several devices, or on described ones."""
+        return self.mesh is not None and (self.mesh.size > 1 or self.described)
+
+    @property
+    def platform(self) -> str:
+        """The platform ("cpu", "gpu", "tpu") of the devices."""
+        if self.mesh is None:
+            return jax.default_backend()
+        return self.mesh.devices.flat[0].platform
+
+    @property
+    def row_parts(self) -> int:
+        """The number of parts that the rows of a batch are split into."""
+        return self.mesh.shape["data"] * self.mesh.shape["fsdp"] if self.mesh is not None else 1
+
+    def regrouped(self, tensor: int) -> Placement:
+        """Return a placement on the same devices with `tensor` of them to a copy of the weights, or
+        as many as divide both it and the number of devices; 0 takes the mesh's own.
+
+        For decoding, which reads every weight for every token: weights split over `fsdp` would be
+        gathered anew each time.
+        """
+        if not self.spread:
+            return self
+        mesh = self._mesh
+        tensor = math.gcd(tensor or mesh.shape["tensor"], mesh.size)
+        devices = mesh.devices.reshape(-1, 1, tensor)
+        mesh = Mesh(devices, AXIS_NAMES, axis_types=(AxisType.Auto,) * 3)
+        return dataclasses.replace(self, mesh=mesh)
+
+    def abstract(self, tree: Any) -> Any:
+        """Return the shapes of parameters, optimizer states or networks with their places."""
+        return _located(tree, param_shardings(self._mesh, tree)) if self.spread else tree
+
+    def abstract_rows(self, tree: Any) -> Any:
+        """Return the shapes of a batch with their places."""
+        return _located(tree, self._row_shardings(tree)) if self.spread else tree
+
+    def abstract_whole(self, tree: Any) -> Any:
+        """Return shapes with their places, whole on every device."""
+        if not self.spread:
+            return tree
+        return _located(tree, jax.tree.map(lambda _: replicated(self._mesh), tree))
+
+    def params(self, tree: Any) -> Any:
+        """Place parameters, optimizer states or whole networks by the table above."""
+        return _place(tree, param_shardings(self._mesh, tree)) if self.spread else tree
+
+    def put(self, path: str, leaf: np.ndarray) -> jax.Array:
+        """Take one parameter from the host, named as in the table, to its shards: with it weights
+        are read from disk without a second tree of them in memory."""
+        if not self.spread:
+            return jax.numpy.asarray(leaf)
+        where = NamedSharding(self._mesh, _param_spec(self._mesh, path, leaf.shape, PARAMETER_AXES))
+        return _put(leaf, where)
+
+    def rows(self, tree: Any) -> Any:
+        """Place a batch: rows split over `data` and `fsdp`, or whole where they do not divide."""
+        return _place(tree, self._row_shardings(tree)) if self.spread else tree
+
+    def whole(self, tree: Any) -> Any:
+        """Place arrays so that every device holds all of each."""
+        if not self.spread:
+            return tree
+        return _place(tree, jax.tree.map(lambda _: replicated(self._mesh), tree))
+
+    def init(self, function: Callable[..., Any], *inputs: Any) -> Any:
+        """Return `function(*inputs)`, new parameters or networks, each made where it belongs."""
+        if not self.spread:
+            return function(*inputs)
+        shardings = param_shardings(self._mesh, jax.eval_shape(function, *inputs))
+        return jax.jit(function, out_shardings=shardings)(*inputs)
+
+    def jit(
+        self,
+        function: Callable[..., Any],
+        keep: str = "whole",
+        rows: Sequence[int] = (),
+        donate_argnums: Sequence[int] = (),
+        **options: Any,
+    ) -> Any:
+        """Compile a step: `jax.jit(function, donate_argnums=..., **options)`, placed on the mesh.
+
+        Args:
+            function: pure, called by position; networks that it takes lie on the mesh already.
+            keep: where its results lie: "rows", "whole", or "network" for (network, metrics), of
+                which the network keeps its places. Left to XLA, a network could come back in
+                another layout than it had, and the next step would be compiled anew.
+            rows: which arguments are batches, placed on their way in.
+            donate_argnums: as for `jax.jit`.
+            options: further ones of `jax.jit`.
+        """
+        if not self.spread:
+            return jax.jit(function, donate_argnums=tuple(donate_argnums), **options)
+
+        def kept(*inputs: Any) -> Any:
+            results = function(*inputs)
+            if keep == "network":
+                network, metrics = results
+                return self.keep_params(network), self.keep_whole(metrics)
+            return self.keep_rows(results) if keep == "rows" else self.keep_whole(results)
+
+        kept.__name__ = getattr(getattr(function, "func", function), "__name__", "step")
+        compiled = jax.jit(kept, donate_argnums=tuple(donate_argnums), **options)
+        return PlacedStep(self, compiled, tuple(rows))
+
+    def keep_params(self, tree: Any) -> Any:
+        """Hold traced parameters, optimizer states or networks to their places."""
+        if not self.spread:
+            return tree
+        return jax.lax.with_sharding_constraint(tree, param_shardings(self._mesh, tree))
+
+    def keep_rows(self, tree: Any) -> Any:
+        """Hold traced batches to their places, as `rows`."""
+        if not self.spread:
+            return tree
+        return jax.lax.with_sharding_constraint(tree, self._row_shardings(tree))
+
+    def keep_whole(self, tree: Any) -> Any:
+        """Hold traced arrays to all of each on every device."""
+        if not self.spread:
+            return tree
+        return jax.lax.with_sharding_constraint(
+            tree, jax.tree.map(lambda _: replicated(self._mesh), tree)
+        )
+
+    def keep_columns(self, kernel_DV: jax.Array) -> jax.Array:
+        """Hold a traced matrix to its columns split over `tensor`, gathered over `fsdp`: before a
+        loop that would otherwise gather it in every turn."""
+        if not self.spread:
+            return kernel_DV
+        spec = _spec(self._mesh, kernel_DV.shape, (None, "vocab"))
+        return jax.lax.with_sharding_constraint(kernel_DV, NamedSharding(self._mesh, spec))
+
+    def host(self, tree: Any) -> Any:
+        """Return arrays that this process can read whole: as they are, or gathered from the other
+        processes, a slice of a stack at a time, so that no device has to hold all of it."""
+        if jax.process_count() == 1 or not self.spread:
+            return tree
+        gather = jax.jit(lambda leaf: leaf, out_shardings=replicated(self._mesh))
+
+        def whole(leaf: Any) -> np.ndarray:
+            if not isinstance(leaf, jax.Array) or leaf.is_fully_replicated:
+                return np.asarray(leaf)
+            if leaf.ndim < 3:
+                return np.asarray(gather(leaf))
+            return np.stack([np.asarray(gather(leaf[i])) for i in range(leaf.shape[0])])
+
+        return jax.tree.map(whole, tree)
+
+    @property
+    def _mesh(self) -> Mesh:
+        assert self.mesh is not None
+        return self.mesh
+
+    def _row_shardings(self, tree: Any) -> Any:
+        whole, split = replicated(self._mesh), batch_sharding(self._mesh)
+
+        def where(leaf: Any) -> NamedSharding:
+            shape = np.shape(leaf)
+            return split if shape and shape[0] % self.row_parts == 0 else whole
+
+        return jax.tree.map(where, tree)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlacedStep:
+    """A compiled step of several devices: places the batches among its arguments and calls it."""
+
+    place: Placement
+    jitted: Any
+    rows: tuple[int, ...]
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Call the step."""
+        placed = [self.place.rows(x) if i in self.rows else x for i, x in enumerate(inputs)]
+        with self._context():
+            return self.jitted(*placed)
+
+    def lower(self, *inputs: Any) -> Any:
+        """Lower the step for arguments (or shapes) that carry their shardings."""
+        with self._context():
+            return self.jitted.lower(*inputs)
+
+    def shapes(self, *inputs: Any) -> Any:
+        """Return the shapes of what the step gives for such arguments."""
+        with self._context():
+            return jax.eval_shape(self.jitted, *inputs)
+
+    def _context(self) -> Any:
+        # Tells kernels that XLA cannot split which mesh they are split over.
+        assert self.place.mesh is not None
+        return jax.set_mesh(self.place.mesh)
+
+
+ONE_DEVICE = Placement()
+
+
+def _located(tree: Any, shardings: Any) -> Any:
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        tree,
+        shardings,
+    )
+
+
+def _place(tree: Any, shardings: Any) -> Any:
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+    return jax.tree.map(_put, tree, shardings)
+
+
+def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    """As `jax.device_put`, also across processes that all hold the whole host value."""
+    if jax.process_count() == 1:
+        return jax.device_put(leaf, sharding)
+    if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+        data = _put(jax.random.key_data(leaf), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    value = np.asarray(leaf)
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+
 def _logical_axes(
     name: str, shape: tuple[int, ...], table: Sequence[tuple[str, LogicalAxes]]
 ) -> LogicalAxes:
     for pattern, axes in table:
         if re.search(rf"(?:{pattern})$", name) is None:
             continue
+        if len(axes) != len(shape) and FACTORS.search(name):
+            return (None,) * len(shape)
         if len(axes) != len(shape):
             raise ValueError(
                 f"parameter {name!r} has shape {shape}, but the pattern {pattern!r} in "
@@ -150,6 +395,12 @@ def _logical_axes(
         f"no pattern in gapo_jax/sharding.py matches the parameter {name!r} of shape {shape}; "
         "add a line to PARAMETER_AXES"
     )
+
+
+def _param_spec(
+    mesh: Mesh, name: str, shape: tuple[int, ...], table: Sequence[tuple[str, LogicalAxes]]
+) -> PartitionSpec:
+    return _spec(mesh, shape, _logical_axes(name, shape, table)) if shape else PartitionSpec()
 
 
 def _spec(mesh: Mesh, shape: tuple[int, ...], axes: LogicalAxes) -> PartitionSpec:

@@ -13,6 +13,12 @@ from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, configs/NAME.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run (default: runs/NAME).")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "HOST:PORT of the first of several processes; it uses PORT + 1 too."
+)
+_PROCESSES = flags.DEFINE_integer("num_processes", 1, "How many processes play this run together.")
+_PROCESS = flags.DEFINE_integer("process_id", 0, "Which of them this is, from 0.")
+_TIMEOUT = flags.DEFINE_float("host_timeout_s", 900.0, "How long processes wait for each other.")
 _COLLAPSED = 3
 
 
@@ -40,7 +46,10 @@ def main(argv: list[str]) -> None:
     except ValueError as error:
         sys.exit(f"error: {error}")
     workdir = Path(_WORKDIR.value or f"runs/{config.name}")
+    # One process says how the run goes; the others only what is wrong.
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if _PROCESS.value:
+        logging.getLogger("gapo_jax").setLevel(logging.WARNING)
     for noisy in ("jax", "orbax", "absl", "httpx", "transformers", "datasets"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -49,17 +58,50 @@ def main(argv: list[str]) -> None:
     _train(config, workdir)
 
 
+def _join():
+    """Meet the other processes of the run, if there are any."""
+    from gapo_jax.train.hosts import Hosts, join
+
+    if _PROCESSES.value == 1:
+        return Hosts()
+    return join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _TIMEOUT.value)
+
+
+def _rehearsal(error: Exception) -> str:
+    """Return what runs without weights or devices, where the configuration offers that."""
+    path = config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]
+    if (
+        isinstance(error, (ValueError, FileNotFoundError))
+        and '"rehearse"' in Path(path).read_text()
+    ):
+        return f"The same program runs tiny, on whatever is here, with: --config {path}:rehearse\n"
+    return ""
+
+
+def _leave(message: str) -> None:
+    """End this process at once: JAX would wait for the other ones, which may be gone."""
+    print(message, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(1)
+
+
 def _train(config, workdir: Path) -> None:
     from gapo_jax.checkpoint import CheckpointError
     from gapo_jax.evaluate.console import print_summary
+    from gapo_jax.train.hosts import HostMissing
     from gapo_jax.train.interrupt import RunInterrupted, RunStopped, stop_requests
     from gapo_jax.train.run import execute
 
     again = " ".join(shlex.quote(part) for part in ["python", *sys.argv])
     try:
+        hosts = _join()
         with stop_requests() as stop:
-            summary = execute(config, workdir, stop)
+            summary = execute(config, workdir, stop, hosts)
+    except HostMissing as missing:
+        _leave(f"error: {missing}")
     except RunInterrupted as signal_name:
+        if _PROCESS.value:
+            return
         print(f"stopped by {signal_name}; all finished rounds are saved in {workdir}")
         print(f"continue with: {again}")
         return
@@ -70,8 +112,12 @@ def _train(config, workdir: Path) -> None:
     except (ValueError, FileNotFoundError, CheckpointError) as error:
         if os.environ.get("GAPO_JAX_TRACEBACK"):
             raise
-        sys.exit(f"error: {error}\n(GAPO_JAX_TRACEBACK=1 shows where)")
-    print_summary(summary)
+        message = f"error: {error}\n{_rehearsal(error)}(GAPO_JAX_TRACEBACK=1 shows where)"
+        if _PROCESSES.value > 1:
+            _leave(message)
+        sys.exit(message)
+    if summary:
+        print_summary(summary)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Compile fast what compiles longer than it runs: the steps of small networks."""
-    quick = item.path.parent == Path(__file__).parent / "train"
+    quick = item.path.parent.name in ("train", "multidevice")
     jax.config.update("jax_disable_most_optimizations", quick)
 
 

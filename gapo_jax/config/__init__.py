@@ -159,19 +159,30 @@ class EvalConfig(Section):
 
 @dataclasses.dataclass
 class CheckpointConfig(Section):
-    """Checkpoints at round boundaries: every how many rounds, how many are kept."""
+    """Checkpoints at round boundaries: every how many rounds, how many are kept, and in which
+    `directory`: one that all processes of a run see, or `gs://BUCKET/FOLDER`; empty for
+    `checkpoints` in the workdir.
+    """
 
+    directory: str = ""
     every_rounds: int = 1
     keep: int = 2
 
 
 @dataclasses.dataclass
 class MeshConfig(Section):
-    """Sizes of the mesh axes; -1 takes what the others leave."""
+    """Sizes of the mesh axes; -1 takes what the others leave.
+
+    `data` splits the rows of a batch, `fsdp` rows and parameters, `tensor` the heads and the
+    feed-forward of each layer. While it samples, the generator is split over `sampling_tensor`
+    devices (or the most that divide both it and their number) and nothing else; the rows go over
+    the rest. 0 takes as many as `tensor`.
+    """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+    sampling_tensor: int = 0
 
 
 @dataclasses.dataclass
@@ -250,6 +261,7 @@ _RANGES: dict[str, tuple[float, float]] = (
         "eval.temperature": (0, 100),
         "checkpoint.every_rounds": (1, math.inf),
         "checkpoint.keep": (1, math.inf),
+        "mesh.sampling_tensor": (0, math.inf),
     }
     | OFFLINE_RANGES
     | ONLINE_RANGES

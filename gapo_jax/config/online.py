@@ -201,7 +201,7 @@ ONLINE_CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 ONLINE_RANGES: dict[str, tuple[float, float]] = {
-    "discriminator.max_tokens": (8, 512),
+    "discriminator.max_tokens": (8, math.inf),
     "discriminator.batch_size": (1, math.inf),
     "discriminator.accumulate": (1, math.inf),
     "discriminator.updates_per_round": (0, math.inf),

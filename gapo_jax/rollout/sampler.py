@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from gapo_jax.models import Decoder, generation
 from gapo_jax.rollout.continuous import ContinuousSampler, samples_per_prompt
 from gapo_jax.rollout.draws import Drawn, Repeats, Settings, draw_next, no_repeats
+from gapo_jax.sharding import ONE_DEVICE, Placement
 from gapo_jax.types import Rollout
 
 Sampler = Callable[..., Rollout]
@@ -44,6 +45,7 @@ def make_sampler(
     pad_id: int,
     slots: int = 0,
     chunk: int = 8,
+    place: Placement = ONE_DEVICE,
     **options: Any,
 ) -> Sampler:
     """Build `sample(params, tokens_AP, mask_AP, keys_B, temperature, limits_B=None) -> Rollout`.
@@ -68,11 +70,19 @@ def make_sampler(
     `draws.restrict`; or end a response that repeats itself: `repetition_times` copies in a row of
     one block of at most `repetition_period` tokens (0: never).
 
+    With a `place` of several devices the prompts are split over them, the parameters lie as
+    `place.params` puts them, and every device gets the whole rollout; `slots` are for one device.
+
     Raises ValueError on impossible settings, and from `sample` when the number of keys is not a
     multiple of the prompts or the tokens do not fit `max_positions`.
     """
     settings = Settings(decoder.config, max_new_tokens, tuple(eos_ids), pad_id, **options)
     settings.check()
+    if slots and place.spread:
+        raise ValueError(
+            f"config.sampling.slots={slots} refills slots on one device, but the mesh has several; "
+            "set config.sampling.slots=0"
+        )
     if slots:
         return ContinuousSampler(settings, slots, chunk)
 
@@ -86,7 +96,7 @@ def make_sampler(
     ) -> Rollout:
         return _sample(settings, params, tokens_AP, mask_AP, keys_B, temperature, limits_B)
 
-    return jax.jit(sample)
+    return place.jit(sample, keep="whole", rows=(1, 2, 3))
 
 
 def _sample(

@@ -6,13 +6,14 @@ import functools
 import hashlib
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from gapo_jax.hub import cache_dir
+from gapo_jax.sharding import ONE_DEVICE, Placement
 
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 _HIT_EVENT = "/jax/compilation_cache/cache_hits"
@@ -82,10 +83,18 @@ def step_options() -> dict[str, str] | None:
     return options
 
 
-def jit_step(step: Callable[..., Any], donate: int | None = None) -> Any:
-    """Compile a training or scoring step; argument `donate` gives its memory to the result."""
+def jit_step(
+    step: Callable[..., Any],
+    donate: int | None = None,
+    place: Placement = ONE_DEVICE,
+    keep: str = "whole",
+    rows: Sequence[int] = (),
+) -> Any:
+    """Compile a training or scoring step; argument `donate` gives its memory to the result. `keep`
+    and `rows` say what lies where on the devices of `place` (`Placement.jit`)."""
     donated = () if donate is None else (donate,)
-    return jax.jit(step, donate_argnums=donated, compiler_options=step_options())
+    options = step_options() if place.platform == "cpu" else None
+    return place.jit(step, keep, rows, donate_argnums=donated, compiler_options=options)
 
 
 class CompileCounter:

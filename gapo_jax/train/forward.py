@@ -24,6 +24,7 @@ from gapo_jax.models import (
     positions_of,
     unembedding,
 )
+from gapo_jax.sharding import ONE_DEVICE, Placement
 from gapo_jax.train.state import ENDS, overlay
 from gapo_jax.types import Rollout
 
@@ -37,7 +38,8 @@ class GeneratorSpec:
 
     `first` is the lowest trained layer, `temperature` that of sampling (log-probs are scored at
     it), `chunk` the tokens whose logits exist at one time, `critic` one of CRITICS, or "none",
-    `unroll` the trained layers that one turn of the loop over them holds.
+    `unroll` the trained layers that one turn of the loop over them holds, and `place` says where
+    its arrays lie.
     """
 
     config: DecoderConfig
@@ -47,6 +49,7 @@ class GeneratorSpec:
     critic: str
     critic_hidden: int
     unroll: int = 1
+    place: Placement = ONE_DEVICE
 
     @property
     def head(self) -> ScalarHead:
@@ -66,14 +69,14 @@ class Scored(flax.struct.PyTreeNode):
     values_BR: jax.Array | None
 
 
-def layers_to_unroll(config: DecoderConfig, first: int) -> int:
-    """Return how many of the layers from `first` on to compile side by side.
+def layers_to_unroll(config: DecoderConfig, first: int, platform: str) -> int:
+    """Return how many of the layers from `first` on to compile side by side for a platform.
 
     A loop over layers copies each layer's weights and what its backward pass keeps: on a CPU 6 to
     10 % of a policy update at SmolLM2's size, for a third of a second of compiling a layer. Small
     layers are not worth that, and on an accelerator the copies overlap with the arithmetic.
     """
-    if jax.default_backend() != "cpu" or config.d_model < 256:
+    if platform != "cpu" or config.d_model < 256:
         return 1
     return config.num_layers - first
 
@@ -87,6 +90,8 @@ def lower_hidden(spec: GeneratorSpec, base: Params, tokens_BT, mask_BT) -> jax.A
     positions_BT = positions_of(mask_BT)
     decoder = Decoder(spec.config)
     hidden_BTD = _apply(decoder, base, tokens_BT, positions_BT, method="embed_tokens")
+    # The embedding is split along D over the axis that should split the rows from here on.
+    hidden_BTD = spec.place.keep_rows(hidden_BTD)
     if not spec.first:
         return hidden_BTD
     frozen = jax.tree.map(lambda leaf: leaf[: spec.first], base["layers"])
@@ -136,6 +141,8 @@ def response_logprobs(
     hidden_BRD = response_hidden(spec, base, trained, rollout, lower_BTD)
     policy = policy_part(spec, base, trained)
     kernel_DV = unembedding(policy if "embed" in policy else base)
+    if spec.place.spread:  # gathered once, in the dtype of the product, not in every chunk of it
+        kernel_DV = spec.place.keep_columns(kernel_DV.astype(hidden_BRD.dtype))
     targets_BR = rollout.tokens_BT[:, -rollout.response_mask_BR.shape[1] :]
     logprobs_BR, entropy_BR = chunked_logprobs(
         hidden_BRD,

@@ -67,7 +67,7 @@ def sample_round(run: Run, state: RunState, index: int) -> tuple[list[PromptRow]
     with run.clock("rollout"):
         generated = generate(
             run.players.sample,
-            run.policy_params(state),
+            run.sampling_params(state),
             run.players.tokenizer,
             [row.prompt for row in rows],
             row_keys(state.key, SAMPLE_STREAM, index, count=count),

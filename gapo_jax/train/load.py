@@ -19,6 +19,7 @@ from gapo_jax import hub, models
 from gapo_jax.checkpoint import Checkpointer
 from gapo_jax.data.tokenizer import load_tokenizer
 from gapo_jax.data.weights import WEIGHTS, locate
+from gapo_jax.sharding import ONE_DEVICE
 from gapo_jax.train.setup import Players, build_training, initial_state, load_players
 from gapo_jax.train.state import RunState, merge_trainable
 
@@ -45,7 +46,9 @@ class Loaded(NamedTuple):
 
 def is_run(path: Path) -> bool:
     """Whether a folder is the workdir of a run."""
-    return (path / "config.json").is_file() and (path / "checkpoints").is_dir()
+    if not (path / "config.json").is_file():
+        return False
+    return (path / "checkpoints").is_dir() or (path / "metrics.jsonl").is_file()
 
 
 def load_any(
@@ -171,11 +174,12 @@ def _restore(
     workdir: Path, config: configuration.Config, step: int | None
 ) -> tuple[Players, RunState]:
     """Return what is fixed in a run, and a checkpoint of what is not."""
-    players = load_players(config)
+    players = load_players(config, ONE_DEVICE)  # on one device, whatever mesh it was trained on
     # The size of the warm-up sets schedules only, no shape.
     training = build_training(config, players, num_pairs=1)
     abstract = jax.eval_shape(lambda: initial_state(config, players, training))
-    with Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep) as checkpointer:
+    directory = config.checkpoint.directory or workdir / "checkpoints"
+    with Checkpointer(directory, keep=config.checkpoint.keep) as checkpointer:
         state, _ = checkpointer.restore(abstract, step)
     return players, state
 

@@ -238,4 +238,4 @@ def make_offline_step(
     """Bind the static parts and jit; the network is donated."""
     spec = dataclasses.replace(spec, temperature=1.0)
     step = functools.partial(offline_step, spec=spec, config=config, optimizer=optimizer)
-    return jit_step(step, donate=0)
+    return jit_step(step, donate=0, place=spec.place, keep="network", rows=(2,))

@@ -64,8 +64,8 @@ def warmup(run: Run, state: RunState) -> RunState:
             metrics |= evaluate_pairs(steps, network.params, tokenizer, run.pairs.heldout, settings)
         metrics["time/warmup_s"] = run.clock.last["warmup"]
         run.writer.write(0, 0, "warmup", metrics)
-        if run.stop:
-            raise RunInterrupted(run.stop.signal_name)
+        if asked := run.asked_to_stop():
+            raise RunInterrupted(asked)
     average = None if state.judge is None else copy_tree(network.params)
     return state.replace(discriminator=network, judge=average)
 
@@ -240,7 +240,7 @@ def play_rounds(
             run.checkpointer.wait()
             raise
         during(run, state, index + 1)
-        if run.stop or (index + 1) % config.checkpoint.every_rounds == 0:
+        if run.asked_to_stop() or (index + 1) % config.checkpoint.every_rounds == 0:
             run.save(state, index + 1)
     run.save(state, config.rounds)
     run.stop_if_asked(config.rounds)

@@ -48,7 +48,8 @@ def counter(total: int, name: str) -> Iterator[Callable[[int], None]]:
             bar.update(done - bar.n)
 
         yield advance
-    print(f"{name}: {total} responses in {time.perf_counter() - start:.1f} s", flush=True)
+    if jax.process_index() == 0:
+        print(f"{name}: {total} responses in {time.perf_counter() - start:.1f} s", flush=True)
 
 
 def peak_memory_gb() -> float:

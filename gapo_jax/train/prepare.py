@@ -169,7 +169,7 @@ def bootstrap(
     if not path.exists():
         generated = generate(
             players.sample,
-            players.base,
+            players.for_sampling(players.base),
             players.tokenizer,
             [row.prompt for row in prompts.bootstrap],
             row_keys(jax.random.key(config.seed), BOOTSTRAP_STREAM, count=len(prompts.bootstrap)),

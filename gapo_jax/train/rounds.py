@@ -34,6 +34,7 @@ from gapo_jax.train.discriminator import evaluate_pairs, mean_metrics, round_upd
 from gapo_jax.train.evaluation import evaluate_policy
 from gapo_jax.train.forward import Scored
 from gapo_jax.train.grounding import Grounding
+from gapo_jax.train.hosts import Hosts
 from gapo_jax.train.interrupt import RunInterrupted, RunStopped, StopRequest
 from gapo_jax.train.metrics import MetricsWriter
 from gapo_jax.train.phases import PhaseClock
@@ -48,7 +49,7 @@ ROLLOUT_STREAM = 102
 @dataclasses.dataclass
 class Run:
     """All that the loop works with; `store` is the replay of generated text, `grounding` the
-    accepted pairs of an SFT term (`ppo.sft_coef`)."""
+    accepted pairs of an SFT term (`ppo.sft_coef`), `hosts` the processes that play together."""
 
     config: Config
     workdir: Path
@@ -63,6 +64,7 @@ class Run:
     store: list[GeneratedText] = dataclasses.field(default_factory=list)
     last_saved: int | None = None
     grounding: Grounding | None = None
+    hosts: Hosts = dataclasses.field(default_factory=Hosts)
 
     @property
     def updates_per_round(self) -> int:
@@ -72,6 +74,10 @@ class Run:
     def policy_params(self, state: RunState) -> Any:
         """Return the generator's full parameters, trained parts in place."""
         return merge_trainable(self.players.base, state.policy.params, self.players.spec.first)
+
+    def sampling_params(self, state: RunState) -> Any:
+        """Return the full parameters as they lie for sampling; made once a round."""
+        return self.players.for_sampling(self.policy_params(state))
 
     def save(self, state: RunState, finished: int) -> None:
         """Start an asynchronous checkpoint of everything, after `finished` rounds."""
@@ -84,13 +90,18 @@ class Run:
         metrics = {"time/save_s": self.clock.last["save"]}
         self.writer.write(finished * self.updates_per_round, finished, "save", metrics)
 
+    def asked_to_stop(self) -> str:
+        """Return the name of the signal that asked any of the processes to stop, or ""."""
+        return next(filter(None, self.hosts.gather("play", self.stop.signal_name)), "")
+
     def stop_if_asked(self, finished: int) -> None:
         """Raise RunInterrupted when a signal asked for it and round `finished` is saved.
 
         Where it is not saved yet, the round in progress is played to its end first.
         """
-        if self.stop and self.last_saved == finished:
-            raise RunInterrupted(self.stop.signal_name)
+        asked = self.asked_to_stop()
+        if asked and self.last_saved == finished:
+            raise RunInterrupted(asked)
 
 
 def take_rows(tree: Any, rows: np.ndarray | slice) -> Any:
@@ -114,7 +125,7 @@ def rollout_phase(
     rows = [row for row in asked for _ in range(ppo.samples_per_prompt)]
     generated = generate(
         run.players.sample,
-        run.policy_params(state),
+        run.sampling_params(state),
         run.players.tokenizer,
         [row.prompt for row in asked],
         row_keys(state.key, *path, count=len(rows)),
@@ -403,7 +414,7 @@ def evaluate_during(run: Run, state: RunState) -> dict[str, float]:
     verdicts = evaluate_policy(
         run.config,
         run.players,
-        run.policy_params(state),
+        run.sampling_params(state),
         rows,
         name="during",
         width=run.prompts.width,

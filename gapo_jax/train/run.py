@@ -5,16 +5,20 @@ Whatever is done lies in the workdir, so the same command continues an interrupt
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import functools
 import json
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gapo_jax import config as configuration
-from gapo_jax.checkpoint import Checkpointer
+from gapo_jax.checkpoint import Checkpointer, folder_exists, make_folder
 from gapo_jax.config import Config
 from gapo_jax.data.sources import read_jsonl, write_jsonl
 from gapo_jax.evaluate.accuracy import Verdict
@@ -26,6 +30,7 @@ from gapo_jax.train.adversary import store_from_json
 from gapo_jax.train.compilation import keep_compiled_programs
 from gapo_jax.train.evaluation import compare_sets, evaluate_policy, summarise_sets
 from gapo_jax.train.grounding import make_grounding
+from gapo_jax.train.hosts import Hosts
 from gapo_jax.train.interrupt import StopRequest
 from gapo_jax.train.load import card_metrics
 from gapo_jax.train.metrics import MetricsWriter, read_metrics
@@ -107,6 +112,8 @@ def write_eval(run: Run, verdicts: VerdictSets, finished: int) -> None:
 
     A run that is continued after its last round may have written it already.
     """
+    if not run.hosts.first:
+        return
     step = finished * run.updates_per_round
     written = read_metrics(run.workdir)
     if any(line["phase"] == "eval" and line["step"] == step for line in written):
@@ -121,25 +128,63 @@ def write_eval(run: Run, verdicts: VerdictSets, finished: int) -> None:
     run.writer.write(step, finished, "eval", metrics)
 
 
-def open_run(config: Config, workdir: Path, stop: StopRequest) -> tuple[Run, RunState]:
+def share_workdir(config: Config, workdir: Path, hosts: Hosts) -> tuple[Path, str]:
+    """Return (folder of this process, folder of the checkpoints) of a run.
+
+    The first process works in `workdir`. What it has made there already goes to the others, who
+    make the same things from then on, each in a folder of its own that is of no further use.
+
+    Raises:
+        ValueError: as `claim_workdir`; or another process cannot see the checkpoints.
+        HostMissing: a process does not come.
+    """
+    shared = None
+    if hosts.first:
+        claim_workdir(config, workdir)
+        checkpoints = config.checkpoint.directory or str(workdir.absolute() / "checkpoints")
+        make_folder(checkpoints)
+        names = [] if hosts.count == 1 else sorted(workdir.glob("*.jsonl"))
+        files = {p.name: p.read_text() for p in names if p.stem not in ("metrics", "samples")}
+        shared = {"files": files, "checkpoints": checkpoints}
+    shared = hosts.gather("workdir", shared)[0]
+    if hosts.first:
+        return workdir, shared["checkpoints"]
+    if not folder_exists(shared["checkpoints"]):
+        raise ValueError(
+            f"process {hosts.index} cannot see the folder {shared['checkpoints']} of the first "
+            "process; set config.checkpoint.directory to one that all see (a shared disk, gs://...)"
+        )
+    own = Path(tempfile.mkdtemp(prefix="gapo_jax_process_"))
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    for name, text in shared["files"].items():
+        (own / name).write_text(text)
+    return own, shared["checkpoints"]
+
+
+def open_run(
+    config: Config, workdir: Path, stop: StopRequest, hosts: Hosts | None = None
+) -> tuple[Run, RunState]:
     """Load, prepare and restore everything that the loop needs.
 
     Raises:
         ValueError, FileNotFoundError: bad configuration, missing weights, another run's workdir.
+        HostMissing: a process of the run does not come to a stage.
     """
-    clock = PhaseClock()
-    claim_workdir(config, workdir)
+    clock, hosts = PhaseClock(), hosts or Hosts()
+    workdir, checkpoints = share_workdir(config, workdir, hosts)
     keep_compiled_programs()
     with clock("load"):
         players = load_players(config)
+        hosts.gather("load")
         prompts = make_all_prompts(config, players)
     with clock("bootstrap"), counter(len(prompts.bootstrap), "bootstrap") as advance:
         answers = bootstrap(config, players, prompts, workdir, advance)
     with clock("pairs"):
         pairs = make_pairs(config, prompts.type_ids, answers, workdir)
+        hosts.gather("data")
     training = build_training(config, players, len(pairs.compared))
     state = initial_state(config, players, training)
-    checkpointer = Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep)
+    checkpointer = Checkpointer(checkpoints, keep=config.checkpoint.keep)
     last_saved, store = None, []
     if checkpointer.latest() is not None:
         state, host = checkpointer.restore(state)
@@ -159,6 +204,7 @@ def open_run(config: Config, workdir: Path, stop: StopRequest) -> tuple[Run, Run
         stop=stop,
         store=store,
         last_saved=last_saved,
+        hosts=hosts,
     )
     if config.ppo.sft_coef and config.method in configuration.ONLINE_METHODS:
         run.grounding = make_grounding(config, players, pairs.train, workdir)
@@ -216,9 +262,13 @@ def judge_on_pairs(workdir: Path) -> dict[str, dict[str, float]]:
 
 
 def summarise_run(
-    run: Run, state: RunState, before: VerdictSets, after: VerdictSets
+    run: Run,
+    state: RunState,
+    before: VerdictSets,
+    after: VerdictSets,
+    changes: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Return the contents of summary.json."""
+    """Return the contents of summary.json; `changes` are those of `moved`."""
     resamples = run.config.eval.resamples
     health = {
         label: {
@@ -235,7 +285,7 @@ def summarise_run(
         "difference": compare_sets(before, after, resamples),
         "text_health": health,
         "samples": sample_table(before, after),
-        "relative_change": moved(run, state),
+        "relative_change": dict(changes),
         "types": list(run.prompts.type_ids),
         "pairs": len(run.pairs.train),
         "judge": judge_on_pairs(run.workdir),
@@ -246,14 +296,15 @@ def summarise_run(
     }
 
 
-def export(run: Run, state: RunState, summary: Mapping[str, Any]) -> Path:
+def export(run: Run, params: Any, summary: Mapping[str, Any]) -> Path:
     """Write the trained model, the generator (adapters merged) or the discriminator, as an HF
-    folder under the workdir; and adapters beside it as a PEFT folder, `adapter`."""
+    folder under the workdir; and adapters beside it as a PEFT folder, `adapter`. `params` are
+    those of `exported_params`."""
     folder, players = run.workdir / "export", run.players
     if run.config.method == "discriminator":
         save_hf(
             players.discriminator,
-            state.discriminator.params,
+            params["model"],
             folder,
             tokenizer=players.disc_tokenizer,
             method=run.config.method,
@@ -262,17 +313,17 @@ def export(run: Run, state: RunState, summary: Mapping[str, Any]) -> Path:
         return folder
     save_hf(
         players.decoder,
-        run.policy_params(state),
+        params["model"],
         folder,
         tokenizer=players.tokenizer,
         method=run.config.method,
         base=run.config.model.generator,
         metrics=card_metrics(summary),
     )
-    if "lora" in state.policy.params:
+    if "lora" in params:
         save_adapter(
             players.decoder,
-            state.policy.params["lora"],
+            params["lora"],
             run.workdir / "adapter",
             base=run.config.model.generator,
             method=run.config.method,
@@ -280,32 +331,61 @@ def export(run: Run, state: RunState, summary: Mapping[str, Any]) -> Path:
     return folder
 
 
-def execute(config: Config, workdir: Path, stop: StopRequest) -> dict[str, Any]:
+def exported_params(run: Run, state: RunState) -> dict[str, Any]:
+    """Return the parameters that `export` writes, whole in the first process: {"model": ...} and,
+    of a run that trained adapters, {"lora": ...}."""
+    if run.config.method == "discriminator":
+        params = {"model": state.discriminator.params}
+    else:
+        params = {"model": run.policy_params(state)}
+        params |= {k: v for k, v in state.policy.params.items() if k == "lora"}
+    return run.players.spec.place.host(params)
+
+
+def conclude(run: Run, state: RunState, before: VerdictSets, after: VerdictSets) -> dict[str, Any]:
+    """Write the export and summary.json; return the latter's contents (nothing in a process that
+    is not the first)."""
+    changes = moved(run, state)
+    params = exported_params(run, state) if run.config.export else {}
+    if not run.hosts.first:
+        return {}
+    summary = summarise_run(run, state, before, after, changes)
+    if params:
+        with run.clock("export"):
+            summary["export"] = str(export(run, params, summary))
+    write_json(run.workdir / "summary.json", summary)
+    return summary
+
+
+def execute(
+    config: Config, workdir: Path, stop: StopRequest, hosts: Hosts | None = None
+) -> dict[str, Any]:
     """Run a configuration from start to end, or from where the workdir was left; return the
-    summary (the contents of summary.json).
+    summary (the contents of summary.json), which only the first of several processes has.
 
     Raises:
         RunInterrupted, RunStopped: see `online.train`; the state is saved.
+        HostMissing: a process of the run does not come to a stage.
     """
-    run, state = open_run(config, workdir, stop)
+    run, state = open_run(config, workdir, stop, hosts)
     try:
-        before = measure(run, lambda: run.players.base, "before", run.prompts.heldout)
+        players = run.players
+        start = functools.partial(players.for_sampling, players.base)
+        before = measure(run, start, "before", run.prompts.heldout)
         write_eval(run, before, 0)
         train = offline.train if config.method in configuration.OFFLINE_METHODS else online.train
         state = train(run, state)
         after = before  # the discriminator's training leaves the policy alone
         if config.method != "discriminator":
-            params = run.policy_params(state)
-            after = measure(run, lambda: params, f"after_{config.rounds}", run.prompts.heldout)
+            end = functools.partial(run.sampling_params, state)
+            after = measure(run, end, f"after_{config.rounds}", run.prompts.heldout)
         write_eval(run, after, config.rounds)
         run.checkpointer.wait()
-        summary = summarise_run(run, state, before, after)
-        if config.export:
-            with run.clock("export"):
-                summary["export"] = str(export(run, state, summary))
-        write_json(workdir / "summary.json", summary)
+        summary = conclude(run, state, before, after)
+        run.hosts.gather("end")
     finally:
         run.writer.close()
         run.checkpointer.close()
-    summary["report"] = str(write_report(workdir))
+    if run.hosts.first:
+        summary["report"] = str(write_report(workdir))
     return summary

@@ -7,13 +7,14 @@ the whole program runs in seconds with nothing to download.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from transformers import PreTrainedTokenizerFast
 
@@ -26,6 +27,7 @@ from gapo_jax.data.tokenizer import check_vocabulary, load_tokenizer
 from gapo_jax.models import Decoder, DecoderConfig, Discriminator, EncoderConfig, RewardModel
 from gapo_jax.rollout.generate import SampleFn
 from gapo_jax.rollout.sampler import RESTRICTIONS, make_sampler
+from gapo_jax.sharding import ONE_DEVICE, Placement, make_mesh
 from gapo_jax.train.forward import GeneratorSpec, init_critic, layers_to_unroll
 from gapo_jax.train.offline_steps import Metrics, OfflineBatch, make_offline_step
 from gapo_jax.train.optim import (
@@ -33,6 +35,7 @@ from gapo_jax.train.optim import (
     frozen_parameters,
     learning_rate,
     make_optimizer,
+    path_name,
     warmup_then_rounds,
 )
 from gapo_jax.train.state import (
@@ -44,6 +47,7 @@ from gapo_jax.train.state import (
 )
 from gapo_jax.train.steps import Steps, make_steps
 
+log = logging.getLogger("gapo_jax")
 TINY = "random:tiny"
 ADAPTER_STREAM = 5
 Params = Any
@@ -52,7 +56,8 @@ Params = Any
 @dataclasses.dataclass(frozen=True)
 class Players:
     """The fixed parts of a run. `base` are the generator's frozen starting weights, which are
-    also the reference; `disc_start` the discriminator's (a `Discriminator` or `RewardModel`)."""
+    also the reference; `disc_start` the discriminator's (a `Discriminator` or `RewardModel`).
+    `decoding` says where weights lie while `sample` works on them."""
 
     decoder: Decoder
     base: Params
@@ -62,6 +67,18 @@ class Players:
     disc_tokenizer: PreTrainedTokenizerFast
     spec: GeneratorSpec
     sample: SampleFn
+    decoding: Placement = ONE_DEVICE
+
+    def for_sampling(self, params: Params) -> Params:
+        """Return the generator's parameters as `sample` reads them, for the many calls of a round:
+        on several devices a copy in the dtype of the computation, split over `tensor` alone."""
+        if not self.decoding.spread:
+            return params
+        dtype = self.decoder.config.dtype
+        cast = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf if "norm" in path_name(path) else leaf.astype(dtype), params
+        )
+        return self.decoding.params(cast)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +96,13 @@ def source(name: str) -> str | Path:
     return weights.locate(name) if name in weights.WEIGHTS else name
 
 
-def _tiny_decoder(tokenizer: Any) -> DecoderConfig:
+def tiny_encoder(tokenizer: Any) -> EncoderConfig:
+    """Return the shape of the discriminator `random:tiny`."""
+    return EncoderConfig(vocab_size=len(tokenizer), num_layers=2, d_model=64, num_heads=4, d_ff=128)
+
+
+def tiny_decoder(tokenizer: Any) -> DecoderConfig:
+    """Return the shape of the generator `random:tiny`."""
     return DecoderConfig(
         vocab_size=len(tokenizer),
         num_layers=4,
@@ -94,28 +117,26 @@ def _tiny_decoder(tokenizer: Any) -> DecoderConfig:
     )
 
 
-def load_generator(name: str, seed: int) -> tuple[Decoder, Params, PreTrainedTokenizerFast]:
+def load_generator(
+    name: str, seed: int, place: Placement = ONE_DEVICE
+) -> tuple[Decoder, Params, PreTrainedTokenizerFast]:
     """Return (decoder, float32 parameters, tokenizer) of a source, or of `random:tiny`."""
     if name == TINY:
         tokenizer = character_tokenizer()
-        decoder = Decoder(_tiny_decoder(tokenizer))
+        decoder = Decoder(tiny_decoder(tokenizer))
         tokens = jnp.zeros((1, 2), jnp.int32)
         init = jax.jit(decoder.init)
-        params = init(jax.random.key(seed), tokens, jnp.ones_like(tokens))["params"]
+        params = place.init(init, jax.random.key(seed), tokens, jnp.ones_like(tokens))["params"]
         return decoder, params, tokenizer
-    decoder, params = models.load_decoder(source(name), put=_to_device)
+    decoder, params = models.load_decoder(source(name), put=place.put)
     tokenizer = load_tokenizer(source(name))
     check_vocabulary(tokenizer, decoder.config.vocab_size)
     return decoder, params, tokenizer
 
 
-def _to_device(path: str, leaf: np.ndarray) -> jax.Array:
-    """Take a parameter from the host as soon as it is read, so that no second tree is held."""
-    del path
-    return jnp.asarray(leaf)
-
-
-def _load_reward_model(config: Config) -> tuple[RewardModel, Params, PreTrainedTokenizerFast]:
+def _load_reward_model(
+    config: Config, place: Placement
+) -> tuple[RewardModel, Params, PreTrainedTokenizerFast]:
     """Return a decoder as discriminator: what it thinks of a text is read off its last token."""
     name, settings = config.model.discriminator, config.discriminator
     for key in ("frozen_layers", "dropout", "gradient_penalty"):
@@ -126,7 +147,7 @@ def _load_reward_model(config: Config) -> tuple[RewardModel, Params, PreTrainedT
             )
     module, params = models.load_reward_model(
         source(name),
-        put=_to_device,
+        put=place.put,
         seed=config.seed,
         dtype=config.model.dtype,
         remat=config.model.remat,
@@ -150,21 +171,19 @@ def _check_length(tokens: int, positions: int, name: str) -> None:
 
 
 def load_discriminator(
-    config: Config, key: jax.Array
+    config: Config, key: jax.Array, place: Placement = ONE_DEVICE
 ) -> tuple[Discriminator | RewardModel, Params, PreTrainedTokenizerFast]:
     """Return (module, starting parameters, tokenizer): a pretrained encoder or decoder with a
     scalar head, its own if it has one (a sequence classifier, an exported discriminator)."""
     name, settings = config.model.discriminator, config.discriminator
     pooling, hidden_dim, loaded = config.model.pooling, None, {}
     if name != TINY and models.network_of(source(name)) in ("decoder", "reward model"):
-        return _load_reward_model(config)
+        return _load_reward_model(config, place)
     if name == TINY:
         tokenizer = wordpiece_tokenizer()
-        encoder_config = EncoderConfig(
-            vocab_size=len(tokenizer), num_layers=2, d_model=64, num_heads=4, d_ff=128
-        )
+        encoder_config = tiny_encoder(tokenizer)
     else:
-        found, loaded = models.load_discriminator(source(name), pooling=pooling)
+        found, loaded = models.load_discriminator(source(name), put=place.put, pooling=pooling)
         pooling, hidden_dim = found.pooling, found.hidden_dim
         encoder_config, tokenizer = found.config, load_tokenizer(source(name))
         check_vocabulary(tokenizer, encoder_config.vocab_size)
@@ -176,19 +195,20 @@ def load_discriminator(
     _check_length(settings.max_tokens, encoder_config.max_positions, name)
     # A scan over layers copies what the backward pass keeps; on a CPU that costs a third of the
     # step, and the few layers of an encoder compile quickly without it.
-    unroll = encoder_config.num_layers if jax.default_backend() == "cpu" else 1
+    unroll = encoder_config.num_layers if place.platform == "cpu" else 1
     encoder_config = dataclasses.replace(
         encoder_config,
         dropout=settings.dropout,
         dtype=config.model.dtype,
+        remat=config.model.remat,
         scan_unroll=unroll,
         # The penalty is a derivative of a derivative, which only the plain version has.
         attention="xla" if settings.gradient_penalty else config.model.attention,
     )
     discriminator = Discriminator(encoder_config, pooling, hidden_dim)
     tokens = jnp.zeros((1, 8), jnp.int32)
-    params = jax.jit(discriminator.init)(key, tokens, jnp.ones_like(tokens))["params"]
-    params = dict(params) | jax.tree.map(jnp.asarray, loaded)
+    init = jax.jit(discriminator.init)
+    params = dict(place.init(init, key, tokens, jnp.ones_like(tokens))["params"]) | loaded
     return discriminator, params, tokenizer
 
 
@@ -265,13 +285,36 @@ def build_training(config: Config, players: Players, num_pairs: int) -> Training
     return Training(optimizers, steps, offline)
 
 
-def load_players(config: Config) -> Players:
-    """Load both models and their tokenizers.
+def load_players(config: Config, place: Placement | None = None) -> Players:
+    """Load both models and their tokenizers, and put the weights on the mesh of the configuration
+    or on another `place`.
 
     Raises:
-        FileNotFoundError, ValueError: a source cannot be read, or does not fit the configuration.
+        FileNotFoundError, ValueError: a source cannot be read, or does not fit the configuration;
+            the mesh does not fit the devices.
     """
-    decoder, base, tokenizer = load_generator(config.model.generator, config.seed)
+    mesh = config.mesh
+    if place is None:
+        place = Placement(make_mesh(mesh.data, mesh.fsdp, mesh.tensor))
+    generator = load_generator(config.model.generator, config.seed, place)
+    key = jax.random.fold_in(jax.random.key(config.seed), 2)
+    return assemble(config, place, generator, load_discriminator(config, key, place))
+
+
+def assemble(
+    config: Config,
+    place: Placement,
+    generator: tuple[Decoder, Params, PreTrainedTokenizerFast],
+    judge: tuple[Discriminator | RewardModel, Params, PreTrainedTokenizerFast],
+) -> Players:
+    """Return the players of (module, parameters, tokenizer) each; shapes do for parameters.
+
+    Raises:
+        ValueError: the configuration asks for what the generator does not have.
+    """
+    decoding = place.regrouped(config.mesh.sampling_tensor)
+    warn_of_whole_batches(config, place, decoding)
+    decoder, base, tokenizer = generator
     decoder = Decoder(
         dataclasses.replace(
             decoder.config,
@@ -280,22 +323,11 @@ def load_players(config: Config) -> Players:
             attention=config.model.attention,
         )
     )
-    root = jax.random.key(config.seed)
-    discriminator, disc_start, disc_tokenizer = load_discriminator(
-        config, jax.random.fold_in(root, 2)
-    )
-    first = first_trained_layer(decoder.config.num_layers, config.model)
-    spec = GeneratorSpec(
-        config=decoder.config,
-        first=first,
-        temperature=config.sampling.temperature,
-        chunk=config.ppo.logprob_chunk,
-        critic=config.model.critic if has_critic(config) else "none",
-        critic_hidden=config.model.critic_hidden,
-        unroll=layers_to_unroll(decoder.config, first),
-    )
+    discriminator, disc_start, disc_tokenizer = judge
+    spec = generator_spec(config, decoder.config, place)
     # What cannot be trained is said before anything slow.
-    jax.eval_shape(lambda: start_policy(base, spec.first, config, root))
+    key = jax.random.key(config.seed)
+    jax.eval_shape(lambda params: start_policy(params, spec.first, config, key), base)
     sample = make_sampler(
         decoder,
         max_new_tokens=config.sampling.max_new_tokens,
@@ -303,6 +335,7 @@ def load_players(config: Config) -> Players:
         pad_id=decoder.config.pad_id,
         slots=config.sampling.slots,
         chunk=config.sampling.chunk,
+        place=decoding,
         **{name: getattr(config.sampling, name) for name in RESTRICTIONS},
     )
     return Players(
@@ -314,24 +347,67 @@ def load_players(config: Config) -> Players:
         disc_tokenizer=disc_tokenizer,
         spec=spec,
         sample=sample,
+        decoding=decoding,
     )
+
+
+def generator_spec(config: Config, shape: DecoderConfig, place: Placement) -> GeneratorSpec:
+    """Return the static facts of the generator's steps."""
+    first = first_trained_layer(shape.num_layers, config.model)
+    return GeneratorSpec(
+        config=shape,
+        first=first,
+        temperature=config.sampling.temperature,
+        chunk=config.ppo.logprob_chunk,
+        critic=config.model.critic if has_critic(config) else "none",
+        critic_hidden=config.model.critic_hidden,
+        unroll=layers_to_unroll(shape, first, place.platform),
+        place=place,
+    )
+
+
+def warn_of_whole_batches(config: Config, place: Placement, decoding: Placement) -> None:
+    """Say which batches do not divide among the devices: each device computes all of those."""
+    rows = {"config.discriminator.batch_size": (config.discriminator.batch_size, place)}
+    if config.method in OFFLINE_METHODS:
+        rows["config.offline.batch_size"] = config.offline.batch_size, place
+    else:
+        rows["config.ppo.minibatch_size"] = config.ppo.minibatch_size, place
+    rows["config.sampling.batch_size"] = config.sampling.batch_size, decoding
+    for key, (size, where) in rows.items():
+        if size % where.row_parts:
+            log.warning(
+                "%s=%d is no multiple of the %d parts that the mesh splits rows into: every device "
+                "computes all rows of such a batch", key, size, where.row_parts
+            )  # fmt: skip
 
 
 def initial_state(config: Config, players: Players, training: Training) -> RunState:
-    """Return the state of a run before its first update; a function of seed and sources alone."""
+    """Return the state of a run before its first update, on the mesh; a function of seed and
+    sources alone."""
+    make = functools.partial(fresh_state, config, players.spec, training.optimizers)
+    return players.spec.place.init(make, players.base, players.disc_start)
+
+
+def fresh_state(
+    config: Config,
+    spec: GeneratorSpec,
+    optimizers: dict[str, optax.GradientTransformation],
+    base: Params,
+    disc_start: Params,
+) -> RunState:
+    """Return the state before the first update, of the starting parameters of both players."""
     root = jax.random.key(config.seed)
-    policy = start_policy(
-        players.base, players.spec.first, config, jax.random.fold_in(root, ADAPTER_STREAM)
-    )
+    policy = start_policy(base, spec.first, config, jax.random.fold_in(root, ADAPTER_STREAM))
     critic = None
     if has_critic(config):
-        fresh = init_critic(players.spec, players.base, jax.random.fold_in(root, 3))
-        critic = Network.create(fresh, training.optimizers["critic"])
-    disc = copy_tree(players.disc_start)
+        fresh = init_critic(spec, base, jax.random.fold_in(root, 3))
+        critic = Network.create(fresh, optimizers["critic"])
+    disc = copy_tree(disc_start)
     return RunState(
-        policy=Network.create(policy, training.optimizers["policy"]),
+        policy=Network.create(policy, optimizers["policy"]),
         critic=critic,
-        discriminator=Network.create(disc, training.optimizers["discriminator"]),
+        discriminator=Network.create(disc, optimizers["discriminator"]),
         key=root,
         round=jnp.zeros((), jnp.int32),
         kl_coef=jnp.float32(config.ppo.kl_coef),

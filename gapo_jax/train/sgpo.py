@@ -35,6 +35,7 @@ from gapo_jax.train.offline_data import Encoder, cut_off_texts, fit, offline_bat
 from gapo_jax.train.offline_steps import OfflineBatch, row_logprobs
 from gapo_jax.train.rounds import Run
 from gapo_jax.train.state import RunState
+from gapo_jax.types import Rollout
 
 REFINE_STREAM, ANSWER_STREAM, IMPROVE_STREAM = 104, 105, 106
 Records = list[dict[str, Any]]
@@ -125,7 +126,9 @@ def improver_records(run: Run) -> Records:
         for good, bad in examples
     ]
     chosen = short_enough(run, prompts)
-    refined = ask(run, run.players.base, [prompts[i] for i in chosen], REFINE_STREAM)
+    refined = ask(
+        run, run.players.for_sampling(run.players.base), [prompts[i] for i in chosen], REFINE_STREAM
+    )
     records = []
     for index, (text, ended) in zip(chosen, refined, strict=True):
         good, bad = examples[index]
@@ -146,7 +149,7 @@ def preference_records(run: Run, state: RunState) -> Records:
     """Let the policy answer and improve its answers; say which comparisons are kept."""
     config, pool = run.config, run.prompts.train
     picks = batch_at(config.seed + 1, 0, len(pool), min(config.sgpo.prompts, len(pool)))
-    prompts, params = [pool[i].prompt for i in picks], run.policy_params(state)
+    prompts, params = [pool[i].prompt for i in picks], run.sampling_params(state)
     answers = ask(run, params, prompts, ANSWER_STREAM)
     again = [
         config.sgpo.improve_template.format(prompt=prompt, response=text)
@@ -245,13 +248,17 @@ def reference_records(
     """Return the log-prob of every side under the policy as it is now, stage 2's reference."""
     sides = list(dict.fromkeys(side for example in examples for side in example))
     spec = dataclasses.replace(run.players.spec, temperature=1.0)
-    score = jit_step(functools.partial(row_logprobs, spec, with_reference=False))
+
+    def sums(base: Any, trained: Any, rows: Rollout) -> jax.Array:
+        logprobs_BR, _ = row_logprobs(spec, base, trained, False, rows)
+        return sequence_logprobs(logprobs_BR, rows.response_mask_BR)
+
+    score = jit_step(sums, place=spec.place, rows=(2,))
     size, records = run.config.offline.batch_size, []
     for start in range(0, len(sides), size):
         part = [sides[i % len(sides)] for i in range(start, start + size)]
         rows = encoder.rows(part, system_text(run.config))
-        policy_BR, _ = score(run.players.base, state.policy.params, rows=rows)
-        sums_B = np.asarray(sequence_logprobs(policy_BR, rows.response_mask_BR))
+        sums_B = np.asarray(score(run.players.base, state.policy.params, rows))
         records += [
             {"prompt": side.prompt, "response": side.response, "logprob": float(value)}
             for side, value in zip(part, sums_B, strict=True)

@@ -149,5 +149,11 @@ def overlay(
 
 def relative_change(before: Params, after: Params) -> float:
     """Return |after - before| / |before| in the 2-norm over all parameters."""
+    return float(_relative_change(before, after))
+
+
+# One program: processes that run many small ones together could run them in different orders.
+@jax.jit
+def _relative_change(before: Params, after: Params) -> jax.Array:
     moved = optax.tree.norm(jax.tree.map(lambda a, b: a - b, after, before))
-    return float(moved / jnp.maximum(optax.tree.norm(before), 1e-12))
+    return moved / jnp.maximum(optax.tree.norm(before), 1e-12)

@@ -270,12 +270,12 @@ def make_steps(
     optimizers: dict[str, optax.GradientTransformation],
 ) -> Steps:
     """Bind the static parts and jit every step once; `optimizers` by network name."""
-    bound = {"spec": spec, "config": config}
+    bound, place = {"spec": spec, "config": config}, spec.place
     policy = functools.partial(policy_step, **bound, optimizer=optimizers["policy"])
     critic = None
     if has_critic(config):
         value = functools.partial(critic_step, **bound, optimizer=optimizers["critic"])
-        critic = jit_step(value, donate=0)
+        critic = jit_step(value, donate=0, place=place, keep="network", rows=(1, 2, 3))
     settings = config.discriminator
     update = functools.partial(
         disc_update_step,
@@ -289,9 +289,11 @@ def make_steps(
         optimizer=optimizers["discriminator"],
     )
     return Steps(
-        score=jit_step(functools.partial(score_rollout, spec)),
-        policy=jit_step(policy, donate=0),
+        score=jit_step(functools.partial(score_rollout, spec), place=place, keep="rows", rows=(3,)),
+        policy=jit_step(policy, donate=0, place=place, keep="network", rows=(2, 3, 5)),
         critic=critic,
-        disc_score=jit_step(functools.partial(disc_score, discriminator)),
-        disc_update=jit_step(update, donate=0),
+        disc_score=jit_step(
+            functools.partial(disc_score, discriminator), place=place, rows=(1, 2, 3)
+        ),
+        disc_update=jit_step(update, donate=0, place=place, keep="network", rows=(1,)),
     )

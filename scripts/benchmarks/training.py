@@ -53,7 +53,7 @@ def spec_of(args: argparse.Namespace, decoder: Decoder, config: Config) -> Gener
         chunk=config.ppo.logprob_chunk,
         critic=config.model.critic,
         critic_hidden=0,
-        unroll=layers_to_unroll(decoder.config, first),
+        unroll=layers_to_unroll(decoder.config, first, jax.default_backend()),
     )
 
 

@@ -1,0 +1,80 @@
+"""The plan of a tiny run for the eight CPU devices here: what its steps gather and keep."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from gapo_jax import sharding
+from gapo_jax.config import finalize, presets
+from gapo_jax.train import hlo_cost, plan
+
+
+@pytest.fixture(scope="module")
+def planned():
+    config = presets.tiny_rounds("gapo")
+    config.model.trainable_layers, config.model.critic = 0, "decoder"
+    config.ppo.logprob_chunk = 64  # so that the logits take several turns of a loop
+    config.mesh.data, config.mesh.fsdp, config.mesh.sampling_tensor = 1, 8, 2
+    place = sharding.Placement(sharding.make_mesh(1, 8, 1), described=True)
+    config = finalize(config)
+    players = plan.abstract_players(config, place)
+    steps, parts = plan.planned_steps(config, players)
+    return config, players, {step.name: step for step in steps}, parts
+
+
+def test_a_plan_has_every_step_of_a_round_and_what_lives_through_it(planned) -> None:
+    _, players, steps, parts = planned
+    assert list(steps) == [
+        "prefill", "decode", "score", "policy_step", "critic_step", "disc_score", "disc_step",
+    ]  # fmt: skip
+    assert set(parts) == {"reference", "policy", "critic", "discriminator"}
+    shapes = jax.tree.leaves(players.base)
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in shapes)
+    # Policy: parameters and two moments of the layers; a device holds about an eighth of them.
+    layers = sum(np.prod(x.shape) for x in jax.tree.leaves(players.base["layers"]))
+    held = plan.bytes_per_device(parts["policy"])
+    assert 3 * 4 * layers / 8 < held < 1.2 * 3 * 4 * layers / 8
+    assert players.decoding.mesh is not None and players.decoding.mesh.shape["tensor"] == 2
+
+
+def test_flops_are_those_of_the_matrices(planned) -> None:
+    """Six operations a parameter and token of the layers, four of the head; and attention."""
+    config, players, steps, _ = planned
+    base, rows = players.base, config.ppo.minibatch_size
+    matrices = sum(np.prod(x.shape) for x in jax.tree.leaves(base["layers"]) if len(x.shape) == 3)
+    response = config.sampling.max_new_tokens
+    length = config.data.max_prompt_tokens + response
+    shape = players.decoder.config
+    attention = 3 * 4 * rows * length * (length / 2) * shape.num_heads * shape.head_dim
+    attention *= shape.num_layers
+    head = 4 * rows * response * np.prod(base["embed"]["embedding"].shape)
+    wanted = 6 * rows * length * matrices + attention + head
+    np.testing.assert_allclose(steps["policy_step"].flops, wanted, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_policy_step_updates_in_place_and_gathers_the_head_once(planned) -> None:
+    _, players, steps, parts = planned
+    compiled = steps["policy_step"].lower().compile()
+    state = plan.bytes_per_device(parts["policy"])
+    assert compiled.memory_analysis().alias_size_in_bytes == pytest.approx(state, rel=0.02)
+    program = hlo_cost.read_program(compiled.as_text())
+    loops = {
+        name
+        for lines in program.computations.values()
+        for item in lines
+        if item.opcode == "while"
+        for name in hlo_cost._named(item.line, "body")
+    }
+    vocab = players.decoder.config.vocab_size
+    gathers = [
+        (name, item.line)
+        for name, lines in program.computations.items()
+        for item in lines
+        if item.opcode.startswith("all-gather")
+    ]
+    assert gathers, "weights split over fsdp must be gathered somewhere"
+    inside = [line for name, line in gathers if name in loops and f"{vocab}," in line[:200]]
+    assert not inside
