@@ -15,8 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXIS_NAMES = ("data", "fsdp", "tensor")
 
@@ -126,7 +127,7 @@ def param_shardings(
     return jax.tree_util.tree_map_with_path(sharding, params)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Return the sharding of batches: rows split over `data` and `fsdp`, other axes whole."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
@@ -368,7 +369,7 @@ def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
     """As `jax.device_put`, also across processes that all hold the whole host value."""
     if jax.process_count() == 1:
         return jax.device_put(leaf, sharding)
-    if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+    if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         data = _put(jax.random.key_data(leaf), sharding)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:

@@ -51,7 +51,6 @@ def smollm2(method: str, name: str = "") -> Config:
     config.data.pairs, config.data.pairs_heldout = 800, 64
     config.sampling.temperature = 0.8
     config.discriminator.batch_size, config.discriminator.max_tokens = 16, 144
-    config.discriminator.optim.learning_rate = 3e-4
     config.discriminator.warmup_epochs = 1
     config.offline.steps_per_round, config.offline.batch_size = 10, 16
     config.offline.max_response_tokens = 96
@@ -74,7 +73,6 @@ def smollm2_rounds(method: str, name: str = "") -> Config:
     which the two best and the two worst are learned from."""
     config = smollm2(method, name)
     config.discriminator.updates_per_round = 8
-    config.discriminator.round_learning_rate = 1e-4
     config.ppo.train_samples, config.ppo.minibatch_size, config.ppo.epochs = 4, 16, 1
     config.ppo.kl_coef = 0.05
     config.ppo.optim.learning_rate = 6e-5

@@ -125,7 +125,8 @@ def _hub_dataset(source: str, name: str | None, split: str, streaming: bool) -> 
             f"ends in one of {FILES}, a folder of `save_to_disk`, or an id such as google/IFEval"
         )
     online = hub.hub_answers()
-    settings = (datasets.config, "HF_HUB_OFFLINE"), (huggingface_hub.constants, "HF_HUB_OFFLINE")
+    modules: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)  # pyright: ignore
+    settings = [(module, "HF_HUB_OFFLINE") for module in modules]
     before = [getattr(module, key) for module, key in settings]
     try:
         if not online:
@@ -156,7 +157,9 @@ def _dataset(source: str, name: str | None, split: str, streaming: bool) -> Any:
     if (path / "dataset_dict.json").is_file():
         saved = datasets.load_from_disk(source)
         if split not in saved:
-            raise ValueError(f"{path}: wanted one of the splits {sorted(saved)}, got {split!r}")
+            raise ValueError(
+                f"{path}: wanted one of the splits {sorted(map(str, saved))}, got {split!r}"
+            )
         return saved[split]
     if path.is_dir():
         return datasets.load_dataset(str(path), name, split=split, streaming=streaming)

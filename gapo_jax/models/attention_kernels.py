@@ -307,8 +307,8 @@ def _splash_on_device(
     padded = -(-length // _LANES) * _LANES
     fitting = [size for size in range(_LANES, _LARGEST_BLOCK + 1, _LANES) if padded % size == 0]
     names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
-    blocks = {f"block_{name}": max(fitting) for name in names}
-    kernel = splash_attention.make_splash_mha(
+    blocks: dict[str, Any] = {f"block_{name}": max(fitting) for name in names}
+    kernel: Any = splash_attention.make_splash_mha(
         splash_attention.MultiHeadMask([mask_of(padded)] * num_heads),
         block_sizes=splash_attention.BlockSizes(**blocks),
         attn_logits_soft_cap=softcap or None,
@@ -324,7 +324,7 @@ def _splash_on_device(
     q_BNTH, k_BKTH, v_BKTH = (fill(x).swapaxes(1, 2) for x in (q_BTNH * scale, k_BTKH, v_BTKH))
     segments_BT = fill((mask_BT > 0).astype(jnp.int32))
     segments = splash_attention.SegmentIds(segments_BT, segments_BT)
-    out_BNTH = jax.vmap(kernel)(q_BNTH, k_BKTH, v_BKTH, segments)
+    out_BNTH: jax.Array = jax.vmap(kernel)(q_BNTH, k_BKTH, v_BKTH, segments)
     return out_BNTH.swapaxes(1, 2)[:, :length]
 
 

@@ -116,10 +116,10 @@ def generate(
         rollout = _in_batches(sample, inputs, samples, batch_size, on_batch)
     device_s = time.perf_counter() - start
     if stops is not None:
-        pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        pad_id: Any = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         rollout = stops.cut_rollout(rollout, pad_id)
-    tokens_BR = rollout.tokens_BT[:, width:]
-    texts = decode_responses(tokenizer, tokens_BR, rollout.response_mask_BR)
+    tokens_BR, mask_BR = np.asarray(rollout.tokens_BT)[:, width:], rollout.response_mask_BR
+    texts = decode_responses(tokenizer, tokens_BR, np.asarray(mask_BR))
     texts = [stops.cut(text) for text in texts] if stops else texts
     return Generated(texts, rollout, device_s)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -51,9 +52,10 @@ class StopStrings:
             mask_R[self.count(tokens_BR[row, mask_R > 0].tolist()) :] = 0
         width = rollout.tokens_BT.shape[1] - mask_BR.shape[1]
         prompts_BP, prompt_mask_BP = rollout.tokens_BT[:, :width], rollout.mask_BT[:, :width]
-        return Rollout(
-            tokens_BT=np.concatenate([prompts_BP, np.where(mask_BR, tokens_BR, pad_id)], axis=1),
-            mask_BT=np.concatenate([prompt_mask_BP, mask_BR], axis=1),
-            response_mask_BR=mask_BR,
-            logprobs_BR=np.where(mask_BR, rollout.logprobs_BR, 0.0).astype(np.float32),
-        )
+        cut: dict[str, Any] = {
+            "tokens_BT": np.concatenate([prompts_BP, np.where(mask_BR, tokens_BR, pad_id)], axis=1),
+            "mask_BT": np.concatenate([prompt_mask_BP, mask_BR], axis=1),
+            "response_mask_BR": mask_BR,
+            "logprobs_BR": np.where(mask_BR, rollout.logprobs_BR, 0.0).astype(np.float32),
+        }
+        return Rollout(**cut)

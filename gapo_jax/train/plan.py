@@ -126,7 +126,7 @@ def bytes_per_device(tree: Any) -> int:
     """Return the bytes that shapes with their places take on one device."""
     total = 0
     for leaf in jax.tree.leaves(tree):
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             continue
         shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
         total += int(np.prod(shape)) * leaf.dtype.itemsize
@@ -138,7 +138,7 @@ def _rows(place: Placement, tree: Any) -> Any:
     return place.abstract_rows(tree)
 
 
-def _shape(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+def _shape(*sizes: int, dtype: Any = jnp.float32) -> Any:
     return jax.ShapeDtypeStruct(sizes, dtype)
 
 
