@@ -33,6 +33,15 @@ def import_beam() -> Any:
     return apache_beam
 
 
+def this_process() -> Any:
+    """Return the runner that works in this process. Beam's own choice for one machine, the
+    DirectRunner, would fetch a program (Prism) first."""
+    import_beam()
+    from apache_beam.runners.portability import fn_api_runner  # pyright: ignore
+
+    return fn_api_runner.FnApiRunner()
+
+
 def _read(numbered: tuple[int, str], recipe: Recipe) -> Iterator[tuple[str, _Answer]]:
     beam = import_beam()
     place, source = numbered

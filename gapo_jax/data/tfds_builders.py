@@ -202,8 +202,7 @@ def write_on_beam(
     options = beam.options.pipeline_options.PipelineOptions(list(pipeline_options))
     builder = _MinedOnBeam(recipe=recipe, data_dir=str(folder), file_format=FORMAT)
     named = any(option.startswith("--runner") for option in pipeline_options)
-    # Beam's own choice for one machine, the DirectRunner, would fetch a program (Prism) first.
-    runner = None if named else beam.runners.portability.fn_api_runner.FnApiRunner()
+    runner = None if named else beam_mining.this_process()
     config = tfds.download.DownloadConfig(beam_options=options, beam_runner=runner)
     builder.download_and_prepare(download_config=config)
     return Path(builder.data_dir), builder.left_out
