@@ -55,27 +55,22 @@ def main(argv: list[str]) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # transformers says that it found no torch; only its tokenizers are used here.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    _train(config, workdir)
+    path = config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]
+    _train(config, workdir, Path(path), _join if _PROCESSES.value > 1 else None)
 
 
 def _join():
-    """Meet the other processes of the run, if there are any."""
-    from gapo_jax.train.hosts import Hosts, join
+    """Meet the other processes of the run."""
+    from gapo_jax.train.hosts import join
 
-    if _PROCESSES.value == 1:
-        return Hosts()
     return join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _TIMEOUT.value)
 
 
-def _rehearsal(error: Exception) -> str:
+def _rehearsal(path: Path | None) -> str:
     """Return what runs without weights or devices, where the configuration offers that."""
-    path = config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]
-    if (
-        isinstance(error, (ValueError, FileNotFoundError))
-        and '"rehearse"' in Path(path).read_text()
-    ):
-        return f"The same program runs tiny, on whatever is here, with: --config {path}:rehearse\n"
-    return ""
+    if path is None or '"rehearse"' not in path.read_text():
+        return ""
+    return f"The same program runs tiny, on whatever is here, with: --config {path}:rehearse\n"
 
 
 def _leave(message: str) -> None:
@@ -85,22 +80,24 @@ def _leave(message: str) -> None:
     os._exit(1)
 
 
-def _train(config, workdir: Path) -> None:
+def _train(config, workdir: Path, path: Path | None = None, join=None) -> None:
+    """Run the configuration of the file `path`, in one process or in those that `join` meets."""
     from gapo_jax.checkpoint import CheckpointError
     from gapo_jax.evaluate.console import print_summary
-    from gapo_jax.train.hosts import HostMissing
+    from gapo_jax.train.hosts import HostMissing, Hosts
     from gapo_jax.train.interrupt import RunInterrupted, RunStopped, stop_requests
     from gapo_jax.train.run import execute
 
     again = " ".join(shlex.quote(part) for part in ["python", *sys.argv])
+    hosts = Hosts()
     try:
-        hosts = _join()
+        hosts = join() if join else hosts
         with stop_requests() as stop:
             summary = execute(config, workdir, stop, hosts)
     except HostMissing as missing:
         _leave(f"error: {missing}")
     except RunInterrupted as signal_name:
-        if _PROCESS.value:
+        if hosts.index:
             return
         print(f"stopped by {signal_name}; all finished rounds are saved in {workdir}")
         print(f"continue with: {again}")
@@ -112,8 +109,9 @@ def _train(config, workdir: Path) -> None:
     except (ValueError, FileNotFoundError, CheckpointError) as error:
         if os.environ.get("GAPO_JAX_TRACEBACK"):
             raise
-        message = f"error: {error}\n{_rehearsal(error)}(GAPO_JAX_TRACEBACK=1 shows where)"
-        if _PROCESSES.value > 1:
+        hint = "" if isinstance(error, CheckpointError) else _rehearsal(path)
+        message = f"error: {error}\n{hint}(GAPO_JAX_TRACEBACK=1 shows where)"
+        if hosts.count > 1:
             _leave(message)
         sys.exit(message)
     if summary:
