@@ -183,16 +183,15 @@ def measure_offline(method: str, args, decoder: Decoder, params, reference) -> d
 def measure_discriminator(args, decoder: Decoder, params, reference) -> dict[str, Any]:
     """Scoring and update of a batch of full-length texts (all layers, dropout as configured), and
     what they are of a round: 96 texts scored, 8 updates."""
-    del decoder, params, reference
+    del params, reference
     config = settings(args)
     if args.discriminator:
         config.model.discriminator = args.discriminator
     key = jax.random.key(args.seed)
     module, start, tokenizer = load_discriminator(config, key)
     optimizer = discriminator_optimizer(config, 1)
-    nobody: Any = None
     optimizers = {name: optimizer for name in ("policy", "critic", "discriminator")}
-    steps = make_steps(nobody, module, config, optimizers)  # pyright: ignore[reportArgumentType]
+    steps = make_steps(spec_of(args, decoder, config), module, config, optimizers)
     size, width = config.discriminator.batch_size, config.discriminator.max_tokens
     rng = np.random.default_rng(args.seed)
     tokens_BT = jnp.asarray(rng.integers(5, len(tokenizer), (size, width)), jnp.int32)
