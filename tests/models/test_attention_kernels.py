@@ -103,11 +103,12 @@ def agree(module, other, tokens_BT, mask_BT, method):
     """Two networks with one set of parameters: hidden states and gradients are the same."""
     params = jax.jit(module.init)(jax.random.key(0), tokens_BT, mask_BT)["params"]
     params = jax.tree.map(lambda leaf: leaf * 8 if leaf.ndim > 2 else leaf, params)  # steep scores
-    weights = jax.random.normal(jax.random.key(1), (*mask_BT.shape, 1)) * mask_BT[..., None]
 
     def loss(network, params):
         hidden_BTD = network.apply({"params": params}, tokens_BT, mask_BT, method=method)
-        return (hidden_BTD * weights).sum(), hidden_BTD
+        # Other weights for every column: a layer norm's outputs sum to a constant.
+        weights_BTD = jax.random.normal(jax.random.key(1), hidden_BTD.shape) * mask_BT[..., None]
+        return (hidden_BTD * weights_BTD).sum(), hidden_BTD
 
     want, got = (
         jax.jit(jax.grad(functools.partial(loss, network), has_aux=True))(params)
