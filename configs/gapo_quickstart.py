@@ -18,25 +18,31 @@ coin, so their reward would be noise and they are left out here (add them to `da
 times the pairs). Quotation never occurs by itself, so there is nothing to reinforce.
 
 Measured 2026-11-22, 2 CPU cores, jax 0.10.2 (held-out constraint accuracy, strict, percentage
-points, 95% interval of the paired bootstrap over prompts; 96 responses a set):
+points, 95% interval of the paired bootstrap over 96 prompts a set):
 
 | seed | topics, per instruction | topics, per prompt | phrasings, per instruction | per prompt |
 |---|---|---|---|---|
-| 0 | +7.6 [-2.4, +17.9] | +8.3 [-4.2, +21.9] | +18.7 [+10.0, +28.8] | +18.8 [+10.4, +29.2] |
-| 1 (.5) | +15.7 [+4.6, +26.5] | +19.8 [+8.3, +31.2] | +16.9 [+7.4, +27.3] | +16.7 [+6.2, +27.1] |
-| 2 | +15.7 [+5.7, +26.4] | +15.6 [+4.2, +28.1] | +16.2 [+6.2, +27.0] | +16.7 [+5.2, +28.1] |
+| 2 | +20.6 [+10.6, +30.3] | +19.8 [+8.3, +31.2] | +17.3 [+6.8, +27.4] | +17.7 [+6.2, +29.2] |
+| 2, old rates | +11.0 [+2.1, +20.2] | +11.5 [+1.0, +21.9] | +6.0 [-3.1, +15.2] | +4.2 [-5.2, +13.5] |
+| 0, old rates | +23.9 [+13.2, +34.6] | +21.9 [+8.3, +35.4] | +28.9 [+18.1, +40.0] | +26.0 [+15.6, +37.5] |
 
-Seed 0 is the whole of `bash scripts/quickstart.sh` in a fresh clone: 17 minutes 23 seconds, of
-which the training is 15 minutes 14; 5.6 GB at the peak. Seed 1 has been run with
-`reward.missing_eos_penalty=0.5` only. On the topics of seed 0 the interval holds zero: what is won
-on titles and postscripts is lost on bullets, because answers have become shorter.
+The rates are the discriminator's: 1.5e-4 in the warm-up and 5e-5 in the rounds now, twice that
+before. At the old ones seed 2's discriminator fell back to a constant: it ordered 66% of held-out
+pairs after the warm-up (78% now), and its logits for the samples of one prompt differed by .03, so
+that there was no reward to learn from. Seeds 0 and 1 have not been run at the present rates; after
+the warm-up alone seed 0 orders 87% of held-out pairs (83% before).
 
-What it learns is titles, postscripts and (mostly by shorter answers) to do without commas; exact
-endings stay where they were, since the starting model almost never writes one and there is nothing
-to reinforce. How it gets hacked: without the penalty on repetition (`discriminator.max_repetition`)
-some answers were nothing but their postscript, nine times over (share of repeated 3-grams .01 ->
-.11); with it that share stays at .01 to .02. The penalty on a missing end shortens answers from 25
-to 13 words, which costs bullets and minimum lengths: it is the next thing to weaken.
+Time: seed 2 is the whole of `bash scripts/quickstart.sh --config.seed=2` in a fresh clone, 26
+minutes beside other work on the same two cores, with 30 minutes of processor time in all and 6.0 GB
+at the peak; an earlier and slower version took 17 minutes 23 seconds on a quiet machine.
+
+What it learns is titles, postscripts and to do without commas; exact endings stay where they were,
+since the starting model almost never writes one and there is nothing to reinforce. How it gets
+hacked: without the penalty on repetition (`discriminator.max_repetition`) some answers were nothing
+but their postscript, nine times over (share of repeated 3-grams .01 -> .11); with it that share is
+.02 before and .04 after. Answers become shorter (26 words -> 14), which the end penalty furthers
+(at .25 instead of .1 they lost bullets and minimum lengths), and the share that echoes the prompt
+stays where it was.
 """
 
 from gapo_jax.config import Config
