@@ -133,11 +133,6 @@ def bytes_per_device(tree: Any) -> int:
     return total
 
 
-def _rows(place: Placement, tree: Any) -> Any:
-    """Give shapes their places as a batch."""
-    return place.abstract_rows(tree)
-
-
 def _shape(*sizes: int, dtype: Any = jnp.float32) -> Any:
     return jax.ShapeDtypeStruct(sizes, dtype)
 
@@ -213,8 +208,8 @@ def _sampling_steps(
         players.base,
     )
     weights = place.abstract(weights)
-    tokens = _rows(place, _shape(prompts, prompt, dtype=jnp.int32))
-    keys = _rows(place, jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows)))
+    tokens = place.abstract_rows(_shape(prompts, prompt, dtype=jnp.int32))
+    keys = place.abstract_rows(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows)))
     count, found = Flops(decoder), decoder.num_layers
     whole, attention = count.layers(prompts, prompt, found)
     prefill = place.jit(
@@ -244,10 +239,10 @@ def _online_steps(
     config: Config, players: Players, training: Any, state: RunState, prompt: int, response: int
 ) -> list[PlannedStep]:
     spec, place, size = players.spec, players.spec.place, config.ppo.minibatch_size
-    rollout = _rows(place, rollout_shapes(size, prompt, response))
+    rollout = place.abstract_rows(rollout_shapes(size, prompt, response))
     critic = None if state.critic is None else state.critic.params
     inputs = players.base, state.policy.params, critic
-    scored = _rows(place, training.steps.score.shapes(*inputs, rollout))
+    scored = place.abstract_rows(training.steps.score.shapes(*inputs, rollout))
     experience = _experience(place, rollout, critic is not None)
     count, length = Flops(spec.config), prompt + response
     upper = spec.config.num_layers - spec.first
@@ -294,7 +289,7 @@ def _online_steps(
 def _experience(place: Placement, rollout: Rollout, with_critic: bool) -> Experience:
     """Return the shapes of an experience of the rows of a rollout."""
     rows, response = rollout.response_mask_BR.shape
-    floats = _rows(place, _shape(rows, response))
+    floats = place.abstract_rows(_shape(rows, response))
     return Experience(
         tokens_BT=rollout.tokens_BT,
         mask_BT=rollout.mask_BT,
@@ -304,7 +299,7 @@ def _experience(place: Placement, rollout: Rollout, with_critic: bool) -> Experi
         advantages_BR=floats,
         values_BR=floats if with_critic else None,
         returns_BR=floats if with_critic else None,
-        rewards_B=_rows(place, _shape(rows)),
+        rewards_B=place.abstract_rows(_shape(rows)),
     )
 
 
@@ -329,7 +324,7 @@ def _offline_step(
         rewards_N=floats if config.method == "rpo" else None,
         ref_N=floats if config.method == "sgpo" else None,
     )
-    batch = _rows(place, batch)
+    batch = place.abstract_rows(batch)
     count, length = Flops(spec.config), prompt + response
     lower, attention = count.layers(size, length, spec.first)
     upper, more = count.layers(size, length, spec.config.num_layers - spec.first)
@@ -348,8 +343,7 @@ def _judge_steps(
     place, size = players.spec.place, config.discriminator.batch_size
     length = config.discriminator.max_tokens
     ids = _shape(size, length, dtype=jnp.int32)
-    batch = _rows(
-        place,
+    batch = place.abstract_rows(
         TextBatch(
             tokens_BT=ids,
             mask_BT=ids,

@@ -2,29 +2,15 @@
 
 import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
-_ROOT = Path(__file__).parents[2]
 
-
-def _load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-ROWS = _load(Path(__file__).with_name("rows.py")).rows()
-script = _load(_ROOT / "scripts" / "build_data.py")
-
-
-def _arguments(folder, out):
+def _arguments(rows, folder, out):
     """Two sources that share tasks, one of them with rows that do not fit."""
     paths = [folder / "a.jsonl", folder / "b.jsonl"]
-    for path, rows in zip(paths, (ROWS[::2], ROWS[1::2]), strict=True):
-        lines = [json.dumps({"prompt": task, "response": text}) for task, text in rows]
+    for path, part in zip(paths, (rows[::2], rows[1::2]), strict=True):
+        lines = [json.dumps({"prompt": task, "response": text}) for task, text in part]
         path.write_text("\n".join([*lines, *["{torn"] * (path == paths[1])]))
     return [
         "mine", "--source", str(paths[0]), "--also", str(paths[1]), "--out", str(out), "--types",
@@ -33,23 +19,23 @@ def _arguments(folder, out):
     ]  # fmt: skip
 
 
-def test_without_beam_the_command_that_installs_it_is_said(tmp_path, capsys):
+def test_without_beam_the_command_that_installs_it_is_said(tmp_path, capsys, build_data, written):
     if importlib.util.find_spec("apache_beam") is not None:
         pytest.skip("Apache Beam is installed")
-    assert script.main([*_arguments(tmp_path, tmp_path / "out"), "--beam"]) == 1
+    assert build_data.main([*_arguments(written.rows(), tmp_path, tmp_path / "out"), "--beam"]) == 1
     assert "pip install 'gapo-jax[beam]'" in capsys.readouterr().err
 
 
 # What Beam and its dependencies warn about while they are imported is theirs.
 @pytest.mark.filterwarnings("ignore")
-def test_many_machines_make_what_one_makes(tmp_path):
+def test_many_machines_make_what_one_makes(tmp_path, build_data, written):
     pytest.importorskip("apache_beam")
     from gapo_jax.data import tfds_builders
 
     found, cards = [], []
     for name, extra in (("one", ["--tfds"]), ("many", ["--beam"])):
         out = tmp_path / name
-        assert script.main([*_arguments(tmp_path, out), *extra]) == 0
+        assert build_data.main([*_arguments(written.rows(), tmp_path, out), *extra]) == 0
         rows = {
             side: tfds_builders.data_source("preferential_prompts", out / "tfds", side)
             for side in ("train", "test")

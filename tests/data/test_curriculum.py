@@ -1,25 +1,11 @@
 """From easy to hard: the order of the pairs, and how many of them are in use."""
 
 import collections
-import importlib.util
-from pathlib import Path
 
 import numpy as np
-import pytest
 
 from gapo_jax import constraints
 from gapo_jax.data import curriculum, preferences
-from gapo_jax.data.preferential import build_pairs
-
-_SPEC = importlib.util.spec_from_file_location("rows", Path(__file__).with_name("rows.py"))
-_ROWS = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(_ROWS)
-
-
-@pytest.fixture(scope="module")
-def pairs():
-    rng = np.random.default_rng(0)
-    return build_pairs(_ROWS.rows(), type_ids=_ROWS.TYPES, num_pairs=60, rng=rng)
 
 
 def _balance(pairs):

@@ -1,27 +1,14 @@
 """The same pairs read as preferential prompts and as preferential responses."""
 
 import collections
-import importlib.util
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gapo_jax import constraints
 from gapo_jax.data import preferences
-from gapo_jax.data.preferential import build_pairs
 from gapo_jax.data.tiny_tokenizer import character_tokenizer
 from gapo_jax.data.tokenizer import decode_responses, encode_responses
-
-_SPEC = importlib.util.spec_from_file_location("rows", Path(__file__).with_name("rows.py"))
-_ROWS = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(_ROWS)
-
-
-@pytest.fixture(scope="module")
-def pairs():
-    rng = np.random.default_rng(0)
-    return build_pairs(_ROWS.rows(), type_ids=_ROWS.TYPES, num_pairs=60, rng=rng)
 
 
 def _rows(examples, side):
