@@ -27,10 +27,10 @@ points, 95% interval of the paired bootstrap over 96 prompts a set):
 | 0* | +23.9 [+13.2, +34.6] | +21.9 [+8.3, +35.4] | +28.9 [+18.1, +40.0] | +26.0 [+15.6, +37.5] |
 
 (*) with the discriminator's old rates, 3e-4 in the warm-up and 1e-4 in the rounds; now they are
-1.5e-4 and 5e-5. At the old ones seed 2's discriminator fell back to a constant: it ordered 66% of held-out
-pairs after the warm-up (78% now), and its logits for the samples of one prompt differed by .03, so
-that there was no reward to learn from. Seeds 0 and 1 have not been run at the present rates; after
-the warm-up alone seed 0 orders 87% of held-out pairs (83% before).
+1.5e-4 and 5e-5. At the old ones seed 2's discriminator fell back to a constant: it ordered 66% of
+held-out pairs after the warm-up (78% now), and its logits for the samples of one prompt differed by
+.03, so that there was no reward to learn from. Seeds 0 and 1 have not been run at the present
+rates; after the warm-up alone seed 0 orders 87% of held-out pairs (83% before).
 
 Time: seed 2 is the whole of `bash scripts/quickstart.sh --config.seed=2` in a fresh clone, 26
 minutes beside other work on the same two cores, with 30 minutes of processor time in all and 6.0 GB
