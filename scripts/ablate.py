@@ -122,7 +122,7 @@ def play(args: argparse.Namespace, name: str, seed: int) -> dict[str, float]:
 def measured(workdir: Path) -> dict[str, float]:
     """Return the METRICS of a finished run; `samples_strict` only if it played rounds."""
     summary = json.loads((workdir / "summary.json").read_text())
-    heldout = summary["after"]["heldout_topics"]
+    heldout = next(iter(summary["after"].values()))
     found = {name: heldout[name]["value"] for name in METRICS if name in heldout}
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     rates = [x["constraint/instruction_strict"] for x in lines if x["phase"] == "rollout"]

@@ -19,7 +19,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from gapo_jax.data.card import card, card_markdown
 from gapo_jax.data.lint import LintReport, lint
 from gapo_jax.data.mixture import Mixture
 from gapo_jax.data.recipe import Recipe, TaskRow
-from gapo_jax.types import PreferentialPair, PromptRow
+from gapo_jax.types import PreferentialPair
 
 _SHOWN = 5
 
@@ -172,26 +172,20 @@ def mixed_rows(
 
 
 def _type_ids(text: str) -> tuple[str, ...]:
-    if text in ("ifeval", "ifbench", "product", "all"):
-        from gapo_jax.constraints.ifbench_official import missing_data
-
-        return tuple(name for name in constraints.types(text) if missing_data(name) is None)
     return constraints.resolve([part.strip() for part in text.split(",") if part.strip()])
+
+
+def _write_splits(out: Path, splits: Mapping[str, Sequence[PreferentialPair]]) -> None:
+    sources.write_pairs(out / sources.MINED["train"], splits["train"])
+    sources.write_pairs(out / sources.MINED["test"], splits["test"])
+    prompts = sources.accepted_prompts(splits["test"], "test")
+    sources.write_prompts(out / "prompts_test.jsonl", prompts)
 
 
 def _write_card(out: Path, splits: dict[str, Any], facts: dict[str, Any], seed: int) -> None:
     record = card(splits, facts, seed)
     (out / "card.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     (out / "README.md").write_text(card_markdown(record), encoding="utf-8")
-
-
-def heldout_prompts(pairs: Sequence[PreferentialPair]) -> list[PromptRow]:
-    """Return the accepted prompts of pairs, each once, as rows that scripts/evaluate.py reads."""
-    found = {pair.prompt_accepted: pair for pair in pairs}
-    return [
-        PromptRow(f"test-{number}", prompt, pair.task, pair.accepted)
-        for number, (prompt, pair) in enumerate(found.items(), 1)
-    ]
 
 
 def run_mine(options: argparse.Namespace) -> dict[str, Any]:
@@ -218,9 +212,7 @@ def run_mine(options: argparse.Namespace) -> dict[str, Any]:
         "types": len(recipe.settings.type_ids), "pairing": options.pairing, "seed": options.seed,
     }  # fmt: skip
     options.out.mkdir(parents=True, exist_ok=True)
-    sources.write_pairs(options.out / "pairs.jsonl", splits["train"])
-    sources.write_pairs(options.out / "pairs_test.jsonl", splits["test"])
-    sources.write_prompts(options.out / "prompts_test.jsonl", heldout_prompts(splits["test"]))
+    _write_splits(options.out, splits)
     sources.write_jsonl(options.out / "response_pairs.jsonl", mining.response_pairs(train))
     if problems:
         (options.out / "left_out.txt").write_text("\n".join(problems) + "\n", encoding="utf-8")
@@ -258,9 +250,7 @@ def run_products(options: argparse.Namespace) -> dict[str, Any]:
 
     made = products.make_set(options.products, seed=options.seed)
     options.out.mkdir(parents=True, exist_ok=True)
-    for name, pairs in made.items():
-        sources.write_pairs(options.out / f"{name}.jsonl", pairs)
-    sources.write_prompts(options.out / "prompts_test.jsonl", heldout_prompts(made["test"]))
+    _write_splits(options.out, made)
     facts = {"products": options.products, **products.catalogue_counts(), "seed": options.seed}
     _write_card(options.out, made, facts, options.seed)
     if options.tfds:

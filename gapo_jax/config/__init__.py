@@ -83,6 +83,10 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """Tasks, constraint types and the preferential pairs made of the generator's own text.
 
+    With `source`, a folder that `scripts/build_data.py` wrote, its pairs and their prompts take the
+    place of ours: nothing is composed or sampled beforehand, and the prompts of its test side are
+    the held-out ones (`heldout_tasks`). `types` are names or families (`ifeval`); pairs of other
+    types, or longer than the discriminator reads, are left out.
     `on_invisible` says what happens to a type that the discriminator's tokenizer cannot see:
     `refuse` stops the run, `drop` leaves the type out with a warning. `system_prompt="template"`
     leaves the system turn to the chat template; any other text, the empty one too, replaces it.
@@ -106,6 +110,7 @@ class DataConfig(Section):
         "end_checker",
         "number_sentences",
     )
+    source: str = ""
     on_invisible: str = "refuse"
     max_constraints: int = 2
     system_prompt: str = "template"
@@ -241,8 +246,8 @@ _RANGES: dict[str, tuple[float, float]] = (
         "data.bootstrap_responses": (1, math.inf),
         "data.responses_per_task": (2, math.inf),
         "data.edited_fraction": (0, 1),
-        "data.pairs": (1, math.inf),
-        "data.pairs_heldout": (0, math.inf),
+        "data.pairs": (2, math.inf),
+        "data.pairs_heldout": (2, math.inf),
         "data.prompts": (1, math.inf),
         "data.curriculum": (0, 1),
         "data.curriculum_start": (1e-6, 1),
@@ -258,6 +263,8 @@ _RANGES: dict[str, tuple[float, float]] = (
         "sampling.chunk": (1, math.inf),
         "eval.prompts_per_set": (1, math.inf),
         "eval.samples_per_prompt": (1, math.inf),
+        "eval.every_rounds": (0, math.inf),
+        "eval.prompts_during": (1, math.inf),
         "eval.temperature": (0, 100),
         "checkpoint.every_rounds": (1, math.inf),
         "checkpoint.keep": (1, math.inf),

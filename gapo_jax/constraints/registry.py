@@ -21,6 +21,7 @@ from gapo_jax.constraints import (
     wholes,
 )
 from gapo_jax.constraints.base import ConstraintType
+from gapo_jax.constraints.ifbench_official import missing_data
 
 _FAMILIES = {
     "ifeval": (keywords, lengths, formats, edges, cases, wholes),
@@ -69,13 +70,18 @@ def get(type_id: str) -> ConstraintType:
 
 
 def resolve(names: Sequence[str]) -> tuple[str, ...]:
-    """Return full ids for short names ("no_comma") or full ids, in order, each once.
+    """Return full ids for short names ("no_comma"), full ids or families, in order, each once.
+
+    A family (as in `types`) stands for those of its types whose word lists are at hand.
 
     Raises:
-      ValueError: a name that is neither; names the nearest ones.
+      ValueError: a name that is none of these; names the nearest ones.
     """
     found = []
     for name in names:
+        if name in (*FAMILIES, "all"):
+            found += [type_id for type_id in types(name) if missing_data(type_id) is None]
+            continue
         if name not in _TYPES and name not in _SHORT:
             raise _unknown(name, [*_SHORT, *_TYPES])
         found.append(_SHORT.get(name, name))

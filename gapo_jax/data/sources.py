@@ -20,6 +20,10 @@ from gapo_jax.data import tables
 from gapo_jax.types import Constraint, PreferentialPair, PromptRow
 
 
+# The files of preferential pairs that scripts/build_data.py writes into a folder.
+MINED = {"train": "pairs.jsonl", "test": "pairs_test.jsonl"}
+
+
 def iter_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number from 1, object) for each line that is not blank.
 
@@ -203,6 +207,15 @@ def read_pairs(path: str | Path) -> list[PreferentialPair]:
     if not pairs:
         raise ValueError(f"{path} has no preferential pairs: wanted one JSON object a line")
     return pairs
+
+
+def accepted_prompts(pairs: Iterable[PreferentialPair], prefix: str) -> list[PromptRow]:
+    """Return the accepted prompts of pairs, each once, as rows to answer; keys are numbered."""
+    found = {pair.prompt_accepted: pair for pair in pairs}
+    return [
+        PromptRow(f"{prefix}-{number}", prompt, pair.task, pair.accepted)
+        for number, (prompt, pair) in enumerate(found.items(), 1)
+    ]
 
 
 def write_pairs(path: str | Path, pairs: Iterable[PreferentialPair]) -> int:

@@ -111,7 +111,8 @@ def accuracy(records: Records) -> Figure | None:
     sources = [  # metric, label, colour, shift to the right: equal values stay apart
         ("eval/heldout_topics/{}", "held-out topics", BLUE, 0.0),
         ("eval/heldout_phrasings/{}", "held-out phrasings", PURPLE, 0.12),
-        ("eval/{}", "held-out topics, part", GREEN, 0.0),
+        ("eval/heldout_tasks/{}", "held-out tasks", BLUE, 0.0),
+        ("eval/{}", "held-out, part", GREEN, 0.0),
         ("constraint/{}", "training rollouts", GREY, 0.0),
     ]
     figure, axes = _axes(2)

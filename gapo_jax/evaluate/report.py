@@ -20,7 +20,11 @@ import jinja2
 
 from gapo_jax.evaluate import plots
 
-SETS = {"heldout_topics": "held-out topics", "heldout_phrasings": "held-out phrasings"}
+SETS = {
+    "heldout_topics": "held-out topics",
+    "heldout_phrasings": "held-out phrasings",
+    "heldout_tasks": "held-out tasks",  # of the user's own data
+}
 MEASURES = {"instruction_strict": "per instruction", "prompt_strict": "per prompt"}
 _PACKAGES = ("gapo-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
 _SAMPLES_WITHOUT_SUMMARY = 6

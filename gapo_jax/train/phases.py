@@ -48,7 +48,7 @@ def counter(total: int, name: str) -> Iterator[Callable[[int], None]]:
             bar.update(done - bar.n)
 
         yield advance
-    if jax.process_index() == 0:
+    if total and jax.process_index() == 0:
         print(f"{name}: {total} responses in {time.perf_counter() - start:.1f} s", flush=True)
 
 

@@ -2,7 +2,8 @@
 
 Nothing is downloaded: our own tasks are answered once by the generator, the verifiers find which
 constraints each answer happens to satisfy (hindsight), and augmentation makes the prompts that it
-violates. What was made lies in the workdir, so that a continued run reads it back.
+violates. What was made lies in the workdir, so that a continued run reads it back. The user's own
+data take the place of all this in `own_data.py`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,6 @@ from gapo_jax.train.setup import Players
 from gapo_jax.types import Preference, PreferentialPair, PromptRow
 
 BOOTSTRAP_STREAM = 100
-HELDOUT_SETS = ("heldout_topics", "heldout_phrasings")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,19 +61,19 @@ class Pairs:
     compared: Sequence[Preference]
 
 
-def visible_types(config: Config, players: Players) -> tuple[str, ...]:
-    """Return the constraint types that the discriminator can see.
+def visible_types(config: Config, players: Players, wanted: Sequence[str]) -> tuple[str, ...]:
+    """Return those of the constraint types that the discriminator can see.
 
     Raises:
         ValueError: with `data.on_invisible="refuse"`, naming the types that it cannot see.
     """
-    wanted = constraints.resolve(config.data.types)
     limit = config.discriminator.max_tokens
 
     def encode(prompt: str, response: str) -> list[int]:
         return pair_ids(players.disc_tokenizer, prompt, response, limit)[0]
 
-    report = check_visibility(wanted, encode, max_length=limit)
+    words = max_words(config)
+    report = check_visibility(wanted, encode, max_length=limit, response_words=words)
     return tuple(enforce(report, on_invisible=config.data.on_invisible))
 
 
@@ -104,8 +104,12 @@ def fitting(
 
 
 def make_all_prompts(config: Config, players: Players) -> Prompts:
-    """Compose training, held-out and bootstrap prompts; a function of the seed alone."""
-    type_ids = visible_types(config, players)
+    """Compose training, held-out and bootstrap prompts; a function of the seed alone.
+
+    Raises:
+        ValueError: as `visible_types` and `fitting`.
+    """
+    type_ids = visible_types(config, players, constraints.resolve(config.data.types))
     data = config.data
 
     def make(split: Any, count: int, stream: int, phrasing: str, limit: int) -> list[PromptRow]:
@@ -164,6 +168,8 @@ def bootstrap(
     on_batch: Callable[[int], object] = lambda done: None,
 ) -> list[tuple[Task, str]]:
     """Return (task, response) of the starting generator, sampled once and kept in the workdir."""
+    if not prompts.bootstrap:
+        return []
     path = workdir / "bootstrap.jsonl"
     by_text = {task.text: task for task in tasks("train")}
     if not path.exists():
@@ -209,8 +215,8 @@ def make_pairs(
     """
     paths = workdir / "pairs.jsonl", workdir / "pairs_heldout.jsonl"
     if not paths[1].exists():
-        halves = split_rows(rows, config.seed)
         counts = config.data.pairs, config.data.pairs_heldout
+        halves = split_rows(rows, config.seed)
         for path, half, count, stream in zip(paths, halves, counts, (16, 17), strict=True):
             rng = np.random.default_rng([config.seed, stream])
             pairs = build_pairs(

@@ -409,8 +409,8 @@ def next_kl_coef(config: Config, state: RunState, kl_per_token: float, rows: int
 
 
 def evaluate_during(run: Run, state: RunState) -> dict[str, float]:
-    """Measure the policy on a part of the held-out topics, by rule."""
-    rows = run.prompts.heldout["heldout_topics"][: run.config.eval.prompts_during]
+    """Measure the policy on a part of the first held-out set, by rule."""
+    rows = next(iter(run.prompts.heldout.values()))[: run.config.eval.prompts_during]
     verdicts = evaluate_policy(
         run.config,
         run.players,

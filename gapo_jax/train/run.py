@@ -34,6 +34,7 @@ from gapo_jax.train.hosts import Hosts
 from gapo_jax.train.interrupt import StopRequest
 from gapo_jax.train.load import card_metrics
 from gapo_jax.train.metrics import MetricsWriter, read_metrics
+from gapo_jax.train.own_data import own_prompts
 from gapo_jax.train.phases import PhaseClock, counter, peak_memory_gb
 from gapo_jax.train.prepare import bootstrap, make_all_prompts, make_pairs
 from gapo_jax.train.rounds import Run
@@ -176,7 +177,10 @@ def open_run(
     with clock("load"):
         players = load_players(config)
         hosts.gather("load")
-        prompts = make_all_prompts(config, players)
+        own = config.data.source
+        prompts = (
+            own_prompts(config, players, workdir) if own else make_all_prompts(config, players)
+        )
     with clock("bootstrap"), counter(len(prompts.bootstrap), "bootstrap") as advance:
         answers = bootstrap(config, players, prompts, workdir, advance)
     with clock("pairs"):
@@ -224,9 +228,10 @@ def moved(run: Run, state: RunState) -> dict[str, float]:
 
 
 def sample_table(before: VerdictSets, after: VerdictSets, count: int = 3) -> list[dict[str, Any]]:
-    """Return prompts with the text before and after: spread over the held-out topics, not chosen
-    by outcome."""
-    olds, news = before["heldout_topics"], after["heldout_topics"]
+    """Return prompts with the text before and after: spread over the first held-out set, not
+    chosen by outcome."""
+    name = next(iter(before))
+    olds, news = before[name], after[name]
     picks = [index * len(olds) // count for index in range(count)]
     return [
         {

@@ -1,0 +1,163 @@
+"""The data of a run, from a folder of preferential pairs that scripts/build_data.py wrote.
+
+What is taken of it is copied into the workdir, so that a continued run does not depend on the
+folder. Pairs come and go in whole cycles (`data/cycles.py`): with a part of one, a prompt would be
+more often accepted than rejected, and give its label away.
+"""
+
+from __future__ import annotations
+
+import collections
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from gapo_jax import constraints
+from gapo_jax.config import Config, system_text
+from gapo_jax.data.curriculum import cycles_of
+from gapo_jax.data.discriminator_text import encode_texts
+from gapo_jax.data.sources import (
+    MINED,
+    accepted_prompts,
+    read_pairs,
+    read_prompts,
+    write_pairs,
+    write_prompts,
+)
+from gapo_jax.rollout.generate import prompt_width
+from gapo_jax.train.prepare import Prompts, fitting, visible_types
+from gapo_jax.train.setup import Players
+from gapo_jax.types import Constraint, PreferentialPair
+
+log = logging.getLogger("gapo_jax")
+HELDOUT = "heldout_tasks"
+_PROMPTS = {"train": "prompts_train.jsonl", "test": "prompts_heldout.jsonl"}
+_PAIRS = {"train": "pairs.jsonl", "test": "pairs_heldout.jsonl"}
+
+
+def own_prompts(config: Config, players: Players, workdir: Path) -> Prompts:
+    """Return the accepted prompts of mined pairs, those of the test side held out; the pairs go
+    into the workdir, where `prepare.make_pairs` finds them.
+
+    Raises:
+        FileNotFoundError: `config.data.source` is not what build_data.py wrote.
+        ValueError: too little of it can be used: other types, too long, invisible.
+    """
+    if not (workdir / _PROMPTS["test"]).exists():
+        _take(config, players, workdir)
+    rows = {side: read_prompts(workdir / name) for side, name in _PROMPTS.items()}
+    present = {c.id for part in rows.values() for row in part for c in row.constraints}
+    type_ids = tuple(name for name in constraints.types("all") if name in present)
+    every = [row.prompt for part in rows.values() for row in part]
+    limit = config.data.max_prompt_tokens
+    width = prompt_width(players.tokenizer, every, system_text(config), limit)
+    return Prompts(type_ids, rows["train"], {HELDOUT: rows["test"]}, [], width)
+
+
+def _take(config: Config, players: Players, workdir: Path) -> None:
+    """Choose pairs and prompts of the folder and write them; the last file says that all are."""
+    data = config.data
+    mined = {side: _read(data.source, side) for side in MINED}
+    wanted = constraints.resolve(data.types)
+    present = {c.id for pairs in mined.values() for pair in pairs for c in asked(pair)}
+    found = [name for name in wanted if name in present]
+    if not found:
+        raise ValueError(
+            f"config.data.source={data.source} has pairs of other types only ({sorted(present)}) "
+            "than config.data.types; name those, or a family such as 'ifeval'"
+        )
+    seen = set(visible_types(config, players, found))
+    counts = {
+        "train": (data.pairs, data.prompts),
+        "test": (data.pairs_heldout, config.eval.prompts_per_set),
+    }
+    for stream, (side, pairs) in enumerate(mined.items(), 10):
+        where = f"{data.source}/{MINED[side]}"
+        reason = "constraints of types that are not in use (config.data.types)"
+        pairs = whole_cycles(pairs, [_asks_only(p, seen) for p in pairs], where, reason)
+        reason = (
+            f"texts longer than config.discriminator.max_tokens={config.discriminator.max_tokens}"
+        )
+        pairs = whole_cycles(pairs, _seen_whole(config, players, pairs), where, reason)
+        rng = np.random.default_rng([config.seed, stream])
+        write_pairs(workdir / _PAIRS[side], some_cycles(pairs, counts[side][0], rng))
+        rows = accepted_prompts(pairs, side)
+        rows = [rows[i] for i in rng.permutation(len(rows))]
+        write_prompts(
+            workdir / _PROMPTS[side], fitting(config, players, rows, counts[side][1], where)
+        )
+
+
+def asked(pair: PreferentialPair) -> tuple[Constraint, ...]:
+    """Return the constraints of both prompts of a pair."""
+    return pair.accepted + pair.rejected
+
+
+def _asks_only(pair: PreferentialPair, type_ids: set[str]) -> bool:
+    return all(constraint.id in type_ids for constraint in asked(pair))
+
+
+def _read(source: str, side: str) -> list[PreferentialPair]:
+    path = Path(source) / MINED[side]
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"config.data.source={source} has no {path.name}: wanted a folder that "
+            "`scripts/build_data.py mine --out DIR` wrote"
+        )
+    if side == "test" and not path.stat().st_size:
+        raise ValueError(
+            f"{path} is empty, and the held-out prompts come from it: mine again with a larger "
+            "--test-fraction, or more tasks"
+        )
+    return read_pairs(path)
+
+
+def _seen_whole(
+    config: Config, players: Players, pairs: Sequence[PreferentialPair]
+) -> Sequence[bool]:
+    """Return of each pair whether the discriminator sees both texts to their ends."""
+    sides = [side for pair in pairs for side in pair.sides]
+    encoded = encode_texts(
+        players.disc_tokenizer,
+        [prompt for prompt, _ in sides],
+        [response for _, response in sides],
+        config.discriminator.max_tokens,
+    )
+    return ~np.asarray(encoded.truncated_B).reshape(-1, 2).any(axis=1)
+
+
+def whole_cycles(
+    pairs: Sequence[PreferentialPair], kept: Sequence[bool], where: str, reason: str
+) -> list[PreferentialPair]:
+    """Return the cycles all of whose pairs are kept; say how many are left out, and why.
+
+    Raises:
+        ValueError: none is left.
+    """
+    cycles = cycles_of(pairs)
+    broken = set(cycles[~np.asarray(kept, bool)].tolist())
+    found = [
+        pair for pair, cycle in zip(pairs, cycles.tolist(), strict=True) if cycle not in broken
+    ]
+    left_out = f"{len(pairs) - len(found)} of {len(pairs)} pairs of {where} are left out: {reason}"
+    if not found:
+        raise ValueError(f"{left_out}; nothing remains to train on, so change that key")
+    if len(found) < len(pairs):
+        log.warning(left_out)
+    return found
+
+
+def some_cycles(
+    pairs: Sequence[PreferentialPair], count: int, rng: np.random.Generator
+) -> list[PreferentialPair]:
+    """Return at most `count` pairs, in whole cycles chosen at random; one cycle at least."""
+    members: dict[int, list[PreferentialPair]] = collections.defaultdict(list)
+    for pair, cycle in zip(pairs, cycles_of(pairs).tolist(), strict=True):
+        members[cycle].append(pair)
+    every, chosen = list(members.values()), []
+    for index in rng.permutation(len(every)).tolist():
+        if not chosen or len(chosen) + len(every[index]) <= count:
+            chosen += every[index]
+    return chosen

@@ -1,0 +1,128 @@
+"""Training from data that scripts/build_data.py mined instead of our own."""
+
+import collections
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from gapo_jax import constraints
+from gapo_jax.config import finalize
+from gapo_jax.config.presets import tiny
+from gapo_jax.data.discriminator_text import pair_ids
+from gapo_jax.data.sources import read_pairs
+from gapo_jax.train import prepare, setup
+from gapo_jax.train.own_data import asked, own_prompts
+
+_ROOT = Path(__file__).parents[2]
+TYPES = ("no_comma", "number_words", "number_sentences", "english_capital")
+WORDS = "stone river lamp garden bread window quiet morning paper bridge".split()
+
+
+def _script():
+    spec = importlib.util.spec_from_file_location("build_data", _ROOT / "scripts/build_data.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _rows():
+    """Answers of different length, with and without commas, to a dozen tasks."""
+    for number in range(12):
+        words = WORDS[number % 10 :] + WORDS[: number % 10]
+        for size, mark in ((3, ". "), (6, ", "), (9, ". ")):
+            text = mark.join(f"The {word} stays here" for word in words[:size]) + "."
+            yield {"task": f"Write about place {number}.", "response": text}
+
+
+@pytest.fixture(scope="module")
+def mined(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mined")
+    rows = [{"prompt": row["task"], "completion": row["response"]} for row in _rows()]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = f"--source {folder / 'rows.jsonl'} --out {folder} --types {','.join(TYPES)}"
+    code = _script().main(["mine", *options.split(), "--test-fraction", "0.3"])
+    assert code == 0
+    return folder
+
+
+def _config(folder, *types, max_tokens=384):
+    config = tiny("gapo")
+    config.discriminator.max_tokens = max_tokens
+    config.data.source, config.data.types = str(folder), types or ("no_comma",)
+    config.data.pairs, config.data.pairs_heldout = 20, 8
+    return finalize(config)
+
+
+SIDES = {"train": "pairs.jsonl", "test": "pairs_test.jsonl"}
+
+
+@pytest.fixture(scope="module")
+def players():
+    return setup.load_players(_config(""))
+
+
+def test_its_pairs_and_prompts_take_the_place_of_ours(mined, players, tmp_path):
+    config = _config(mined, *TYPES[:3])
+    prompts = own_prompts(config, players, tmp_path)
+    assert list(prompts.heldout) == ["heldout_tasks"] and prompts.train
+    answers = prepare.bootstrap(config, players, prompts, tmp_path)
+    pairs = prepare.make_pairs(config, prompts.type_ids, answers, tmp_path)
+    assert 10 < len(pairs.train) <= 20 and 2 <= len(pairs.heldout) <= 8
+
+    allowed = set(constraints.resolve(TYPES[:3]))
+    assert set(prompts.type_ids) == allowed
+    there = {side: read_pairs(mined / name) for side, name in SIDES.items()}
+    for side, kept, rows in (
+        ("train", pairs.train, prompts.train),
+        ("test", pairs.heldout, prompts.heldout["heldout_tasks"]),
+    ):
+        assert all(pair in there[side] for pair in kept)
+        assert all(c.id in allowed for pair in kept for c in asked(pair))
+        known = [(pair.prompt_accepted, pair.accepted) for pair in there[side]]
+        assert all((row.prompt, row.constraints) in known for row in rows)
+        # Whole cycles: no prompt gives its label away.
+        accepted = collections.Counter(pair.prompt_accepted for pair in kept)
+        assert accepted == collections.Counter(pair.prompt_rejected for pair in kept)
+    tasks = [{row.task for row in rows} for rows in (prompts.train, *prompts.heldout.values())]
+    assert not tasks[0] & tasks[1]
+
+
+def test_a_continued_run_does_not_need_the_folder(mined, players, tmp_path):
+    folder, workdir = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(mined, folder)
+    workdir.mkdir()
+    config = _config(folder, *TYPES[:3])
+    first = own_prompts(config, players, workdir)
+    pairs = prepare.make_pairs(config, first.type_ids, [], workdir)
+    shutil.rmtree(folder)
+    assert own_prompts(config, players, workdir) == first
+    assert prepare.make_pairs(config, first.type_ids, [], workdir) == pairs
+
+
+def test_what_the_discriminator_cannot_read_to_its_end_is_left_out(mined, players, tmp_path):
+    def longest(path):
+        sides = [side for pair in read_pairs(path) for side in pair.sides]
+        return max(len(pair_ids(players.disc_tokenizer, *side, 999)[0]) for side in sides)
+
+    limit = longest(mined / "pairs.jsonl") - 1
+    own_prompts(_config(mined, *TYPES[:3], max_tokens=limit), players, tmp_path)
+    assert longest(tmp_path / "pairs.jsonl") <= limit
+
+
+def test_a_family_stands_for_its_types():
+    assert constraints.resolve(["ifeval"]) == constraints.types("ifeval")
+    assert constraints.resolve(["no_comma", "product"])[1:] == constraints.types("product")
+
+
+def test_what_cannot_be_used_is_named(mined, players, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"config\.data\.source.*pairs\.jsonl"):
+        own_prompts(_config(tmp_path, "no_comma"), players, tmp_path)
+    with pytest.raises(ValueError, match=r"other types.*no_comma"):
+        own_prompts(_config(mined, "title"), players, tmp_path)
+    shutil.copy(mined / "pairs.jsonl", tmp_path)
+    (tmp_path / "pairs_test.jsonl").touch()
+    with pytest.raises(ValueError, match="--test-fraction"):
+        own_prompts(_config(tmp_path, "no_comma"), players, tmp_path)
