@@ -100,8 +100,8 @@ def jit_step(
 class CompileCounter:
     """Counts the programs that XLA compiles from its creation on; `close` ends the counting.
 
-    A program that comes from the cache on disk was not compiled, and `seconds` does not hold the
-    reading of it.
+    A program that comes from the cache on disk was not compiled: it is counted in `loaded`, and
+    `seconds` does not hold the reading of it.
 
     >>> with CompileCounter() as counter:
     ...     step(state, batch)
@@ -110,6 +110,7 @@ class CompileCounter:
 
     def __init__(self) -> None:
         self.count = 0
+        self.loaded = 0
         self.seconds = 0.0
         self._hits = 0
         self._open = True
@@ -125,6 +126,7 @@ class CompileCounter:
         if self._hits:
             # The hit is reported inside the span that this event ends.
             self._hits -= 1
+            self.loaded += 1
             return
         self.count += 1
         self.seconds += duration_secs

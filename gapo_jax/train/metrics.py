@@ -99,8 +99,9 @@ class MetricsWriter:
             round: number of the round.
             phase: one of `PHASES`.
             metrics: name -> number, or an array of one element. A value that is not finite is
-                written as null, with a warning. `compile/count`, the number of programs compiled
-                since this object was made, is added to every record.
+                written as null, with a warning. `compile/count` and `compile/loaded`, the numbers
+                of programs compiled and read from the cache on disk since this object was made,
+                are added to every record.
             time_s: duration of the phase in seconds; taken from `metrics["time/PHASE_s"]` if not
                 given, else null.
 
@@ -111,6 +112,7 @@ class MetricsWriter:
             raise ValueError(f"wanted a phase of {PHASES}, got {phase!r}")
         values = {name: _number(name, value, step) for name, value in metrics.items()}
         values.setdefault("compile/count", self.compiles.count)
+        values.setdefault("compile/loaded", self.compiles.loaded)
         if time_s is None:
             time_s = values.get(f"time/{phase}_s")
         head = {"step": int(step), "round": int(round), "phase": phase, "time_s": time_s}

@@ -38,7 +38,7 @@ def test_records_are_json_lines_in_order(tmp_path: pathlib.Path) -> None:
         (2, "policy"),
     ]
     head = ["step", "round", "phase", "time_s"]
-    assert list(records[0]) == [*head, "compile/count", "reward/mean"]
+    assert list(records[0]) == [*head, "compile/count", "compile/loaded", "reward/mean"]
     assert records[0]["time_s"] == 1.0 and records[1]["time_s"] is None
     samples = read_metrics(tmp_path / "samples.jsonl")
     assert samples == [{"step": 1, "response": "1 ä\n"}, {"step": 2, "response": "2 ä\n"}]
@@ -123,7 +123,7 @@ def test_tensorboard_holds_the_same_numbers(tmp_path: pathlib.Path) -> None:
             found[value.tag, event.step] = value.simple_value
     assert found["reward/mean", 3] == 1.5
     assert found["kl/ref", 2] == pytest.approx(0.02)
-    assert len([name for name, _ in found if name != "compile/count"]) == 9
+    assert len([name for name, _ in found if not name.startswith("compile/")]) == 9
     assert found["compile/count", 1] == 0
 
 
@@ -167,7 +167,7 @@ def test_a_program_kept_on_disk_is_not_compiled_again(
             assert counter.count == 1
             jax.clear_caches()
             second = jax.jit(lambda x: x * 5 + 1)(x)
-            assert counter.count == 1
+            assert counter.count == 1 and counter.loaded == 1
         np.testing.assert_array_equal(first, second)
     finally:
         for name, value in before.items():
