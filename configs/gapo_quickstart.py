@@ -22,27 +22,30 @@ points, 95% interval of the paired bootstrap over 96 prompts a set):
 
 | seed | topics, instruction | topics, prompt | phrasings, instruction | phrasings, prompt |
 |---|---|---|---|---|
+| 0 | +23.2 [+13.4, +32.9] | +21.9 [+9.4, +34.4] | +27.3 [+16.7, +38.6] | +22.9 [+11.5, +34.4] |
+| 1 | +15.3 [+7.0, +23.6] | +14.6 [+5.2, +24.0] | +10.6 [+1.5, +18.9] | +11.5 [+1.0, +20.8] |
 | 2 | +20.6 [+10.6, +30.3] | +19.8 [+8.3, +31.2] | +17.3 [+6.8, +27.4] | +17.7 [+6.2, +29.2] |
-| 2* | +11.0 [+2.1, +20.2] | +11.5 [+1.0, +21.9] | +6.0 [-3.1, +15.2] | +4.2 [-5.2, +13.5] |
-| 0* | +23.9 [+13.2, +34.6] | +21.9 [+8.3, +35.4] | +28.9 [+18.1, +40.0] | +26.0 [+15.6, +37.5] |
 
-(*) with the discriminator's old rates, 3e-4 in the warm-up and 1e-4 in the rounds; now they are
-1.5e-4 and 5e-5. At the old ones seed 2's discriminator fell back to a constant: it ordered 66% of
-held-out pairs after the warm-up (78% now), and its logits for the samples of one prompt differed by
-.03, so that there was no reward to learn from. Seeds 0 and 1 have not been run at the present
-rates; after the warm-up alone seed 0 orders 87% of held-out pairs (83% before).
+Why the discriminator's rates are what they are: at twice these (3e-4 in the warm-up, 1e-4 in the
+rounds) seed 2's fell back to a constant. It ordered 66% of held-out pairs after the warm-up (78%
+now), its logits for the samples of one prompt differed by .03, so there was hardly a reward to
+learn from, and phrasings gained 6.0 [-3.1, +15.2]; seed 0 gained as much as now.
 
-Time: seed 2 is the whole of `bash scripts/quickstart.sh --config.seed=2` in a fresh clone, 26
-minutes beside other work on the same two cores, with 30 minutes of processor time in all and 6.0 GB
-at the peak; an earlier and slower version took 17 minutes 23 seconds on a quiet machine.
+Time: seed 0 is the whole of `bash scripts/quickstart.sh` in a fresh clone on a quiet machine: 19
+minutes 54 seconds, of which 2 minutes 52 for the environment and the weights, 29 minutes of
+processor time, 5.5 GB at the peak; its compiled programs were in the cache. Seed 1, environment in
+place, beside other work: 17 minutes 46 seconds.
 
-What it learns is titles, postscripts and to do without commas; exact endings stay where they were,
-since the starting model almost never writes one and there is nothing to reinforce. How it gets
-hacked: without the penalty on repetition (`discriminator.max_repetition`) some answers were nothing
-but their postscript, nine times over (share of repeated 3-grams .01 -> .11); with it that share is
-.02 before and .04 after. Answers become shorter (26 words -> 14), which the end penalty furthers
-(at .25 instead of .1 they lost bullets and minimum lengths), and the share that echoes the prompt
-stays where it was.
+What it learns is postscripts (held-out topics, seeds 0 and 1: 30 -> 96% and 52 -> 65%), titles (43
+-> 87, 41 -> 82) and to do without commas (39 -> 65, 54 -> 71); exact endings stay rare, since the
+starting model almost never writes one and there is little to reinforce. What it pays: answers
+become shorter (26 words -> 16 and 18), which the end penalty furthers (at .25 instead of .1 bullets
+and minimum lengths suffered), and under held-out phrasings minimum lengths are kept less often (65
+-> 57, 58 -> 38). How it gets hacked: without the penalty on repetition
+(`discriminator.max_repetition`) some answers were nothing but their postscript, nine times over
+(share of repeated 3-grams .01 -> .11); with it that share went from .02 to .06 in seed 0 and from
+.01 to .02 in seed 1. The share of answers that echo the prompt rose from .03 to .05 in seed 0 and
+stayed at .04 in seed 1.
 """
 
 from gapo_jax.config import Config
