@@ -8,8 +8,8 @@ A source is a JSONL, JSON, CSV or Parquet file, a folder of `datasets`, or a dat
 schema is recognised (README, "Your own data"). `mine` writes pairs.jsonl and pairs_test.jsonl,
 split by task, prompts_test.jsonl (prompts for scripts/evaluate.py), response_pairs.jsonl, README.md
 (the data card) and card.json; with --tfds a TFDS folder as well. --beam mines on many machines and
-writes the TFDS folder and the card. Rows that do not fit are named and counted; --strict ends at
-the first one.
+writes all of these but response_pairs.jsonl. Rows that do not fit are named (`mine` writes them
+into left_out.txt) and counted; `mine --strict` ends at the first one.
 """
 
 from __future__ import annotations
@@ -182,6 +182,23 @@ def _write_splits(out: Path, splits: Mapping[str, Sequence[PreferentialPair]]) -
     sources.write_prompts(out / "prompts_test.jsonl", prompts)
 
 
+def _write_left_out(out: Path, problems: Sequence[str]) -> None:
+    path = out / "left_out.txt"
+    path.unlink(missing_ok=True)  # of an earlier run
+    if problems:
+        path.write_text("\n".join(problems) + "\n", encoding="utf-8")
+
+
+def _require_pairs(train: Sequence[PreferentialPair], made: int, options: Any) -> None:
+    """Raise ValueError, which says what to change, where nothing is left for training."""
+    if not train:
+        raise ValueError(
+            f"wanted pairs for training, got none of {made} mined ones: give more rows, more types "
+            f"than --types {options.types}, a wider --difficulty, --pairing auto, a larger "
+            "--per-task or --pairs, or a smaller --test-fraction"
+        )
+
+
 def _write_card(out: Path, splits: dict[str, Any], facts: dict[str, Any], seed: int) -> None:
     record = card(splits, facts, seed)
     (out / "card.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -204,6 +221,7 @@ def run_mine(options: argparse.Namespace) -> dict[str, Any]:
         name: [p for c in part for p in c] for name, part in (("train", train), ("test", test))
     }
     made = sum(map(len, cycles))
+    _require_pairs(splits["train"], made, options)
     facts = {
         "source": ", ".join(recipe.sources),
         "rows": total, "rows left out": len(problems),
@@ -214,8 +232,7 @@ def run_mine(options: argparse.Namespace) -> dict[str, Any]:
     options.out.mkdir(parents=True, exist_ok=True)
     _write_splits(options.out, splits)
     sources.write_jsonl(options.out / "response_pairs.jsonl", mining.response_pairs(train))
-    if problems:
-        (options.out / "left_out.txt").write_text("\n".join(problems) + "\n", encoding="utf-8")
+    _write_left_out(options.out, problems)
     _write_card(options.out, splits, facts, options.seed)
     if options.tfds:
         from gapo_jax.data.tfds_builders import write_preferential
@@ -225,21 +242,25 @@ def run_mine(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_beam(options: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
-    """Mine by a Beam pipeline; write the TFDS folder and the card."""
+    """Mine by a Beam pipeline; write the TFDS folder, the same pairs as JSONL, and the card."""
     from gapo_jax.data import tfds_builders
 
     if options.weights is not None or options.num_proc is not None:
         raise ValueError("--beam goes without --weights and --num-proc: Beam spreads the work")
     folder = options.out / "tfds"
     _, left_out = tfds_builders.write_on_beam(recipe, folder, options.beam_options.split())
-    splits = {}
+    splits: dict[str, list[PreferentialPair]] = {"train": [], "test": []}
     for name in ("train", "test") if recipe.test_fraction else ("train",):
         rows = tfds_builders.data_source("preferential_prompts", folder, name)
         splits[name] = [tfds_builders.to_pair(rows[i]) for i in range(len(rows))]
+    _require_pairs(splits["train"], sum(map(len, splits.values())), options)
     facts = {
         "source": ", ".join(recipe.sources), "rows left out": left_out,
         "types": len(recipe.settings.type_ids), "pairing": options.pairing, "seed": options.seed,
     }  # fmt: skip
+    _write_splits(options.out, splits)
+    named = [f"{left_out} rows did not fit; the logs of the workers name them"] if left_out else []
+    _write_left_out(options.out, named)
     _write_card(options.out, splits, facts, options.seed)
     return {**facts, **{name: len(pairs) for name, pairs in splits.items()}}
 

@@ -124,7 +124,54 @@ _SETTINGS = (
 _REFILLS = 8  # batches' worth of rows that are kept at once where places are refilled
 
 
-def generate_responses(rows: Sequence[PromptRow], options: argparse.Namespace) -> list[str]:
+def fitting_rows(
+    rows: Sequence[PromptRow], tokenizer: Any, limit: int, options: argparse.Namespace
+) -> list[PromptRow]:
+    """Return the prompts that the model can take; the others are reported and left out.
+
+    Raises:
+        ValueError: none can be taken; with --strict, the first that cannot.
+    """
+    from gapo_jax.rollout.generate import prompt_lengths
+
+    sizes = prompt_lengths(tokenizer, [row.prompt for row in rows], options.system)
+    odd = [
+        f"{options.prompts}, key {row.key!r}: wanted a prompt of 1 to {limit} tokens, got {size} "
+        f"(--max-prompt-tokens {options.max_prompt_tokens}, or what --max-new-tokens leaves of the "
+        "model's positions)"
+        for row, size in zip(rows, sizes, strict=True)
+        if not 0 < size <= limit
+    ]
+    report_problems(options, odd)
+    if len(odd) == len(rows):
+        raise ValueError(odd[0])
+    return [row for row, size in zip(rows, sizes, strict=True) if 0 < size <= limit]
+
+
+def ask_model(
+    rows: Sequence[PromptRow], options: argparse.Namespace
+) -> tuple[list[PromptRow], list[str]]:
+    """Load the model and ask it; return the prompts it can take, each once a response, and the
+    responses, which are written as well."""
+    params, tokenizer, sample, limit = load_model(options)
+    # Before the first batch: batches go from short to long, so a misfit would end hours of work.
+    rows = fitting_rows(rows, tokenizer, limit, options)
+    asker = make_asker(rows, options, params, tokenizer, sample, limit)
+    responses = generate_responses(rows, options, asker)
+    rows = [row for row in rows for _ in range(options.samples)]
+    sources.write_jsonl(
+        options.out / "responses.jsonl",
+        (
+            {"key": row.key, "prompt": row.prompt, "response": text}
+            for row, text in zip(rows, responses, strict=True)
+        ),
+    )
+    return rows, responses
+
+
+def generate_responses(
+    rows: Sequence[PromptRow], options: argparse.Namespace, ask: Callable[[list[int]], list[str]]
+) -> list[str]:
     """Ask the model; `samples` responses to each prompt in turn, in the order of the prompts."""
     from tqdm import tqdm
 
@@ -139,11 +186,9 @@ def generate_responses(rows: Sequence[PromptRow], options: argparse.Namespace) -
     parts = [order[start : start + each] for start in range(0, len(order), each)]
     if store.batches:
         print(f"going on: {len(store.batches)} of {len(parts)} batches are there", flush=True)
-    ask = None
     with tqdm(total=len(rows), desc="generate", disable=not sys.stderr.isatty()) as bar:
         for number, part in enumerate(parts):
             if number not in store.batches:
-                ask = ask or make_asker(rows, options)
                 store.add(number, ask(part))
             bar.update(len(part))
             if bar.disable:
@@ -156,15 +201,20 @@ def generate_responses(rows: Sequence[PromptRow], options: argparse.Namespace) -
 
 
 def make_asker(
-    rows: Sequence[PromptRow], options: argparse.Namespace
+    rows: Sequence[PromptRow],
+    options: argparse.Namespace,
+    params: Any,
+    tokenizer: Any,
+    sample: Callable[..., Any],
+    limit: int,
 ) -> Callable[[list[int]], list[str]]:
-    """Load the model; return a function from row indices to their responses, samples in turn."""
+    """Return a function from row indices to their responses, samples in turn; all prompts have at
+    most `limit` tokens."""
     import jax
     import numpy as np
 
     from gapo_jax.rollout.generate import generate, prompt_width, row_keys
 
-    params, tokenizer, sample, limit = load_model(options)
     samples = options.samples
     keys_B = row_keys(jax.random.key(options.seed), count=len(rows) * samples)
 
@@ -249,10 +299,25 @@ def load_scorer(workdir: Path, batch_size: int) -> Callable[..., Any]:
     )
 
 
+def warn_of_adversary(options: argparse.Namespace) -> None:
+    """Say so where the scorer seems to be the adversary that the judged model was trained on."""
+    if not options.scorer or not options.model or not Path(options.model).exists():
+        return
+    scorer, model = options.scorer.resolve(), Path(options.model).resolve()
+    if model.is_relative_to(scorer) or scorer.is_relative_to(model):
+        print(
+            f"warning: --model {options.model} and --scorer {options.scorer} are of one run: the "
+            "scorer is the adversary itself, which the model was trained to please; give the "
+            "workdir of a run on other data",
+            file=sys.stderr,
+        )
+
+
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """Read, generate if asked to, verify, write; return the summary."""
     before = read_results(options.compare) if options.compare is not None else None
     options.comparison, options.skipped = None, []
+    warn_of_adversary(options)
     scorer = load_scorer(options.scorer, options.batch_size) if options.scorer else None
     rows = read_rows(options)
     if before and not {row.prompt for row in rows} & {verdict.prompt for verdict in before}:
@@ -263,16 +328,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     if options.responses is not None:
         rows, responses = read_answers(options, rows)
     else:
-        responses = generate_responses(rows, options)
-        rows = [row for row in rows for _ in range(options.samples)]
-        sources.write_jsonl(
-            options.out / "responses.jsonl",
-            (
-                {"key": row.key, "prompt": row.prompt, "response": text}
-                for row, text in zip(rows, responses, strict=True)
-            ),
-        )
-        (options.out / ResponseStore.NAME).unlink(missing_ok=True)
+        rows, responses = ask_model(rows, options)
     verdicts = accuracy.verify(rows, responses)
     summary = accuracy.summarise(verdicts, seed=options.seed, resamples=options.resamples)
     summary["health"] = accuracy.text_health([row.task for row in rows], responses)
@@ -295,6 +351,8 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     write_results(options.out, verdicts)
     text = json.dumps(summary, indent=2)
     (options.out / "summary.json").write_text(text + "\n", encoding="utf-8")
+    if options.model:  # not before: a kill while verifying must not cost the responses
+        (options.out / ResponseStore.NAME).unlink(missing_ok=True)
     return summary
 
 

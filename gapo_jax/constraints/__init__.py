@@ -9,7 +9,7 @@ tokenizer cannot see. Random choices take a numpy Generator.
 
 from gapo_jax.constraints.augment import KINDS, difficulty, holds, make_pair, verify_pair
 from gapo_jax.constraints.base import ConstraintType
-from gapo_jax.constraints.registry import check, check_loose, get, resolve, types
+from gapo_jax.constraints.registry import check, check_loose, conflict, get, resolve, types
 from gapo_jax.constraints.template import compose_prompt
 from gapo_jax.constraints.visibility import VisibilityReport, check_visibility, enforce
 from gapo_jax.constraints.words import content_words
@@ -22,6 +22,7 @@ __all__ = [
     "check_loose",
     "check_visibility",
     "compose_prompt",
+    "conflict",
     "content_words",
     "difficulty",
     "enforce",

@@ -19,7 +19,7 @@ import numpy as np
 
 from gapo_jax.constraints.base import shuffled
 from gapo_jax.constraints.keywords import polarity_twin
-from gapo_jax.constraints.registry import get, types
+from gapo_jax.constraints.registry import conflict, get, types
 from gapo_jax.constraints.template import PromptStyle, draw_style, pick, render, styles_of
 from gapo_jax.types import Constraint, PreferentialPair
 
@@ -82,33 +82,39 @@ def _words(constraint: Constraint) -> set[str]:
     return {word.lower() for word in found if word}
 
 
-def _clashes(new: Constraint, others: Sequence[Constraint]) -> bool:
-    """Say whether a constraint names a word that another one names: asking for what is forbidden
-    would make the rejected prompt impossible instead of violated."""
-    return any(_words(new) & _words(other) for other in others)
+def _goes_with(new: Constraint, kept: Sequence[Constraint]) -> bool:
+    """Say whether a constraint may stand beside others: no types that conflict, and no word that is
+    part of another's. Asking for what is forbidden would make the rejected prompt impossible
+    instead of violated."""
+    return not any(
+        conflict(new.id, other.id)
+        or any(a in b or b in a for a in _words(new) for b in _words(other))
+        for other in kept
+    )
 
 
 def _violated(
     present: Sequence[Constraint],
+    kept: Sequence[Constraint],
     response: str,
     rng: np.random.Generator,
     words: Sequence[str],
     allowed: Sequence[str],
     task: str,
 ) -> Constraint | None:
-    """An instance, violated by the response, of an allowed type not present yet; types that may
-    stand beside the present ones come first."""
+    """An instance, violated by the response, of an allowed type that is not present and goes with
+    the constraints that are kept."""
     ids = {constraint.id for constraint in present}
-    candidates = [type_id for type_id in shuffled(rng, list(allowed)) if type_id not in ids]
-    candidates.sort(key=lambda type_id: bool(get(type_id).conflicts & ids))
-    for type_id in candidates:
+    for type_id in shuffled(rng, list(allowed)):
+        if type_id in ids or any(conflict(type_id, other.id) for other in kept):
+            continue
         for _ in range(_DRAWS):
             found = get(type_id).sample(
                 rng, response=response, satisfied=False, words=words, task=task
             )
             if found is None:
                 break
-            if not _clashes(found, present):
+            if _goes_with(found, kept):
                 return found
     return None
 
@@ -117,26 +123,26 @@ def _modified(constraints, index, response, rng, words, allowed, task) -> Constr
     """A near miss of one constraint, violated by the response, at peace with the others."""
     old = constraints[index]
     others = tuple(c for i, c in enumerate(constraints) if i != index)
-    ids = {c.id for c in others}
-    free = [type_id for type_id in allowed if type_id not in ids]
+    free = [t for t in allowed if not any(conflict(t, other.id) for other in others)]
     for _ in range(_DRAWS):
         new = get(old.id).modify(old, response, rng, words, task=task, types=free)
-        if new is None or not _clashes(new, others):
+        if new is None or _goes_with(new, others):
             break
         new = None
     # A related type or any other: half and half, so that every type turns up among the rejected.
     if not old.kwargs and (new is None or rng.random() < 0.5):
-        new = _violated(constraints, response, rng, words, allowed, task) or new
+        new = _violated(constraints, others, response, rng, words, allowed, task) or new
     return new
 
 
 def _twin(constraints, index, response, allowed) -> Constraint | None:
     old = constraints[index]
+    others = tuple(c for i, c in enumerate(constraints) if i != index)
     twin = polarity_twin(old.id, dict(old.kwargs))
     if twin is None or twin[0] not in allowed:
         return None
     new = Constraint(*twin)
-    return None if holds(new, response) else new
+    return None if holds(new, response) or not _goes_with(new, others) else new
 
 
 def _edited_pair(kind, task, constraints, response, rng, words, phrasing, allowed, places):
@@ -161,7 +167,7 @@ def _edited_pair(kind, task, constraints, response, rng, words, phrasing, allowe
 
 def _inserted_pair(task, constraints, response, rng, words, phrasing, allowed):
     """A pair whose rejected prompt has one constraint more, or None."""
-    new = _violated(constraints, response, rng, words, allowed, task)
+    new = _violated(constraints, constraints, response, rng, words, allowed, task)
     if new is None:
         return None
     rejected = constraints + (new,)

@@ -8,6 +8,7 @@ whether the arguments of a row make sense; checkers never see others.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -128,6 +129,8 @@ FIELDS: dict[str, dict[str, str]] = {**IFEVAL, **IFBENCH, **PRODUCT}
 
 def _count(value: Any) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if isinstance(value, float) and not math.isfinite(value):  # `Infinity` is JSON to Python
         return None
     return int(value) if value >= 0 and value == int(value) else None
 

@@ -88,6 +88,14 @@ def resolve(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def conflict(one: str, other: str) -> bool:
+    """Return whether two types, given by their full ids, must not stand in one prompt.
+
+    Either may know of the other: the release's table does not name the types of IFBench.
+    """
+    return other in get(one).conflicts or one in get(other).conflicts
+
+
 def _verdicts(follows, response, instruction_id_list, kwargs_list) -> list[bool]:
     if not isinstance(response, str):
         raise ValueError(f"response: wanted a str, got {type(response).__name__}")

@@ -30,7 +30,7 @@ def card(
 
     Args:
       splits: name -> pairs; the first one gives the samples.
-      facts: what else to record: sources, options, lint counts.
+      facts: what else to record: sources, options, rows left out.
       seed: of the choice of samples.
     """
     record: dict[str, Any] = {"facts": dict(facts), "splits": {}}

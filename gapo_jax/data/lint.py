@@ -28,6 +28,8 @@ _NAMED = 20  # malformed rows named one by one
 _FAULTS = {
     "echoed": "the response begins with the whole prompt: the loss would be taken on the prompt",
     "same_sides": "chosen and rejected, or both prompts, are the same: nothing to prefer",
+    "no_prompt": "chosen and rejected come without a prompt: the loss would be taken on all turns; "
+    "split these into prompt, chosen and rejected",
     "last_is_user": "the conversation ends with a user turn: its last answer is missing",
 }
 
@@ -133,10 +135,11 @@ def encode(
             ids += made
             mask += [int(turn.trained)] * len(made)
         return ids, mask
+    from gapo_jax.data.tokenizer import templated
 
     def text_of(end: int) -> str:
         chat = [{"role": turn.role, "content": turn.text} for turn in turns[:end]]
-        return str(tokenizer.apply_chat_template(chat, tokenize=False)) if chat else ""
+        return templated(tokenizer, chat) if chat else ""
 
     pieces, done = [], ""
     for index, turn in enumerate(turns):
@@ -202,6 +205,8 @@ def _faults(sequences: Sequence[Sequence[Segment]], schema: str) -> Iterable[str
         yield "same_sides"
     if schema == "messages" and sequences[0][-1].role == "user":
         yield "last_is_user"
+    if schema == "chosen_rejected" and not any(t.role == "user" for t in sequences[0]):
+        yield "no_prompt"
     for turns in sequences[:1]:
         prompt = next((t.text.strip() for t in turns if t.role == "user"), "")
         reply = next((t.text.strip() for t in turns if t.trained), "")

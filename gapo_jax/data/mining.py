@@ -27,8 +27,9 @@ from typing import Any
 import numpy as np
 
 from gapo_jax import constraints
+from gapo_jax.constraints.official import MAX_TEXT
 from gapo_jax.data.cycles import Counts, next_cycle
-from gapo_jax.data.groups import asked_for, hindsight, make_group
+from gapo_jax.data.groups import asked_for, compatible, hindsight, make_group
 from gapo_jax.data.preferential import write_cycle
 from gapo_jax.types import PreferentialPair
 
@@ -108,10 +109,10 @@ def _open(task: str, responses: Sequence[str], options: Mining, rng) -> list[Cyc
         words = [w for other in responses for w in constraints.content_words(other)]
         chosen: list[Any] = []
         for type_id in order:
-            ids = {item.id for item in chosen}
-            if not constraints.get(type_id).conflicts & ids:
-                found_here = hindsight(response, [type_id], rng, words)
-                chosen += [item for item in found_here if asked_for(item, task)]
+            if not any(constraints.conflict(type_id, item.id) for item in chosen):
+                for found_here in hindsight(response, [type_id], rng, words):
+                    if asked_for(found_here, task) and compatible([*chosen, found_here]):
+                        chosen.append(found_here)
             if len(chosen) == size:
                 break
         pair = constraints.make_pair(
@@ -126,7 +127,9 @@ def _open(task: str, responses: Sequence[str], options: Mining, rng) -> list[Cyc
 def mine_task(task: str, responses: Sequence[str], options: Mining) -> list[Cycle]:
     """Return the cycles of proven pairs that the responses to one task give (a lone pair is a
     cycle of one); a function of the arguments alone."""
-    texts = list(dict.fromkeys(text.strip() for text in responses if text.strip()))
+    # A text beyond the limit follows nothing: all that could be made of it is time.
+    stripped = (text.strip() for text in responses)
+    texts = list(dict.fromkeys(text for text in stripped if 0 < len(text) <= MAX_TEXT))
     if not task.strip() or not texts:
         return []
     rng = _rng(options.seed, task)

@@ -217,7 +217,8 @@ def make_set(
     """Return {"train", "test"}: `count` pairs in all, categories gone through in turn.
 
     A tenth of the categories (`test_fraction`) is kept for the test side, and there the phrasings
-    are the held-out ones, so that nothing of it is seen in training.
+    of the constraints are the held-out ones: training sees neither. It does see the sentence forms
+    of tasks and descriptions, and the values that a family of categories shares.
 
     Raises:
         ValueError: a count below 2.

@@ -24,7 +24,8 @@ class Recipe:
       pairs: pairs for training at most; None keeps all.
       test_fraction: share of the tasks kept for the test side.
       schema: of all rows; None recognises it row by row.
-      responses: file of {prompt, response} rows to join to the rows of the sources.
+      responses: file of {prompt, response} rows to join to the rows of the sources; those that
+        answer no prompt are named where there is one source only.
       name, split, streaming: of datasets of the hub.
       rows: read the first rows of each source only.
       strict: end at the first row that does not fit.
@@ -53,7 +54,13 @@ class Recipe:
             source, name=self.name, split=self.split, streaming=self.streaming
         )
         if self.responses:
-            rows = tables.join_responses(rows, self.responses)
+            # What answers no prompt of this source may answer one of another source.
+            rows = tables.join_responses(
+                rows,
+                self.responses,
+                torn=source == self.sources[0],
+                unasked=len(self.sources) == 1,
+            )
         for number, record in itertools.islice(rows, self.rows):
             try:
                 if isinstance(record, str):

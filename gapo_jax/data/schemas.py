@@ -72,10 +72,15 @@ def _text(record: Mapping[str, Any], name: str) -> str:
     value = record[name]
     if not isinstance(value, str):
         raise ValueError(f"wanted a text under {name!r}, got {type(value).__name__}")
-    return _encodable(value, name)
+    return encodable(value, name)
 
 
-def _encodable(text: str, name: str) -> str:
+def encodable(text: str, name: str) -> str:
+    """Return the text.
+
+    Raises:
+      ValueError: it is not valid Unicode; names the field.
+    """
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:  # half of a surrogate pair: no table can store it
@@ -95,7 +100,7 @@ def _turns(value: Any, name: str) -> list[Segment]:
             raise ValueError(
                 f"message {index} of {name!r}: wanted a role of {_ROLES} and a text, got {message}"
             )
-        text = _encodable(content, name)
+        text = encodable(content, name)
         segments.append(Segment(role, text, role == "assistant"))
     return segments
 
@@ -150,10 +155,10 @@ def separate_task(record: Mapping[str, Any]) -> str:
     n the number of instructions, where there are more than n paragraphs.
 
     Raises:
-      ValueError: the constraints cannot be told from the task.
+      ValueError: the constraints cannot be told from the task; a task that is no valid text.
     """
-    if isinstance(record.get("task"), str):
-        return record["task"]
+    if record.get("task") is not None:
+        return _text(record, "task")
     size = len(record.get("instruction_id_list") or record.get("constraints") or ())
     parts = [part for part in _text(record, "prompt").split("\n\n") if part.strip()]
     if size and len(parts) > size:
@@ -165,7 +170,8 @@ def separate_task(record: Mapping[str, Any]) -> str:
 
 
 def prompt_and_response(record: Mapping[str, Any], schema: str) -> tuple[str, str]:
-    """Return (task, response) for mining; of two sequences the first one.
+    """Return (task, response) for mining; of two sequences the first one. Blanks around the task
+    are dropped: with and without them it is one task.
 
     Of messages, the last assistant turn answers the user turn before it, provided that there is
     only one user turn: a later one does not stand for itself.
@@ -177,12 +183,12 @@ def prompt_and_response(record: Mapping[str, Any], schema: str) -> tuple[str, st
         field = _first(record, RESPONSES)
         if field is None:
             raise ValueError(f"an IFEval row without a response: give it one of {RESPONSES}")
-        return separate_task(record), _text(record, field)
+        return separate_task(record).strip(), _text(record, field)
     if schema == "preferential":
-        return _text(record, "task"), _text(record, "response")
+        return _text(record, "task").strip(), _text(record, "response")
     turns = segments(record, schema)[0]
     users = [turn.text for turn in turns if turn.role == "user"]
     answers = [turn.text for turn in turns if turn.trained]
     if len(users) != 1 or not answers:
         raise ValueError(f"wanted one user turn and an answer, got {len(users)} and {len(answers)}")
-    return users[0], answers[-1]
+    return users[0].strip(), answers[-1]

@@ -51,7 +51,8 @@ def _split(found: Sequence[Summary], test_fraction: float, seed: int) -> tuple[l
         raise ValueError(f"test_fraction: wanted 0 <= fraction < 1, got {test_fraction}")
     sides: tuple[list[int], list[int]] = ([], [])
     for index, summary in enumerate(found):
-        mark = zlib.crc32(f"{seed}\0{summary.task}".encode("utf-8", "replace")) / 2**32
+        task = " ".join(summary.task.casefold().split())  # hardly different tasks are one task
+        mark = zlib.crc32(f"{seed}\0{task}".encode("utf-8", "replace")) / 2**32
         sides[mark < test_fraction].append(index)
     known = {response for index in sides[0] for response in found[index].responses}
     return sides[0], [index for index in sides[1] if not found[index].responses & known]
@@ -107,7 +108,8 @@ def split_by_task(
 ) -> tuple[list[Cycle], list[Cycle]]:
     """Split into (train, test): no task and no response stands on both sides.
 
-    The side of a task is a function of the seed and its text, so it stays when rows are added.
+    The side of a task is a function of the seed and its text (without regard to case and white
+    space), so it stays when rows are added.
     Test cycles that share a response with the training side are left out.
     """
     train, test = _split(list(map(summarise, cycles)), test_fraction, seed)

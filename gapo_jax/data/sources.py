@@ -16,9 +16,8 @@ from typing import Any
 from gapo_jax import constraints
 from gapo_jax.constraints.ifbench_official import require
 from gapo_jax.constraints.official import clean_kwargs
-from gapo_jax.data import tables
+from gapo_jax.data import schemas, tables
 from gapo_jax.types import Constraint, PreferentialPair, PromptRow
-
 
 # The files of preferential pairs that scripts/build_data.py writes into a folder.
 MINED = {"train": "pairs.jsonl", "test": "pairs_test.jsonl"}
@@ -57,10 +56,15 @@ def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> int:
     return count
 
 
+def _string(record: Mapping[str, Any], name: str) -> str:
+    text = record.get(name)
+    if not isinstance(text, str):
+        raise ValueError(f"wanted a string under {name!r}, got {text!r}")
+    return schemas.encodable(text, name)
+
+
 def _ifeval_constraints(record: Mapping[str, Any]) -> tuple[Constraint, ...]:
-    prompt, ids = record.get("prompt"), record.get("instruction_id_list")
-    if not isinstance(prompt, str):
-        raise ValueError(f"wanted a string under 'prompt', got {prompt!r}")
+    ids = record.get("instruction_id_list")
     if not isinstance(ids, list) or not all(isinstance(item, str) for item in ids):
         raise ValueError(f"wanted a list of ids under 'instruction_id_list', got {ids!r}")
     kwargs = record.get("kwargs") or [{} for _ in ids]
@@ -84,15 +88,18 @@ def prompt_row(record: Mapping[str, Any], default_key: str = "") -> PromptRow:
     Raises:
         ValueError: for a missing field, an unknown instruction id, kwargs that do not fit.
     """
-    if "constraints" in record:
-        row = PromptRow.from_json(record)
-        for constraint in row.constraints:
-            clean_kwargs(constraints.get(constraint.id).id, constraint.kwargs)
-            require(constraint.id)
-        return row
-    made = _ifeval_constraints(record)
-    prompt = record["prompt"]
-    return PromptRow(str(record.get("key", default_key)), prompt, prompt, made)
+    prompt = _string(record, "prompt")
+    key = str(default_key if record.get("key") is None else record["key"])
+    # A table whose other rows are ours has the column, with a null, for an IFEval row too.
+    if record.get("constraints") is None:
+        return PromptRow(key, prompt, prompt, _ifeval_constraints(record))
+    if not isinstance(record["constraints"], list):
+        raise ValueError(f"wanted a list under 'constraints', got {record['constraints']!r}")
+    made = tuple(Constraint.from_json(item) for item in record["constraints"])
+    for constraint in made:
+        clean_kwargs(constraints.get(constraint.id).id, constraint.kwargs)
+        require(constraint.id)
+    return PromptRow(key, prompt, _string(record, "task"), made)
 
 
 def scan_prompts(

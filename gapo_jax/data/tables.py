@@ -7,6 +7,7 @@ not fit can be named. A malformed line is a problem to count, not the end of a l
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -72,17 +73,25 @@ def _csv(path: Path) -> Iterator[NumberedRow]:
     import csv
 
     csv.field_size_limit(_CSV_FIELD)
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.DictReader(file)
         try:
-            for number, record in enumerate(reader, 1):
+            names = reader.fieldnames or ()
+            "".join(names).encode("utf-8")
+        except (csv.Error, UnicodeEncodeError) as error:
+            raise ValueError(f"{path}: its first line is no header in UTF-8 ({error})") from error
+        for number in itertools.count(1):
+            try:
+                record = next(reader)
                 if None in record or None in record.values():
-                    wanted = len(reader.fieldnames or ())
-                    yield number, f"wanted {wanted} columns, got another number"
-                else:
-                    yield number, _cells(record)
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}, near line {reader.line_num + 1}: {error}") from error
+                    yield number, f"wanted {len(names)} columns, got another number"
+                    continue
+                "".join(record.values()).encode("utf-8")  # a byte that is none is a surrogate here
+                yield number, _cells(record)
+            except StopIteration:
+                return
+            except (csv.Error, UnicodeEncodeError) as error:
+                yield number, f"not valid CSV in UTF-8 ({error})"
 
 
 def _json(path: Path) -> Iterator[NumberedRow]:
@@ -226,11 +235,18 @@ def scan_responses(
     return found, problems
 
 
-def join_responses(rows: Iterable[NumberedRow], responses: str | Path) -> Iterator[NumberedRow]:
+def join_responses(
+    rows: Iterable[NumberedRow],
+    responses: str | Path,
+    *,
+    torn: bool = True,
+    unasked: bool = True,
+) -> Iterator[NumberedRow]:
     """Add to each row the response that another file gives to its prompt, in file order.
 
     Further responses to a prompt give further rows at the end. A row without a response becomes a
-    problem, and so do rows of the other file that do not fit or answer no prompt.
+    problem, and so do rows of the other file that do not fit (`torn`) or answer none of the
+    prompts (`unasked`).
     """
     waiting, problems = scan_responses(responses)
     asked: dict[str, NumberedRow] = {}
@@ -244,12 +260,12 @@ def join_responses(rows: Iterable[NumberedRow], responses: str | Path) -> Iterat
             yield number, {**record, "response": waiting[prompt].pop(0)[1]}
         else:
             yield number, f"no response to this prompt in {responses}"
-    for number, problem in problems:
+    for number, problem in problems if torn else ():
         yield number, f"of {responses}: {problem}"
     for prompt, left in waiting.items():
         for number, response in left:
             if prompt in asked:
                 row, record = asked[prompt]
                 yield row, {**record, "response": response}  # type: ignore[dict-item]
-            else:
+            elif unasked:
                 yield number, f"of {responses}: it answers none of the prompts"

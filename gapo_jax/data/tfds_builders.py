@@ -163,8 +163,15 @@ BUILDERS = {
 }
 
 
+def _config(**options: Any) -> tfds.download.DownloadConfig:
+    """Settings under which a dataset is written anew where an older one lies; by itself TFDS would
+    keep the older one without a word."""
+    mode = tfds.GenerateMode.REUSE_CACHE_IF_EXISTS
+    return tfds.download.DownloadConfig(download_mode=mode, **options)
+
+
 def _write(builder: tfds.core.DatasetBuilder) -> Path:
-    builder.download_and_prepare()
+    builder.download_and_prepare(download_config=_config())
     return Path(builder.data_dir)
 
 
@@ -203,7 +210,7 @@ def write_on_beam(
     builder = _MinedOnBeam(recipe=recipe, data_dir=str(folder), file_format=FORMAT)
     named = any(option.startswith("--runner") for option in pipeline_options)
     runner = None if named else beam_mining.this_process()
-    config = tfds.download.DownloadConfig(beam_options=options, beam_runner=runner)
+    config = _config(beam_options=options, beam_runner=runner)
     builder.download_and_prepare(download_config=config)
     return Path(builder.data_dir), builder.left_out
 

@@ -1,6 +1,6 @@
 """Tokenizers from HF folders, hub ids and GGUF metadata; the chat template; encode and decode.
 
-The chat template is applied in `chat_prompt` and nowhere else. Its result is text in which every
+The chat template is applied in `templated` and nowhere else. The result is text in which every
 special token is visible, BOS included where the model wants one, so `encode_prompts` adds none and
 BOS cannot come in twice.
 """
@@ -12,16 +12,35 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import gguf
+import jinja2
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from gapo_jax import hub
 
+# The split of Llama 3's and Qwen 2's tokenizer.json, which differ in how many digits stay together.
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def _split_words(digits: str) -> pre_tokenizers.PreTokenizer:
+    pattern = tokenizers.Regex(_WORDS.replace("DIGITS", digits))
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(pattern, behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
 # Pre-tokenisers named by `tokenizer.ggml.pre`. llama.cpp's `smollm` splits digits one by one and
 # then applies the GPT-2 pattern; transformers' own GGUF reader leaves the digit split out, which
-# shows on blanks before a digit ("a  1").
+# shows on blanks before a digit ("a  1"). `dbrx` has the pattern of `llama-bpe` (llama.cpp's pull
+# request 7132).
 _PRE_TOKENIZERS = {
     "smollm": lambda: pre_tokenizers.Sequence(
         [
@@ -30,6 +49,9 @@ _PRE_TOKENIZERS = {
         ]
     ),
     "gpt-2": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False),
+    "llama-bpe": lambda: _split_words(r"\p{N}{1,3}"),
+    "dbrx": lambda: _split_words(r"\p{N}{1,3}"),
+    "qwen2": lambda: _split_words(r"\p{N}"),
 }
 _SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 
@@ -38,8 +60,9 @@ def load_tokenizer(src: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
     """Return the tokenizer of an HF folder, a hub id, or a `.gguf` file (from its metadata).
 
     Truncation and padding stored in a tokenizer file are switched off: lengths are this library's
-    business. Raises FileNotFoundError or ValueError as `hub.resolve` and `hub.open_gguf` do, and
-    ValueError for a GGUF vocabulary that is not byte-level BPE with a known pre-tokeniser.
+    business. No weight is read. Raises FileNotFoundError or ValueError as `hub.resolve` and
+    `hub.open_gguf` do, and ValueError for a GGUF vocabulary that is not byte-level BPE with a known
+    pre-tokeniser.
     """
     path = hub.resolve(src)
     if path.is_file():
@@ -64,13 +87,22 @@ def _gguf_tokenizer(path: Path) -> PreTrainedTokenizerFast:
         raise ValueError(
             f"Wanted a GGUF tokenizer of model 'gpt2' with pre-tokeniser in "
             f"{sorted(_PRE_TOKENIZERS)}, got {model!r} with {pre!r} in {path}. "
-            "Give the model's HF folder (tokenizer.json) instead."
+            "Give convert.py and generate.py the model's own tokenizer: --tokenizer with its HF "
+            "folder or hub id (to train, export the model with it first)."
         )
     tokens = hub.gguf_required(reader, "tokenizer.ggml.tokens")
     merges = [tuple(m.split(" ")) for m in hub.gguf_required(reader, "tokenizer.ggml.merges")]
     backend = tokenizers.Tokenizer(
-        models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges)
+        models.BPE(
+            vocab={token: i for i, token in enumerate(tokens)},
+            merges=merges,
+            # Llama 3's vocabulary has whole words that its merges do not reach.
+            ignore_merges=pre == "llama-bpe",
+        )
     )
+    if pre == "qwen2":
+        # Of the model's tokenizer.json; llama.cpp leaves it out.
+        backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = _PRE_TOKENIZERS[pre]()
     backend.decoder = decoders.ByteLevel()
     types = hub.gguf_value(reader, "tokenizer.ggml.token_type", [])
@@ -87,8 +119,10 @@ def _gguf_tokenizer(path: Path) -> PreTrainedTokenizerFast:
 def _gguf_settings(reader: gguf.GGUFReader, tokens: Sequence[str]) -> dict[str, object]:
     """Special tokens, BOS/EOS policy, length limit and chat template, as tokenizer arguments."""
     architecture = hub.gguf_required(reader, "general.architecture")
+    # llama.cpp's default.
+    adds_bos = hub.gguf_value(reader, "tokenizer.ggml.pre") == "llama-bpe"
     settings: dict[str, object] = {
-        "add_bos_token": bool(hub.gguf_value(reader, "tokenizer.ggml.add_bos_token", False)),
+        "add_bos_token": bool(hub.gguf_value(reader, "tokenizer.ggml.add_bos_token", adds_bos)),
         "add_eos_token": bool(hub.gguf_value(reader, "tokenizer.ggml.add_eos_token", False)),
         "model_max_length": int(hub.gguf_value(reader, f"{architecture}.context_length", 1 << 30)),
         "clean_up_tokenization_spaces": False,
@@ -122,7 +156,28 @@ def chat_prompt(tokenizer: PreTrainedTokenizerFast, prompt: str, system: str | N
         return f"{tokenizer.bos_token}{prompt}" if adds_bos else prompt
     turns = [] if system is None else [{"role": "system", "content": system}]
     turns.append({"role": "user", "content": prompt})
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    return templated(tokenizer, turns, generate=True)
+
+
+def templated(
+    tokenizer: PreTrainedTokenizerFast, turns: list[dict[str, str]], *, generate: bool = False
+) -> str:
+    """Return turns of "role" and "content" in the model's chat template, with the header of the
+    answer behind them if one is to be generated.
+
+    Raises:
+        ValueError: the template refuses the turns, as some refuse a system turn or two user turns
+            in sequence; has its reason.
+    """
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generate)
+    except jinja2.TemplateError as error:
+        roles = [turn["role"] for turn in turns]
+        raise ValueError(
+            f"the chat template refuses turns of the roles {roles}: {error}; leave out or join "
+            "turns that the model does not know"
+        ) from error
+    return str(text)
 
 
 def encode_prompts(

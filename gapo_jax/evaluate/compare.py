@@ -7,6 +7,7 @@ which only one of the two succeeds whether they fall to both sides like tosses o
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -28,10 +29,10 @@ def mcnemar(first_only: int, second_only: int) -> float:
     return min(1.0, 2 * tail / 2**total)
 
 
-def _prompts_passed(verdicts: Sequence[Verdict], mode: str) -> dict[str, bool] | None:
-    """Return whether each prompt's response follows everything; None with several of a prompt."""
-    passed = {verdict.prompt: all(getattr(verdict, mode)) for verdict in verdicts}
-    return passed if len(passed) == len(verdicts) else None
+def _prompts_passed(verdicts: Sequence[Verdict], mode: str) -> dict[str, bool]:
+    """Return whether the response to each prompt that has only one follows everything."""
+    times = collections.Counter(verdict.prompt for verdict in verdicts)
+    return {v.prompt: all(getattr(v, mode)) for v in verdicts if times[v.prompt] == 1}
 
 
 def compare(
@@ -41,8 +42,9 @@ def compare(
 
     Returns:
       What `paired_difference` returns (after - before), and "mcnemar": {"strict", "loose"} with
-      "before_only", "after_only" and "p" at the prompt level, absent where prompts have several
-      samples; "prompts" and "unpaired".
+      "before_only", "after_only" and "p" at the prompt level, over the prompts with one response on
+      both sides, and how many others were "left_out"; absent where all were. "prompts" and
+      "unpaired".
 
     Raises:
       ValueError: no prompt in common.
@@ -58,11 +60,17 @@ def compare(
     result["mcnemar"] = {}
     for mode in ("strict", "loose"):
         first, second = (_prompts_passed(side, mode) for side in sides)
-        if first is None or second is None:
+        once = first.keys() & second.keys()
+        if not once:
             continue
-        lost = sum(held and not second[prompt] for prompt, held in first.items())
-        won = sum(held and not first[prompt] for prompt, held in second.items())
-        result["mcnemar"][mode] = {"before_only": lost, "after_only": won, "p": mcnemar(lost, won)}
+        lost = sum(first[prompt] and not second[prompt] for prompt in once)
+        won = sum(second[prompt] and not first[prompt] for prompt in once)
+        result["mcnemar"][mode] = {
+            "before_only": lost,
+            "after_only": won,
+            "p": mcnemar(lost, won),
+            "left_out": len(common) - len(once),
+        }
     return {**result, "prompts": len(common), "unpaired": unpaired}
 
 
@@ -76,9 +84,10 @@ def format_comparison(result: dict[str, Any]) -> str:
         value, low, high = (100 * entry[part] for part in ("value", "low", "high"))
         lines.append(f"{name:<47} {value:+6.1f}  [{low:+6.1f}, {high:+6.1f}]")
     for mode, test in result["mcnemar"].items():
+        left_out = f"; {test['left_out']} prompts with several responses left out"
         lines.append(
             f"McNemar, prompts, {mode}: only before {test['before_only']}, only after "
-            f"{test['after_only']}, p = {test['p']:.4g}"
+            f"{test['after_only']}, p = {test['p']:.4g}{left_out if test['left_out'] else ''}"
         )
     if result["unpaired"]:
         lines.append(f"{result['unpaired']} prompts stand in one of the runs only")

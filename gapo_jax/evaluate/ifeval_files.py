@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from gapo_jax.data.sources import iter_jsonl
 from gapo_jax.evaluate.accuracy import Verdict
 
 FILES = {"strict": "eval_results_strict.jsonl", "loose": "eval_results_loose.jsonl"}
@@ -41,17 +42,36 @@ def write_results(folder: str | Path, verdicts: Sequence[Verdict]) -> list[Path]
     return paths
 
 
+_FIELDS = {
+    "prompt": str,
+    "response": str,
+    "instruction_id_list": list,
+    "follow_instruction_list": list,
+}
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for number, record in iter_jsonl(path):
+        odd = [name for name, kind in _FIELDS.items() if not isinstance(record.get(name), kind)]
+        if odd:
+            raise ValueError(
+                f"{path}, line {number}: wanted the fields of the IFEval release, two texts and two"
+                f" lists; missing or of another kind: {odd}. Give a folder of scripts/evaluate.py"
+            )
+        rows.append(record)
+    return rows
+
+
 def read_results(folder: str | Path) -> list[Verdict]:
     """Read the strict and the loose file of a folder back, ours or the release's.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: the two files do not hold the same prompts and responses in the same order.
+        ValueError: a line that is no result; the two files do not hold the same prompts and
+            responses in the same order.
     """
-    sides = []
-    for name in FILES.values():
-        text = (Path(folder) / name).read_text(encoding="utf-8")
-        sides.append([json.loads(line) for line in text.splitlines() if line.strip()])
+    sides = [_read(Path(folder) / name) for name in FILES.values()]
     same = [[(r["prompt"], r["response"]) for r in side] for side in sides]
     if same[0] != same[1]:
         raise ValueError(f"{folder}: {FILES['strict']} and {FILES['loose']} hold different rows")

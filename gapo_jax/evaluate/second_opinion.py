@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from scipy import stats
 from transformers import PreTrainedTokenizerBase
 
 from gapo_jax.data.discriminator_text import encode_discriminator
@@ -79,7 +80,6 @@ def second_opinion(
     weights = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=resamples)
     totals = weights @ sums
     low, high = np.percentile(totals[:, 0] / totals[:, 1], [2.5, 97.5])
-    gap = logits_B[held_B][:, None] - logits_B[~held_B][None, :]
     return {
         "accepted": {
             "value": float(accepted_B.mean()),
@@ -88,5 +88,16 @@ def second_opinion(
         },
         "logit_mean": float(logits_B.mean()),
         "agreement": float((accepted_B == held_B).mean()),
-        "auc": float(((gap > 0) + 0.5 * (gap == 0)).mean()) if gap.size else None,
+        "auc": auc(logits_B, held_B),
     }
+
+
+def auc(logits_B: np.ndarray, held_B: np.ndarray) -> float | None:
+    """Return how often a logit of `held_B` lies above one of the others, ties half; None where
+    either kind is missing. By ranks (Mann-Whitney), so that memory is linear in B."""
+    held = int(held_B.sum())
+    pairs = held * (len(held_B) - held)
+    if not pairs:
+        return None
+    above = stats.rankdata(logits_B)[held_B].sum() - held * (held + 1) / 2
+    return float(above / pairs)

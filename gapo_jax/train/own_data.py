@@ -116,7 +116,7 @@ def _read(source: str, side: str) -> list[PreferentialPair]:
 
 def _seen_whole(
     config: Config, players: Players, pairs: Sequence[PreferentialPair]
-) -> Sequence[bool]:
+) -> list[bool]:
     """Return of each pair whether the discriminator sees both texts to their ends."""
     sides = [side for pair in pairs for side in pair.sides]
     encoded = encode_texts(
@@ -125,7 +125,7 @@ def _seen_whole(
         [response for _, response in sides],
         config.discriminator.max_tokens,
     )
-    return ~np.asarray(encoded.truncated_B).reshape(-1, 2).any(axis=1)
+    return (~np.asarray(encoded.truncated_B).reshape(-1, 2).any(axis=1)).tolist()
 
 
 def whole_cycles(

@@ -16,6 +16,7 @@ TEN = constraints.resolve(
     " postscript end_checker number_sentences".split()
 )
 NO_COMMA = Constraint("punctuation:no_comma")
+LONG = Constraint("length_constraints:number_words", {"num_words": 5, "relation": "at least"})
 WATER = Constraint("keywords:existence", {"keywords": ["water"]})
 
 
@@ -116,8 +117,10 @@ def test_every_pair_is_preferential(kind, type_ids, responses, words):
 def test_the_two_prompts_differ_in_the_edited_constraint_only(responses, words):
     rng = np.random.default_rng(0)
     response = responses[0]
-    chosen = (WATER_FREE, Constraint("keywords:existence", {"keywords": ["river"]}))
+    river = Constraint("keywords:existence", {"keywords": ["river"]})
     for kind in ("modify", "polarity", "insert"):
+        # The twin of one of two opposites would be the other type a second time.
+        chosen = (WATER_FREE, LONG if kind == "polarity" else river)
         for _ in range(40):
             pair = constraints.make_pair(TASK, chosen, response, rng, kind=kind, words=words)
             assert pair is not None
@@ -188,6 +191,19 @@ def test_no_prompt_asks_for_a_word_and_forbids_it(responses, words):
             assert max(asked.values()) == 1
 
 
+def test_an_edit_goes_with_what_is_kept(responses):
+    """Also where only the other type knows that the two exclude each other."""
+    assert constraints.conflict("punctuation:no_comma", "custom:csv_city")
+    assert constraints.conflict("custom:csv_city", "punctuation:no_comma")
+    assert not constraints.conflict("punctuation:no_comma", "count:numbers")
+    rng = np.random.default_rng(0)
+    for accepted, possible in (([], True), ([LONG], False)):
+        pair = constraints.make_pair(
+            TASK, accepted, responses[0], rng, kind="insert", type_ids=("custom:csv_city",)
+        )
+        assert (pair is not None) == possible
+
+
 def test_target_chooses_the_edited_type(responses, words):
     rng = np.random.default_rng(0)
     response = responses[0]
@@ -214,8 +230,7 @@ def test_pairs_that_cannot_be():
 
 def test_verify_pair_refuses_what_is_no_pair(responses):
     rng = np.random.default_rng(0)
-    chosen = [Constraint("keywords:existence", {"keywords": ["river"]}), WATER_FREE]
-    pair = constraints.make_pair(TASK, chosen, responses[0], rng, kind="polarity")
+    pair = constraints.make_pair(TASK, [LONG, WATER_FREE], responses[0], rng, kind="polarity")
     assert pair is not None
     constraints.verify_pair(pair)
     with pytest.raises(ValueError, match="Eq. 4"):

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from if_verifiable import IFEvalSample, evaluate_output_for_sample
+from nltk.tokenize.destructive import NLTKWordTokenizer
 from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
 
 from gapo_jax import constraints
@@ -209,6 +210,19 @@ def test_sentences_split_as_nltk_splits_with_the_same_model():
         assert list(official.sentence_tokenizer().tokenize(text)) == reference.tokenize(text), text
 
 
+def test_words_split_as_nltk_splits():
+    """Ours is NLTK's tokenizer without its limits of time, which must not change a word."""
+    fresh = NLTKWordTokenizer()
+    texts = TEXTS + [
+        "I cannot, gonna, d'ye 'tis more'n wanna; she'll we've it's O'Brien's dogs' 'quoted'",
+        "\"Say\" ``it`` ''twice'' (or [not] {ever} <now>) -- a--b... $3.50, 1,000: 5:30; 7% #y",
+    ]
+    for text in texts:
+        parts = official.sentence_tokenizer().tokenize(text)
+        wanted = [token for part in parts for token in fresh.tokenize(part)]
+        assert list(official.word_tokenize(text)) == wanted, text
+
+
 def test_language_verdicts_do_not_depend_on_random_state():
     texts = ["ok so no", "la la land", "Tea", "die man", "no es so", ENGLISH]
     seen = []
@@ -313,6 +327,14 @@ def test_nulls_and_whole_floats_are_accepted():
             "length_constraints:number_words",
             {"num_words": -1, "relation": "at least"},
             "whole number",
+        ),
+        *(
+            (
+                "length_constraints:number_words",
+                {"num_words": number, "relation": "at least"},
+                "whole number",
+            )
+            for number in (float("inf"), float("-inf"), float("nan"), 2.5)
         ),
         ("length_constraints:number_words", {"num_words": 3, "relation": "at most"}, "less than"),
         ("keywords:existence", {"keywords": "tea"}, "list of words"),

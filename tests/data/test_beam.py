@@ -5,6 +5,8 @@ import json
 
 import pytest
 
+from gapo_jax.data import sources
+
 
 def _arguments(rows, folder, out):
     """Two sources that share tasks, one of them with rows that do not fit."""
@@ -24,6 +26,29 @@ def test_without_beam_the_command_that_installs_it_is_said(tmp_path, capsys, bui
         pytest.skip("Apache Beam is installed")
     assert build_data.main([*_arguments(written.rows(), tmp_path, tmp_path / "out"), "--beam"]) == 1
     assert "pip install 'gapo-jax[beam]'" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_pairs_of_a_pipeline_are_written_for_training_too(
+    tmp_path, monkeypatch, build_data, pairs, written
+):
+    tfds_builders = pytest.importorskip("gapo_jax.data.tfds_builders")
+
+    def write(recipe, folder, options):
+        return tfds_builders.write_preferential({"train": pairs, "test": []}, folder), 2
+
+    monkeypatch.setattr(tfds_builders, "write_on_beam", write)
+    out = tmp_path / "out"
+    arguments = _arguments(written.rows(), tmp_path, out)
+    arguments[arguments.index("--test-fraction") + 1] = "0"
+    assert build_data.main([*arguments, "--beam"]) == 0
+    found = sources.read_pairs(out / sources.MINED["train"])
+    assert sorted(map(repr, found)) == sorted(map(repr, pairs))
+    assert (out / sources.MINED["test"]).read_bytes() == b""
+    assert "2 rows did not fit" in (out / "left_out.txt").read_text()
+    monkeypatch.setattr(tfds_builders, "data_source", lambda *_: [])
+    monkeypatch.setattr(tfds_builders, "write_on_beam", lambda *_: (out, 0))
+    assert build_data.main([*arguments, "--beam"]) == 1
 
 
 # What Beam and its dependencies warn about while they are imported is theirs.

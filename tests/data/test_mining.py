@@ -1,6 +1,7 @@
 """Mining: proven, closed, balanced, split without a leak; the script and its data card."""
 
 import collections
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -10,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from gapo_jax import constraints
+from gapo_jax.constraints.official import MAX_TEXT
 from gapo_jax.data import mining, selection, sources
 from gapo_jax.data.card import card, card_markdown, histogram
-from gapo_jax.data.groups import asked_for
+from gapo_jax.data.groups import asked_for, compatible
+from gapo_jax.data.recipe import Recipe
 from gapo_jax.types import Constraint, PreferentialPair
 
 _ROOT = Path(__file__).parents[2]
@@ -149,6 +152,60 @@ def test_nothing_torn_out_of_a_response_is_asked_for():
     assert asked("punctuation:no_comma")
 
 
+def test_variants_of_a_task_stand_on_one_side():
+    forms = ("Write about {}.", " Write  about {}.\n", "WRITE\tabout {}.")
+    cycles = [
+        [dataclasses.replace(_pair(i, "a:x"), task=form.format(i), response=f"{form} {i}")]
+        for i in range(40)
+        for form in forms
+    ]
+    sides = selection.split_by_task(cycles, 0.4, seed=1)
+    numbers = [collections.Counter(p.task.split()[-1] for p in _pairs(side)) for side in sides]
+    assert all(set(counts.values()) == {len(forms)} for counts in numbers)
+    assert not numbers[0].keys() & numbers[1].keys()
+
+
+def test_open_prompts_ask_for_nothing_contradictory():
+    """Over all types: those of IFEval do not know which of IFBench dictate the whole text."""
+    settings = mining.Mining(
+        constraints.resolve(["all"]), per_task=40, max_constraints=3, pairing="open"
+    )
+    found = 0
+    for task, response in ROWS[::3]:
+        for pair in _pairs(mining.mine_task(task, [response], settings)):
+            found += 1
+            for side in (pair.accepted, pair.rejected):
+                assert compatible(side), [constraint.id for constraint in side]
+    assert found > 100
+
+
+def test_texts_beyond_every_verifier_are_not_mined(monkeypatch):
+    seen = []
+    monkeypatch.setattr(mining, "_closed", lambda task, texts, *_: seen.extend(texts) or [])
+    longest = "a" * MAX_TEXT
+    settings = mining.Mining(TYPES, pairing="closed")
+    assert mining.mine_task("Say.", [longest + "a", f" {longest} ", "b"], settings) == []
+    assert seen == [longest, "b"]
+    assert mining.mine_task("Say.", [longest + "a"], settings) == []
+
+
+def test_responses_may_answer_the_prompts_of_any_source(tmp_path):
+    paths = [tmp_path / "p1.jsonl", tmp_path / "p2.jsonl", tmp_path / "r.jsonl"]
+    for path, prompts in zip(paths, ("ab", "cd", "abcdz"), strict=True):
+        rows = [{"prompt": p, **({"response": p * 2} if path == paths[2] else {})} for p in prompts]
+        sources.write_jsonl(path, rows)
+    with paths[2].open("a") as file:
+        file.write("{torn\n")
+    both = Recipe(tuple(map(str, paths[:2])), SETTINGS, responses=str(paths[2]))
+    found = [row for source in both.sources for row in both.read(source)]
+    assert [row for row in found if isinstance(row, tuple)] == [(p, p * 2) for p in "abcd"]
+    (problem,) = [row for row in found if isinstance(row, str)]  # named once
+    assert "not valid JSON" in problem
+    one = dataclasses.replace(both, sources=both.sources[:1])
+    problems = [row for row in one.read(one.sources[0]) if isinstance(row, str)]
+    assert len(problems) == 4 and "answers none of the prompts" in problems[1]
+
+
 def test_a_curriculum_can_ask_for_near_misses():
     near = mining.Mining(TYPES, per_task=10, difficulty=(0.4, 0.99))
     found = _pairs(mining.mine(ROWS, near))
@@ -206,6 +263,27 @@ def test_the_script_mines_any_file_and_names_odd_rows(tmp_path, capsys):
     )  # fmt: skip
     for name in ("pairs.jsonl", "pairs_test.jsonl", "response_pairs.jsonl"):
         assert (tmp_path / "two" / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_a_clean_mine_into_an_old_folder_leaves_no_old_list(tmp_path):
+    out, source = tmp_path / "out", tmp_path / "rows.jsonl"
+    arguments = ["mine", "--source", str(source), "--out", str(out), "--per-task", "2"]
+    arguments += ["--types", "no_comma,number_words", "--test-fraction", "0"]
+    lines = [json.dumps({"prompt": task, "completion": text}) for task, text in ROWS[:2]]
+    for extra, told in ((["{torn"], True), ([], False)):
+        source.write_text("\n".join([*lines, *extra]))
+        assert script.main(arguments) == 0
+        assert (out / "left_out.txt").exists() == told
+
+
+def test_mining_nothing_is_an_error_that_says_what_to_change(tmp_path, capsys):
+    source, out = tmp_path / "rows.jsonl", tmp_path / "out"
+    sources.write_jsonl(source, [{"prompt": "Say hi.", "completion": "Hi there."}])
+    arguments = ["mine", "--source", str(source), "--out", str(out), "--types", "json_format"]
+    assert script.main([*arguments, "--pairing", "closed", "--edited-fraction", "0"]) == 1
+    error = capsys.readouterr().err
+    assert "wanted pairs for training, got none" in error and "--types json_format" in error
+    assert not out.exists()
 
 
 def test_sources_are_mixed_by_weight(tmp_path):

@@ -72,6 +72,18 @@ def builders():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_a_tfds_folder_is_written_anew(builders, tmp_path):
+    for count, seed in ((6, 1), (8, 2)):
+        made = products.make_set(count, seed=seed)
+        builders.write_preferential(made, tmp_path)
+        builders.write_products(tmp_path, count, seed)
+        for name in builders.BUILDERS:
+            source = builders.data_source(name, tmp_path, "train")
+            found = [builders.to_pair(source[i]) for i in range(len(source))]
+            assert sorted(map(repr, found)) == sorted(map(repr, made["train"]))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_tfds_round_trip_without_tensorflow(builders, tmp_path):
     import tensorflow_datasets as tfds
 

@@ -33,6 +33,15 @@ def test_ifeval_rows_round_trip(tmp_path):
     assert sources.prompt_row(again) == rows[0]
 
 
+def test_a_column_of_nulls_makes_no_row_ours():
+    """As a Parquet file gives rows of both kinds, every column in every row."""
+    row = sources.prompt_row({**IFEVAL, "constraints": None, "task": None})
+    assert row == sources.prompt_row(IFEVAL) and len(row.constraints) == 2
+    ours = {"key": 3, "prompt": "p", "task": "t", "constraints": [], "instruction_id_list": None}
+    assert sources.prompt_row(ours) == PromptRow("3", "p", "t", ())
+    assert sources.prompt_row({**ours, "key": None}, "9").key == "9"
+
+
 def test_our_own_rows_and_pairs_round_trip(tmp_path):
     constraint = Constraint("keywords:existence", {"keywords": ["tea", "naïve ☕"]})
     row = PromptRow("a-1", 'Say "tea".\nNow.', "Say it.", (constraint,))
@@ -51,6 +60,11 @@ def test_our_own_rows_and_pairs_round_trip(tmp_path):
         ("[1, 2]", "line 2: wanted a JSON object, got list"),
         ('{"prompt": 3, "instruction_id_list": []}', "line 2: wanted a string under 'prompt'"),
         ('{"prompt": "x"}', "line 2: wanted a list of ids"),
+        ('{"prompt": "\\ud800", "instruction_id_list": []}', "line 2: 'prompt' is not valid Uni"),
+        ('{"prompt": 3, "task": "t", "constraints": []}', "line 2: wanted a string under 'prompt'"),
+        ('{"prompt": "x", "task": 3, "constraints": []}', "line 2: wanted a string under 'task'"),
+        ('{"prompt": "x", "task": "\\ud800", "constraints": []}', "line 2: 'task' is not valid"),
+        ('{"prompt": "x", "task": "t", "constraints": "a"}', "line 2: wanted a list under 'con"),
         (
             '{"prompt": "x", "instruction_id_list": ["punctuation:no_coma"], "kwargs": [{}]}',
             "line 2: .*no_coma.*no_comma",

@@ -13,6 +13,7 @@ from gapo_jax.data.lint import MARKS, encode, lint, marked
 from gapo_jax.data.mixture import Mixture
 from gapo_jax.data.schemas import Segment
 from gapo_jax.data.tiny_tokenizer import character_tokenizer
+from gapo_jax.data.tokenizer import chat_prompt
 
 NO_COMMA = {"id": "punctuation:no_comma", "kwargs": {}}
 TITLE = {"id": "detectable_format:title", "kwargs": {}}
@@ -49,6 +50,18 @@ def test_each_schema_is_recognised_and_read(schema):
     assert f"{MARKS[0]}Hi there.{MARKS[1]}" in report.example
 
 
+def test_blanks_around_a_task_do_not_make_another():
+    turns = [{"role": "user", "content": "Say hi.\n"}, TURNS[1]]
+    for schema, change in (
+        ("messages", {"messages": turns}),
+        ("prompt_completion", {"prompt": " Say hi. "}),
+        ("ifeval", {"task": "\tSay hi."}),
+        ("preferential", {"task": "Say hi. "}),
+    ):
+        found = schemas.prompt_and_response({**EXAMPLES[schema], **change}, schema)
+        assert found == ("Say hi.", "Hi there."), schema
+
+
 def test_what_fits_no_schema_or_not_its_own():
     with pytest.raises(ValueError, match="no schema fits the fields .'text'."):
         schemas.recognise({"text": "x"})
@@ -62,6 +75,10 @@ def test_what_fits_no_schema_or_not_its_own():
         schemas.prompt_and_response({"messages": turns}, "messages")
     with pytest.raises(ValueError, match="cannot be told from its 1 constraints"):
         schemas.separate_task({**EXAMPLES["ifeval"], "prompt": "Say hi, no commas."})
+    with pytest.raises(ValueError, match="'task' is not valid Unicode"):
+        schemas.separate_task({**EXAMPLES["ifeval"], "task": "\ud800"})
+    with pytest.raises(ValueError, match="wanted a text under 'task', got int"):
+        schemas.separate_task({**EXAMPLES["ifeval"], "task": 3})
     for record, message in (
         ({"messages": []}, "list of messages"),
         ({"messages": [{"role": "bot", "content": "x"}]}, "message 0 of 'messages'"),
@@ -106,6 +123,10 @@ def test_lint_counts_by_hand():
         ),
         ([{"messages": TURNS[:1]}] * 2, "ends with a user turn"),
         ([{"messages": TURNS[:1]}] * 2, "nothing to train on"),
+        (
+            [{"chosen": f"Human: {i}? Assistant: Yes.", "rejected": "Human: No?"} for i in "ab"],
+            "2 of 2 rows: chosen and rejected come without a prompt",
+        ),
         ([{**EXAMPLES["prompt_label"], "prompt": str(i)} for i in range(4)], "every label is True"),
     ],
 )  # fmt: skip
@@ -140,6 +161,23 @@ def test_the_marked_example_is_what_the_mask_says():
     assert mask == [0] * 7 + [1] * 4
     report = _lint(EXAMPLES["prompt_completion"], tokenizer=character_tokenizer(), limit=9)
     assert (report.unit, report.truncated, report.all_masked) == ("tokens", 1, 1)
+
+
+def test_turns_that_a_template_refuses_are_named():
+    tokenizer = character_tokenizer()
+    tokenizer.chat_template = (
+        "{% for turn in messages %}{% if turn.role == 'system' %}"
+        "{{ raise_exception('no system turns') }}{% endif %}{{ turn.content }}{% endfor %}"
+    )
+    system = {"role": "system", "content": "Be brief."}
+    report = _lint(
+        {"messages": [system, *TURNS]}, EXAMPLES["messages"], tokenizer=tokenizer, limit=50
+    )
+    assert (report.malformed, report.schemas) == (1, {"messages": 1})
+    assert "row 1: the chat template refuses turns of the roles ['system'" in report.problems[0]
+    assert "no system turns" in report.problems[0]
+    with pytest.raises(ValueError, match="no system turns"):
+        chat_prompt(tokenizer, "Say hi.", "Be brief.")
 
 
 ROWS = [{"prompt": f"Say {i}, é\n?", "completion": f'"{i}"'} for i in range(7)]
@@ -205,7 +243,7 @@ def test_csv_cells_hold_lists_and_labels(tmp_path):
         ("r.parquet", b"PAR1 torn", "not a whole Parquet file"),
         ("r.json", b'{"a": 1}\n{"a": 2}', r"not valid JSON .*is \.jsonl"),
         ("r.json", b'{"a": 1}', "wanted a JSON list of rows, got dict"),
-        ("r.csv", b"a,b\n1,\xff\xfe\n", "r.csv, near line"),
+        ("r.csv", b"\xff\xfea\0,\0b\0\n\x001\0", "r.csv: its first line is no header in UTF-8"),
         ("r.txt", b"hello", "wanted a file that ends in one of"),
     ],
 )
@@ -235,6 +273,18 @@ def test_bad_files_and_lines(tmp_path):
     (tmp_path / "r.csv").write_text("a,b\n1,2\n1\n1,2,3\n")
     kinds = [type(row) for _, row in tables.iter_rows(tmp_path / "r.csv")]
     assert kinds == [dict, str, str]
+
+
+def test_a_bad_row_of_a_csv_file_is_named_and_the_others_are_read(tmp_path, monkeypatch):
+    (tmp_path / "r.csv").write_bytes(b'a,b\n1,2\n3,\xff\n4,"' + b"x" * 99 + b'"\n5,\xc3\xa9\n')
+    limit = csv.field_size_limit()
+    monkeypatch.setattr(tables, "_CSV_FIELD", 60)
+    try:
+        rows = dict(tables.iter_rows(tmp_path / "r.csv"))
+    finally:
+        csv.field_size_limit(limit)
+    assert rows.pop(1) == {"a": "1", "b": "2"} and rows.pop(4) == {"a": "5", "b": "é"}
+    assert list(rows) == [2, 3] and "in UTF-8" in rows[2] and "field limit" in rows[3]
 
 
 def test_responses_are_joined_by_prompt(tmp_path):

@@ -1,5 +1,6 @@
 """Paired comparison: McNemar against scipy, categories by hand, files read back, resuming."""
 
+import dataclasses
 import json
 
 import pytest
@@ -33,7 +34,9 @@ def test_a_comparison_by_hand():
     found = compare(before, [*after, _verdict(3, True)], resamples=50)
     assert (found["prompts"], found["unpaired"]) == (3, 1)
     assert found["prompt_strict"]["value"] == pytest.approx(0)
-    assert found["mcnemar"]["strict"] == {"before_only": 1, "after_only": 1, "p": 1.0}
+    assert found["mcnemar"]["strict"] == {
+        "before_only": 1, "after_only": 1, "p": 1.0, "left_out": 0,
+    }  # fmt: skip
     assert found["categories"]["keywords"]["strict"]["value"] == pytest.approx(0)
     assert found["types"]["keywords:existence"]["strict"]["value"] == pytest.approx(0)
     table = format_comparison(found)
@@ -43,6 +46,17 @@ def test_a_comparison_by_hand():
     assert twice["mcnemar"] == {}
     with pytest.raises(ValueError, match="no prompt in common"):
         compare(before, [_verdict(9, True)])
+
+
+def test_mcnemar_takes_the_prompts_with_one_response_on_both_sides():
+    before = [_verdict(n, n == 0) for n in range(4)]
+    after = [_verdict(n, n > 1) for n in range(4)]
+    found = compare([*before, before[3]], [*after, after[0]], resamples=20)
+    assert found["mcnemar"]["strict"] == {
+        "before_only": 0, "after_only": 1, "p": 1.0, "left_out": 2,
+    }  # fmt: skip
+    assert "p = 1; 2 prompts with several responses left out" in format_comparison(found)
+    assert "left out" not in format_comparison(compare(before, after, resamples=20))
 
 
 def test_categories_sum_their_types():
@@ -63,6 +77,18 @@ def test_result_files_are_read_back(tmp_path):
     path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
     with pytest.raises(ValueError, match="hold different rows"):
         read_results(tmp_path)
+
+
+def test_results_of_other_writers_are_read_or_named(tmp_path):
+    verdict = dataclasses.replace(_verdict(0, True, key=""), response="one\u2028two\x85three")
+    for path in write_results(tmp_path, [verdict]):  # the release writes such marks as they are
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps(record, ensure_ascii=False) + "\n\n", encoding="utf-8")
+    assert read_results(tmp_path) == [verdict]
+    for odd, message in (("{torn", "not valid JSON"), ('{"prompt": "p"}', "'response', 'instr")):
+        (tmp_path / "eval_results_loose.jsonl").write_text(json.dumps(record) + "\n" + odd + "\n")
+        with pytest.raises(ValueError, match=rf"eval_results_loose.jsonl, line 2: .*{message}"):
+            read_results(tmp_path)
 
 
 def test_the_store_keeps_whole_batches_and_its_settings(tmp_path):

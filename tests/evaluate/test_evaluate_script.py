@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from gapo_jax import models
-from gapo_jax.data.tiny_tokenizer import character_tokenizer
+from gapo_jax.data.tiny_tokenizer import character_tokenizer, wordpiece_tokenizer
 
 _PATH = Path(__file__).parents[2] / "scripts" / "evaluate.py"
 _SPEC = importlib.util.spec_from_file_location("evaluate_script", _PATH)
@@ -116,7 +116,9 @@ def test_bad_arguments_end_before_anything_is_read(extra):
         script.main(["--prompts", "p", "--out", "o", *extra])
 
 
-def test_asking_a_model(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Folder of a decoder with 128 positions and a token a character."""
     tokenizer = character_tokenizer()
     config = models.DecoderConfig(
         vocab_size=len(tokenizer), num_layers=1, d_model=16, num_heads=2, num_kv_heads=1,
@@ -127,10 +129,12 @@ def test_asking_a_model(tmp_path, monkeypatch):
     decoder = models.Decoder(config)
     ones_BT = jnp.ones((1, 4), jnp.int32)
     params = jax.jit(decoder.init)(jax.random.key(0), ones_BT, ones_BT)["params"]
-    folder = tmp_path / "model"
-    models.save_hf(decoder, params, folder, tokenizer=tokenizer)
+    return models.save_hf(decoder, params, tmp_path_factory.mktemp("made") / "model", tokenizer)
+
+
+def test_asking_a_model(tmp_path, monkeypatch, model):
     prompts = _write(tmp_path / "p.jsonl", [*ROWS, {**ROWS[0], "key": 3, "prompt": "Say " * 5}])
-    arguments = ["--prompts", prompts, "--model", str(folder), "--max-new-tokens", "8"]
+    arguments = ["--prompts", prompts, "--model", str(model), "--max-new-tokens", "8"]
     runs = []
     for out, size in (("a", "2"), ("b", "4")):
         options = ["--out", str(tmp_path / out), "--batch-size", size, "--temperature", "1"]
@@ -176,3 +180,63 @@ def _resumed(tmp_path, monkeypatch, arguments, wanted):
         assert script.main([*arguments, *options]) == 0
     assert asked == [1] and not partial.exists()
     assert [row["response"] for row in _read(tmp_path / "c" / "responses.jsonl")] == wanted
+
+
+def test_prompts_too_long_for_the_model_are_left_out_before_it_is_asked(tmp_path, model, capsys):
+    long = {**ROWS[0], "key": "long", "prompt": "Say " * 40}
+    prompts = _write(tmp_path / "p.jsonl", [ROWS[0], long, ROWS[1]])
+    arguments = ["--prompts", prompts, "--model", str(model), "--max-new-tokens", "8"]
+    arguments += ["--batch-size", "2", "--out"]
+    assert script.main([*arguments, str(tmp_path / "strict"), "--strict"]) == 1
+    assert script.main([*arguments, str(tmp_path / "none"), "--max-prompt-tokens", "9"]) == 1
+    assert capsys.readouterr().err.count("--max-prompt-tokens 9") == 4  # each row, and the end
+    assert not (tmp_path / "strict").exists() and not (tmp_path / "none").exists()
+    assert script.main([*arguments, str(tmp_path / "out")]) == 0
+    assert "key 'long': wanted a prompt of 1 to 120 tokens" in capsys.readouterr().err
+    rows = _read(tmp_path / "out" / "responses.jsonl")
+    assert [row["prompt"] for row in rows] == [row["prompt"] for row in ROWS]
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert len(summary["skipped_rows"]) == 1 and summary["prompts"] == 2
+
+
+def test_a_kill_while_verifying_costs_no_response(tmp_path, monkeypatch, model):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    prompts = _write(tmp_path / "p.jsonl", ROWS)
+    arguments = ["--prompts", prompts, "--model", str(model), "--max-new-tokens", "8"]
+    arguments += ["--batch-size", "2", "--out", str(tmp_path / "out")]
+    with monkeypatch.context() as patch:
+        patch.setattr(script.accuracy, "verify", killed)
+        with pytest.raises(KeyboardInterrupt):
+            script.main(arguments)
+    monkeypatch.setattr(script.ResponseStore, "add", killed)  # nothing is asked a second time
+    assert script.main(arguments) == 0
+    assert (tmp_path / "out" / "summary.json").is_file()
+    assert not (tmp_path / "out" / script.ResponseStore.NAME).exists()
+
+
+def test_a_scorer_gives_a_second_opinion(tmp_path, capsys):
+    tokenizer = wordpiece_tokenizer()
+    config = models.EncoderConfig(
+        vocab_size=len(tokenizer), num_layers=1, d_model=8, num_heads=1, d_ff=8, max_positions=64
+    )
+    module, ones_BT = models.Discriminator(config), jnp.ones((1, 4), jnp.int32)
+    params = jax.jit(module.init)(jax.random.key(0), ones_BT, ones_BT)["params"]
+    folder = models.save_hf(module, params, tmp_path / "run" / "scorer", tokenizer)
+    prompts = _write(tmp_path / "p.jsonl", ROWS)
+    answers = [{"prompt": row["prompt"], "response": "Hi there"} for row in ROWS]
+    responses = _write(tmp_path / "r.jsonl", answers)
+    arguments = ["--prompts", prompts, "--responses", responses, "--out", str(tmp_path / "out")]
+    assert script.main([*arguments, "--scorer", str(folder), "--batch-size", "2"]) == 0
+    found = json.loads((tmp_path / "out" / "summary.json").read_text())["second_opinion"]
+    assert found["scorer"] == str(folder) and found["agreement"] == 0.5 and found["auc"] is not None
+    printed = capsys.readouterr()
+    assert "second opinion of" in printed.out and "warning" not in printed.err
+    for name in ("scorer/export", "other"):
+        (folder.parent / name).mkdir()
+    near = {"run": True, "run/scorer": True, "run/scorer/export": True}
+    for model, told in {**near, "run/other": False, "r.jsonl": False, "no/such": False}.items():
+        arguments = ["--prompts", "p", "--out", "o", "--model", str(tmp_path / model)]
+        script.warn_of_adversary(script.parse_arguments([*arguments, "--scorer", str(folder)]))
+        assert ("adversary itself" in capsys.readouterr().err) == told, model

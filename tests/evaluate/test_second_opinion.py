@@ -7,7 +7,7 @@ import pytest
 from gapo_jax.data.discriminator_text import encode_discriminator
 from gapo_jax.data.tiny_tokenizer import wordpiece_tokenizer
 from gapo_jax.evaluate.accuracy import Verdict
-from gapo_jax.evaluate.second_opinion import make_scorer, second_opinion
+from gapo_jax.evaluate.second_opinion import auc, make_scorer, second_opinion
 from gapo_jax.models import Discriminator, EncoderConfig
 
 LOGITS = {"a": 2.0, "b": -1.0, "c": 0.5, "d": 0.5}
@@ -38,6 +38,16 @@ def test_figures_by_hand():
     assert alike["auc"] is None and alike["accepted"] == {"value": 1.0, "low": 1.0, "high": 1.0}
     twice = [_verdict("a", True, "p"), _verdict("b", True, "p")]  # one prompt: no spread
     assert second_opinion(_score, twice)["accepted"] == {"value": 0.5, "low": 0.5, "high": 0.5}
+
+
+@pytest.mark.parametrize("levels", [1, 2, 5, 10_000])
+def test_auc_by_ranks_is_auc_by_pairs(levels):
+    rng = np.random.default_rng(levels)
+    logits_B = (rng.integers(levels, size=300) / 7).astype(np.float32)  # few levels: many ties
+    held_B = rng.random(300) < 0.3
+    gap = logits_B[held_B][:, None] - logits_B[~held_B][None, :]
+    wanted = ((gap > 0) + 0.5 * (gap == 0)).mean()
+    assert auc(logits_B, held_B) == pytest.approx(wanted, rel=1e-12)
 
 
 def test_a_batch_scores_as_each_text_by_itself():
