@@ -18,4 +18,5 @@ def get_config(preset: str = "") -> Config:
     config = tiny_rounds("gapo")
     # As many rows as a batch of the bootstrap, so that the sampler is compiled once for both.
     config.eval.prompts_per_set = config.sampling.batch_size
+    config.eval.every_rounds, config.eval.prompts_during = 1, config.sampling.batch_size
     return config

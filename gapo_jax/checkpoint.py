@@ -14,6 +14,7 @@ import os
 import pathlib
 import shutil
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -64,20 +65,27 @@ class Checkpointer:
     run of several processes every process calls every method.
     """
 
-    def __init__(self, directory: str | pathlib.Path, *, keep: int = 2):
+    def __init__(self, directory: str | pathlib.Path, *, keep: int = 2, read_only: bool = False):
         """Open `directory`, made if missing; what an interrupted save left there is removed.
+
+        With `read_only` nothing in it is changed, so that the checkpoints of a run can be read
+        while it goes on.
 
         Raises:
             ValueError: `keep` is below 1.
+            FileNotFoundError: with `read_only`, the directory is not there.
             CheckpointError: the directory cannot be made or written to.
         """
         if keep < 1:
             raise ValueError(f"wanted keep >= 1, got {keep}; set config.checkpoint.keep")
         self.directory = _absolute(directory)
-        self._keep = keep
+        self._keep, self._read_only = keep, read_only
         self._pending: tuple[int, Any] | None = None
         self._saved: set[int] = set()
-        make_folder(self.directory)
+        if read_only and not folder_exists(self.directory):
+            raise _missing(None, self.directory, ())
+        if not read_only:
+            make_folder(self.directory)
         try:
             self._manager = self._open()
         except OSError as error:
@@ -103,9 +111,11 @@ class Checkpointer:
         Raises:
             CheckpointError: this save (or, from the background, the one before) failed, as on a
                 full disk. Older checkpoints are untouched.
-            ValueError: a newer checkpoint is in the directory.
+            ValueError: a newer checkpoint is in the directory, or it is open for reading only.
             TypeError: `host` is not JSON-ready.
         """
+        if self._read_only:
+            raise ValueError(f"{self.directory} is open for reading only; leave out read_only")
         self.wait()
         if step not in self._saved:
             newer = [other for other in self.steps() if other > step]
@@ -154,7 +164,8 @@ class Checkpointer:
                 and shardings wanted; a leaf without sharding goes to the first device. The mesh
                 may differ from the one that the checkpoint was saved from.
             step: which one; None takes the newest that can be read. Newer ones that cannot be
-                read are set aside (renamed to `STEP.unreadable`) with a warning.
+                read are set aside (renamed to `STEP.unreadable`) with a warning; `read_only`, with
+                the warning alone.
 
         Returns:
             `(state, host)`; every leaf of `state` is a jax array.
@@ -167,10 +178,7 @@ class Checkpointer:
         self.wait()
         wanted = list(self.steps())[::-1] if step is None else [step]
         if not wanted or (step is not None and step not in self.steps()):
-            raise FileNotFoundError(
-                f"wanted checkpoint {'(any)' if step is None else step} in {self.directory}, "
-                f"found {list(self.steps())}; pass a workdir of a run that has saved."
-            )
+            raise _missing(step, self.directory, self.steps())
         abstract_state = jax.tree.map(_abstract, abstract_state)
         failures: list[tuple[int, Exception]] = []
         for candidate in wanted:
@@ -218,7 +226,8 @@ class Checkpointer:
             context=_context(),
             save_decision_policy=policies.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=policies.preservation_policies.LatestN(self._keep),
-            cleanup_tmp_directories=True,
+            # A temporary folder may be that of a save under way.
+            cleanup_tmp_directories=not self._read_only,
         )
 
     def _saved_leaves(self, step: int) -> dict[str, tuple[tuple[int, ...], Any]]:
@@ -236,16 +245,17 @@ class Checkpointer:
     def _set_aside(self, failures: list[tuple[int, Exception]]) -> None:
         for step, error in failures:
             target = self.directory / f"{step}.unreadable"
+            fate = "skipped" if self._read_only else f"set aside as {target.name}"
             warnings.warn(
-                f"checkpoint {step} in {self.directory} cannot be read and is set aside as "
-                f"{target.name} ({_first_line(error)}); continuing from an older one.",
+                f"checkpoint {step} in {self.directory} cannot be read and is {fate} "
+                f"({_first_line(error)}); continuing from an older one.",
                 stacklevel=3,
             )
-            if jax.process_index() == 0:
+            if jax.process_index() == 0 and not self._read_only:
                 if target.exists():
                     target.rmtree()
                 (self.directory / str(step)).rename(target)
-        if failures:
+        if failures and not self._read_only:
             multihost_utils.sync_global_devices("gapo_jax.checkpoint.set_aside")
             self._manager.reload()
 
@@ -271,6 +281,13 @@ class Checkpointer:
 
 class _MismatchError(Exception):
     """The checkpoint is readable but is not of the tree that was asked for."""
+
+
+def _missing(step: int | None, directory: epath.Path, found: Sequence[int]) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"wanted checkpoint {'(any)' if step is None else step} in {directory}, "
+        f"found {list(found)}; pass a workdir of a run that has saved."
+    )
 
 
 def _context() -> ocp.Context:

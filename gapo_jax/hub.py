@@ -8,6 +8,7 @@ local hub cache is used, then an error says what to do.
 from __future__ import annotations
 
 import functools
+import http.client
 import os
 import re
 import urllib.error
@@ -40,7 +41,7 @@ def hub_answers(timeout_s: float = TIMEOUT_S) -> bool:
             return True
     except urllib.error.HTTPError as error:
         return error.code < 500
-    except OSError:
+    except (OSError, ValueError, http.client.HTTPException):
         return False
 
 
@@ -50,10 +51,10 @@ def snapshot(
     """Return the local folder of a hub repository, downloading what is not yet there.
 
     Raises FileNotFoundError when the hub does not answer in `timeout_s` seconds and the
-    repository is not in the local hub cache, or when the hub knows no such repository.
+    repository is not in the local hub cache, when the hub knows no such repository, or when the
+    download breaks off.
     """
     import huggingface_hub
-    from huggingface_hub import errors
 
     online = hub_answers(timeout_s)
     try:
@@ -63,9 +64,11 @@ def snapshot(
             local_files_only=not online,
             etag_timeout=timeout_s,
         )
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:
+        # Of the hub's client or of the HTTP client below it, which is another in each version.
+        first = (str(error).splitlines() or [""])[0]
         got = (
-            f"the hub answered: {str(error).splitlines()[0]}"
+            f"the hub answered: {type(error).__name__} {first}"
             if online
             else f"the hub did not answer within {timeout_s:g} s and its cache has no copy"
         )

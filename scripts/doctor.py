@@ -75,7 +75,7 @@ def requirements() -> dict[str, str]:
     """Return package -> lowest version, as pyproject.toml names them."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     block = text.split("dependencies = [", 1)[1].split("]\n", 1)[0]
-    return dict(re.findall(r'"([\w-]+)>=([\d.]+)"', block))
+    return dict(re.findall(r'"([\w-]+)>=([\d.]+)[",]', block))
 
 
 def check_packages() -> Iterator[Finding]:

@@ -4,12 +4,12 @@ find_python() {
   local candidate
   for candidate in ${PYTHON:-python3 python3.11 python3.12 python3.13 python}; do
     # Run it: a name on PATH may be a shim for a version that is not installed.
-    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
+    if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' >/dev/null 2>&1; then
       python="$candidate"
       return 0
     fi
   done
-  echo "error: wanted Python 3.11 or newer, found: $(python3 --version 2>&1 || echo none)." >&2
+  echo "error: wanted Python 3.11, 3.12 or 3.13, found: $(python3 --version 2>&1 || echo none)." >&2
   echo "       Install it, or name it: PYTHON=/path/to/python3.11 bash $0" >&2
   return 1
 }

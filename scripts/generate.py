@@ -26,6 +26,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="HF folder, hub id, .gguf or workdir")
     parser.add_argument("--prompt", required=True, action="append", help="repeat for a batch")
+    parser.add_argument("--tokenizer", help="its source, for a .gguf whose own we cannot read")
     parser.add_argument("--system", default=None, help="replaces the template's system turn")
     parser.add_argument("--step", type=int, default=None, help="checkpoint of a run")
     parser.add_argument("--max-new-tokens", type=int, default=128)
@@ -43,7 +44,7 @@ def main() -> int:
     """Load, sample, print."""
     args = parse()
     try:
-        loaded = load_any(args.model, step=args.step)
+        loaded = load_any(args.model, step=args.step, tokenizer=args.tokenizer)
         config = loaded.module.config
         limit = config.max_positions - args.max_new_tokens
         count = len(args.prompt)
@@ -68,7 +69,7 @@ def main() -> int:
             system=args.system,
             stop=args.stop,
         )
-    except (FileNotFoundError, ValueError, CheckpointError) as error:
+    except (OSError, ValueError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for prompt, response in zip(args.prompt, made.texts):

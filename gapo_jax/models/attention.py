@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from gapo_jax.models.layers import soft_cap
+from gapo_jax.models.layers import soft_cap, wide
 
 # Finite, so that a row of padding that may attend to nothing gives numbers and not NaN.
 MASKED = -1e30
@@ -42,8 +42,8 @@ def attend(
 
     Query head n reads key/value head n // (N / K). Scores are multiplied by `scale` (H ** -0.5 if
     None) and, unless `softcap` is 0, bounded by `layers.soft_cap` before the bias is added. Softmax
-    in float32; returns [B, T, N, H] in the dtype of the queries. Raises ValueError when K does not
-    divide N.
+    in float32 (`layers.wide`); returns [B, T, N, H] in the dtype of the queries. Raises ValueError
+    when K does not divide N.
     """
     weights_BKGTS = attention_weights(q_BTNH, k_BSKH, bias_BTS, scale=scale, softcap=softcap)
     return apply_weights(weights_BKGTS, v_BSKH)
@@ -68,7 +68,8 @@ def attention_weights(
     # The queries of a group as rows of one matrix: a fifth less time for a layer on CPU than a
     # product with five axes, which XLA lays out anew before and after.
     q_BKMH = jnp.transpose(q_BTKGH, (0, 2, 3, 1, 4)).reshape(batch, kv_heads, -1, head_dim)
-    scores_BKMS = jnp.einsum("bkmh,bskh->bkms", q_BKMH, k_BSKH, preferred_element_type=jnp.float32)
+    sum_type = wide(q_BTNH.dtype)
+    scores_BKMS = jnp.einsum("bkmh,bskh->bkms", q_BKMH, k_BSKH, preferred_element_type=sum_type)
     scores_BKGTS = scores_BKMS.reshape(batch, kv_heads, group, length, -1)
     scores_BKGTS = soft_cap(scores_BKGTS, softcap) + bias_BTS[:, None, None]
     return jax.nn.softmax(scores_BKGTS, axis=-1).astype(q_BTNH.dtype)

@@ -33,6 +33,7 @@ from gapo_jax.models.layers import (
     rope_tables,
     scan_layers,
     soft_cap,
+    wide,
 )
 
 
@@ -305,4 +306,4 @@ class Decoder(nn.Module):
             logits_BTV = self.embed.attend(hidden_BTD)
         else:
             logits_BTV = self.lm_head(hidden_BTD)
-        return soft_cap(logits_BTV.astype(jnp.float32), self.config.final_softcap)
+        return soft_cap(logits_BTV.astype(wide(logits_BTV.dtype)), self.config.final_softcap)

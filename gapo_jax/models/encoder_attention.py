@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gapo_jax.models.attention import MASKED, apply_weights, attention_weights, padding_bias
+from gapo_jax.models.layers import wide
 
 Drop = Callable[[jax.Array, jax.Array | int], jax.Array]
 
@@ -126,7 +127,7 @@ def block_attention(
         "bmcnh,bmsnh->bmncs",
         q_BMCNH * head_dim**-0.5,
         k_BMSNH,
-        preferred_element_type=jnp.float32,
+        preferred_element_type=wide(q_BTNH.dtype),
     )
     bias_BMCS = jnp.where(seen_BMCS, 0.0, MASKED)
     weights_BMNCS = jax.nn.softmax(scores_BMNCS + bias_BMCS[:, :, None], axis=-1)
@@ -234,7 +235,7 @@ def disentangled_attention(
     q_BTNH, k_scaled_BTNH = q_BTNH * scale, k_BTNH * scale
 
     def scores(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
-        return jnp.einsum(equation, left, right, preferred_element_type=jnp.float32)
+        return jnp.einsum(equation, left, right, preferred_element_type=wide(q_BTNH.dtype))
 
     content_BNTS = scores("btnh,bsnh->bnts", q_BTNH, k_BTNH)
     to_position_BNTS = _skew(scores("btnh,rnh->bntr", q_BTNH, relative_k_RNH[rows[::-1]]))

@@ -106,6 +106,12 @@ def _features(reader: gguf.GGUFReader, name: str, raw: dict[str, Any]) -> dict[s
                 f"Wanted a GGUF model without {name}.{key}, got {value!r}, which this network "
                 "does not have. Choose a dense model without rope scaling."
             )
+    if name == "llama" and raw.get("sliding_window"):
+        raise ValueError(
+            f"Wanted a GGUF model of architecture 'llama' without llama.attention.sliding_window, "
+            f"got {raw['sliding_window']}: a Mistral with a window, which llama.cpp leaves out. "
+            "Give the HF folder."
+        )
     found: dict[str, Any] = {}
     if scaling == "linear":
         factor = hub.gguf_required(reader, f"{name}.rope.scaling.factor")

@@ -11,7 +11,7 @@ from gapo_jax.models.decoder import Decoder
 from gapo_jax.models.decoder_config import DecoderConfig
 from gapo_jax.models.encoder import Encoder, EncoderConfig
 from gapo_jax.models.encoder_attention import first_tokens, take_first
-from gapo_jax.models.layers import kernel_init
+from gapo_jax.models.layers import kernel_init, wide
 
 POOLINGS = ("mean", "cls", "hf")
 
@@ -32,7 +32,7 @@ class ScalarHead(nn.Module):
     @nn.compact
     def __call__(self, hidden_BTD: jax.Array) -> jax.Array:
         """Drop the last axis of `hidden_BTD` [..., D]; the result is float32 [...]."""
-        x = hidden_BTD.astype(jnp.float32)
+        x = hidden_BTD.astype(wide(hidden_BTD.dtype))
         if self.hidden_dim is not None:
             bias, init = self.hidden_bias, nn.initializers.lecun_normal()
             x = nn.Dense(self.hidden_dim, use_bias=bias, kernel_init=init, name="up")(x)
@@ -142,9 +142,9 @@ class RewardModel(nn.Module):
 
 def pool(hidden_BTD: jax.Array, mask_BT: jax.Array, pooling: str) -> jax.Array:
     """One float32 vector [B, D] per text: the mean over real tokens, or the first real token."""
-    hidden_BTD = hidden_BTD.astype(jnp.float32)
+    hidden_BTD = hidden_BTD.astype(wide(hidden_BTD.dtype))
     if pooling == "cls":
         return take_first(hidden_BTD, first_tokens(mask_BT))[:, 0]
-    weights_BT = mask_BT.astype(jnp.float32)
+    weights_BT = mask_BT.astype(hidden_BTD.dtype)
     total_B1 = jnp.maximum(weights_BT.sum(axis=1, keepdims=True), 1.0)
     return jnp.einsum("btd,bt->bd", hidden_BTD, weights_BT) / total_B1

@@ -20,17 +20,22 @@ _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class SafetensorsSource:
-    """The tensors of a folder's safetensors, single or sharded: a `hf_map.TensorSource`."""
+    """The tensors of a folder's safetensors, single or sharded: a `hf_map.TensorSource`.
+
+    `dtypes` are those that occur, in the spelling of the files ("F32", "BF16")."""
 
     def __init__(self, folder: Path) -> None:
         """Read the headers. Raises FileNotFoundError on a missing file, ValueError on a cut one."""
         self._files: dict[str, Any] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: set[str] = set()
         for path in _weight_files(folder):
             handle = open_safetensors(path)
             for name in handle.keys():
                 self._files[name] = handle
-                self.shapes[name] = tuple(handle.get_slice(name).get_shape())
+                header = handle.get_slice(name)
+                self.shapes[name] = tuple(header.get_shape())
+                self.dtypes.add(header.get_dtype())
 
     def read(self, name: str) -> np.ndarray:
         """Return one tensor in the dtype of the file."""

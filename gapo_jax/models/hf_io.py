@@ -20,6 +20,7 @@ from gapo_jax import hub
 from gapo_jax.models import gguf_io, hf_map, model_card
 from gapo_jax.models.decoder import Decoder
 from gapo_jax.models.encoder import Encoder
+from gapo_jax.models.head_code import AUTO_MAP, CODE, HEAD_FILE, MODULE
 from gapo_jax.models.heads import Discriminator, RewardModel
 from gapo_jax.models.hf_files import (
     SafetensorsSource,
@@ -31,23 +32,37 @@ from gapo_jax.models.hf_files import (
     write_shards,
 )
 
-HEAD_FILE = "discriminator_head.safetensors"
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 _Module = TypeVar("_Module")
 
 
+def _largest_id(folder: Path) -> tuple[int, str]:
+    """Return the largest token id in a folder's tokenizer files and the file that has it; -1 if
+    there is none that can be read without its library."""
+    found = [(-1, "no file")]
+    if (folder / "tokenizer.json").is_file():
+        record = read_json(folder / "tokenizer.json")
+        vocab = record.get("model", {}).get("vocab", {})
+        ids = vocab.values() if isinstance(vocab, dict) else range(len(vocab))
+        added = [token["id"] for token in record.get("added_tokens") or []]
+        # It holds all that the older files hold.
+        return max([-1, *ids, *added]), "tokenizer.json"
+    for name in ("vocab.json", "added_tokens.json"):
+        if (folder / name).is_file():
+            found.append((max(read_json(folder / name).values(), default=-1), name))
+    if (folder / "vocab.txt").is_file():
+        with (folder / "vocab.txt").open(encoding="utf-8") as lines:
+            found.append((sum(1 for _ in lines) - 1, "vocab.txt"))
+    return max(found)
+
+
 def _check_vocabulary(folder: Path, vocab_size: int) -> None:
-    """Raise ValueError if the folder's tokenizer.json has an id outside the embedding."""
-    if not (folder / "tokenizer.json").is_file():
-        return
-    record = read_json(folder / "tokenizer.json")
-    vocab = record.get("model", {}).get("vocab", {})
-    largest = max(vocab.values(), default=-1) if isinstance(vocab, dict) else len(vocab) - 1
-    largest = max([largest, *(token["id"] for token in record.get("added_tokens") or [])])
+    """Raise ValueError if the folder's tokenizer has an id outside the embedding."""
+    largest, name = _largest_id(folder)
     if largest >= vocab_size:
         raise ValueError(
             f"Wanted token ids below vocab_size {vocab_size} of {folder / 'config.json'}, got id "
-            f"{largest} in tokenizer.json. Use the tokenizer that belongs to the model."
+            f"{largest} in {name}. Use the tokenizer that belongs to the model."
         )
 
 
@@ -71,6 +86,24 @@ def _open_folder(
     config = arch.to_config(raw)
     _check_vocabulary(folder, config.vocab_size)
     return arch, config, SafetensorsSource(folder)
+
+
+def inspect(src: str | os.PathLike[str]) -> tuple[hf_map.Config, str]:
+    """Return the config of an HF folder, a hub id or a `.gguf` file, and the one of `DTYPES` that
+    all its weights have, having read no weight.
+
+    Weights of several dtypes and GGUF files, whose blocks are expanded, count as "float32". Raises
+    as `load_decoder`.
+    """
+    path = hub.resolve(src)
+    if path.is_file():
+        return gguf_io.read_config(hub.open_gguf(path))[1], "float32"
+    arch = hf_map.ARCHITECTURES.get(str(read_json(path / "config.json").get("model_type")))
+    _, config, source = _open_folder(path, arch.kind if arch else "decoder")
+    # Old BERT checkpoints also hold their positions, which are integers.
+    found = {kind for kind in source.dtypes if kind.startswith(("F", "BF"))}
+    half = {"BF16": "bfloat16", "F16": "float16"}
+    return config, half.get(found.pop(), "float32") if len(found) == 1 else "float32"
 
 
 def network_of(src: str | os.PathLike[str]) -> str | None:
@@ -131,9 +164,16 @@ def load_reward_model(
     """
     path = hub.resolve(src)
     if path.is_file():
-        config, decoder = gguf_io.load_gguf(path, put)
-        params: dict[str, Any] = {"decoder": decoder}
+
+        def place(name: str, leaf: np.ndarray) -> Any:
+            # The output matrix has no use here.
+            if put is None or name.startswith("lm_head/"):
+                return leaf
+            return put(f"decoder/{name}", leaf)
+
+        config, decoder = gguf_io.load_gguf(path, place)
         decoder.pop("lm_head", None)
+        params: dict[str, Any] = {"decoder": decoder}
     else:
         arch, config, source = _open_folder(path, "decoder")
         arch = hf_map.reward_architecture(arch)
@@ -235,8 +275,9 @@ def save_hf(
     `method`, `base` and `metrics`. The folder appears when whole; an earlier export there is
     replaced. A discriminator with pooling "hf" (or a head that is the same function) becomes the
     AutoModelForSequenceClassification of its family; any other one is written as its encoder
-    (without pooler) plus discriminator_head.safetensors, which the card explains. Returns the
-    folder.
+    (without pooler), discriminator_head.safetensors, which the card explains, and the Python file
+    with which AutoModelForSequenceClassification loads both under `trust_remote_code=True`. Returns
+    the folder.
 
     Raises ValueError for an unknown dtype, parameters that are not the module's, a tokenizer with
     ids outside the embedding, or a folder that holds something else.
@@ -257,8 +298,10 @@ def save_hf(
         **arch.from_config(config),
     }
     _check_family(arch, config, raw)
-    if isinstance(module, RewardModel) or (isinstance(module, Discriminator) and module.is_hf):
+    if isinstance(module, (RewardModel, Discriminator)):
         raw |= {"id2label": {"0": "OBEYS"}, "label2id": {"OBEYS": 0}}
+    if "head" in trees:
+        raw["auto_map"] = AUTO_MAP
     with replacing_folder(Path(folder)) as target:
         tensors = hf_map.export_tensors(arch, config, trees["model"])
         write_shards(target, tensors, np.dtype(DTYPES[dtype]), max_shard_bytes)
@@ -271,6 +314,7 @@ def save_hf(
         if "head" in trees:
             head = {path: np.asarray(leaf) for path, leaf in hf_map.flatten(trees["head"])}
             save_tensors(target / HEAD_FILE, head, "np", pooling=module.pooling)
+            (target / f"{MODULE}.py").write_text(CODE, encoding="utf-8")
         card = model_card.write(module, arch, dtype, method, base, metrics)
         (target / "README.md").write_text(card, encoding="utf-8")
     return Path(folder)

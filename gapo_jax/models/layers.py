@@ -27,20 +27,27 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 kernel_init = nn.initializers.normal(stddev=0.02)
 
 
+def wide(dtype: Any) -> Any:
+    """The dtype of statistics, scores and logits beside a computation in `dtype`: float32, and
+    float64 in float64, in which `convert.py verify` compares without float32's rounding."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
 def rms_norm(x_D: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
     """Root-mean-square norm over the last axis (Zhang & Sennrich 2019, Eq. 4).
 
-    `x_D` [..., D] of any float dtype, `scale_D` [D]; statistics in float32, result in x's dtype.
+    `x_D` [..., D] of any float dtype, `scale_D` [D]; statistics in float32 (`wide`), result in
+    x's dtype.
     """
-    x32_D = x_D.astype(jnp.float32)
-    variance = jnp.mean(jnp.square(x32_D), axis=-1, keepdims=True)
-    return (x32_D * jax.lax.rsqrt(variance + eps) * scale_D).astype(x_D.dtype)
+    wide_D = x_D.astype(wide(x_D.dtype))
+    variance = jnp.mean(jnp.square(wide_D), axis=-1, keepdims=True)
+    return (wide_D * jax.lax.rsqrt(variance + eps) * scale_D).astype(x_D.dtype)
 
 
 def layer_norm(x_D: jax.Array, scale_D: jax.Array, bias_D: jax.Array, eps: float) -> jax.Array:
     """Layer norm over the last axis (arXiv 1607.06450, Eq. 4); types as in `rms_norm`."""
-    x32_D = x_D.astype(jnp.float32)
-    centred_D = x32_D - jnp.mean(x32_D, axis=-1, keepdims=True)
+    wide_D = x_D.astype(wide(x_D.dtype))
+    centred_D = wide_D - jnp.mean(wide_D, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(centred_D), axis=-1, keepdims=True)
     return (centred_D * jax.lax.rsqrt(variance + eps) * scale_D + bias_D).astype(x_D.dtype)
 

@@ -20,8 +20,11 @@ _HEAD = """
 
 The discriminator is this encoder plus `discriminator_head.safetensors` (kernels are [in, out]):
 {pooled} of the encoder's last hidden states, then {head}, in float32; one logit per text,
-positive = the response obeys its prompt. AutoModelForSequenceClassification has another head (train
-with pooling "hf" for that one); load the parts:
+positive = the response obeys its prompt. transformers has no class for this head. With
+`AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)` it runs the
+`modeling_discriminator.py` of this folder, which computes these logits; **without
+`trust_remote_code` it makes up a random head**, and says so in a warning alone (train with pooling
+"hf" for a head that it knows). Without that file, load the parts:
 
 ```python
 import torch

@@ -13,7 +13,10 @@ class RunInterrupted(Exception):
 
 
 class RunStopped(Exception):
-    """The run stopped itself (collapse or a value that is not finite); its state is saved."""
+    """The run stopped itself (collapse or a value that is not finite). `saved` counts the rounds of
+    the state that is saved; it is None where nothing is."""
+
+    saved: int | None = None
 
 
 class StopRequest:

@@ -17,10 +17,11 @@ import jax.numpy as jnp
 from gapo_jax import config as configuration
 from gapo_jax import hub, models
 from gapo_jax.checkpoint import Checkpointer
-from gapo_jax.data.tokenizer import load_tokenizer
+from gapo_jax.data.tokenizer import check_vocabulary, load_tokenizer
 from gapo_jax.data.weights import WEIGHTS, locate
 from gapo_jax.sharding import ONE_DEVICE
 from gapo_jax.train.setup import Players, build_training, initial_state, load_players
+from gapo_jax.train.setup import source as source_of
 from gapo_jax.train.state import RunState, merge_trainable
 
 IMPORTED = "model.json"
@@ -33,8 +34,9 @@ _KINDS = {
 
 
 class Loaded(NamedTuple):
-    """A network, its parameters, its tokenizer, the method and base that made it, and what a run
-    measured of it at its end (as `models.save_hf` takes it)."""
+    """A network, its parameters (float32), its tokenizer, the method and base that made it, what a
+    run measured of it at its end (as `models.save_hf` takes it), and the dtype that its weights had
+    where they were read, in which an export gives them back bit for bit; None if trained."""
 
     module: nn.Module
     params: Any
@@ -42,6 +44,7 @@ class Loaded(NamedTuple):
     method: str | None
     base: str
     metrics: Mapping[str, Any] | None = None
+    dtype: str | None = None
 
 
 def is_run(path: Path) -> bool:
@@ -57,6 +60,7 @@ def load_any(
     network: str = "generator",
     step: int | None = None,
     base: str | None = None,
+    tokenizer: str | None = None,
 ) -> Loaded:
     """Return a network of `src`: a run's workdir or one of its checkpoints (`WORKDIR/checkpoints/
     STEP`), a folder written by `save_imported`, an HF folder, a hub id, a `.gguf` file, the name of
@@ -64,16 +68,24 @@ def load_any(
 
     `network` is "generator" or "discriminator", of a run; a folder is what it is, and asking it for
     a discriminator makes sure that it has a head of its own. `step` picks a run's checkpoint, the
-    newest by default; `base` replaces the base that an adapter names. Raises FileNotFoundError or
-    ValueError saying what was wanted.
+    newest by default; `base` replaces the base that an adapter names; `tokenizer` is the source of
+    one for a model that brings none that can be read (some `.gguf` files). The tokenizer is read
+    before the weights. Raises FileNotFoundError or ValueError saying what was wanted.
     """
     path, step = _checkpoint_of(Path(src), step)
+    own = (path / IMPORTED).is_file() or is_run(path)
+    source = path if own else locate(str(src)) if str(src) in WEIGHTS else hub.resolve(src)
+    adapts = not own and models.is_adapter(source)
+    if tokenizer is not None and (own or adapts):
+        raise ValueError(
+            f"Wanted a tokenizer for a model that lacks one, got {tokenizer} for {src}, which has "
+            "the one that it was trained with. Leave --tokenizer out."
+        )
     if (path / IMPORTED).is_file():
-        return _load_imported(path)
-    if is_run(path):
+        record = json.loads((path / IMPORTED).read_text(encoding="utf-8"))
+        return _load_imported(path)._replace(dtype=record.get("dtype"))
+    if own:
         return _load_run(path, network, step)
-    source = locate(str(src)) if str(src) in WEIGHTS else hub.resolve(src)
-    adapts = models.is_adapter(source)
     kind = None if adapts else models.network_of(source)
     if network != "generator" and kind not in ("discriminator", "reward model"):
         raise ValueError(
@@ -81,7 +93,11 @@ def load_any(
             f"with its head, got {src}. Give the --workdir of a training run."
         )
     if adapts:
-        return _load_adapter(source, base)
+        # Merging has changed the weights.
+        return _load_adapter(source, base)._replace(dtype=None)
+    config, dtype = models.inspect(source)
+    words = load_tokenizer(source if tokenizer is None else source_of(tokenizer))
+    check_vocabulary(words, config.vocab_size)
     load: Any = {
         "encoder": models.load_encoder,
         "discriminator": models.load_discriminator,
@@ -90,7 +106,7 @@ def load_any(
     module, params = load(source)
     # A model card names what it was made from, not where that lay.
     base = str(src) if not Path(src).expanduser().exists() else Path(src).expanduser().name
-    return Loaded(module, params, load_tokenizer(source), None, base)
+    return Loaded(module, params, words, None, base, dtype=dtype)
 
 
 def load_trained_adapters(
@@ -123,9 +139,8 @@ def _checkpoint_of(path: Path, step: int | None) -> tuple[Path, int | None]:
 
 def _load_adapter(folder: Path, base: str | None) -> Loaded:
     """Return the base of a PEFT adapter with the adapter merged into it."""
-    base = (
-        base or json.loads((folder / models.ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
-    )
+    record = json.loads((folder / models.ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    base = base or record.get("base_model_name_or_path")
     if not base:
         raise ValueError(f"Wanted the base of the adapter {folder}, which names none. Give --base.")
     loaded = load_any(base)
@@ -179,22 +194,30 @@ def _restore(
     training = build_training(config, players, num_pairs=1)
     abstract = jax.eval_shape(lambda: initial_state(config, players, training))
     directory = config.checkpoint.directory or workdir / "checkpoints"
-    with Checkpointer(directory, keep=config.checkpoint.keep) as checkpointer:
+    # The run may be going on.
+    with Checkpointer(directory, read_only=True) as checkpointer:
         state, _ = checkpointer.restore(abstract, step)
     return players, state
 
 
 def save_imported(
-    module: nn.Module, params: Mapping[str, Any], tokenizer: Any, folder: Path, base: str
+    module: nn.Module,
+    params: Mapping[str, Any],
+    tokenizer: Any,
+    folder: Path,
+    base: str,
+    dtype: str | None = None,
 ) -> None:
-    """Write parameters as an Orbax checkpoint beside their config and tokenizer."""
+    """Write parameters as an Orbax checkpoint beside their config and tokenizer; `dtype` is that of
+    `Loaded`."""
     kind = type(module).__name__.lower()
     if kind not in _KINDS:
         raise ValueError(f"Wanted a module of kind {sorted(_KINDS)}, got {kind}.")
     with Checkpointer(folder / "checkpoints") as checkpointer:
         checkpointer.save(0, {"params": params}, {"base": base}, wait=True)
     tokenizer.save_pretrained(folder)
-    record = {"kind": kind, "base": base, "config": dataclasses.asdict(module.config)}
+    config = dataclasses.asdict(module.config)
+    record = {"kind": kind, "base": base, "dtype": dtype, "config": config}
     if isinstance(module, models.Discriminator):
         record["head"] = {"pooling": module.pooling, "hidden_dim": module.hidden_dim}
     (folder / IMPORTED).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -208,6 +231,6 @@ def _load_imported(folder: Path) -> Loaded:
     module = make(make_config(**fields), **record.get("head", {}))
     tokens = jnp.zeros((1, 2), jnp.int32)
     variables = jax.eval_shape(module.init, jax.random.key(0), tokens, jnp.ones_like(tokens))
-    with Checkpointer(folder / "checkpoints") as checkpointer:
+    with Checkpointer(folder / "checkpoints", read_only=True) as checkpointer:
         state, _ = checkpointer.restore({"params": variables["params"]})
     return Loaded(module, state["params"], load_tokenizer(folder), None, record["base"])

@@ -38,7 +38,8 @@ def train(run: Run, state: RunState) -> RunState:
 
     Raises:
         RunInterrupted: asked to stop by a signal; everything needed to continue is saved.
-        RunStopped: a loss is not finite or the policy collapses; the last good state is saved.
+        RunStopped: a loss is not finite or the policy collapses; the last good state, if there is
+            one, is saved.
         ValueError: the data gives too few examples that fit; names the keys to change.
     """
     if run.last_saved is None:

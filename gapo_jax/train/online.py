@@ -12,10 +12,14 @@ of that round, so a continued run knows which lines its checkpoint has not seen.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from gapo_jax.config.online import asks_discriminator, is_adversarial
 from gapo_jax.train.adversary import GeneratedText, is_accepted
@@ -39,12 +43,21 @@ from gapo_jax.train.rounds import (
 from gapo_jax.train.sampling import Sampled, sample_round
 from gapo_jax.train.state import RunState, copy_tree
 
+_norm = jax.jit(optax.tree.norm)
+
 
 def warmup(run: Run, state: RunState) -> RunState:
-    """Train the discriminator on pairs alone, for `warmup_epochs` epochs (Algorithm 1, part 1)."""
+    """Train the discriminator on pairs alone, for `warmup_epochs` epochs (Algorithm 1, part 1).
+
+    Raises:
+        RunInterrupted: a signal asked for a stop. Nothing is saved, as all of it is a function of
+            the seed.
+        RunStopped: the discriminator is not finite; nothing is saved.
+    """
     settings, network = run.config.discriminator, state.discriminator
     key = jax.random.fold_in(state.key, 4)
     steps, tokenizer = run.training.steps, run.players.disc_tokenizer
+    steps = dataclasses.replace(steps, disc_update=heed_stops(run, steps.disc_update))
     for epoch in range(settings.warmup_epochs):
         # In the rounds of an adversarial method the curriculum goes on.
         done = 0.0 if is_adversarial(run.config) else epoch / settings.warmup_epochs
@@ -61,13 +74,46 @@ def warmup(run: Run, state: RunState) -> RunState:
                 in_use=pairs_in_use(run, done),
                 progress=lambda batches: progress(batches, "discriminator warm-up"),
             )
+            check_warmup(metrics, network.params, epoch)
             metrics |= evaluate_pairs(steps, network.params, tokenizer, run.pairs.heldout, settings)
         metrics["time/warmup_s"] = run.clock.last["warmup"]
         run.writer.write(0, 0, "warmup", metrics)
-        if asked := run.asked_to_stop():
-            raise RunInterrupted(asked)
     average = None if state.judge is None else copy_tree(network.params)
     return state.replace(discriminator=network, judge=average)
+
+
+def heed_stops(run: Run, update: Callable[..., Any]) -> Callable[..., Any]:
+    """Return an update that first stops the run (RunInterrupted) if a signal asked for it.
+
+    It waits for the update before its own: on a CPU, XLA takes 16 of them ahead, and all would have
+    to end before the process can. The next batch is tokenised meanwhile all the same.
+    """
+    last: Any = None
+
+    def step(*inputs: Any) -> Any:
+        nonlocal last
+        jax.block_until_ready(last)
+        if asked := run.asked_to_stop():
+            raise RunInterrupted(asked)
+        network, last = update(*inputs)
+        return network, last
+
+    return step
+
+
+def check_warmup(metrics: dict[str, float], params: Any, epoch: int) -> None:
+    """Raise RunStopped when the discriminator is not finite after an epoch of its warm-up.
+
+    The weights are asked too, as what the last update makes of them is in no loss yet.
+    """
+    found = {name: metrics[name] for name in ("disc/loss", "disc/grad_norm")}
+    found["the norm of the weights"] = float(_norm(params))
+    for name, value in found.items():
+        if not math.isfinite(value):
+            raise RunStopped(
+                f"{name} is {value} in epoch {epoch + 1} of the discriminator's warm-up; lower "
+                "config.discriminator.optim.learning_rate"
+            )
 
 
 def write_samples(
@@ -199,7 +245,8 @@ def train(run: Run, state: RunState) -> RunState:
 
     Raises:
         RunInterrupted: asked to stop by a signal; everything needed to continue is saved.
-        RunStopped: the run stopped itself; the last good round boundary is saved.
+        RunStopped: the run stopped itself; the last good round boundary, if there is one, is
+            saved.
     """
     config, steps, tokenizer = run.config, run.training.steps, run.players.disc_tokenizer
     judged = asks_discriminator(config)
@@ -220,6 +267,15 @@ def train(run: Run, state: RunState) -> RunState:
     return play_rounds(run, state, one_round)
 
 
+def host_copy(state: RunState) -> RunState:
+    """Return a copy in the memory of the host, in the same shards on every process."""
+
+    def copy(leaf: jax.Array) -> jax.Array:
+        return jax.device_put(leaf, leaf.sharding.with_memory_kind("pinned_host"))
+
+    return jax.tree.map(copy, state)
+
+
 def play_rounds(
     run: Run, state: RunState, one_round: Callable[[Run, RunState, int], RunState]
 ) -> RunState:
@@ -231,13 +287,17 @@ def play_rounds(
     config = run.config
     for index in progress(range(int(state.round), config.rounds), "rounds"):
         run.stop_if_asked(index)
-        boundary = state
+        # The updates of a round take the memory of this state.
+        boundary = None if run.last_saved == index else host_copy(state)
+        store = run.store
         try:
             state = one_round(run, state, index)
-        except RunStopped:
-            if not any(leaf.is_deleted() for leaf in jax.tree.leaves(boundary)):
+        except RunStopped as stopped:
+            if boundary is not None:
+                run.store = store
                 run.save(boundary, index)
             run.checkpointer.wait()
+            stopped.saved = index
             raise
         during(run, state, index + 1)
         if run.asked_to_stop() or (index + 1) % config.checkpoint.every_rounds == 0:

@@ -114,9 +114,7 @@ def _read(source: str, side: str) -> list[PreferentialPair]:
     return read_pairs(path)
 
 
-def _seen_whole(
-    config: Config, players: Players, pairs: Sequence[PreferentialPair]
-) -> list[bool]:
+def _seen_whole(config: Config, players: Players, pairs: Sequence[PreferentialPair]) -> list[bool]:
     """Return of each pair whether the discriminator sees both texts to their ends."""
     sides = [side for pair in pairs for side in pair.sides]
     encoded = encode_texts(

@@ -6,16 +6,20 @@ Whatever is done lies in the workdir, so the same command continues an interrupt
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
+import errno
 import functools
 import json
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from gapo_jax import config as configuration
 from gapo_jax.checkpoint import Checkpointer, folder_exists, make_folder
@@ -31,7 +35,7 @@ from gapo_jax.train.compilation import keep_compiled_programs
 from gapo_jax.train.evaluation import compare_sets, evaluate_policy, summarise_sets
 from gapo_jax.train.grounding import make_grounding
 from gapo_jax.train.hosts import Hosts
-from gapo_jax.train.interrupt import StopRequest
+from gapo_jax.train.interrupt import RunInterrupted, StopRequest
 from gapo_jax.train.load import card_metrics
 from gapo_jax.train.metrics import MetricsWriter, read_metrics
 from gapo_jax.train.own_data import own_prompts
@@ -74,10 +78,28 @@ def write_json(path: Path, record: Any) -> None:
     os.replace(partial, path)
 
 
+def heed_stops(
+    stop: StopRequest, hosts: Hosts, advance: Callable[[int], None]
+) -> Callable[[int], None]:
+    """Return `advance` for a phase that samples, which ends the run (RunInterrupted) after a batch
+    if any process was asked to stop. Such a phase writes its file at its end or not at all."""
+
+    def on_batch(done: int) -> None:
+        advance(done)
+        if asked := next(filter(None, hosts.gather("batch", stop.signal_name)), ""):
+            raise RunInterrupted(asked)
+
+    return on_batch
+
+
 def measure(
     run: Run, params: Callable[[], Any], name: str, sets: Mapping[str, Sequence[Any]]
 ) -> VerdictSets:
-    """Return the verdicts of all held-out sets; read back from the workdir if already there."""
+    """Return the verdicts of all held-out sets; read back from the workdir if already there.
+
+    Raises:
+        RunInterrupted: a signal asked for a stop; nothing of the measurement is kept.
+    """
     path = run.workdir / f"eval_{name}.jsonl"
     if not path.exists():
         with run.clock("eval"):
@@ -93,7 +115,7 @@ def measure(
                         rows,
                         name=set_name,
                         width=run.prompts.width,
-                        on_batch=advance,
+                        on_batch=heed_stops(run.stop, run.hosts, advance),
                     )
                 records += [{"set": set_name, **dataclasses.asdict(v)} for v in verdicts]
         write_jsonl(path, records)
@@ -170,6 +192,7 @@ def open_run(
     Raises:
         ValueError, FileNotFoundError: bad configuration, missing weights, another run's workdir.
         HostMissing: a process of the run does not come to a stage.
+        RunInterrupted: a signal asked for a stop while the bootstrap was sampled.
     """
     clock, hosts = PhaseClock(), hosts or Hosts()
     workdir, checkpoints = share_workdir(config, workdir, hosts)
@@ -182,7 +205,8 @@ def open_run(
             own_prompts(config, players, workdir) if own else make_all_prompts(config, players)
         )
     with clock("bootstrap"), counter(len(prompts.bootstrap), "bootstrap") as advance:
-        answers = bootstrap(config, players, prompts, workdir, advance)
+        on_batch = heed_stops(stop, hosts, advance)
+        answers = bootstrap(config, players, prompts, workdir, on_batch)
     with clock("pairs"):
         pairs = make_pairs(config, prompts.type_ids, answers, workdir)
         hosts.gather("data")
@@ -349,31 +373,93 @@ def exported_params(run: Run, state: RunState) -> dict[str, Any]:
 
 def conclude(run: Run, state: RunState, before: VerdictSets, after: VerdictSets) -> dict[str, Any]:
     """Write the export and summary.json; return the latter's contents (nothing in a process that
-    is not the first)."""
+    is not the first).
+
+    Raises:
+        OSError: they cannot be written.
+    """
     changes = moved(run, state)
     params = exported_params(run, state) if run.config.export else {}
     if not run.hosts.first:
         return {}
     summary = summarise_run(run, state, before, after, changes)
     if params:
-        with run.clock("export"):
-            summary["export"] = str(export(run, params, summary))
+        try:
+            with run.clock("export"):
+                summary["export"] = str(export(run, params, summary))
+        except SafetensorError as error:
+            raise OSError(errno.EIO, str(error), str(run.workdir / "export")) from error
     write_json(run.workdir / "summary.json", summary)
     return summary
+
+
+def finished(config: Config, workdir: Path) -> dict[str, Any]:
+    """Return the summary of a run that has ended with the rounds asked for and left all its files;
+    empty otherwise.
+
+    Raises:
+        ValueError: as `claim_workdir`.
+    """
+    path = workdir / "summary.json"
+    if not path.is_file():
+        return {}
+    claim_workdir(config, workdir)
+    summary = json.loads(path.read_text())
+    exported = not config.export or ("export" in summary and (workdir / "export").is_dir())
+    report = workdir / "report.html"
+    if summary["rounds"] != config.rounds or not exported or not report.is_file():
+        return {}
+    log.info("%s holds this run, finished; more rounds go on from there: --config.rounds", workdir)
+    return summary | {"report": str(report)}
+
+
+@contextlib.contextmanager
+def closing(run: Run) -> Iterator[None]:
+    """Close the writer and the checkpointer of a run at the end, each whatever the other does.
+
+    The first error is raised, those after it are logged. A stop by a signal counts as none: it
+    says that all is saved, which an error of the last save belies. A second Ctrl-C waits for
+    nothing.
+    """
+    errors: list[Exception] = []
+    interrupted: RunInterrupted | None = None
+    try:
+        yield
+    except RunInterrupted as stop:
+        interrupted = stop
+    except Exception as error:
+        errors.append(error)
+    for close in (run.writer.close, run.checkpointer.close):
+        try:
+            close()
+        except Exception as error:
+            errors.append(error)
+    for error in errors[1:]:
+        log.error("at the end of the run also: %s: %s", type(error).__name__, error)
+    if errors:
+        raise errors[0]
+    if interrupted:
+        raise interrupted
 
 
 def execute(
     config: Config, workdir: Path, stop: StopRequest, hosts: Hosts | None = None
 ) -> dict[str, Any]:
     """Run a configuration from start to end, or from where the workdir was left; return the
-    summary (the contents of summary.json), which only the first of several processes has.
+    summary (the contents of summary.json), which only the first of several processes has. A run
+    that has ended is left as it is.
 
     Raises:
-        RunInterrupted, RunStopped: see `online.train`; the state is saved.
+        RunInterrupted, RunStopped: see `online.train`; what a continued run needs is saved.
+        CheckpointError, OSError: something could not be written.
         HostMissing: a process of the run does not come to a stage.
     """
+    hosts = hosts or Hosts()
+    summary = finished(config, workdir) if hosts.first else {}
+    if hosts.gather("finished", bool(summary))[0]:
+        return summary
     run, state = open_run(config, workdir, stop, hosts)
-    try:
+    with closing(run):
         players = run.players
         start = functools.partial(players.for_sampling, players.base)
         before = measure(run, start, "before", run.prompts.heldout)
@@ -384,13 +470,11 @@ def execute(
         if config.method != "discriminator":
             end = functools.partial(run.sampling_params, state)
             after = measure(run, end, f"after_{config.rounds}", run.prompts.heldout)
+            run.stop_if_asked(config.rounds)
         write_eval(run, after, config.rounds)
         run.checkpointer.wait()
         summary = conclude(run, state, before, after)
         run.hosts.gather("end")
-    finally:
-        run.writer.close()
-        run.checkpointer.close()
     if run.hosts.first:
         summary["report"] = str(write_report(workdir))
     return summary

@@ -120,7 +120,11 @@ def tiny_decoder(tokenizer: Any) -> DecoderConfig:
 def load_generator(
     name: str, seed: int, place: Placement = ONE_DEVICE
 ) -> tuple[Decoder, Params, PreTrainedTokenizerFast]:
-    """Return (decoder, float32 parameters, tokenizer) of a source, or of `random:tiny`."""
+    """Return (decoder, float32 parameters, tokenizer) of a source, or of `random:tiny`.
+
+    The tokenizer is read before the weights. Raises FileNotFoundError or ValueError as
+    `models.load_decoder` and `load_tokenizer` do.
+    """
     if name == TINY:
         tokenizer = character_tokenizer()
         decoder = Decoder(tiny_decoder(tokenizer))
@@ -128,10 +132,17 @@ def load_generator(
         init = jax.jit(decoder.init)
         params = place.init(init, jax.random.key(seed), tokens, jnp.ones_like(tokens))["params"]
         return decoder, params, tokenizer
+    tokenizer, _ = _tokenizer_and_shape(name)
     decoder, params = models.load_decoder(source(name), put=place.put)
-    tokenizer = load_tokenizer(source(name))
-    check_vocabulary(tokenizer, decoder.config.vocab_size)
     return decoder, params, tokenizer
+
+
+def _tokenizer_and_shape(name: str) -> tuple[PreTrainedTokenizerFast, Any]:
+    """Return tokenizer and config of a source, which fit each other, having read no weight."""
+    shape, _ = models.inspect(source(name))
+    tokenizer = load_tokenizer(source(name))
+    check_vocabulary(tokenizer, shape.vocab_size)
+    return tokenizer, shape
 
 
 def _load_reward_model(
@@ -145,6 +156,8 @@ def _load_reward_model(
                 f"wanted config.discriminator.{key}=0 for a decoder as discriminator, got "
                 f"{getattr(settings, key)} for {name}; set it, or choose an encoder"
             )
+    tokenizer, shape = _tokenizer_and_shape(name)
+    _check_length(settings.max_tokens, shape.max_positions, name)
     module, params = models.load_reward_model(
         source(name),
         put=place.put,
@@ -153,9 +166,6 @@ def _load_reward_model(
         remat=config.model.remat,
         attention=config.model.attention,
     )
-    tokenizer = load_tokenizer(source(name))
-    check_vocabulary(tokenizer, module.config.vocab_size)
-    _check_length(settings.max_tokens, module.config.max_positions, name)
     # Decoders have no tokens to frame a text with; the last one is what the head reads.
     tokenizer.cls_token = tokenizer.bos_token or tokenizer.eos_token
     tokenizer.sep_token = tokenizer.eos_token
@@ -183,10 +193,9 @@ def load_discriminator(
         tokenizer = wordpiece_tokenizer()
         encoder_config = tiny_encoder(tokenizer)
     else:
+        tokenizer, encoder_config = _tokenizer_and_shape(name)
         found, loaded = models.load_discriminator(source(name), put=place.put, pooling=pooling)
         pooling, hidden_dim = found.pooling, found.hidden_dim
-        encoder_config, tokenizer = found.config, load_tokenizer(source(name))
-        check_vocabulary(tokenizer, encoder_config.vocab_size)
     if settings.frozen_layers >= encoder_config.num_layers:
         raise ValueError(
             f"config.discriminator.frozen_layers={settings.frozen_layers} leaves none of the "

@@ -113,21 +113,31 @@ def _halves(block, offset):
     return np.frombuffer(block[offset : offset + 2], np.float16).astype(np.float32)[0]
 
 
+def _six_bits(packed, group):
+    """Scale and minimum of a group of 32 weights, 6 bits each, out of 12 bytes."""
+    if group < 4:
+        return packed[group] & 63, packed[group + 4] & 63
+    scale = (packed[group + 4] & 15) | ((packed[group - 4] >> 6) << 4)
+    return scale, (packed[group + 4] >> 4) | ((packed[group] >> 6) << 4)
+
+
 def _q4_k(block):
     """256 weights of ggml's block_q4_K, one at a time: d, dmin, 12 bytes of 6-bit scales and
     minima, 128 bytes of nibbles."""
+    return _q5_k(block[:16] + b"\0" * 32 + block[16:])
+
+
+def _q5_k(block):
+    """256 weights of ggml's block_q5_K: as block_q4_K, with 32 bytes of fifth bits before the
+    nibbles, bit g of byte i for the weight i of group g."""
     scale, minimum = _halves(block, 0), _halves(block, 2)
-    packed, nibbles = block[4:16], block[16:]
+    packed, high, nibbles = block[4:16], block[16:48], block[48:]
     out = np.zeros(256, np.float32)
     for group in range(8):
-        if group < 4:
-            sc, m = packed[group] & 63, packed[group + 4] & 63
-        else:
-            sc = (packed[group + 4] & 15) | ((packed[group - 4] >> 6) << 4)
-            m = (packed[group + 4] >> 4) | ((packed[group] >> 6) << 4)
+        sc, m = _six_bits(packed, group)
         for i in range(32):
             byte = nibbles[32 * (group // 2) + i]
-            quant = byte >> 4 if group % 2 else byte & 15
+            quant = (byte >> 4 if group % 2 else byte & 15) + 16 * (high[i] >> group & 1)
             out[32 * group + i] = scale * np.float32(sc) * np.float32(quant) - minimum * m
     return out
 
@@ -149,12 +159,54 @@ def _q6_k(block):
     return out
 
 
-@pytest.mark.parametrize(("name", "size", "plain"), [("Q4_K", 144, _q4_k), ("Q6_K", 210, _q6_k)])
-def test_k_quants(tmp_path, name, size, plain):
+def _q2_k(block):
+    """256 weights of ggml's block_q2_K: 16 bytes of 4-bit scales and minima, 64 of 2-bit weights,
+    d, dmin."""
+    scales, quants = block[:16], block[16:80]
+    scale, minimum = _halves(block, 80), _halves(block, 82)
+    out = np.zeros(256, np.float32)
+    for i in range(256):
+        half, rest = divmod(i, 128)
+        quant = (quants[32 * half + rest % 32] >> (2 * (rest // 32))) & 3
+        packed = scales[i // 16]
+        out[i] = scale * (packed & 15) * quant - minimum * (packed >> 4)
+    return out
+
+
+def _q3_k(block):
+    """256 weights of ggml's block_q3_K: 32 bytes of upper bits, 64 of lower ones, 12 of 6-bit
+    scales, d. Where the upper bit is not set, 4 is taken off."""
+    upper, lower, packed = block[:32], block[32:96], block[96:108]
+    scale = _halves(block, 108)
+    out = np.zeros(256, np.float32)
+    for i in range(256):
+        half, rest = divmod(i, 128)
+        shift, column, group = rest // 32, rest % 32, i // 16
+        nibble = packed[group % 8] >> (4 * (group // 8)) & 15
+        sixth = packed[8 + group % 4] >> (2 * (group // 4)) & 3
+        bit = (upper[column] >> (4 * half + shift)) & 1
+        quant = ((lower[32 * half + column] >> (2 * shift)) & 3) - (0 if bit else 4)
+        out[i] = scale * np.float32((nibble | sixth << 4) - 32) * np.float32(quant)
+    return out
+
+
+# Bytes of a block, where its float16 scales lie, and a plain reading of it.
+BLOCKS = {
+    "Q2_K": (84, (80, 82), _q2_k),
+    "Q3_K": (110, (108,), _q3_k),
+    "Q4_K": (144, (0, 2), _q4_k),
+    "Q5_K": (176, (0, 2), _q5_k),
+    "Q6_K": (210, (208,), _q6_k),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_k_quants(tmp_path, name):
     """Random blocks with finite scales, as the embedding of a model of width 256."""
+    size, offsets, plain = BLOCKS[name]
     rng = np.random.default_rng(3)
     blocks = rng.integers(0, 256, (3, size), dtype=np.uint8)
-    for offset in (0, 2) if name == "Q4_K" else (208,):
+    for offset in offsets:
         blocks[:, offset : offset + 2] = (
             rng.normal(size=3).astype(np.float16).view(np.uint8).reshape(3, 2)
         )

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from gapo_jax import hub, models
 from gapo_jax.data.tiny_tokenizer import character_tokenizer
@@ -220,6 +220,31 @@ def test_vocabulary_larger_than_the_embedding(folder):
         load_decoder(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("vocab.txt", "a\n" * 111), ("vocab.json", '{"a": 1, "b": 110}')]
+    + [("added_tokens.json", '{"<x>": 110}')],
+)
+def test_a_vocabulary_in_older_files_is_checked_too(folder, monkeypatch, name, text):
+    (folder / "tokenizer.json").unlink()
+    (folder / name).write_text(text)
+    monkeypatch.setattr(models.hf_io.SafetensorsSource, "__init__", lambda *_: pytest.fail("read"))
+    with pytest.raises(ValueError, match=f"below vocab_size 110 .*, got id 110 in {name}"):
+        load_decoder(folder)
+
+
+def test_inspecting_a_source_tells_the_dtype_of_its_weights(tmp_path, params):
+    for dtype in ("float32", "bfloat16", "float16"):
+        folder = save_hf(Decoder(CONFIG), params, tmp_path / dtype, dtype=dtype)
+        assert models.inspect(folder) == (CONFIG, dtype)
+    # Of several dtypes: the one that holds them all.
+    stored = load_file(folder / "model.safetensors")
+    stored["model.norm.weight"] = stored["model.norm.weight"].astype(np.float32)
+    save_file(stored, folder / "model.safetensors")
+    assert models.inspect(folder)[1] == "float32"
+    assert models.inspect(write_gguf(tmp_path / "m.gguf", params)) == (CONFIG, "float32")
+
+
 def test_a_hub_that_does_not_answer(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
@@ -242,31 +267,32 @@ def _interleave(rows, heads):
     return rows.reshape(heads, 2, half, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
 
 
-def write_gguf(path, params, quantise=None, replaced=None, **metadata):
+def write_gguf(path, params, quantise=None, replaced=None, config=CONFIG, **metadata):
     """Write a Llama GGUF of `params`, with q and k interleaved as llama.cpp does; `replaced` are
     further or other tensors, {name: (data, type)}."""
     replaced = dict(replaced or {})
     arch = models.ARCHITECTURES["llama"]
     writer = gguf.GGUFWriter(path, metadata.pop("architecture", "llama"))
-    writer.add_block_count(CONFIG.num_layers)
-    writer.add_context_length(CONFIG.max_positions)
-    writer.add_embedding_length(CONFIG.d_model)
-    writer.add_feed_forward_length(CONFIG.d_ff)
-    writer.add_head_count(CONFIG.num_heads)
-    writer.add_head_count_kv(CONFIG.num_kv_heads)
-    writer.add_rope_freq_base(CONFIG.rope_theta)
-    writer.add_layer_norm_rms_eps(CONFIG.norm_eps)
+    writer.add_block_count(config.num_layers)
+    writer.add_context_length(config.max_positions)
+    writer.add_embedding_length(config.d_model)
+    writer.add_feed_forward_length(config.d_ff)
+    writer.add_head_count(config.num_heads)
+    writer.add_head_count_kv(config.num_kv_heads)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
     writer.add_eos_token_id(2)
     writer.add_bos_token_id(1)
     writer.add_pad_token_id(0)
     for key, value in metadata.items():
-        writer.add_string(key.replace("__", "."), value)
-    names = {rule.hf: rule for rule in models.hf_map.rules_of(arch, CONFIG)}
-    for name, tensor in models.hf_map.export_tensors(arch, CONFIG, params):
+        add = writer.add_string if isinstance(value, str) else writer.add_uint32
+        add(key.replace("__", "."), value)
+    names = {rule.hf: rule for rule in models.hf_map.rules_of(arch, config)}
+    for name, tensor in models.hf_map.export_tensors(arch, config, params):
         layer = name.split(".")[2] if ".layers." in name else None
         generic = name if layer is None else name.replace(f".{layer}.", ".{layer}.", 1)
         if "q_proj" in name or "k_proj" in name:
-            heads = CONFIG.num_heads if "q_proj" in name else CONFIG.num_kv_heads
+            heads = config.num_heads if "q_proj" in name else config.num_kv_heads
             tensor = _interleave(tensor, heads)
         kind = quantise if quantise is not None and tensor.ndim == 2 else None
         data = gguf.quants.quantize(tensor, kind) if kind is not None else tensor
@@ -288,7 +314,7 @@ def test_gguf_is_read_back_with_rows_in_hf_order(tmp_path, params):
     assert _equal(back, params)
 
 
-@pytest.mark.parametrize("name", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
+@pytest.mark.parametrize("name", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
 def test_gguf_quantisations(tmp_path, params, name):
     kind = gguf.GGMLQuantizationType[name]
     _, back = load_decoder(write_gguf(tmp_path / "m.gguf", params, kind))
@@ -326,3 +352,23 @@ def test_gguf_of_what_we_lack(tmp_path, params):
         load_decoder(write_gguf(tmp_path / "e.gguf", params, replaced=extra))
     with pytest.raises(ValueError, match="rope.scaling.type, got 'yarn'"):
         load_decoder(write_gguf(tmp_path / "b.gguf", params, llama__rope__scaling__type="yarn"))
+    window = {"llama__attention__sliding_window": 4096}
+    with pytest.raises(ValueError, match="llama.attention.sliding_window, got 4096: a Mistral"):
+        load_decoder(write_gguf(tmp_path / "c.gguf", params, **window))
+
+
+def test_a_reward_model_out_of_gguf_places_what_it_keeps(tmp_path):
+    """Under the paths of its own parameters, and never the output matrix."""
+    config = dataclasses.replace(CONFIG, tie_embeddings=False)
+    whole = _params(Decoder(config))
+    path = write_gguf(tmp_path / "m.gguf", whole, config=config)
+    placed = {}
+    module, params = models.load_reward_model(
+        path, put=lambda name, leaf: placed.setdefault(name, leaf)
+    )
+    assert module.config == config
+    flat = dict(models.hf_map.flatten(params))
+    assert placed.keys() == flat.keys() and all(placed[name] is flat[name] for name in placed)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *[np.zeros((1, 2), np.int32)] * 2)
+    assert jax.tree.structure(params) == jax.tree.structure(shapes["params"])
+    assert _equal(params["decoder"] | {"lm_head": whole["lm_head"]}, whole)

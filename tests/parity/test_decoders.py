@@ -143,6 +143,9 @@ def test_variants(case, tmp_path):
     want = torch_logits(theirs, tokens_BT, mask_BT)
     got = np.asarray(compiled(decoder.apply)({"params": params}, tokens_BT, mask_BT))
     np.testing.assert_allclose(got[mask_BT > 0], want[mask_BT > 0], atol=TOLERANCE, rtol=0)
+    # The last row has no prompt.
+    decoded = _decode(params, decoder.config, tokens_BT, mask_BT)[:3]
+    np.testing.assert_allclose(decoded, got[:3, PROMPT - 1 :], atol=1e-5, rtol=0)
     _check_folder(tmp_path, decoder, params, (tokens_BT, mask_BT), want)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import shutil
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -10,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import transformers
 from encoder_references import FAMILIES, classifier, torch_batch
 from parity_references import padded_batch
 from safetensors.numpy import load_file, save_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, dynamic_module_utils
 
 from gapo_jax.models import (
     Discriminator,
@@ -37,11 +41,36 @@ def _batch(model, side, length=LENGTH):
     return tokens_BT, mask_BT, type_ids_BT
 
 
+# The part of each classifier that reads the first column; ModernBERT's here takes the mean.
+READS_FIRST = {
+    "bert": "bert.pooler",
+    "roberta": "classifier",
+    "longformer": "classifier",
+    "deberta-v2": "pooler",
+}
+
+
 def _theirs(model, batch):
-    """Hidden states and logits of transformers, with a graph for the gradient."""
+    """Hidden states and logits of transformers, with a graph for the gradient.
+
+    Their classifiers read the first column, with padding on the left a padding token: the first
+    real token is put there before they do.
+    """
     arguments = torch_batch(model, *batch)
     hidden_BTD = model.base_model(**arguments).last_hidden_state
-    return hidden_BTD, model(**arguments).logits[:, 0]
+    name = READS_FIRST.get(model.config.model_type)
+    if name is None:
+        return hidden_BTD, model(**arguments).logits[:, 0]
+    first_B = torch.tensor(batch[1].argmax(axis=1))
+
+    def turned(_, inputs):
+        rows = zip(inputs[0], first_B.tolist(), strict=True)
+        return (torch.stack([row.roll(-first, 0) for row, first in rows]),)
+
+    hook = model.get_submodule(name).register_forward_pre_hook(turned)
+    logits_B = model(**arguments).logits[:, 0]
+    hook.remove()
+    return hidden_BTD, logits_B
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -77,8 +106,7 @@ def test_hidden_states_logits_and_gradients(case):
         want = want_hidden.detach().numpy()[real]
         assert want.std() > 0.5
         np.testing.assert_allclose(np.asarray(hidden)[real], want, atol=TOLERANCE, rtol=0)
-    # On the left transformers' classifiers read a padding token: logits are compared on the right.
-    np.testing.assert_allclose(logits, want_logits.detach().numpy(), atol=TOLERANCE, rtol=0)
+        np.testing.assert_allclose(logits, want_logits.detach().numpy(), atol=TOLERANCE, rtol=0)
     weights = torch.tensor(case.weights_BTD * batch[1][..., None])
     ((want_hidden * weights).sum() + want_logits.sum()).backward()
     theirs = {name: p.grad for name, p in case.model.named_parameters()}
@@ -145,7 +173,7 @@ def _comes_back(folder, module, params):
     assert sorted(placed) == sorted(path for path, _ in hf_map.flatten(params))
 
 
-def test_any_other_head_is_encoder_plus_head_as_the_card_says(case, tmp_path):
+def test_any_other_head_is_encoder_plus_head_as_the_card_says(case, tmp_path, monkeypatch):
     module = Discriminator(case.encoder.config, "mean", 16)
     rng = np.random.default_rng(0)
     tokens_BT = jnp.zeros((1, 2), jnp.int32)
@@ -165,6 +193,26 @@ def test_any_other_head_is_encoder_plus_head_as_the_card_says(case, tmp_path):
     assert np.abs(got).max() > 1e-2
     np.testing.assert_allclose(got, scope["logits"].numpy(), atol=TOLERANCE, rtol=0)
     _comes_back(folder, module, params)
+    _loads_as_a_classifier(folder, batch, np.asarray(got), tmp_path, monkeypatch)
+
+
+def _loads_as_a_classifier(folder, batch, want, tmp_path, monkeypatch):
+    """With its code transformers computes our logits; without, it says that it made up a head."""
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    load = AutoModelForSequenceClassification.from_pretrained
+    theirs = load(folder, trust_remote_code=True)
+    with torch.no_grad():
+        logits = theirs(**batch).logits
+    assert logits.shape == (4, 1)
+    np.testing.assert_allclose(logits[:, 0].numpy(), want, atol=TOLERANCE, rtol=0)
+    said = io.StringIO()
+    handler = logging.StreamHandler(said)
+    transformers.utils.logging.add_handler(handler)
+    _, info = load(folder, output_loading_info=True)
+    transformers.utils.logging.remove_handler(handler)
+    assert any(name.startswith(("classifier", "pooler", "head")) for name in info["missing_keys"])
+    assert "newly initialized" in said.getvalue() or "MISSING" in said.getvalue()
 
 
 def test_an_encoder_without_a_scalar_head_gets_the_wanted_one(tmp_path):

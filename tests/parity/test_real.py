@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from parity_references import gguf_model, torch_logits
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from gapo_jax.data.tokenizer import chat_prompt, decode_responses, encode_prompts, load_tokenizer
-from gapo_jax.models import hf_map, load_decoder, load_encoder, save_hf
+from gapo_jax.models import Decoder, hf_map, load_decoder, load_encoder, save_hf
 from gapo_jax.rollout.sampler import make_sampler
 
 PROMPTS = ["Name three rivers.", "What is 17 + 25? Explain in one sentence."]
@@ -67,6 +69,20 @@ def test_logits(ours, theirs, encoded):
     real = encoded[1] > 0
     assert np.abs(got - want)[real].max() < 1e-5 * np.abs(want)[real].max()
     assert (got.argmax(-1) == want.argmax(-1))[real].all()
+
+
+def test_logits_in_float64(ours, theirs, encoded):
+    """Where rounding does not hide a difference, they are held to what tiny networks are."""
+    decoder, params, _ = ours
+    want = torch_logits(theirs.double(), *encoded)
+    theirs.float()
+    with jax.enable_x64(True):
+        wide = Decoder(dataclasses.replace(decoder.config, dtype="float64"))
+        params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+        got = np.asarray(jax.jit(wide.apply)({"params": params}, *encoded))
+    real = encoded[1] > 0
+    assert got.dtype == want.dtype == np.float64 and np.abs(want).max() > 30
+    np.testing.assert_allclose(got[real], want[real], atol=1e-4, rtol=0)
 
 
 def test_greedy_tokens(theirs, encoded, greedy):

@@ -90,6 +90,11 @@ class Runs:
         config = finalize(from_json(json.loads((workdir / "config.json").read_text())))
         return config, load_players(config)
 
+    def host(self, workdir, step):
+        """Return what the checkpoint `step` holds beside its arrays."""
+        path = workdir / "checkpoints" / str(step) / "host" / "data.json"
+        return json.loads(path.read_text())
+
     def states(self, workdir, *steps):
         """Return the checkpointed states at `steps`."""
         from gapo_jax.checkpoint import Checkpointer

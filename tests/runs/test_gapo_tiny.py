@@ -1,9 +1,13 @@
 """The tiny configuration from start to end: what it leaves, what it learned on, how it resumes."""
 
+import itertools
 import json
+import shlex
 import signal
 import subprocess
+import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -26,6 +30,8 @@ def test_a_run_leaves_what_the_design_promises(runs, straight):
     assert {line["phase"] for line in lines} == {
         "warmup", "rollout", "discriminator", "policy", "eval", "save",
     }  # fmt: skip
+    # Before, during and after.
+    assert {line["round"] for line in lines if line["phase"] == "eval"} == {0, 1, 2, 3}
     names = set().union(*lines)
     wanted = """reward/mean reward/std kl/ref policy/loss policy/clip_fraction policy/entropy
         value/loss value/explained_variance disc/loss disc/acc_accepted disc/acc_rejected
@@ -41,6 +47,12 @@ def test_a_run_leaves_what_the_design_promises(runs, straight):
 def test_all_three_networks_learn_in_every_round(runs, straight):
     # The official release never trains its reward model after the warm-up (defect 18).
     workdir, _ = straight
+    for old, new in itertools.pairwise(runs.states(workdir, 0, 1, 2, 3)):
+        for name in ("policy", "critic", "discriminator"):
+            a, b = getattr(old, name), getattr(new, name)
+            leaves = zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params), strict=True)
+            assert any((np.asarray(x) != np.asarray(y)).any() for x, y in leaves), name
+            assert int(b.step) > int(a.step), name
     summary = json.loads((workdir / "summary.json").read_text())
     assert all(value > 1e-5 for value in summary["relative_change"].values())
     judged = [line for line in runs.lines(workdir) if line["phase"] == "discriminator"]
@@ -124,7 +136,8 @@ def test_stopped_killed_and_continued_equals_straight_through(runs, straight, tm
     victim = tmp_path / "victim"
     code, out = _until(runs, victim, 1, "rollout", signal.SIGTERM)
     assert code == 0
-    assert "continue with: python scripts/train.py" in out
+    again = shlex.join([sys.executable, *runs.command(victim)[1:]])
+    assert f"continue with: {again}\n" in out
     assert (victim / "checkpoints" / "1").is_dir()
     # In the middle of round 3, round 2 being saved (or still being written).
     code, _ = _until(runs, victim, 3, "rollout", signal.SIGKILL)

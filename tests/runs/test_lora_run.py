@@ -1,5 +1,5 @@
-"""A tiny GAPO run that trains adapters: it ends, goes on, and leaves what transformers and PEFT load
-with the same logits."""
+"""A tiny GAPO run that trains adapters: it ends, goes on, and leaves what transformers and PEFT
+load with the same logits."""
 
 import numpy as np
 import pytest

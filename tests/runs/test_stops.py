@@ -1,9 +1,21 @@
-"""Runs that end early, by themselves or for bad input; and PPO, the frozen judge."""
+"""Runs that end early, by a signal, by themselves or for bad input; and PPO, the frozen judge."""
 
+import contextlib
+import os
 import shutil
+import signal
+import sys
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
+from safetensors import SafetensorError
+
+from gapo_jax.config import finalize
+from gapo_jax.train import online, phases
+from gapo_jax.train import run as run_module
+from gapo_jax.train.interrupt import RunInterrupted
 
 SMALL = {
     "data__bootstrap_responses": 48, "data__pairs": 24, "data__pairs_heldout": 4,
@@ -23,8 +35,6 @@ def ppo(runs, tmp_path_factory):
 
 
 def test_ppo_leaves_the_discriminator_frozen(runs, ppo):
-    import jax
-
     assert not [line for line in runs.lines(ppo) if line["phase"] == "discriminator"]
     first, last = runs.states(ppo, 0, 1)
     jax.tree.map(
@@ -34,17 +44,172 @@ def test_ppo_leaves_the_discriminator_frozen(runs, ppo):
     assert any((np.asarray(a) != np.asarray(b)).any() for a, b in policies)
 
 
-def test_a_collapsing_run_saves_and_stops_itself(runs, ppo, tmp_path):
+def test_a_finished_run_started_again_is_left_as_it_is(runs, ppo, tmp_path):
+    before = {path: path.read_bytes() for path in ppo.iterdir() if path.is_file()}
+    code, out, err = runs.play_here(ppo, method="ppo", rounds=1, **SMALL)
+    assert code == 0, err
+    assert "wall time" in out and f"report: {ppo / 'report.html'}" in out
+    assert {path: path.read_bytes() for path in ppo.iterdir() if path.is_file()} == before
+    # More rounds, or an export that it lacks, are still to be done.
+    for name in ("config.json", "summary.json", "report.html"):
+        shutil.copy(ppo / name, tmp_path)
+    for changes in ({"rounds": 2}, {"rounds": 1, "export": True}):
+        config = finalize(runs.config(**{"method": "ppo"} | SMALL | changes))
+        assert run_module.finished(config, tmp_path) == {}
+
+
+def _poison_round_2(monkeypatch):
+    """Make the policy's loss NaN in round 2, by its advantages."""
+    learn_phase = online.learn_phase
+
+    def poisoned(run, state, experience, scored, index):
+        if index == 1:
+            experience = experience.replace(advantages_BR=experience.advantages_BR * np.nan)
+        return learn_phase(run, state, experience, scored, index)
+
+    monkeypatch.setattr(online, "learn_phase", poisoned)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        # The judge has learned before the policy is measured.
+        (
+            {
+                "ppo__kl_limit": 0.0001,
+                "ppo__optim__learning_rate": 0.01,
+                "discriminator__score_with": "post",
+            },
+            "config.ppo.kl_limit",
+        ),
+        ({}, "policy/loss is nan in round 2"),
+    ],
+)
+def test_a_collapsing_run_saves_and_stops_itself(runs, ppo, tmp_path, monkeypatch, changes, reason):
     for name in MADE:
         shutil.copy(ppo / name, tmp_path)
-    changes = {"ppo__kl_limit": 0.0001, "checkpoint__every_rounds": 3}
-    changes["ppo__optim__learning_rate"] = 0.01
-    code, _, err = runs.play_here(tmp_path, **SMALL, **changes)
+    if not changes:
+        _poison_round_2(monkeypatch)
+    code, _, err = runs.play_here(tmp_path, **SMALL, **changes, checkpoint__every_rounds=3)
     assert code == 3
-    assert "KL to the reference" in err
-    assert "kl_limit" in err
-    # Round 1 was not due for a checkpoint, and is saved all the same.
-    assert (tmp_path / "checkpoints" / "1").is_dir()
+    assert reason in err and "after round 1, is saved" in err
+    # Round 1 was not due for a checkpoint, and is saved all the same, as it was at its end.
+    first, last = runs.states(tmp_path, 0, 1)
+    assert (int(last.round), int(last.policy.step)) == (1, 2)
+    assert int(last.discriminator.step) - int(first.discriminator.step) == 3
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(last.policy.params))
+    store = runs.host(tmp_path, 1)["store"]
+    assert {text["round"] for text in store} == {1}
+
+
+def test_a_warm_up_that_leaves_no_numbers_saves_nothing(runs, ppo, tmp_path):
+    for name in MADE:
+        shutil.copy(ppo / name, tmp_path)
+    rate = {"discriminator__optim__learning_rate": 1e30}
+    code, _, err = runs.play_here(tmp_path, method="ppo", **SMALL, **rate)
+    assert code == 3
+    assert "warm-up; lower config.discriminator.optim.learning_rate" in err
+    assert "nothing is saved" in err and "is saved in" not in err
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """A list: signals sent at every batch of the phase with the name that follows them."""
+    plan = []
+
+    def tell(name):
+        if plan and name.startswith(plan[-1]):
+            for number in plan[:-1]:
+                signal.raise_signal(number)
+
+    @contextlib.contextmanager
+    def counter(total, name):
+        with phases.counter(total, name) as advance:
+            yield lambda done: (tell(name), advance(done))
+
+    def progress(batches, name):
+        for batch in batches:
+            tell(name)
+            yield batch
+
+    monkeypatch.setattr(run_module, "counter", counter)
+    monkeypatch.setattr(online, "progress", progress)
+    return plan
+
+
+def test_a_signal_ends_every_phase_at_its_next_batch(runs, ppo, tmp_path, monkeypatch, asked):
+    """Stopped in each phase in turn, the run is in the end the one that was never stopped; a second
+    Ctrl-C ends it at once."""
+
+    def play(*plan):
+        asked[:] = plan
+        return runs.play_here(tmp_path, method="ppo", rounds=1, **SMALL)
+
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    code, _, err = play(signal.SIGINT, signal.SIGINT, "bootstrap")
+    assert code == 130 and err.splitlines()[-1].startswith("stopped at once")
+    stages = {
+        "bootstrap": "bootstrap.jsonl",
+        "discriminator": "checkpoints/0",
+        "after_1: heldout_topics": "eval_after_1.jsonl",
+    }
+    for phase, missing in stages.items():
+        code, out, err = play(signal.SIGTERM, phase)
+        assert code == 0, err
+        assert "stopped by SIGTERM" in out and "continue with: " in out
+        assert not (tmp_path / missing).exists() and not list(tmp_path.glob("*.partial"))
+    code, _, err = play()
+    assert code == 0, err
+    assert runs.comparable(tmp_path) == runs.comparable(ppo)
+    assert runs.lines(tmp_path, "samples.jsonl") == runs.lines(ppo, "samples.jsonl")
+    pairs = (runs.states(folder, 1)[0] for folder in (tmp_path, ppo))
+    jax.tree.map(np.testing.assert_array_equal, *(state.policy for state in pairs))
+
+
+@pytest.mark.parametrize(
+    ("body", "wanted"),
+    [(None, "writer"), (ValueError("body"), "body"), (RunInterrupted(), "writer")],
+)
+def test_a_run_closes_its_checkpointer_whatever_its_writer_does(body, wanted):
+    closed = []
+
+    def fail():
+        raise OSError("writer")
+
+    run = SimpleNamespace(
+        writer=SimpleNamespace(close=fail),
+        checkpointer=SimpleNamespace(close=lambda: closed.append(True)),
+    )
+    with pytest.raises(Exception, match=f"^{wanted}$"), run_module.closing(run):
+        if body is not None:
+            raise body
+    assert closed
+
+
+def test_an_export_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise SafetensorError("No space left on device")
+
+    for name in ("moved", "exported_params", "summarise_run"):
+        monkeypatch.setattr(run_module, name, lambda *arguments: {"some": 1})
+    monkeypatch.setattr(run_module, "export", fail)
+    run = SimpleNamespace(
+        config=SimpleNamespace(export=True),
+        hosts=SimpleNamespace(first=True),
+        clock=phases.PhaseClock(),
+        workdir=tmp_path,
+    )
+    with pytest.raises(OSError, match="No space left on device.*export"):
+        run_module.conclude(run, None, {}, {})
+
+
+def test_a_workdir_that_cannot_be_made_is_named_with_the_way_out(runs, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = runs.play_here(tmp_path / "file" / "run")
+    assert code == 1
+    assert f"error: cannot use {tmp_path / 'file' / 'run'}: Not a directory" in err
+    assert "--workdir" in err and "Traceback" not in err
 
 
 def test_a_misspelt_flag_ends_with_the_nearest_key(runs, tmp_path):

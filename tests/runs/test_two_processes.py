@@ -105,9 +105,7 @@ def test_a_process_that_never_comes_ends_the_run_with_its_name(runs, tmp_path):
         tmp_path, "--coordinator", f"127.0.0.1:{free_port()}", "--num_processes", "2",
         "--process_id", "0", "--host_timeout_s", "1",
     )  # fmt: skip
-    done = subprocess.run(
-        command, **runs.options(), capture_output=True, check=False, timeout=60
-    )
+    done = subprocess.run(command, **runs.options(), capture_output=True, check=False, timeout=60)
     assert done.returncode == 1
     assert "process 1 (host unknown) of 2 did not come to the stage 'join'" in done.stderr
     assert not os.listdir(tmp_path)

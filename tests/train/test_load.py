@@ -68,9 +68,12 @@ def test_generator_of_a_run_has_the_trained_layers_in_place(run, newest):
     _check_generator(run, newest, step=2)
 
 
-def test_generator_of_one_checkpoint(run):
+def test_generator_of_one_checkpoint_while_the_run_saves_another(run):
+    under_way = run[0] / "checkpoints" / "3.orbax-checkpoint-tmp"
+    under_way.mkdir()
     loaded = load_any(run[0] / "checkpoints" / "1")
     _check_generator(run, loaded, step=1)
+    under_way.rmdir()  # it is still there
     assert loaded.metrics is None  # those of summary.json are the last checkpoint's
 
 
@@ -95,7 +98,9 @@ def test_discriminator_of_a_run(run, tmp_path):
 def test_imported_folder_gives_back_the_same_network(newest, tmp_path):
     loaded = newest
     save_imported(loaded.module, loaded.params, loaded.tokenizer, tmp_path, loaded.base)
+    (tmp_path / "checkpoints" / "1.orbax-checkpoint-tmp").mkdir()
     again = load_any(tmp_path)
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
     assert again.module.config == loaded.module.config and again.base == TINY
     assert _equal(again.params, loaded.params)
     assert again.tokenizer("Hi 12")["input_ids"] == loaded.tokenizer("Hi 12")["input_ids"]
@@ -116,5 +121,16 @@ def test_a_run_without_checkpoints_and_a_source_that_is_not_there(run, tmp_path)
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(FileNotFoundError, match="wanted checkpoint"):
         load_any(tmp_path)
+    (tmp_path / "checkpoints").rmdir()
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(FileNotFoundError, match="wanted checkpoint"):
+        load_any(tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
     with pytest.raises(FileNotFoundError, match="none of them"):
         load_any(tmp_path / "absent")
+
+
+def test_an_adapter_that_names_no_base_asks_for_one(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="which names none. Give --base"):
+        load_any(tmp_path)
