@@ -71,7 +71,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     group.add_argument("--top-k", type=int, default=0)
     group.add_argument("--min-p", type=float, default=0.0)
     group.add_argument("--stop", action="append", default=[], help="cut before this; repeatable")
-    group.add_argument("--system", default=None, help="system prompt")
+    group.add_argument("--system", help="default: that of the run, or of the chat template")
     options = parser.parse_args(arguments)
     whole = ("batch_size", "max_new_tokens", "max_prompt_tokens", "resamples", "limit", "samples")
     for name in whole:
@@ -91,9 +91,11 @@ def load_model(options: argparse.Namespace) -> tuple[Any, Any, Callable[..., Any
     """Return the parameters, the tokenizer, the sampler and the longest prompt in tokens."""
     from gapo_jax.models import Decoder
     from gapo_jax.rollout.sampler import make_sampler
-    from gapo_jax.train.load import load_any
+    from gapo_jax.train.load import load_any, trained_system
 
     loaded = load_any(str(options.model))
+    if options.system is None:
+        options.system = trained_system(options.model)
     decoder = loaded.module
     if not isinstance(decoder, Decoder):
         raise ValueError(f"--model {options.model} is an encoder; it cannot generate text")

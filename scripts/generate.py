@@ -2,8 +2,9 @@
 
     python scripts/generate.py --model runs/quickstart --prompt "Name three rivers." [--greedy]
 
-Several --prompt arguments are answered together. SmolLM2's chat template writes its own system
-turn; --system replaces it ("" leaves it empty). --stop cuts the answer before a string.
+Several --prompt arguments are answered together. The system turn is the one that a run was trained
+with, of any other model that of its chat template; --system replaces it ("" leaves it empty).
+--stop cuts the answer before a string.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import jax
 from gapo_jax.checkpoint import CheckpointError
 from gapo_jax.rollout.generate import generate, prompt_width, row_keys
 from gapo_jax.rollout.sampler import make_sampler
-from gapo_jax.train.load import load_any
+from gapo_jax.train.load import load_any, trained_system
 
 SLOTS = 32  # rows decoded at a time where there are more prompts
 
@@ -27,7 +28,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="HF folder, hub id, .gguf or workdir")
     parser.add_argument("--prompt", required=True, action="append", help="repeat for a batch")
     parser.add_argument("--tokenizer", help="its source, for a .gguf whose own we cannot read")
-    parser.add_argument("--system", default=None, help="replaces the template's system turn")
+    parser.add_argument("--system", default=None, help="replaces the system turn")
     parser.add_argument("--step", type=int, default=None, help="checkpoint of a run")
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--temperature", type=float, default=0.7)
@@ -45,6 +46,8 @@ def main() -> int:
     args = parse()
     try:
         loaded = load_any(args.model, step=args.step, tokenizer=args.tokenizer)
+        if args.system is None:
+            args.system = trained_system(args.model)
         config = loaded.module.config
         limit = config.max_positions - args.max_new_tokens
         count = len(args.prompt)

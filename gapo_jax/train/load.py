@@ -109,6 +109,13 @@ def load_any(
     return Loaded(module, params, words, None, base, dtype=dtype)
 
 
+def trained_system(src: str | os.PathLike[str]) -> str | None:
+    """Return the system turn that a run was trained with, `src` as in `load_any`; None where it
+    left that to the chat template, or `src` is no run."""
+    path, _ = _checkpoint_of(Path(src), None)
+    return configuration.system_text(_read_config(path)) if is_run(path) else None
+
+
 def load_trained_adapters(
     src: str | os.PathLike[str], step: int | None = None
 ) -> tuple[models.Decoder, models.Adapters, str, str]:

@@ -123,7 +123,8 @@ def _seen_whole(config: Config, players: Players, pairs: Sequence[PreferentialPa
         [response for _, response in sides],
         config.discriminator.max_tokens,
     )
-    return (~np.asarray(encoded.truncated_B).reshape(-1, 2).any(axis=1)).tolist()
+    cut_B = np.asarray(encoded.truncated_B)
+    return [not (first or second) for first, second in zip(cut_B[::2], cut_B[1::2], strict=True)]
 
 
 def whole_cycles(

@@ -1,5 +1,5 @@
-"""A tiny GAPO run that trains adapters: it ends, goes on, and leaves what transformers and PEFT
-load with the same logits."""
+"""A tiny GAPO run that trains adapters: it ends, and leaves what transformers and PEFT load with
+the same logits."""
 
 import numpy as np
 import pytest
@@ -19,15 +19,10 @@ CHANGES = {
 
 @pytest.fixture(scope="module")
 def workdir(runs, tmp_path_factory):
-    """The workdir after one round, and after the same command with two."""
+    """The workdir after two rounds."""
     workdir = tmp_path_factory.mktemp("lora")
-    learned = []
-    for rounds in (1, 2):
-        code, _, err = runs.play_here(workdir, rounds=rounds, **CHANGES)
-        assert code == 0, err
-        learned.append([line for line in runs.lines(workdir) if line["phase"] == "policy"])
-    assert learned[1][:1] == learned[0]
-    assert [line["round"] for line in learned[1]] == [1, 2]
+    code, _, err = runs.play_here(workdir, rounds=2, **CHANGES)
+    assert code == 0, err
     return workdir
 
 

@@ -122,7 +122,7 @@ def _judge(config=ENCODER):
     return judge, judge.init(jax.random.key(2), texts.tokens_BT, texts.mask_BT)["params"]
 
 
-@pytest.mark.parametrize("loss", ["bce", "bradley_terry"])
+@pytest.mark.parametrize("loss", ["bce", pytest.param("bradley_terry", marks=pytest.mark.slow)])
 def test_a_discriminator_update_in_parts_is_that_of_the_whole_batch(loss):
     judge, params = _judge()
     results = []

@@ -11,7 +11,7 @@ import pytest
 from gapo_jax import config as configuration
 from gapo_jax.checkpoint import Checkpointer
 from gapo_jax.models import save_hf
-from gapo_jax.train.load import load_any, save_imported
+from gapo_jax.train.load import load_any, save_imported, trained_system
 from gapo_jax.train.setup import TINY, build_training, initial_state, load_players
 
 
@@ -66,6 +66,16 @@ def _check_generator(run, loaded, step):
 
 def test_generator_of_a_run_has_the_trained_layers_in_place(run, newest):
     _check_generator(run, newest, step=2)
+
+
+def test_the_system_turn_is_that_of_the_run(run, tmp_path):
+    record = json.loads((run[0] / "config.json").read_text())
+    record["data"]["system_prompt"] = "Be brief."
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    assert trained_system(tmp_path) == trained_system(tmp_path / "checkpoints" / "3") == "Be brief."
+    assert trained_system(run[0]) is None  # left to the chat template
+    assert trained_system(tmp_path / "checkpoints") is None
 
 
 def test_generator_of_one_checkpoint_while_the_run_saves_another(run):

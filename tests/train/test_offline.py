@@ -20,9 +20,15 @@ from gapo_jax.train.setup import build_training, load_players
 ROOT = Path(__file__).parents[2]
 DATA = ("bootstrap.jsonl", "pairs.jsonl", "pairs_heldout.jsonl")
 PROCESS = ("time", "throughput/", "compile/")
-# (config file, preset): each method once, and what takes another path through the loop.
+# (config file, preset): each method once, and what takes another path through the loop. Those whose
+# path another one takes too are slow: their losses are tested by themselves.
+SLOW = ("sft_tiny", "simpo_tiny", "orpo_tiny", "rpo_tiny", "prompts")
 CASES = [(f"{method}_tiny", "") for method in OFFLINE_METHODS]
 CASES += [("rpo_tiny", "discriminator"), ("inverse_q_tiny", "prompts")]
+CASES = [
+    pytest.param(*case, marks=[pytest.mark.slow] if (case[1] or case[0]) in SLOW else [])
+    for case in CASES
+]
 
 
 class Killed(Exception):

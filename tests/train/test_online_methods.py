@@ -94,7 +94,14 @@ def _same(one, other):
 
 
 @pytest.mark.parametrize(
-    "name", ["ppo_tiny", "rloo_tiny", "grpo_tiny", "reinforce_pp_tiny", "rpo_online_tiny"]
+    "name",
+    [
+        "ppo_tiny",
+        "grpo_tiny",
+        "rpo_online_tiny",
+        pytest.param("rloo_tiny", marks=pytest.mark.slow),
+        pytest.param("reinforce_pp_tiny", marks=pytest.mark.slow),
+    ],
 )
 def test_two_rounds_and_the_second_once_more(world, name, tmp_path):
     """Who moves and who does not; continued after the first round, the second is the same."""
