@@ -1,12 +1,12 @@
-"""GAPO on a 4-layer model from random weights: the whole program in about 75 seconds on 2 cores.
+"""GAPO on a 4-layer model from random weights: the whole program in under a minute on 2 cores.
 
     python scripts/train.py --config configs/gapo_tiny.py
 
 The workhorse of the tests. The generator writes random characters, so its text is not worth
-reading. Measured 2026-11-22 on 2 CPU cores (load 1.6) with the compiled programs of an earlier run
-on disk: 29 s, of which the run itself took 21; 1.4 GB at the peak. Held-out topics, per
-instruction: 65.9% -> 68.2%, +2.3 [-4.8, +9.5] points; the weights moved by 4.2e-2 (policy), 5.2e-3
-(discriminator) and 4.6e-2 (critic) of their norm.
+reading. Measured 2026-11-22 on 2 CPU cores: 52 s in all, 79 programs compiled, 29 s where an
+earlier run has left them on disk; 1.7 GB at the peak. Held-out topics, per instruction: 55.6% ->
+64.4%, +8.9 [-2.3, +18.0] points; the weights moved by 4.2e-2 (policy), 5.2e-3 (discriminator) and
+4.6e-2 (critic) of their norm.
 """
 
 from gapo_jax.config import Config
