@@ -49,8 +49,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Compile fast what compiles longer than it runs: the steps of small networks."""
-    quick = item.path.parent.name in ("train", "multidevice")
+    """Compile fast what compiles longer than it runs: everything but networks of full size."""
+    quick = item.path.name not in ("test_real.py", "test_benchmark.py")
     jax.config.update("jax_disable_most_optimizations", quick)
 
 

@@ -150,9 +150,8 @@ def test_a_decoder_with_two_kinds_of_layers():
     assert len(cache) == 2
 
 
-@pytest.mark.parametrize(
-    "family", ["longformer", pytest.param("modernbert", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["longformer", "modernbert"])
 def test_an_encoder(family):
     """30 tokens are more than three blocks of the windows, so the plain version works in blocks."""
     fields = {
