@@ -54,6 +54,7 @@ def test_every_step_is_measured_beside_torch(benchmark):
     assert report["sample"]["jax"]["real_tokens"] == 3 * 4
 
 
+@pytest.mark.slow
 def test_the_skewed_load_and_the_discriminator(benchmark):
     report = benchmark(
         "sample", "discriminator", "--skewed", "--batch", "4", "--rows", "20", "--new-tokens",

@@ -163,6 +163,7 @@ def test_gapo_without_updates_of_its_discriminator_is_ppo_step_for_step(world, t
     assert relative_change(start.policy.params, states[0].policy.params) > 1e-5
 
 
+@pytest.mark.slow
 def test_gapo_with_all_its_switches_at_once(world, tmp_path):
     config = tiny_rounds("gapo")
     config.ppo.advantage, config.ppo.sft_coef, config.ppo.sft_rows = "rloo", 0.1, 4
