@@ -103,7 +103,9 @@ def test_memory_of_forward_and_backward_grows_linearly_with_windows(family, powe
     assert largest(8192) == pytest.approx(2**power * largest(4096), rel=0.05)
 
 
-@pytest.mark.parametrize("family", ["modernbert", "deberta-v2"])
+@pytest.mark.parametrize(
+    "family", ["modernbert", pytest.param("deberta-v2", marks=pytest.mark.slow)]
+)
 def test_no_gradient_below_and_the_same_above(family):
     config, first = CONFIGS[family], 2
     params = random_params(Encoder(config))

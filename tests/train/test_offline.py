@@ -22,7 +22,7 @@ DATA = ("bootstrap.jsonl", "pairs.jsonl", "pairs_heldout.jsonl")
 PROCESS = ("time", "throughput/", "compile/")
 # (config file, preset): each method once, and what takes another path through the loop. Those whose
 # path another one takes too are slow: their losses are tested by themselves.
-SLOW = ("sft_tiny", "simpo_tiny", "orpo_tiny", "rpo_tiny", "prompts")
+SLOW = ("sft_tiny", "kto_tiny", "simpo_tiny", "orpo_tiny", "rpo_tiny", "prompts")
 CASES = [(f"{method}_tiny", "") for method in OFFLINE_METHODS]
 CASES += [("rpo_tiny", "discriminator"), ("inverse_q_tiny", "prompts")]
 CASES = [

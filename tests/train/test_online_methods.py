@@ -98,7 +98,7 @@ def _same(one, other):
     [
         "ppo_tiny",
         "grpo_tiny",
-        "rpo_online_tiny",
+        pytest.param("rpo_online_tiny", marks=pytest.mark.slow),
         pytest.param("rloo_tiny", marks=pytest.mark.slow),
         pytest.param("reinforce_pp_tiny", marks=pytest.mark.slow),
     ],
