@@ -6,6 +6,7 @@ import gguf
 import jax
 import numpy as np
 import pytest
+from gguf_files import begin, finish
 
 from gapo_jax.models import Decoder, DecoderConfig, hf_map, load_decoder
 from gapo_jax.models.gguf_io import GGUFSource
@@ -61,16 +62,8 @@ def _params(config):
 
 def _write(path, name, config, params):
     """A GGUF file as llama.cpp's converter writes it, with the tensor names of the gguf package."""
-    writer = gguf.GGUFWriter(path, name)
-    writer.add_block_count(config.num_layers)
-    writer.add_context_length(config.max_positions)
-    writer.add_embedding_length(config.d_model)
-    writer.add_feed_forward_length(config.d_ff)
-    writer.add_head_count(config.num_heads)
-    writer.add_head_count_kv(config.num_kv_heads)
+    writer = begin(path, name, config)
     writer.add_key_length(config.head_dim)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_layer_norm_rms_eps(config.norm_eps)
     if config.window:
         writer.add_sliding_window(config.window)
     if config.rope_scaling:
@@ -79,9 +72,6 @@ def _write(path, name, config, params):
     if config.attn_softcap:
         writer.add_attn_logit_softcapping(config.attn_softcap)
         writer.add_final_logit_softcapping(config.final_softcap)
-    writer.add_eos_token_id(2)
-    writer.add_bos_token_id(1)
-    writer.add_pad_token_id(0)
     (kind,) = (key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == name)
     names = gguf.get_tensor_name_map(kind, config.num_layers)
     arch = hf_map.architecture_of(config)
@@ -91,10 +81,7 @@ def _write(path, name, config, params):
         found = names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
         assert found is not None, hf_name
         writer.add_tensor(found, tensor)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 
@@ -212,10 +199,7 @@ def test_k_quants(tmp_path, name):
         )
     writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
     writer.add_tensor("token_embd.weight", blocks, raw_dtype=gguf.GGMLQuantizationType[name])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     config = DecoderConfig(**{**SIZES, "vocab_size": 3, "d_model": 256})
     reader = gguf.GGUFReader(tmp_path / "m.gguf")
     source = GGUFSource(reader, hf_map.ARCHITECTURES["llama"], config)

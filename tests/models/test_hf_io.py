@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gguf_files import begin, finish
 from safetensors.numpy import load_file, save_file
 
 from gapo_jax import hub, models
@@ -272,18 +273,7 @@ def write_gguf(path, params, quantise=None, replaced=None, config=CONFIG, **meta
     further or other tensors, {name: (data, type)}."""
     replaced = dict(replaced or {})
     arch = models.ARCHITECTURES["llama"]
-    writer = gguf.GGUFWriter(path, metadata.pop("architecture", "llama"))
-    writer.add_block_count(config.num_layers)
-    writer.add_context_length(config.max_positions)
-    writer.add_embedding_length(config.d_model)
-    writer.add_feed_forward_length(config.d_ff)
-    writer.add_head_count(config.num_heads)
-    writer.add_head_count_kv(config.num_kv_heads)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_layer_norm_rms_eps(config.norm_eps)
-    writer.add_eos_token_id(2)
-    writer.add_bos_token_id(1)
-    writer.add_pad_token_id(0)
+    writer = begin(path, metadata.pop("architecture", "llama"), config)
     for key, value in metadata.items():
         add = writer.add_string if isinstance(value, str) else writer.add_uint32
         add(key.replace("__", "."), value)
@@ -301,10 +291,7 @@ def write_gguf(path, params, quantise=None, replaced=None, config=CONFIG, **meta
         writer.add_tensor(gguf_name, data, raw_dtype=kind)
     for name, (data, kind) in replaced.items():
         writer.add_tensor(name, data, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 
