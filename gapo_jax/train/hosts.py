@@ -60,6 +60,11 @@ class Hosts:
             raise HostMissing(self._message(answer["missing"], stage))
         return answer["values"]
 
+    def first_word(self, stage: str, word: str) -> str:
+        """Return the first of the processes' words that is not empty, or "", in every process; a
+        stage as in `gather`."""
+        return next(filter(None, self.gather(stage, word)), "")
+
     def _collect(self, stage: str, value: Any) -> list[Any]:
         values, missing = [value] + [None] * (self.count - 1), []
         deadline = time.monotonic() + self.timeout_s

@@ -17,11 +17,16 @@ import jax.numpy as jnp
 from gapo_jax import config as configuration
 from gapo_jax import hub, models
 from gapo_jax.checkpoint import Checkpointer
-from gapo_jax.data.tokenizer import check_vocabulary, load_tokenizer
+from gapo_jax.data.tokenizer import load_tokenizer
 from gapo_jax.data.weights import WEIGHTS, locate
 from gapo_jax.sharding import ONE_DEVICE
-from gapo_jax.train.setup import Players, build_training, initial_state, load_players
-from gapo_jax.train.setup import source as source_of
+from gapo_jax.train.setup import (
+    Players,
+    build_training,
+    initial_state,
+    load_players,
+    tokenizer_and_shape,
+)
 from gapo_jax.train.state import RunState, merge_trainable
 
 IMPORTED = "model.json"
@@ -95,9 +100,7 @@ def load_any(
     if adapts:
         # Merging has changed the weights.
         return _load_adapter(source, base)._replace(dtype=None)
-    config, dtype = models.inspect(source)
-    words = load_tokenizer(source if tokenizer is None else source_of(tokenizer))
-    check_vocabulary(words, config.vocab_size)
+    words, _, dtype = tokenizer_and_shape(source, tokenizer)
     load: Any = {
         "encoder": models.load_encoder,
         "discriminator": models.load_discriminator,

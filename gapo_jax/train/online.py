@@ -57,7 +57,7 @@ def warmup(run: Run, state: RunState) -> RunState:
     settings, network = run.config.discriminator, state.discriminator
     key = jax.random.fold_in(state.key, 4)
     steps, tokenizer = run.training.steps, run.players.disc_tokenizer
-    steps = dataclasses.replace(steps, disc_update=heed_stops(run, steps.disc_update))
+    steps = dataclasses.replace(steps, disc_update=stoppable(run, steps.disc_update))
     for epoch in range(settings.warmup_epochs):
         # In the rounds of an adversarial method the curriculum goes on.
         done = 0.0 if is_adversarial(run.config) else epoch / settings.warmup_epochs
@@ -82,7 +82,7 @@ def warmup(run: Run, state: RunState) -> RunState:
     return state.replace(discriminator=network, judge=average)
 
 
-def heed_stops(run: Run, update: Callable[..., Any]) -> Callable[..., Any]:
+def stoppable(run: Run, update: Callable[..., Any]) -> Callable[..., Any]:
     """Return an update that first stops the run (RunInterrupted) if a signal asked for it.
 
     It waits for the update before its own: on a CPU, XLA takes 16 of them ahead, and all would have

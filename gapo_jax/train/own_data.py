@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from gapo_jax import constraints
 from gapo_jax.config import Config, system_text
 from gapo_jax.data.curriculum import cycles_of
 from gapo_jax.data.discriminator_text import encode_texts
+from gapo_jax.data.selection import Cycle
 from gapo_jax.data.sources import (
     MINED,
     accepted_prompts,
@@ -27,14 +28,13 @@ from gapo_jax.data.sources import (
     write_prompts,
 )
 from gapo_jax.rollout.generate import prompt_width
-from gapo_jax.train.prepare import Prompts, fitting, visible_types
+from gapo_jax.train.prepare import PAIRS, Prompts, fitting, visible_types
 from gapo_jax.train.setup import Players
 from gapo_jax.types import Constraint, PreferentialPair
 
 log = logging.getLogger("gapo_jax")
 HELDOUT = "heldout_tasks"
 _PROMPTS = {"train": "prompts_train.jsonl", "test": "prompts_heldout.jsonl"}
-_PAIRS = {"train": "pairs.jsonl", "test": "pairs_heldout.jsonl"}
 
 
 def own_prompts(config: Config, players: Players, workdir: Path) -> Prompts:
@@ -73,17 +73,16 @@ def _take(config: Config, players: Players, workdir: Path) -> None:
         "train": (data.pairs, data.prompts),
         "test": (data.pairs_heldout, config.eval.prompts_per_set),
     }
+    limit = config.discriminator.max_tokens
     for stream, (side, pairs) in enumerate(mined.items(), 10):
         where = f"{data.source}/{MINED[side]}"
         reason = "constraints of types that are not in use (config.data.types)"
-        pairs = whole_cycles(pairs, [_asks_only(p, seen) for p in pairs], where, reason)
-        reason = (
-            f"texts longer than config.discriminator.max_tokens={config.discriminator.max_tokens}"
-        )
-        pairs = whole_cycles(pairs, _seen_whole(config, players, pairs), where, reason)
+        cycles = usable(in_cycles(pairs), lambda part: _ask_only(part, seen), where, reason)
+        reason = f"texts longer than config.discriminator.max_tokens={limit}"
+        cycles = usable(cycles, lambda part: _seen_whole(config, players, part), where, reason)
         rng = np.random.default_rng([config.seed, stream])
-        write_pairs(workdir / _PAIRS[side], some_cycles(pairs, counts[side][0], rng))
-        rows = accepted_prompts(pairs, side)
+        write_pairs(workdir / PAIRS[side], some_cycles(cycles, counts[side][0], rng))
+        rows = accepted_prompts(_flat(cycles), side)
         rows = [rows[i] for i in rng.permutation(len(rows))]
         write_prompts(
             workdir / _PROMPTS[side], fitting(config, players, rows, counts[side][1], where)
@@ -95,8 +94,8 @@ def asked(pair: PreferentialPair) -> tuple[Constraint, ...]:
     return pair.accepted + pair.rejected
 
 
-def _asks_only(pair: PreferentialPair, type_ids: set[str]) -> bool:
-    return all(constraint.id in type_ids for constraint in asked(pair))
+def _ask_only(pairs: Sequence[PreferentialPair], type_ids: set[str]) -> list[bool]:
+    return [all(constraint.id in type_ids for constraint in asked(pair)) for pair in pairs]
 
 
 def _read(source: str, side: str) -> list[PreferentialPair]:
@@ -127,36 +126,45 @@ def _seen_whole(config: Config, players: Players, pairs: Sequence[PreferentialPa
     return [not (first or second) for first, second in zip(cut_B[::2], cut_B[1::2], strict=True)]
 
 
-def whole_cycles(
-    pairs: Sequence[PreferentialPair], kept: Sequence[bool], where: str, reason: str
-) -> list[PreferentialPair]:
-    """Return the cycles all of whose pairs are kept; say how many are left out, and why.
+def in_cycles(pairs: Sequence[PreferentialPair]) -> list[Cycle]:
+    """Return the pairs grouped by cycle, each in the order of its first pair."""
+    cycles: dict[int, Cycle] = collections.defaultdict(list)
+    for pair, cycle in zip(pairs, cycles_of(pairs).tolist(), strict=True):
+        cycles[cycle].append(pair)
+    return list(cycles.values())
+
+
+def _flat(cycles: Sequence[Cycle]) -> Cycle:
+    return [pair for cycle in cycles for pair in cycle]
+
+
+def usable(
+    cycles: Sequence[Cycle],
+    test: Callable[[Sequence[PreferentialPair]], Sequence[bool]],
+    where: str,
+    reason: str,
+) -> list[Cycle]:
+    """Return the cycles all of whose pairs pass `test`, which says so of each of many pairs; say
+    how many pairs are left out, and why.
 
     Raises:
         ValueError: none is left.
     """
-    cycles = cycles_of(pairs)
-    broken = set(cycles[~np.asarray(kept, bool)].tolist())
-    found = [
-        pair for pair, cycle in zip(pairs, cycles.tolist(), strict=True) if cycle not in broken
-    ]
-    left_out = f"{len(pairs) - len(found)} of {len(pairs)} pairs of {where} are left out: {reason}"
+    passed = iter(test(_flat(cycles)))
+    found = [cycle for cycle in cycles if all([next(passed) for _ in cycle])]
+    total, kept = (sum(map(len, part)) for part in (cycles, found))
+    left_out = f"{total - kept} of {total} pairs of {where} are left out: {reason}"
     if not found:
         raise ValueError(f"{left_out}; nothing remains to train on, so change that key")
-    if len(found) < len(pairs):
+    if kept < total:
         log.warning(left_out)
     return found
 
 
-def some_cycles(
-    pairs: Sequence[PreferentialPair], count: int, rng: np.random.Generator
-) -> list[PreferentialPair]:
+def some_cycles(cycles: Sequence[Cycle], count: int, rng: np.random.Generator) -> Cycle:
     """Return at most `count` pairs, in whole cycles chosen at random; one cycle at least."""
-    members: dict[int, list[PreferentialPair]] = collections.defaultdict(list)
-    for pair, cycle in zip(pairs, cycles_of(pairs).tolist(), strict=True):
-        members[cycle].append(pair)
-    every, chosen = list(members.values()), []
-    for index in rng.permutation(len(every)).tolist():
-        if not chosen or len(chosen) + len(every[index]) <= count:
-            chosen += every[index]
+    chosen: Cycle = []
+    for index in rng.permutation(len(cycles)).tolist():
+        if not chosen or len(chosen) + len(cycles[index]) <= count:
+            chosen += cycles[index]
     return chosen

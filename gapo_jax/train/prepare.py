@@ -37,6 +37,7 @@ from gapo_jax.train.setup import Players
 from gapo_jax.types import Preference, PreferentialPair, PromptRow
 
 BOOTSTRAP_STREAM = 100
+PAIRS = {"train": "pairs.jsonl", "test": "pairs_heldout.jsonl"}  # of a workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,10 +214,10 @@ def make_pairs(
     Raises:
         ValueError: no pair could be made of the responses.
     """
-    paths = workdir / "pairs.jsonl", workdir / "pairs_heldout.jsonl"
+    paths = [workdir / name for name in PAIRS.values()]
     if not paths[1].exists():
-        counts = config.data.pairs, config.data.pairs_heldout
         halves = split_rows(rows, config.seed)
+        counts = config.data.pairs, config.data.pairs_heldout
         for path, half, count, stream in zip(paths, halves, counts, (16, 17), strict=True):
             rng = np.random.default_rng([config.seed, stream])
             pairs = build_pairs(

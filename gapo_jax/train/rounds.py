@@ -92,7 +92,7 @@ class Run:
 
     def asked_to_stop(self) -> str:
         """Return the name of the signal that asked any of the processes to stop, or ""."""
-        return next(filter(None, self.hosts.gather("play", self.stop.signal_name)), "")
+        return self.hosts.first_word("play", self.stop.signal_name)
 
     def stop_if_asked(self, finished: int) -> None:
         """Raise RunInterrupted when a signal asked for it and round `finished` is saved.

@@ -86,7 +86,7 @@ def heed_stops(
 
     def on_batch(done: int) -> None:
         advance(done)
-        if asked := next(filter(None, hosts.gather("batch", stop.signal_name)), ""):
+        if asked := hosts.first_word("batch", stop.signal_name):
             raise RunInterrupted(asked)
 
     return on_batch

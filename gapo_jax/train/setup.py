@@ -132,17 +132,24 @@ def load_generator(
         init = jax.jit(decoder.init)
         params = place.init(init, jax.random.key(seed), tokens, jnp.ones_like(tokens))["params"]
         return decoder, params, tokenizer
-    tokenizer, _ = _tokenizer_and_shape(name)
+    tokenizer, _, _ = tokenizer_and_shape(source(name))
     decoder, params = models.load_decoder(source(name), put=place.put)
     return decoder, params, tokenizer
 
 
-def _tokenizer_and_shape(name: str) -> tuple[PreTrainedTokenizerFast, Any]:
-    """Return tokenizer and config of a source, which fit each other, having read no weight."""
-    shape, _ = models.inspect(source(name))
-    tokenizer = load_tokenizer(source(name))
-    check_vocabulary(tokenizer, shape.vocab_size)
-    return tokenizer, shape
+def tokenizer_and_shape(
+    src: str | Path, tokenizer: str | None = None
+) -> tuple[PreTrainedTokenizerFast, Any, str]:
+    """Return tokenizer and config of a source, which fit each other, and the dtype of its weights,
+    having read none of them; `tokenizer` names another source of that.
+
+    Raises FileNotFoundError or ValueError as `models.inspect` and `load_tokenizer` do, and
+    ValueError where the vocabulary exceeds the embedding.
+    """
+    shape, dtype = models.inspect(src)
+    words = load_tokenizer(src if tokenizer is None else source(tokenizer))
+    check_vocabulary(words, shape.vocab_size)
+    return words, shape, dtype
 
 
 def _load_reward_model(
@@ -156,7 +163,7 @@ def _load_reward_model(
                 f"wanted config.discriminator.{key}=0 for a decoder as discriminator, got "
                 f"{getattr(settings, key)} for {name}; set it, or choose an encoder"
             )
-    tokenizer, shape = _tokenizer_and_shape(name)
+    tokenizer, shape, _ = tokenizer_and_shape(source(name))
     _check_length(settings.max_tokens, shape.max_positions, name)
     module, params = models.load_reward_model(
         source(name),
@@ -193,7 +200,7 @@ def load_discriminator(
         tokenizer = wordpiece_tokenizer()
         encoder_config = tiny_encoder(tokenizer)
     else:
-        tokenizer, encoder_config = _tokenizer_and_shape(name)
+        tokenizer, encoder_config, _ = tokenizer_and_shape(source(name))
         found, loaded = models.load_discriminator(source(name), put=place.put, pooling=pooling)
         pooling, hidden_dim = found.pooling, found.hidden_dim
     if settings.frozen_layers >= encoder_config.num_layers:
