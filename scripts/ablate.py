@@ -66,7 +66,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True, help="an experiment: FILE.py or FILE.py:PRESET")
     parser.add_argument("--out", required=True, type=Path, help="folder of all runs")
-    parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to N - 1")
+    parser.add_argument("--seeds", type=int, default=5, help="how many")
+    parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--switch", nargs="*", choices=sorted(SWITCHES), help="default: all")
     parser.add_argument(
         "--set", nargs="*", default=[], metavar="KEY=VALUE", help="keys changed in every run"
@@ -163,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = [BASELINE, *(args.switch or SWITCHES)]
     # Seed by seed, so that a table of fewer seeds is whole when the runs are cut short.
     results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    for seed in range(args.seeds):
+    for seed in range(args.first, args.first + args.seeds):
         for name in names:
             results[name].append(play(args, name, seed))
         args.out.mkdir(parents=True, exist_ok=True)

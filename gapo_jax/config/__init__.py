@@ -54,13 +54,14 @@ class ModelConfig(Section):
     """Which networks take part, and which of their parameters are trained.
 
     `generator` and `discriminator` name a model of the weight cache, an HF folder, a hub id, a
-    GGUF file, or `random:tiny` (built from the seed). `trainable_layers` counts from the top, 0
-    means all; the layers below are the reference's, so their activations are computed once a
-    round. `freeze` is a regular expression over parameter paths (`layers/mlp/`, `norm`): what it
-    finds stands still too. `critic` is `reference` (a head on the reference's hidden states),
-    `policy` (a head on the policy's hidden states) or `decoder` (a trunk of its own and a head);
-    all are causal. `dtype` is what all networks compute in; the weights that are trained and their
-    optimisers' moments are float32 all the same, and so are log-probs, rewards and losses.
+    GGUF file, or `random:tiny` or `random:words` (small, built from the seed). `trainable_layers`
+    counts from the top, 0 means all; the layers below are the reference's, so their activations
+    are computed once a round. `freeze` is a regular expression over parameter paths
+    (`layers/mlp/`, `norm`): what it finds stands still too. `critic` is `reference` (a head on the
+    reference's hidden states), `policy` (a head on the policy's hidden states) or `decoder` (a
+    trunk of its own and a head); all are causal. `dtype` is what all networks compute in; the
+    weights that are trained and their optimisers' moments are float32 all the same, and so are
+    log-probs, rewards and losses.
     `pooling` is that of a fresh head: a discriminator's source that has a head of its own brings
     it. `attention` is the kernel of both (`models/attention_kernels.py`): `auto` takes what the
     device has, `xla` the plain version everywhere.

@@ -1,4 +1,4 @@
-"""Two small tokenizers built in code, for runs and tests that download nothing.
+"""Small tokenizers built in code, for runs and tests that download nothing.
 
 Generator and discriminator get different ones on purpose: text has to be decoded and tokenised
 again on its way between them, in the tiny configuration as in the real one.
@@ -6,12 +6,18 @@ again on its way between them, in the tiny configuration as in the real one.
 
 from __future__ import annotations
 
+import re
 import string
+from collections.abc import Sequence
 
+import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from gapo_jax import constraints
 from gapo_jax.data.discriminator_text import CUT, NEWLINE
+from gapo_jax.data.prompts import make_prompts
+from gapo_jax.data.tasks import tasks
 
 _CHAT = (
     "{% for message in messages %}{{ '<s>' + message['content'] + '\n' }}{% endfor %}"
@@ -19,12 +25,39 @@ _CHAT = (
 )
 
 
+_SHAPES = "{}, ", "<<{}>> ", "[{}] ", "*{}* ", "P.S. {} "
+_SHAPED = (
+    "tea sun bread river morning garden music winter chair paper "
+    "light stone green house water song early quiet slow warm"
+).split()
+
+
 def character_tokenizer() -> PreTrainedTokenizerFast:
     """Return a tokenizer with one token per printable ASCII character; others become "?"."""
     specials = ["<pad>", "<s>", "</s>"]
     characters = ["\n", *(chr(code) for code in range(32, 127))]
     vocab = {token: index for index, token in enumerate([*specials, *characters])}
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="?", fuse_unk=False))
+    return _generator_tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="?", fuse_unk=False))
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer with one token per printable ASCII character, for each word of our
+    training prompts, and for 20 words with a comma, in title brackets, as a placeholder,
+    highlighted, after a postscript mark: what a network of random weights writes obeys a
+    constraint now and then."""
+    characters = ["\n", *(chr(code) for code in range(32, 127))]
+    # With a blank before it, so that a word stays one behind any other token.
+    pieces = [" " + shape.format(word) for shape in _SHAPES for word in _SHAPED]
+    pieces += sorted(set(re.findall(r" [A-Za-z]{2,}", _prompts())))
+    specials = [("<pad>", 0.0), ("<s>", 0.0), ("</s>", 0.0)]
+    # All alike, so that a text is cut into as few tokens as can be.
+    scored = [*specials, *((token, -10.0) for token in [*characters, *pieces])]
+    unknown = len(specials) + characters.index("?")
+    return _generator_tokenizer(models.Unigram(scored, unk_id=unknown))
+
+
+def _generator_tokenizer(model: models.Model) -> PreTrainedTokenizerFast:
+    backend = Tokenizer(model)
     backend.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -36,11 +69,23 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def wordpiece_tokenizer() -> PreTrainedTokenizerFast:
-    """Return an uncased BERT-type tokenizer whose pieces are single characters."""
+def _prompts() -> str:
+    """Return 500 of our training prompts, each on a line."""
+    rng = np.random.default_rng(0)
+    rows = make_prompts(tasks("train"), constraints.types("ifeval"), 500, rng)
+    return "\n".join(row.prompt for row in rows)
+
+
+def known_words() -> list[str]:
+    """Return the words of `word_tokenizer` in lower case."""
+    return sorted({*re.findall(r"[a-z]{2,}", _prompts().lower()), *_SHAPED})
+
+
+def wordpiece_tokenizer(words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """Return an uncased BERT-type tokenizer whose pieces are single characters and `words`."""
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     letters = string.ascii_lowercase + string.digits
-    pieces = [*letters, *(f"##{c}" for c in letters), *string.punctuation, NEWLINE, CUT]
+    pieces = [*letters, *(f"##{c}" for c in letters), *string.punctuation, NEWLINE, CUT, *words]
     vocab = {token: index for index, token in enumerate([*specials, *pieces])}
     backend = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=200))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)

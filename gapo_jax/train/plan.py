@@ -18,7 +18,6 @@ import numpy as np
 
 from gapo_jax.config import OFFLINE_METHODS, Config
 from gapo_jax.config.online import asks_discriminator, has_critic, is_adversarial
-from gapo_jax.data.tiny_tokenizer import character_tokenizer, wordpiece_tokenizer
 from gapo_jax.models import (
     Decoder,
     DecoderConfig,
@@ -29,17 +28,15 @@ from gapo_jax.models import (
 )
 from gapo_jax.models.known_shapes import shape_of
 from gapo_jax.sharding import Placement
+from gapo_jax.train.built_in import BUILT_IN, TINY
 from gapo_jax.train.forward import GeneratorSpec
 from gapo_jax.train.offline_steps import OfflineBatch
 from gapo_jax.train.setup import (
-    TINY,
     Players,
     assemble,
     build_training,
     fresh_state,
     source,
-    tiny_decoder,
-    tiny_encoder,
 )
 from gapo_jax.train.state import RunState
 from gapo_jax.train.steps import TextBatch
@@ -79,11 +76,13 @@ def abstract_players(config: Config, place: Placement) -> Players:
         return place.abstract(made)
 
     name, judge_name = config.model.generator, config.model.discriminator
-    tokenizer, words = character_tokenizer(), wordpiece_tokenizer()
-    shape = tiny_decoder(tokenizer) if name == TINY else shape_of(source(name))
+    # Of a plan's tokenizers only the special tokens are read: any will do.
+    shape, tokenizer = BUILT_IN.get(name, BUILT_IN[TINY]).generator()
+    shape = shape if name in BUILT_IN else shape_of(source(name))
     assert isinstance(shape, DecoderConfig), f"{name} is no decoder"
     decoder = Decoder(dataclasses.replace(shape, dtype=config.model.dtype))
-    judge_shape = tiny_encoder(words) if judge_name == TINY else shape_of(source(judge_name))
+    judge_shape, words = BUILT_IN.get(judge_name, BUILT_IN[TINY]).discriminator()
+    judge_shape = judge_shape if judge_name in BUILT_IN else shape_of(source(judge_name))
     options: Any = {"dtype": config.model.dtype, "remat": config.model.remat}
     if isinstance(judge_shape, EncoderConfig):
         options["dropout"] = config.discriminator.dropout

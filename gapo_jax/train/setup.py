@@ -1,7 +1,7 @@
 """Everything that a run needs before its first round: networks, tokenizers, compiled steps.
 
-`random:tiny` stands for small networks with random weights and tokenizers built in code, so that
-the whole program runs in seconds with nothing to download.
+The names of `built_in.py` stand for small networks with random weights, so that the whole program
+runs in seconds with nothing to download.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from gapo_jax import models
 from gapo_jax.config import OFFLINE_METHODS, Config, trained_rows, updates_per_round
 from gapo_jax.config.online import has_critic, scores_with_average
 from gapo_jax.data import weights
-from gapo_jax.data.tiny_tokenizer import character_tokenizer, wordpiece_tokenizer
 from gapo_jax.data.tokenizer import check_vocabulary, load_tokenizer
-from gapo_jax.models import Decoder, DecoderConfig, Discriminator, EncoderConfig, RewardModel
+from gapo_jax.models import Decoder, DecoderConfig, Discriminator, RewardModel
 from gapo_jax.rollout.generate import SampleFn
 from gapo_jax.rollout.sampler import RESTRICTIONS, make_sampler
 from gapo_jax.sharding import ONE_DEVICE, Placement, make_mesh
+from gapo_jax.train.built_in import BUILT_IN
 from gapo_jax.train.forward import GeneratorSpec, init_critic, layers_to_unroll
 from gapo_jax.train.offline_steps import Metrics, OfflineBatch, make_offline_step
 from gapo_jax.train.optim import (
@@ -48,7 +48,6 @@ from gapo_jax.train.state import (
 from gapo_jax.train.steps import Steps, make_steps
 
 log = logging.getLogger("gapo_jax")
-TINY = "random:tiny"
 ADAPTER_STREAM = 5
 Params = Any
 
@@ -96,38 +95,17 @@ def source(name: str) -> str | Path:
     return weights.locate(name) if name in weights.WEIGHTS else name
 
 
-def tiny_encoder(tokenizer: Any) -> EncoderConfig:
-    """Return the shape of the discriminator `random:tiny`."""
-    return EncoderConfig(vocab_size=len(tokenizer), num_layers=2, d_model=64, num_heads=4, d_ff=128)
-
-
-def tiny_decoder(tokenizer: Any) -> DecoderConfig:
-    """Return the shape of the generator `random:tiny`."""
-    return DecoderConfig(
-        vocab_size=len(tokenizer),
-        num_layers=4,
-        d_model=64,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=16,
-        d_ff=128,
-        eos_ids=(tokenizer.eos_token_id,),
-        pad_id=tokenizer.pad_token_id,
-        max_positions=1024,
-    )
-
-
 def load_generator(
     name: str, seed: int, place: Placement = ONE_DEVICE
 ) -> tuple[Decoder, Params, PreTrainedTokenizerFast]:
-    """Return (decoder, float32 parameters, tokenizer) of a source, or of `random:tiny`.
+    """Return (decoder, float32 parameters, tokenizer) of a source, or of a built-in name.
 
     The tokenizer is read before the weights. Raises FileNotFoundError or ValueError as
     `models.load_decoder` and `load_tokenizer` do.
     """
-    if name == TINY:
-        tokenizer = character_tokenizer()
-        decoder = Decoder(tiny_decoder(tokenizer))
+    if name in BUILT_IN:
+        shape, tokenizer = BUILT_IN[name].generator()
+        decoder = Decoder(shape)
         tokens = jnp.zeros((1, 2), jnp.int32)
         init = jax.jit(decoder.init)
         params = place.init(init, jax.random.key(seed), tokens, jnp.ones_like(tokens))["params"]
@@ -194,11 +172,10 @@ def load_discriminator(
     scalar head, its own if it has one (a sequence classifier, an exported discriminator)."""
     name, settings = config.model.discriminator, config.discriminator
     pooling, hidden_dim, loaded = config.model.pooling, None, {}
-    if name != TINY and models.network_of(source(name)) in ("decoder", "reward model"):
+    if name not in BUILT_IN and models.network_of(source(name)) in ("decoder", "reward model"):
         return _load_reward_model(config, place)
-    if name == TINY:
-        tokenizer = wordpiece_tokenizer()
-        encoder_config = tiny_encoder(tokenizer)
+    if name in BUILT_IN:
+        encoder_config, tokenizer = BUILT_IN[name].discriminator()
     else:
         tokenizer, encoder_config, _ = tokenizer_and_shape(source(name))
         found, loaded = models.load_discriminator(source(name), put=place.put, pooling=pooling)
@@ -225,6 +202,8 @@ def load_discriminator(
     tokens = jnp.zeros((1, 8), jnp.int32)
     init = jax.jit(discriminator.init)
     params = dict(place.init(init, key, tokens, jnp.ones_like(tokens))["params"]) | loaded
+    if name in BUILT_IN:
+        params = BUILT_IN[name].scaled(params)
     return discriminator, params, tokenizer
 
 

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from gapo_jax.data.tiny_tokenizer import character_tokenizer
+from gapo_jax import constraints
+from gapo_jax.data.tasks import tasks
+from gapo_jax.data.tiny_tokenizer import (
+    character_tokenizer,
+    known_words,
+    word_tokenizer,
+    wordpiece_tokenizer,
+)
 from gapo_jax.data.tokenizer import (
     chat_prompt,
     check_vocabulary,
@@ -183,3 +190,30 @@ def test_sources_that_are_not_there(tmp_path, monkeypatch):
     (tmp_path / "x.gguf").write_bytes(b"NOPE")
     with pytest.raises(ValueError, match="first bytes b'GGUF'"):
         load_tokenizer(tmp_path / "x.gguf")
+
+
+def test_words_of_prompts_are_whole_and_shapes_obey_their_constraints():
+    tokenizer = word_tokenizer()
+    prompt = next(iter(tasks("train"))).text + "\nDo not use any commas; add 3 titles."
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids) == prompt
+    assert len(ids) < 0.5 * len(prompt)
+    shaped = {
+        "title": " <<tea>> ",
+        "number_placeholders": " [tea] ",
+        "number_highlighted_sections": " *tea* ",
+        "postscript": " P.S. tea ",
+    }
+    kwargs = {"number_placeholders": {"num_placeholders": 1}}
+    kwargs |= {"number_highlighted_sections": {"num_highlights": 1}}
+    kwargs |= {"postscript": {"postscript_marker": "P.S."}}
+    for name, piece in shaped.items():
+        ids = constraints.resolve([name])
+        assert len(tokenizer(piece, add_special_tokens=False)["input_ids"]) == 1
+        for text, obeyed in ((piece, True), (" tea ", False)):
+            found = constraints.check(text + "water", ids, [kwargs.get(name, {})])
+            assert found == [obeyed], name
+    judge = wordpiece_tokenizer(known_words())
+    pieces = judge.tokenize("Write a short note about tea, <<tea>> bread.")
+    assert "short" in pieces and "bread" in pieces
+    assert not any(piece.startswith("##") for piece in pieces)
