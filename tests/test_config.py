@@ -56,6 +56,10 @@ def test_a_misspelt_field_is_refused_with_the_nearest_one():
         ("ppo.train_samples", 3, r"config.ppo.train_samples must be even .* got 3"),
         ("sampling.batch_size", 20, r"config.sampling.batch_size=20 must be a multiple"),
         ("data.types", (), r"config.data.types is empty"),
+        ("ppo.value_clip", 0.0, r"config.ppo.value_clip must lie in"),
+        ("ppo.critic_epochs", 0, r"config.ppo.critic_epochs must lie in \[1"),
+        ("offline.optim.clip_norm", 0.0, r"config.offline.optim.clip_norm must lie in"),
+        ("ppo.optim.b2", 1.0, r"config.ppo.optim.b2 must lie in"),
         ("discriminator.label_policy", "verify", r"did you mean 'verified'"),
     ],
 )
@@ -85,6 +89,17 @@ def test_fields_that_contradict_each_other():
         ({"method": "kto", "offline.batch_size": 1}, r"offline.batch_size=1 gives KTO no second"),
         ({"method": "dpo", "data.pairs": 4}, r"offline.batch_size=16 asks dpo .*data.pairs=4"),
         ({"method": "sft", "offline.accumulate": 3}, r"offline.accumulate=3 must divide"),
+        ({"method": "kto", "offline.sft_weight": 0.1}, r"sft_weight=0.1 .*method='kto'; set it"),
+        (
+            {
+                "method": "inverse_q",
+                "inverse_q.contrast": "prompts",
+                "data.preference": "responses",
+            },
+            r"data.preference='responses' does not give; set it to 'prompts'",
+        ),
+        ({"method": "sgpo", "sgpo.prompts": 8}, r"sgpo.prompts=8 .*offline.batch_size=16"),
+        ({"method": "sgpo", "data.pairs": 8}, r"offline.batch_size=16 asks sgpo .*data.pairs=8"),
         ({"method": "dpo", "dpo.variant": "cdpo"}, r"label_smoothing above 0; try 0.1"),
         ({"method": "dpo", "dpo.variant": "ipo", "dpo.label_smoothing": 0.1}, r"set it to 0"),
         ({"method": "rpo", "rpo.distance": "sq", "rpo.responses": 3}, r"'sqloo'"),
@@ -173,6 +188,10 @@ def test_json_round_trip_and_identity():
         ({"discriminator.loss": "bradley_terry", "discriminator.batch_size": 9}, r"must be even"),
         ({"method": "grpo", "grpo.variant": "gspo"}, r"3e-4 and 4e-4"),
         ({"method": "grpo", "grpo.dynamic_sampling": True}, r"set source='verifier'"),
+        ({"method": "rloo", "grpo.variant": "dapo"}, r"grpo.variant='dapo' .*method='grpo'"),
+        ({"method": "rloo", "ppo.group_baseline": True}, r"method='reinforce_pp'"),
+        ({"discriminator.optim.schedule": "cosine"}, r"no effect.*round_learning_rate"),
+        ({"discriminator.gate_low": 0.9, "discriminator.gate_high": 0.8}, r"must not exceed"),
     ],
 )
 def test_methods_refuse_what_they_cannot_use(changes, message):

@@ -237,6 +237,7 @@ _CHOICES: dict[str, tuple[str, ...]] = (
 
 _RANGES: dict[str, tuple[float, float]] = (
     {
+        "seed": (0, math.inf),
         "rounds": (0, math.inf),
         "model.critic_hidden": (0, math.inf),
         "model.trainable_layers": (0, math.inf),
@@ -267,6 +268,7 @@ _RANGES: dict[str, tuple[float, float]] = (
         "eval.every_rounds": (0, math.inf),
         "eval.prompts_during": (1, math.inf),
         "eval.temperature": (0, 100),
+        "eval.resamples": (1, math.inf),
         "checkpoint.every_rounds": (1, math.inf),
         "checkpoint.keep": (1, math.inf),
         "mesh.sampling_tensor": (0, math.inf),

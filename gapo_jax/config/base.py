@@ -4,12 +4,25 @@
 
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
 SCHEDULES = ("constant", "linear", "cosine")
 OPTIMIZERS = ("adamw", "adafactor")
+POSITIVE = (1e-9, math.inf)
+_BELOW_1 = (0, 1 - 1e-9)
+OPTIM_RANGES: dict[str, tuple[float, float]] = {
+    "learning_rate": (0, math.inf),
+    "warmup_steps": (0, math.inf),
+    "final_fraction": (0, 1),
+    "b1": _BELOW_1,
+    "b2": _BELOW_1,
+    "eps": (0, math.inf),
+    "weight_decay": (0, math.inf),
+    "clip_norm": POSITIVE,
+}
 
 
 class Section:

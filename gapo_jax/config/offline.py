@@ -6,7 +6,14 @@ import dataclasses
 import math
 from typing import Any
 
-from gapo_jax.config.base import OPTIMIZERS, SCHEDULES, OptimConfig, Section
+from gapo_jax.config.base import (
+    OPTIM_RANGES,
+    OPTIMIZERS,
+    POSITIVE,
+    SCHEDULES,
+    OptimConfig,
+    Section,
+)
 
 # Methods that learn from data made before training (inverse_q and sgpo also sample in between).
 OFFLINE_METHODS = (
@@ -20,6 +27,8 @@ OFFLINE_METHODS = (
     "inverse_q",
     "sgpo",
 )
+# Their loss compares a chosen side with others.
+PAIRWISE = ("dpo", "simpo", "orpo", "rpo", "sgpo")
 DPO_VARIANTS = ("sigmoid", "cdpo", "ipo", "hinge", "robust", "exo")
 
 
@@ -156,37 +165,45 @@ OFFLINE_CHOICES: dict[str, tuple[str, ...]] = {
     "rpo.reward": ("verifiers", "discriminator"),
     "inverse_q.contrast": ("constraints", "system", "prompts"),
 }
-for _path in ("ppo.optim", "ppo.critic_optim", "discriminator.optim", "offline.optim"):
-    OFFLINE_CHOICES |= {f"{_path}.schedule": SCHEDULES, f"{_path}.optimizer": OPTIMIZERS}
-
-_POSITIVE = (1e-9, math.inf)
 OFFLINE_RANGES: dict[str, tuple[float, float]] = {
     "offline.steps_per_round": (1, math.inf),
     "offline.batch_size": (1, math.inf),
     "offline.accumulate": (1, math.inf),
     "offline.max_response_tokens": (2, math.inf),
     "offline.sft_weight": (0, math.inf),
-    "dpo.beta": _POSITIVE,
+    "dpo.beta": POSITIVE,
     "dpo.label_smoothing": (0, 0.4999),
-    "kto.beta": _POSITIVE,
-    "kto.desirable_weight": _POSITIVE,
-    "kto.undesirable_weight": _POSITIVE,
-    "simpo.beta": _POSITIVE,
+    "kto.beta": POSITIVE,
+    "kto.desirable_weight": POSITIVE,
+    "kto.undesirable_weight": POSITIVE,
+    "simpo.beta": POSITIVE,
     "simpo.label_smoothing": (0, 0.4999),
-    "orpo.beta": _POSITIVE,
-    "rpo.beta": _POSITIVE,
+    "orpo.beta": POSITIVE,
+    "rpo.beta": POSITIVE,
     "rpo.responses": (2, math.inf),
-    "inverse_q.beta": _POSITIVE,
-    "inverse_q.strength": _POSITIVE,
-    "inverse_q.clip": _POSITIVE,
+    "inverse_q.beta": POSITIVE,
+    "inverse_q.strength": POSITIVE,
+    "inverse_q.clip": POSITIVE,
     "sgpo.improver_rounds": (1, math.inf),
-    "sgpo.beta": _POSITIVE,
+    "sgpo.beta": POSITIVE,
     "sgpo.prompts": (2, math.inf),
     "sgpo.answer_weight": (0, math.inf),
     "sgpo.min_edit": (0, 1),
     "sgpo.max_edit": (0, 1),
     "sgpo.max_length_ratio": (1, math.inf),
 }
+
+
+for _path in ("ppo.optim", "ppo.critic_optim", "discriminator.optim", "offline.optim"):
+    OFFLINE_CHOICES |= {f"{_path}.schedule": SCHEDULES, f"{_path}.optimizer": OPTIMIZERS}
+    OFFLINE_RANGES |= {f"{_path}.{_name}": _range for _name, _range in OPTIM_RANGES.items()}
+
+
+def learns_from_pairs(config: Any) -> bool:
+    """Return whether a method's examples are made once, of the preferential pairs."""
+    if config.method == "inverse_q":
+        return config.inverse_q.contrast == "prompts"
+    return config.method in ("sft", "dpo", "kto", "simpo", "orpo", "rpo")
 
 
 def check_offline(config: Any) -> None:
@@ -203,7 +220,7 @@ def check_offline(config: Any) -> None:
             f"config.offline.accumulate={offline.accumulate} must divide "
             f"config.offline.batch_size={offline.batch_size}"
         )
-    if method != "discriminator" and method != "sgpo" and offline.batch_size > config.data.pairs:
+    if method != "discriminator" and offline.batch_size > config.data.pairs:
         raise ValueError(
             f"config.offline.batch_size={offline.batch_size} asks {method} for more examples than "
             f"config.data.pairs={config.data.pairs} gives; lower the one or raise the other"
@@ -214,14 +231,16 @@ def check_offline(config: Any) -> None:
             "term, which puts each prompt beside the response of another; set it to 2 or more "
             "(config.offline.accumulate saves memory instead)"
         )
+    if offline.sft_weight and method not in PAIRWISE:
+        raise ValueError(
+            f"config.offline.sft_weight={offline.sft_weight} adds the chosen side's likelihood to "
+            f"the loss of {PAIRWISE}, but config.method={method!r}; set it to 0"
+        )
     for name, check in (("dpo", _check_dpo), ("rpo", _check_rpo), ("sgpo", _check_sgpo)):
         if method == name:
             check(config)
-    if method == "inverse_q" and config.inverse_q.contrast == "system":
-        if not config.inverse_q.system_prompt:
-            raise ValueError(
-                "config.inverse_q.contrast='system' needs a config.inverse_q.system_prompt, got ''"
-            )
+    if method == "inverse_q":
+        _check_inverse_q(config)
 
 
 def _check_dpo(config: Any) -> None:
@@ -252,8 +271,26 @@ def _check_rpo(config: Any) -> None:
         )
 
 
+def _check_inverse_q(config: Any) -> None:
+    contrast = config.inverse_q.contrast
+    if contrast == "system" and not config.inverse_q.system_prompt:
+        raise ValueError(
+            "config.inverse_q.contrast='system' needs a config.inverse_q.system_prompt, got ''"
+        )
+    if contrast == "prompts" and config.data.preference != "prompts":
+        raise ValueError(
+            "config.inverse_q.contrast='prompts' compares two prompts of one response, which "
+            f"config.data.preference={config.data.preference!r} does not give; set it to 'prompts'"
+        )
+
+
 def _check_sgpo(config: Any) -> None:
     sgpo = config.sgpo
+    if sgpo.prompts < config.offline.batch_size:
+        raise ValueError(
+            f"config.sgpo.prompts={sgpo.prompts} gives fewer comparisons than a batch holds "
+            f"(config.offline.batch_size={config.offline.batch_size}); raise it"
+        )
     if sgpo.improver_rounds >= config.rounds > 0:
         raise ValueError(
             f"config.sgpo.improver_rounds={sgpo.improver_rounds} leaves none of config.rounds="

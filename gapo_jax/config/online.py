@@ -20,7 +20,7 @@ import dataclasses
 import math
 from typing import Any
 
-from gapo_jax.config.base import OptimConfig, Section
+from gapo_jax.config.base import POSITIVE, OptimConfig, Section
 
 ONLINE_METHODS = ("gapo", "ppo", "rloo", "grpo", "reinforce_pp", "rpo_online")
 ESTIMATORS = ("gae", "rloo", "grpo", "reinforce_pp", "rpo")
@@ -207,7 +207,10 @@ ONLINE_RANGES: dict[str, tuple[float, float]] = {
     "discriminator.updates_per_round": (0, math.inf),
     "discriminator.frozen_layers": (0, math.inf),
     "discriminator.generated_fraction": (0, 1),
+    "discriminator.warmup_epochs": (0, math.inf),
+    "discriminator.round_learning_rate": (0, math.inf),
     "discriminator.replay_fraction": (0, 1),
+    "discriminator.replay_capacity": (0, math.inf),
     "discriminator.soft_label": (0, 1),
     "discriminator.max_repetition": (0, 1),
     "discriminator.positive_label": (0.5, 1),
@@ -223,13 +226,16 @@ ONLINE_RANGES: dict[str, tuple[float, float]] = {
     "ppo.epochs": (1, math.inf),
     "ppo.minibatch_size": (1, math.inf),
     "ppo.accumulate": (1, math.inf),
-    "ppo.clip_low": (0, 1),
-    "ppo.clip_high": (0, math.inf),
-    "ppo.value_clip": (0, math.inf),
+    "ppo.critic_epochs": (1, math.inf),
+    "ppo.logprob_chunk": (1, math.inf),
+    "ppo.clip_low": (1e-9, 1),
+    "ppo.clip_high": POSITIVE,
+    "ppo.value_clip": POSITIVE,
     "ppo.gamma": (0, 1),
     "ppo.lam": (0, 1),
     "ppo.kl_coef": (0, math.inf),
     "ppo.kl_target": (0, math.inf),
+    "ppo.kl_horizon": POSITIVE,
     "ppo.kl_limit": (0, math.inf),
     "ppo.sft_coef": (0, math.inf),
     "ppo.sft_rows": (1, math.inf),
@@ -289,8 +295,7 @@ def check_online(config: Any) -> None:
     if config.method not in ONLINE_METHODS:
         return
     _check_reward(config)
-    if estimator(config) == "grpo":
-        _check_grpo(config)
+    _check_grpo(config)
 
 
 def _check_rows(config: Any) -> None:
@@ -367,6 +372,18 @@ def _check_reward(config: Any) -> None:
 
 
 def _check_judge(settings: Any) -> None:
+    for name in ("schedule", "warmup_steps", "final_fraction"):
+        if getattr(settings.optim, name) != getattr(OptimConfig(), name):
+            raise ValueError(
+                f"config.discriminator.optim.{name}={getattr(settings.optim, name)!r} would have "
+                "no effect: the rate climbs over a tenth of the warm-up and falls to "
+                "config.discriminator.round_learning_rate, which the rounds keep; set that"
+            )
+    if settings.gate_low > settings.gate_high:
+        raise ValueError(
+            f"config.discriminator.gate_low={settings.gate_low} (updates are doubled below it) "
+            f"must not exceed gate_high={settings.gate_high} (they are skipped above it)"
+        )
     if settings.batch_size % settings.accumulate:
         raise ValueError(
             f"config.discriminator.accumulate={settings.accumulate} must divide "
@@ -394,7 +411,21 @@ def _check_judge(settings: Any) -> None:
 
 
 def _check_grpo(config: Any) -> None:
-    grpo, ppo = config.grpo, config.ppo
+    grpo, ppo, chosen = config.grpo, config.ppo, estimator(config)
+    if chosen != "reinforce_pp" and ppo.group_baseline:
+        raise ValueError(
+            "config.ppo.group_baseline=True is a form of reinforce_pp, but the estimator is "
+            f"{chosen!r}; set it to False, or take config.method='reinforce_pp'"
+        )
+    if chosen != "grpo":
+        changed = [name for name, value in vars(GRPOConfig()).items() if vars(grpo)[name] != value]
+        if changed:
+            raise ValueError(
+                f"config.grpo.{changed[0]}={vars(grpo)[changed[0]]!r} is an option of grpo, but "
+                f"the estimator is {chosen!r}; take config.method='grpo' (or, with gapo, "
+                "config.ppo.advantage='grpo')"
+            )
+        return
     if grpo.variant == "gspo" and max(ppo.clip_low, ppo.clip_high) > _WIDEST_GSPO_CLIP:
         raise ValueError(
             "config.grpo.variant='gspo' clips the geometric mean of a response's ratios, so that "

@@ -94,9 +94,14 @@ def make_examples(config: Config, pairs: Sequence[PreferentialPair]) -> list[Exa
     rng = np.random.default_rng([config.seed, 18])
     examples = make[preference](pairs, size, rng)
     if not examples:
+        way_out = (
+            "set config.data.preference='prompts': no prompt occurs both accepted and rejected"
+            if size == 2
+            else "lower config.rpo.responses or raise config.data.responses_per_task and "
+            "config.data.pairs"
+        )
         raise ValueError(
-            f"none of the {len(pairs)} pairs gives an example with {size} {preference}; lower "
-            "config.rpo.responses or raise config.data.responses_per_task and config.data.pairs"
+            f"none of the {len(pairs)} pairs gives an example with {size} {preference}; {way_out}"
         )
     return examples
 

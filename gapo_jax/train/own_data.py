@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import collections
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from gapo_jax import constraints
-from gapo_jax.config import Config, system_text
+from gapo_jax.config import ONLINE_METHODS, Config, system_text
+from gapo_jax.config.offline import learns_from_pairs
+from gapo_jax.config.online import asks_discriminator
 from gapo_jax.data.curriculum import cycles_of
 from gapo_jax.data.discriminator_text import encode_texts
+from gapo_jax.data.preferences import preferential_responses
 from gapo_jax.data.selection import Cycle
 from gapo_jax.data.sources import (
     MINED,
@@ -28,13 +31,44 @@ from gapo_jax.data.sources import (
     write_prompts,
 )
 from gapo_jax.rollout.generate import prompt_width
-from gapo_jax.train.prepare import PAIRS, Prompts, fitting, visible_types
+from gapo_jax.train.offline_data import make_examples
+from gapo_jax.train.prepare import PAIRS, Prompts, compared_pairs, fitting, visible_types
 from gapo_jax.train.setup import Players
 from gapo_jax.types import Constraint, PreferentialPair
 
 log = logging.getLogger("gapo_jax")
 HELDOUT = "heldout_tasks"
 _PROMPTS = {"train": "prompts_train.jsonl", "test": "prompts_heldout.jsonl"}
+
+
+def check_source(config: Config, workdir: Path) -> None:
+    """Check that the method can use what `config.data.source` holds, without any model; nothing to
+    check where a run has taken its part already.
+
+    Raises:
+        FileNotFoundError: the folder is not what build_data.py wrote.
+        ValueError: a row cannot be read, or too few are of use to the method; names the key.
+    """
+    if not config.data.source or (workdir / _PROMPTS["test"]).exists():
+        return
+    mined = {side: _read(config, side) for side in MINED}
+    wanted = set(_found_types(config, mined))
+    pairs, method = mined["train"], config.method
+    pairs = [pair for pair in pairs if all(c.id in wanted for c in asked(pair))]
+    judged = method == "discriminator" or (method in ONLINE_METHODS and asks_discriminator(config))
+    if config.data.preference == "responses" and judged:
+        compared_pairs(config, pairs)
+    if method == "sgpo":
+        found = len(preferential_responses(pairs))
+    elif learns_from_pairs(config):
+        found = len(make_examples(config, pairs))
+    else:
+        return
+    if found < config.offline.batch_size:
+        raise ValueError(
+            f"config.data.source={config.data.source} gives {method} {found} examples, fewer than "
+            f"config.offline.batch_size={config.offline.batch_size}; lower that, or mine more"
+        )
 
 
 def own_prompts(config: Config, players: Players, workdir: Path) -> Prompts:
@@ -59,16 +93,8 @@ def own_prompts(config: Config, players: Players, workdir: Path) -> Prompts:
 def _take(config: Config, players: Players, workdir: Path) -> None:
     """Choose pairs and prompts of the folder and write them; the last file says that all are."""
     data = config.data
-    mined = {side: _read(data.source, side) for side in MINED}
-    wanted = constraints.resolve(data.types)
-    present = {c.id for pairs in mined.values() for pair in pairs for c in asked(pair)}
-    found = [name for name in wanted if name in present]
-    if not found:
-        raise ValueError(
-            f"config.data.source={data.source} has pairs of other types only ({sorted(present)}) "
-            "than config.data.types; name those, or a family such as 'ifeval'"
-        )
-    seen = set(visible_types(config, players, found))
+    mined = {side: _read(config, side) for side in MINED}
+    seen = set(visible_types(config, players, _found_types(config, mined)))
     counts = {
         "train": (data.pairs, data.prompts),
         "test": (data.pairs_heldout, config.eval.prompts_per_set),
@@ -89,6 +115,17 @@ def _take(config: Config, players: Players, workdir: Path) -> None:
         )
 
 
+def _found_types(config: Config, mined: Mapping[str, Cycle]) -> list[str]:
+    present = {c.id for pairs in mined.values() for pair in pairs for c in asked(pair)}
+    found = [name for name in constraints.resolve(config.data.types) if name in present]
+    if not found:
+        raise ValueError(
+            f"config.data.source={config.data.source} has pairs of other types only "
+            f"({sorted(present)}) than config.data.types; name those, or a family such as 'ifeval'"
+        )
+    return found
+
+
 def asked(pair: PreferentialPair) -> tuple[Constraint, ...]:
     """Return the constraints of both prompts of a pair."""
     return pair.accepted + pair.rejected
@@ -98,8 +135,8 @@ def _ask_only(pairs: Sequence[PreferentialPair], type_ids: set[str]) -> list[boo
     return [all(constraint.id in type_ids for constraint in asked(pair)) for pair in pairs]
 
 
-def _read(source: str, side: str) -> list[PreferentialPair]:
-    path = Path(source) / MINED[side]
+def _read(config: Config, side: str) -> list[PreferentialPair]:
+    source, path = config.data.source, Path(config.data.source) / MINED[side]
     if not path.is_file():
         raise FileNotFoundError(
             f"config.data.source={source} has no {path.name}: wanted a folder that "
@@ -110,7 +147,14 @@ def _read(source: str, side: str) -> list[PreferentialPair]:
             f"{path} is empty, and the held-out prompts come from it: mine again with a larger "
             "--test-fraction, or more tasks"
         )
-    return read_pairs(path)
+    try:
+        return read_pairs(path)
+    except ValueError as error:
+        raise ValueError(
+            f"config.data.source={source}: {error}. config.method={config.method!r} needs an "
+            "accepted and a rejected prompt in every row, as `scripts/build_data.py mine --source "
+            "ROWS.jsonl --out DIR` makes them of tasks and responses"
+        ) from error
 
 
 def _seen_whole(config: Config, players: Players, pairs: Sequence[PreferentialPair]) -> list[bool]:

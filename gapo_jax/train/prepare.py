@@ -231,12 +231,21 @@ def make_pairs(
     train, heldout = (read_pairs(path) for path in paths)
     if config.data.curriculum:
         train = easiest_first(train)
-    compared: Sequence[Preference] = train
-    if config.data.preference == "responses":
-        compared = response_pairs(train)
-        if not compared:
-            raise ValueError(
-                f"none of the {len(train)} pairs has a prompt that occurs both accepted and "
-                "rejected, as config.data.preference='responses' needs; set it to 'prompts'"
-            )
-    return Pairs(train, heldout, compared)
+    return Pairs(train, heldout, compared_pairs(config, train))
+
+
+def compared_pairs(config: Config, pairs: list[PreferentialPair]) -> Sequence[Preference]:
+    """Return pairs as the discriminator reads them, by `data.preference`.
+
+    Raises:
+        ValueError: they cannot be read so.
+    """
+    if config.data.preference == "prompts":
+        return pairs
+    compared = response_pairs(pairs)
+    if not compared:
+        raise ValueError(
+            f"none of the {len(pairs)} pairs has a prompt that occurs both accepted and "
+            "rejected, as config.data.preference='responses' needs; set it to 'prompts'"
+        )
+    return compared

@@ -38,7 +38,7 @@ from gapo_jax.train.hosts import Hosts
 from gapo_jax.train.interrupt import RunInterrupted, StopRequest
 from gapo_jax.train.load import card_metrics
 from gapo_jax.train.metrics import MetricsWriter, read_metrics
-from gapo_jax.train.own_data import own_prompts
+from gapo_jax.train.own_data import check_source, own_prompts
 from gapo_jax.train.phases import PhaseClock, counter, peak_memory_gb
 from gapo_jax.train.prepare import bootstrap, make_all_prompts, make_pairs
 from gapo_jax.train.rounds import Run
@@ -52,6 +52,8 @@ VerdictSets = dict[str, list[Verdict]]
 def claim_workdir(config: Config, workdir: Path) -> None:
     """Create the workdir, or check that the run in it is this one; write config.json.
 
+    A configuration that never came to anything (no file lies beside it) may be another one.
+
     Raises:
         ValueError: the workdir holds a run of another configuration; lists what differs.
         OSError: the workdir cannot be written.
@@ -63,7 +65,7 @@ def claim_workdir(config: Config, workdir: Path) -> None:
         changed = configuration.differences(
             configuration.identity(before), configuration.identity(config)
         )
-        if changed:
+        if changed and any(p.is_file() and p != path for p in workdir.rglob("*")):
             raise ValueError(
                 f"{workdir} holds a run of another configuration ({'; '.join(changed)}); pass "
                 "another --workdir, or the configuration that it was started with"
@@ -158,11 +160,13 @@ def share_workdir(config: Config, workdir: Path, hosts: Hosts) -> tuple[Path, st
     make the same things from then on, each in a folder of its own that is of no further use.
 
     Raises:
-        ValueError: as `claim_workdir`; or another process cannot see the checkpoints.
+        ValueError, FileNotFoundError: as `check_source` and `claim_workdir`; or another process
+            cannot see the checkpoints.
         HostMissing: a process does not come.
     """
     shared = None
     if hosts.first:
+        check_source(config, workdir)
         claim_workdir(config, workdir)
         checkpoints = config.checkpoint.directory or str(workdir.absolute() / "checkpoints")
         make_folder(checkpoints)

@@ -14,7 +14,8 @@ from gapo_jax.config.presets import tiny
 from gapo_jax.data.discriminator_text import pair_ids
 from gapo_jax.data.sources import read_pairs
 from gapo_jax.train import prepare, setup
-from gapo_jax.train.own_data import asked, own_prompts
+from gapo_jax.train.own_data import asked, check_source, own_prompts
+from gapo_jax.train.run import claim_workdir
 
 _ROOT = Path(__file__).parents[2]
 TYPES = ("no_comma", "number_words", "number_sentences", "english_capital")
@@ -126,3 +127,54 @@ def test_what_cannot_be_used_is_named(mined, players, tmp_path):
     (tmp_path / "pairs_test.jsonl").touch()
     with pytest.raises(ValueError, match="--test-fraction"):
         own_prompts(_config(tmp_path, "no_comma"), players, tmp_path)
+
+
+def _method(folder, method, **data):
+    config = tiny(method)
+    config.data.source, config.data.types = str(folder), TYPES
+    for name, value in data.items():
+        setattr(config.data, name, value)
+    return finalize(config)
+
+
+def _write(folder, records):
+    folder.mkdir()
+    for name in SIDES.values():
+        (folder / name).write_text("\n".join(map(json.dumps, records)))
+    return folder
+
+
+def test_data_that_a_method_cannot_use_is_refused_before_any_model_is_loaded(mined, tmp_path):
+    """KTO without labels, DPO without pairs, more sides than there are; and what does work."""
+    records = [json.loads(line) for line in (mined / "pairs.jsonl").read_text().splitlines()]
+    unlabelled = [{k: v for k, v in r.items() if k != "rejected"} for r in records]
+    with pytest.raises(ValueError, match=r"data\.source=.*line 1: field 'rejected'.*'kto' needs"):
+        check_source(_method(_write(tmp_path / "a", unlabelled), "kto"), tmp_path)
+    # Pairs from elsewhere, each with prompts of its own: two prompts to compare, no two responses.
+    alone = _write(tmp_path / "b", [
+        r | {"prompt_accepted": f"a{i}", "prompt_rejected": f"r{i}"} for i, r in enumerate(records)
+    ])  # fmt: skip
+    for method in ("dpo", "kto", "simpo", "orpo", "rpo", "inverse_q", "sft", "discriminator"):
+        check_source(_method(alone, method), tmp_path)
+    for method in ("dpo", "ppo", "discriminator"):
+        with pytest.raises(ValueError, match=r"preference=.*'prompts'"):
+            check_source(_method(alone, method, preference="responses"), tmp_path)
+        check_source(_method(mined, method, preference="responses"), tmp_path)
+    with pytest.raises(ValueError, match=r"gives sgpo 0 examples.*offline\.batch_size=8"):
+        check_source(_method(alone, "sgpo"), tmp_path)
+    with pytest.raises(ValueError, match=r"gives dpo 2 examples, .*config\.offline\.batch_size=8"):
+        check_source(_method(_write(tmp_path / "c", records[:2]), "dpo"), tmp_path)
+    config = tiny("rpo")
+    config.data.source, config.data.types, config.rpo.responses = str(mined), TYPES, 50
+    with pytest.raises(ValueError, match=r"50 prompts; lower config\.rpo\.responses"):
+        check_source(finalize(config), tmp_path)
+
+
+def test_a_configuration_that_came_to_nothing_does_not_hold_the_workdir(mined, tmp_path):
+    claim_workdir(_method(mined, "dpo"), tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    claim_workdir(_method(mined, "kto"), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["method"] == "kto"
+    (tmp_path / "pairs.jsonl").touch()
+    with pytest.raises(ValueError, match="method: 'kto' -> 'dpo'"):
+        claim_workdir(_method(mined, "dpo"), tmp_path)
