@@ -35,7 +35,13 @@ def step(arrays):
         policy, metrics = losses.ppo_loss(logprobs, arrays["old"], advantages, mask)
         value, more = losses.value_loss(values, arrays["old_values"], returns, mask)
         entropy = losses.masked_mean(entropy, mask)
-        return policy + value, metrics | more | {"entropy": entropy}
+        # KTO's reference point is that of the global batch, not of a device's rows.
+        sums, ref, old = (
+            losses.sequence_logprobs(x, mask) for x in (logprobs, arrays["ref"], arrays["old"])
+        )
+        kto, found = losses.kto_loss(sums, ref, old, ref - 5, arrays["score"] > 0)
+        more |= {"entropy": entropy} | found
+        return policy + value + kto, metrics | more
 
     gradient = jax.value_and_grad(total, (0, 1, 2), has_aux=True)
     return gradient(arrays["hidden"], arrays["kernel"], arrays["values"])

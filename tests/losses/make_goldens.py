@@ -228,6 +228,7 @@ def grpo(trl):
     torch.manual_seed(3)
     old = -torch.rand(B, T) * 3
     new = old + 0.3 * torch.randn(B, T)
+    ref = old - 0.5 * torch.rand(B, T, generator=torch.Generator().manual_seed(5))
     mask = ends([2, T, 4, 5])
     rewards = torch.tensor([0.25, 0.9, 1.7, -0.6])
     groups = rewards.view(-1, 2)
@@ -237,33 +238,91 @@ def grpo(trl):
         "prompt_ids": torch.zeros(B, 1).long(), "prompt_mask": torch.ones(B, 1).long(),
         "completion_ids": torch.zeros(B, T).long(), "completion_mask": mask,
         "advantages": advantages, "old_per_token_logps": old,
-        "num_items_in_batch": mask.sum(),
+        "ref_per_token_logps": ref, "num_items_in_batch": mask.sum(),
     }  # fmt: skip
     out = {}
-    for name, loss_type, level, low, high in (
-        ("grpo", "grpo", "token", 0.2, 0.2),
-        ("dapo", "dapo", "token", 0.2, 0.28),
-        ("dr_grpo", "dr_grpo", "token", 0.2, 0.2),
-        ("gspo", "grpo", "sequence", 0.05, 0.08),
+    for name, loss_type, level, low, high, beta in (
+        ("grpo", "grpo", "token", 0.2, 0.2, 0.0),
+        ("dapo", "dapo", "token", 0.2, 0.28, 0.0),
+        ("dr_grpo", "dr_grpo", "token", 0.2, 0.2, 0.0),
+        ("gspo", "grpo", "sequence", 0.05, 0.08, 0.0),
+        ("grpo_kl", "grpo", "token", 0.2, 0.2, 0.4),
+        ("dapo_kl", "dapo", "token", 0.2, 0.28, 0.4),
+        ("dr_grpo_kl", "dr_grpo", "token", 0.2, 0.2, 0.4),
+        ("gspo_kl", "grpo", "sequence", 0.05, 0.08, 0.4),
     ):
-        args = types.SimpleNamespace(delta=None, steps_per_generation=1)
+        # The KL without the ratio that later versions multiply it by: that of GSPO is of the row.
+        args = types.SimpleNamespace(
+            delta=None, steps_per_generation=1, use_bias_correction_kl=False
+        )
         trainer = Trainer(
-            loss_type=loss_type, importance_sampling_level=level, beta=0.0, epsilon_low=low,
+            loss_type=loss_type, importance_sampling_level=level, beta=beta, epsilon_low=low,
             epsilon_high=high, top_entropy_quantile=1.0, off_policy_mask_threshold=None,
             use_vllm=False, max_completion_length=T + 3, _entropy_bonus_enabled=False, args=args,
         )  # fmt: skip
         trainer._get_per_token_logps_and_entropies = lambda *a, **k: (new, torch.zeros(B, T), None)
         loss = GRPOTrainer._compute_loss(trainer, None, inputs)
-        out[name] = {"loss": loss, "clip_low": low, "clip_high": high}
+        out[name] = {"loss": loss, "clip_low": low, "clip_high": high, "beta": beta}
     leave_one_out = rewards - (groups.sum(1).repeat_interleave(2) - rewards) / 1
     return {
         "source": f"trl {trl.__version__} (advantages: its formulas in torch, with its nanstd)",
-        "given": {"old": old, "new": new, "mask": mask, "rewards": rewards},
+        "given": {"old": old, "new": new, "ref": ref, "mask": mask, "rewards": rewards},
         "max_completion_length": T + 3,
         "advantages": advantages,
         "leave_one_out": leave_one_out,
         "out": out,
     }
+
+
+def rloo(trl):
+    """The lines of `RLOOTrainer` from rewards and KL to advantages, and its `_compute_loss`."""
+    module = importlib.import_module("trl.trainer.rloo_trainer")
+    torch.manual_seed(6)
+    old = -torch.rand(B, T) * 3
+    # Two of the four ratios lie where the clip decides.
+    new = old + torch.tensor([[-0.1], [0.1], [0.2], [-0.02]])
+    ref = old - 0.5 * torch.rand(B, T)
+    mask, rewards = ends([2, T, 4, 5]), torch.tensor([0.25, 0.9, 1.7, -0.6])
+    trainer = Trainer(beta=0.07, normalize_advantages=False, epsilon_low=0.1, epsilon_high=0.15)
+    scope = dict(vars(module), self=trainer, rewards=rewards.clone(), num_generations=2)
+    scope |= {"old_per_token_logps": old, "ref_per_token_logps": ref, "completion_mask": mask}
+    scope["gather"] = lambda x: x
+    for lines in (
+        ("per_token_kl =", "rewards = rewards - self.beta"),
+        ("grouped_rewards =", "advantages = rewards - baselines"),
+    ):
+        exec(own_lines(module.RLOOTrainer._generate_and_score_completions, *lines), scope)
+    inputs = {
+        "prompt_ids": torch.zeros(B, 1).long(), "prompt_mask": torch.ones(B, 1).long(),
+        "completion_ids": torch.zeros(B, T).long(), "completion_mask": mask,
+        "advantages": scope["advantages"], "old_logps": (old * mask).sum(1),
+    }  # fmt: skip
+    trainer._get_per_token_logps_and_entropies = lambda *a, **k: (new, torch.zeros(B, T), None)
+    return {
+        "source": f"trl {trl.__version__}",
+        "given": {"old": old, "new": new, "ref": ref, "mask": mask, "rewards": rewards},
+        "beta": 0.07, "clip_low": 0.1, "clip_high": 0.15,
+        "advantages": scope["advantages"],
+        "loss": module.RLOOTrainer._compute_loss(trainer, None, inputs),
+    }  # fmt: skip
+
+
+def reward(trl):
+    """`RewardTrainer.compute_loss`: the Bradley-Terry loss of a reward model."""
+    from trl import RewardTrainer
+
+    torch.manual_seed(7)
+    logits = 2 * torch.randn(2 * B, 1)
+    trainer = Trainer(args=types.SimpleNamespace(center_rewards_coefficient=None))
+    model = lambda **kwargs: types.SimpleNamespace(logits=logits)  # noqa: E731
+    inputs = {"attention_mask": torch.ones(2 * B, 1)}
+    loss = RewardTrainer.compute_loss(trainer, model, inputs)
+    metrics = trainer._metrics["train"]
+    return {
+        "source": f"trl {trl.__version__}",
+        "better": logits[:B, 0], "worse": logits[B:, 0], "loss": loss,
+        "accuracy": metrics["accuracy"][-1], "margin": metrics["margin"][-1],
+    }  # fmt: skip
 
 
 def torch_only(trl):
@@ -300,7 +359,6 @@ def torch_only(trl):
         "source": f"torch {torch.__version__}, selective_log_softmax of trl {trl.__version__}; "
         "rpo: NeMo-Aligner's formulas in torch",
         "bce": {"logits": x, "targets": y, "weights": w, "each": each, "loss": bce},
-        "bradley_terry": {"better": a, "worse": b, "loss": -F.logsigmoid(a - b).mean()},
         "logprobs": chunk,
         "rpo": rpo,
     }
@@ -309,7 +367,7 @@ def torch_only(trl):
 def main():
     import trl
 
-    parts = (ppo, dpo, kto, odds_and_simpo, grpo, torch_only)
+    parts = (ppo, dpo, kto, odds_and_simpo, grpo, rloo, reward, torch_only)
     goldens = {part.__name__: plain(part(trl)) for part in parts}
     rounded = json.loads(json.dumps(goldens), parse_float=lambda text: float(f"{float(text):.9g}"))
     OUT.write_text(json.dumps(rounded, indent=None, separators=(",", ":")) + "\n")

@@ -22,7 +22,7 @@ def arrays(given):
 
 
 def test_the_fixture_says_where_its_numbers_come_from(goldens):
-    for name in ("ppo", "dpo", "kto", "odds_and_simpo", "grpo"):
+    for name in ("ppo", "dpo", "kto", "odds_and_simpo", "grpo", "rloo", "reward"):
         assert goldens[name]["source"].startswith("trl 1.12.0")
 
 
@@ -121,22 +121,42 @@ def test_orpo_and_simpo(goldens):
     close(losses.simpo_loss(means[:half], means[half:], **options)[0], golden["simpo"]["loss"])
 
 
+@pytest.mark.parametrize("kl", ["", "_kl"])
 @pytest.mark.parametrize("method", ["grpo", "dapo", "dr_grpo", "gspo"])
-def test_grpo_family(goldens, method):
+def test_grpo_family(goldens, method, kl):
     golden = goldens["grpo"]
-    given, want = arrays(golden["given"]), golden["out"][method]
+    given, want = arrays(golden["given"]), golden["out"][method + kl]
     advantages = losses.group_normalise(given["rewards"], 2)
     close(advantages, golden["advantages"])
     rows = len(advantages)
     constant = rows * golden["max_completion_length"]
+    reduced = {
+        "aggregation": "sequence" if method in ("grpo", "gspo") else "token",
+        "denominator": constant if method == "dr_grpo" else None,
+    }
     loss, _ = losses.ppo_loss(
         given["new"], given["old"], jnp.broadcast_to(advantages[:, None], given["new"].shape),
         given["mask"], clip_low=want["clip_low"], clip_high=want["clip_high"],
-        aggregation="sequence" if method in ("grpo", "gspo") else "token",
-        ratio_level="sequence" if method == "gspo" else "token",
-        denominator=constant if method == "dr_grpo" else None,
+        ratio_level="sequence" if method == "gspo" else "token", **reduced,
     )  # fmt: skip
-    close(loss, want["loss"])
+    drift = losses.kl_loss(given["new"], given["ref"], given["mask"], **reduced)
+    close(loss + want["beta"] * drift, want["loss"])
+
+
+def test_rloo(goldens):
+    golden = goldens["rloo"]
+    given = arrays(golden["given"])
+    mask = given["mask"]
+    drift = losses.sequence_logprobs(losses.k1(given["old"], given["ref"]), mask)
+    advantages = losses.leave_one_out(given["rewards"] - golden["beta"] * drift, 2)
+    close(advantages, golden["advantages"])
+    loss, metrics = losses.ppo_loss(
+        given["new"], given["old"], jnp.broadcast_to(advantages[:, None], mask.shape), mask,
+        clip_low=golden["clip_low"], clip_high=golden["clip_high"],
+        aggregation="sequence", ratio_level="product",
+    )  # fmt: skip
+    close(loss, golden["loss"])
+    assert float(metrics["policy/clip_fraction"]) > 0
 
 
 def test_leave_one_out(goldens):
@@ -149,8 +169,12 @@ def test_binary_cross_entropy_and_bradley_terry(goldens):
     close(losses.binary_cross_entropy(golden["logits"], golden["targets"]), golden["each"])
     loss, _ = losses.bce_loss(golden["logits"], golden["targets"], golden["weights"])
     close(loss, golden["loss"])
-    golden = arrays(goldens["torch_only"]["bradley_terry"])
-    close(losses.bradley_terry_loss(golden["better"], golden["worse"])[0], golden["loss"])
+    golden = goldens["reward"]
+    sides = jnp.array(golden["better"]), jnp.array(golden["worse"])
+    loss, metrics = losses.bradley_terry_loss(*sides)
+    close(loss, golden["loss"])
+    close(metrics["disc/pair_accuracy"], golden["accuracy"])
+    close(metrics["disc/pair_margin"], golden["margin"])
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 4, 256])
