@@ -188,6 +188,7 @@ def test_json_round_trip_and_identity():
         ({"discriminator.loss": "bradley_terry", "discriminator.batch_size": 9}, r"must be even"),
         ({"method": "grpo", "grpo.variant": "gspo"}, r"3e-4 and 4e-4"),
         ({"method": "grpo", "grpo.dynamic_sampling": True}, r"set source='verifier'"),
+        ({"method": "grpo", "reward.overlong_tokens": 99}, r"overlong_tokens=99 .*lower it"),
         ({"method": "rloo", "grpo.variant": "dapo"}, r"grpo.variant='dapo' .*method='grpo'"),
         ({"method": "rloo", "ppo.group_baseline": True}, r"method='reinforce_pp'"),
         ({"discriminator.optim.schedule": "cosine"}, r"no effect.*round_learning_rate"),

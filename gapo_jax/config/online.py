@@ -93,6 +93,8 @@ class RewardConfig(Section):
     (`batch`) or the samples of the same prompt (`group`); `none` leaves the score as it is.
     `missing_eos_penalty` comes off the reward of a response that did not end within
     `sampling.max_new_tokens`, in units of the rewards' deviation (of the score's own, with `none`).
+    `overlong_tokens` before that limit the score begins to fall, by 1 at the limit (DAPO's soft
+    punishment, before the standardisation); 0 leaves it alone.
     """
 
     source: str = "discriminator"
@@ -102,6 +104,7 @@ class RewardConfig(Section):
     clip: float = 4.0
     squash: str = "none"
     missing_eos_penalty: float = 0.0
+    overlong_tokens: int = 0
 
 
 @dataclasses.dataclass
@@ -174,11 +177,11 @@ class GRPOConfig(Section):
     | dapo (2503.14476) | yes | all tokens of the batch | token |
     | gspo (2507.18071) | yes | rows | geometric mean of the row |
 
-    Beside dapo's loss stand its `ppo.clip_high` (0.28 in the paper), `mask_truncated` (responses
-    cut at the length limit are not learned from) and `dynamic_sampling`: groups whose rule rewards
-    are all equal teach nothing and are replaced by groups of further prompts, in up to
-    `max_resamples` more batches; what is missing then stays unlearned. gspo wants a narrow clip:
-    `ppo.clip_low=3e-4`, `ppo.clip_high=4e-4`.
+    Beside dapo's loss stand its `ppo.clip_high` (0.28 in the paper), `reward.overlong_tokens`,
+    `mask_truncated` (responses cut at the length limit are not learned from) and
+    `dynamic_sampling`: groups whose rule rewards are all equal teach nothing and are replaced by
+    groups of further prompts, in up to `max_resamples` more batches; what is missing then stays
+    unlearned. gspo wants a narrow clip: `ppo.clip_low=3e-4`, `ppo.clip_high=4e-4`.
     """
 
     variant: str = "grpo"
@@ -220,6 +223,7 @@ ONLINE_RANGES: dict[str, tuple[float, float]] = {
     "discriminator.ema_decay": (0, 1),
     "reward.verifier_weight": (0, 1),
     "reward.clip": (1e-6, math.inf),
+    "reward.overlong_tokens": (0, math.inf),
     "ppo.prompts_per_round": (1, math.inf),
     "ppo.samples_per_prompt": (1, math.inf),
     "ppo.train_samples": (0, math.inf),
@@ -358,6 +362,11 @@ def _check_reward(config: Any) -> None:
             "config.method='gapo' trains a discriminator that config.reward.source='verifier' "
             "never asks; set source to 'discriminator' or 'mix', or take a method without an "
             "adversary ('ppo', 'rloo', 'grpo', 'reinforce_pp', 'rpo_online')"
+        )
+    if reward.overlong_tokens > config.sampling.max_new_tokens:
+        raise ValueError(
+            f"config.reward.overlong_tokens={reward.overlong_tokens} is more than a response can "
+            f"have (config.sampling.max_new_tokens={config.sampling.max_new_tokens}); lower it"
         )
     if reward.source == "mix" and reward.squash != "sigmoid":
         raise ValueError(

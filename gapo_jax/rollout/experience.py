@@ -71,6 +71,12 @@ def response_scores(
     return (1.0 - verifier_weight) * scores_B + verifier_weight * rules_B
 
 
+def overlong_penalty(lengths_B: jax.Array, limit: int, soft: int) -> jax.Array:
+    """Return what comes off the score of long responses, float32 [B] in [-1, 0]: nothing up to
+    `limit - soft` tokens, then linearly more, 1 at the limit (DAPO, arXiv 2503.14476, Eq. 13)."""
+    return jnp.clip((limit - soft - jnp.asarray(lengths_B, jnp.float32)) / soft, -1.0, 0.0)
+
+
 def standardise_rewards(
     scores_B: jax.Array,
     stats_3: jax.Array,

@@ -21,7 +21,12 @@ from gapo_jax.data.curriculum import in_use
 from gapo_jax.evaluate.accuracy import Verdict, summarise
 from gapo_jax.evaluate.text_health import text_health
 from gapo_jax.losses import adaptive_kl_coef, masked_mean
-from gapo_jax.rollout.experience import build_experience, response_scores, standardise_rewards
+from gapo_jax.rollout.experience import (
+    build_experience,
+    overlong_penalty,
+    response_scores,
+    standardise_rewards,
+)
 from gapo_jax.rollout.generate import Generated, ended_rows, generate, row_keys
 from gapo_jax.train.adversary import (
     GeneratedText,
@@ -338,6 +343,11 @@ def score_phase(
         squash=reward.squash,
         verifier_weight=reward.verifier_weight,
     )
+    if reward.overlong_tokens:
+        mask_BR = rollout.response_mask_BR
+        scores_B += overlong_penalty(
+            mask_BR.sum(axis=1), run.config.sampling.max_new_tokens, reward.overlong_tokens
+        )
     rewards_B, stats = standardise_rewards(
         scores_B,
         state.reward_stats,

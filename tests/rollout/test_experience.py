@@ -64,6 +64,12 @@ def test_scores_of_each_source():
     )
 
 
+def test_the_soft_punishment_of_long_responses_by_hand():
+    lengths = np.array([0, 80, 90, 95, 100])
+    found = experience.overlong_penalty(lengths, limit=100, soft=20)
+    np.testing.assert_allclose(found, [0, 0, -0.5, -0.75, -1.0], atol=1e-6)
+
+
 @pytest.mark.parametrize("pad", [0, 3])
 def test_experience_equals_a_plain_loop_and_ignores_padding(pad):
     rng = np.random.default_rng(1)
