@@ -30,16 +30,7 @@ SAMPLE_STREAM = 103
 
 
 def inverse_q_teacher(run: Run, state: RunState) -> Teacher:
-    """Return the lessons: pairs under their two prompts, or fresh samples in every round.
-
-    Raises:
-        ValueError: the generator bends its logits, so that they cannot be contrasted.
-    """
-    if getattr(run.players.spec.config, "final_softcap", 0):
-        raise ValueError(
-            "config.method='inverse_q' contrasts logits, but the generator caps them "
-            "(final_softcap): choose a generator without, or another method"
-        )
+    """Return the lessons: pairs under their two prompts, or fresh samples in every round."""
     if run.config.inverse_q.contrast == "prompts":
         return fixed_teacher(run, state)
     update, width = policy_update(run), other_width(run)

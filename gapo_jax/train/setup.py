@@ -347,7 +347,16 @@ def assemble(
 
 
 def generator_spec(config: Config, shape: DecoderConfig, place: Placement) -> GeneratorSpec:
-    """Return the static facts of the generator's steps."""
+    """Return the static facts of the generator's steps.
+
+    Raises:
+        ValueError: the configuration asks for what the generator cannot give.
+    """
+    if config.method == "inverse_q" and shape.final_softcap:
+        raise ValueError(
+            "config.method='inverse_q' contrasts logits, but the generator caps them "
+            "(final_softcap): choose another config.model.generator, or another method"
+        )
     first = first_trained_layer(shape.num_layers, config.model)
     return GeneratorSpec(
         config=shape,

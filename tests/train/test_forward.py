@@ -8,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gapo_jax.config import Config
 from gapo_jax.models import Decoder, DecoderConfig
+from gapo_jax.sharding import ONE_DEVICE
 from gapo_jax.train import forward
+from gapo_jax.train.setup import generator_spec
 from gapo_jax.train.state import merge_trainable, split_trainable
 from gapo_jax.types import Rollout
 
@@ -107,6 +110,16 @@ def test_trained_embeddings_are_used_below_and_above(base, rollout):
     real = np.asarray(rollout.response_mask_BR) > 0
     wanted = _plain_logprobs(merge_trainable(base, trained, 0), rollout, spec.temperature)
     np.testing.assert_allclose(np.asarray(got)[real], wanted[real], atol=2e-5)
+
+
+def test_steps_score_at_the_temperature_that_the_configuration_samples_at():
+    config = Config(method="rloo")
+    config.sampling.temperature, config.model.trainable_layers = 0.7, 2
+    spec = generator_spec(config, CONFIG, ONE_DEVICE)
+    assert (spec.temperature, spec.first, spec.critic) == (0.7, 1, "none")
+    # Inverse-Q* adds and subtracts logits as they come out of the product.
+    with pytest.raises(ValueError, match=r"final_softcap.*config\.model\.generator"):
+        generator_spec(Config(method="inverse_q"), GEMMA, ONE_DEVICE)
 
 
 @pytest.mark.parametrize("critic", forward.CRITICS)
