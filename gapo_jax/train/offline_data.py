@@ -168,6 +168,19 @@ def fit(
     return [examples[i] for i in kept], Encoder(players, prompt, response, tuple(cut_off))
 
 
+def mismatched_examples(examples_N: np.ndarray) -> list[int]:
+    """Return `losses.mismatched_rows`, skipping rows of the same example: where one epoch ends and
+    the next begins, a batch may hold it twice."""
+    rows = mismatched_rows(len(examples_N))
+    if (examples_N == examples_N[0]).all():
+        return rows
+    for i, j in enumerate(rows):
+        while examples_N[j] == examples_N[i]:
+            j = (j + 1) % len(examples_N)
+        rows[i] = j
+    return rows
+
+
 def offline_batch(
     config: Config,
     encoder: Encoder,
@@ -185,7 +198,8 @@ def offline_batch(
         share, start = config.data.curriculum, config.data.curriculum_start
         # At least a batch of them: KTO puts a prompt beside the response of another.
         known = min(known, max(size, in_use(known, done, share=share, start=start)))
-    chosen = [examples[i] for i in batch_at(config.seed, step, known, size)]
+    picks = batch_at(config.seed, step, known, size)
+    chosen = [examples[i] for i in picks]
     sides = [side for example in chosen for side in example]
     system = system_text(config)
     other = None
@@ -193,7 +207,7 @@ def offline_batch(
         # All accepted rows, then all rejected ones: the rotation by one then goes from one pair to
         # the next, never to the other side of the same pair, whose response may be the same.
         sides = [example[k] for k in (0, 1) for example in chosen]
-        rotated = [sides[i].response for i in mismatched_rows(len(sides))]
+        rotated = [sides[i].response for i in mismatched_examples(np.tile(picks, 2))]
         other = encoder.rows(
             [Side(s.prompt, text, 0.0) for s, text in zip(sides, rotated, strict=True)], system
         )

@@ -159,10 +159,31 @@ def test_every_other_loss_on_the_same_rows(base, trained, encoder, plain):
         config = _config(method)
         loss, _ = _loss(config, base, trained, _batch(config, encoder))
         assert float(loss) == pytest.approx(value, rel=2e-4), method
+    # Label smoothing reaches the loss; SGPO's second stage is DPO with a reference that it brings.
+    margin = 0.1 * (rho[:, 0] - rho[:, 1])
+    config = _config("dpo", dpo__label_smoothing=0.2)
+    loss, _ = _loss(config, base, trained, _batch(config, encoder))
+    smooth = 0.8 * _softplus(-margin) + 0.2 * _softplus(margin)
+    assert float(loss) == pytest.approx(smooth.mean(), rel=2e-4)
+    config = _config("sgpo")
+    batch = _batch(config, encoder).replace(ref_N=jnp.asarray(ref.reshape(-1), jnp.float32))
+    loss, _ = _loss(config, base, trained, batch)
+    assert float(loss) == pytest.approx(_softplus(-margin).mean(), rel=2e-4)
     config = _config("dpo", dpo__variant="ipo", dpo__reduce="mean", offline__sft_weight=0.5)
     loss, _ = _loss(config, base, trained, _batch(config, encoder))
     ipo = ((gap[:, 0] - gap[:, 1] - 5.0) ** 2).mean()
     assert float(loss) == pytest.approx(ipo + 0.5 * nll, rel=2e-4)
+
+
+def test_the_improver_learns_refinements_and_weighs_answers(base, trained, encoder, plain):
+    config = _config("sgpo")
+    rewards = np.tile([1.0, 0.25], len(EXAMPLES)).astype(np.float32)
+    batch = _batch(config, encoder).replace(rewards_N=jnp.asarray(rewards))
+    loss, metrics = _loss(config, base, trained, batch)
+    (policy, _), counts = plain
+    refined, answers = -policy.sum(0) / counts.sum(0)
+    assert float(loss) == pytest.approx(refined + 0.25 * answers, rel=2e-4)
+    assert float(metrics["sgpo/improver_loss"]) == pytest.approx(refined, rel=2e-4)
 
 
 def test_four_sides_by_the_squared_leave_one_out_form(base, trained, encoder, plain):
@@ -202,8 +223,23 @@ def test_kto_meets_each_prompt_with_the_response_of_another_pair(base, trained, 
     assert float(metrics["pref/kl"]) == pytest.approx(z0, rel=1e-3, abs=1e-4)
 
 
-def test_the_target_policy_is_the_renormalised_contrast(base, trained, encoder):
-    config = _config("inverse_q", inverse_q__contrast="prompts", inverse_q__clip=0.4)
+def test_kto_never_meets_an_example_with_itself_where_epochs_meet(encoder):
+    """4 of 3 examples: every batch holds one twice, in one of them side by side."""
+    config = _config("kto", offline__batch_size=4)
+    three, neighbours = [EXAMPLES[i] for i in (0, 1, 3)], 0  # no response occurs in two of them
+    for step in range(6):
+        picks = batch_at(0, step, 3, 4)
+        neighbours += int((picks == np.roll(picks, 1)).sum())
+        batch = offline_batch(config, encoder, three, {}, step)
+        own, other = (np.asarray(x.tokens_BT)[:, 48:] for x in (batch.rows, batch.other))
+        assert (own != other).any(axis=1).all()
+    assert neighbours
+
+
+@pytest.mark.parametrize(("contrast", "sign"), [("prompts", 1), ("system", -1)])
+def test_the_target_policy_is_the_renormalised_contrast(base, trained, encoder, contrast, sign):
+    """The other rows stand under the worse condition; with a system prompt, under the better."""
+    config = _config("inverse_q", inverse_q__contrast=contrast, inverse_q__clip=0.4)
     strength = config.inverse_q.strength = 1.5
     examples = EXAMPLES[:2] + EXAMPLES[3:]  # one response on both sides
     config.offline.batch_size = len(examples)
@@ -213,7 +249,7 @@ def test_the_target_policy_is_the_renormalised_contrast(base, trained, encoder):
     for good, bad in examples:
         prompts = [chat_prompt(TOKENIZER, side.prompt) for side in (good, bad)]
         (ref, table), (_, other) = (_token_logprobs(base, p, good.response) for p in prompts)
-        scores = table + strength * (table - other)
+        scores = table + sign * strength * (table - other)
         scores -= np.log(np.exp(scores).sum(-1, keepdims=True))
         ids = TOKENIZER(good.response)["input_ids"] + [TOKENIZER.eos_token_id]
         raw = scores[np.arange(len(ids)), ids] - ref
