@@ -10,11 +10,12 @@ import optax
 import pytest
 
 from gapo_jax.config import Config, OptimConfig
+from gapo_jax.losses import ppo_loss
 from gapo_jax.models import Decoder, DecoderConfig, Discriminator, EncoderConfig
 from gapo_jax.train import steps
 from gapo_jax.train.forward import GeneratorSpec, init_critic, lower_hidden
 from gapo_jax.train.optim import make_optimizer
-from gapo_jax.train.state import Network, split_trainable
+from gapo_jax.train.state import Network, merge_trainable, split_trainable
 from gapo_jax.types import ACCEPTED, Experience
 
 ROWS, PROMPT, RESPONSE = 4, 5, 6
@@ -89,6 +90,24 @@ def test_a_policy_update_in_parts_is_that_of_the_whole_minibatch(base, experienc
         results.append(step(network, base, experience, lower_BTD, 0.1, examples))
     assert float(results[0][1]["policy/grad_norm"]) > 1e-3
     _assert_same(*results)
+    if sft_coef:
+        _check_sft_term(base, experience, results[0][1], sft_coef)
+
+
+def _check_sft_term(base, experience, metrics, coef):
+    """Samples are scored at the temperature that they were drawn at, demonstrations at 1."""
+    params = {"params": merge_trainable(base, _trained(base), SPEC.first)}
+    forward = jax.jit(Decoder(DECODER).apply)
+    logits_BRV = forward(params, experience.tokens_BT, experience.mask_BT)[:, PROMPT - 1 : -1]
+    mask_BR, targets_BR1 = experience.response_mask_BR, experience.tokens_BT[:, PROMPT:, None]
+    warm_BR, plain_BR = (
+        jnp.take_along_axis(jax.nn.log_softmax(logits_BRV / t), targets_BR1, -1)[..., 0]
+        for t in (SPEC.temperature, 1.0)
+    )
+    policy, _ = ppo_loss(warm_BR, experience.old_logprobs_BR, experience.advantages_BR, mask_BR)
+    negative = -float(jnp.sum(plain_BR * mask_BR) / jnp.sum(mask_BR))
+    assert float(metrics["sft/loss"]) == pytest.approx(negative, rel=1e-5)
+    assert float(metrics["policy/loss"]) == pytest.approx(float(policy) + coef * negative, rel=1e-5)
 
 
 def test_a_critic_update_in_parts_is_that_of_the_whole_minibatch(base, experience):
@@ -126,20 +145,26 @@ def _judge(config=ENCODER):
 def test_a_discriminator_update_in_parts_is_that_of_the_whole_batch(loss):
     judge, params = _judge()
     results = []
-    for parts in (1, 2):
+    for parts, penalty in ((1, 1.0), (2, 1.0), (1, 0.0)):
         step = functools.partial(
             steps.disc_update_step,
             discriminator=judge,
             dropout=False,
             frozen=None,
             loss=loss,
-            gradient_penalty=1.0,
+            gradient_penalty=penalty,
             accumulate=parts,
             optimizer=DESCENT,
         )
         network = Network.create(params, DESCENT)
         results.append(jax.jit(step)(network, _texts(), jax.random.key(3)))
-    _assert_same(*results)
+    _assert_same(*results[:2])
+
+    # What the penalty adds to a step of descent leads downhill for it.
+    slope = jax.jit(functools.partial(steps.disc_penalty, judge, frozen_layers=0))
+    added = jax.tree.map(lambda a, b: a - b, results[0][0].params, results[2][0].params)
+    downhill = jax.tree.map(lambda start, step: start + 1e-3 * step, params, added)
+    assert float(slope(downhill, _texts())) < float(slope(params, _texts()))
 
 
 def test_networks_compute_in_bfloat16_on_float32_weights(base, experience):

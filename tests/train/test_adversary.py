@@ -130,6 +130,13 @@ def test_label_policies():
     assert targets(label_policy="soft", soft_label=0.3) == [0.3] * 6
     assert targets(label_policy="verified") == [float(flag) for flag in verified]
     assert targets(label_policy="verified", positive_label=0.9)[0] == 0.9
+    # One-sided smoothing: real text that is accepted has the same label, other real text has 0.
+    mixed = adversary.round_texts(
+        _config(positive_label=0.9), _pairs(90), texts, [], seed=0, round_index=0
+    )
+    assert {(t.kind, t.target) for t in mixed if t.kind != GENERATED} == {
+        (ACCEPTED, 0.9), (REJECTED, 0.0),
+    }  # fmt: skip
     dropped = adversary.label_generated(texts, _config(label_policy="drop_verified"))
     assert [text.response for text in dropped] == [t.response for t in texts if not t.verified]
 

@@ -10,6 +10,7 @@ import pytest
 
 from gapo_jax import config as configuration
 from gapo_jax.config import DiscriminatorConfig, OptimConfig
+from gapo_jax.config.online import scores_with_average
 from gapo_jax.data.tiny_tokenizer import character_tokenizer, wordpiece_tokenizer
 from gapo_jax.models import (
     Decoder,
@@ -20,12 +21,12 @@ from gapo_jax.models import (
     save_hf,
 )
 from gapo_jax.train import discriminator as phases
-from gapo_jax.train import optim
-from gapo_jax.train.adversary import LabelledText
+from gapo_jax.train import optim, rounds
+from gapo_jax.train.adversary import GeneratedText, LabelledText
 from gapo_jax.train.setup import load_discriminator
-from gapo_jax.train.state import Network
+from gapo_jax.train.state import Network, RunState
 from gapo_jax.train.steps import TextBatch, disc_penalty, disc_score, disc_update_step
-from gapo_jax.types import ACCEPTED, GENERATED, REJECTED, Constraint, PreferentialPair
+from gapo_jax.types import ACCEPTED, GENERATED, REJECTED, Constraint, PreferentialPair, Rollout
 
 TOKENIZER = wordpiece_tokenizer()
 MODULE = Discriminator(
@@ -93,6 +94,54 @@ def test_the_gate_skips_or_doubles_the_update(network, steps, gate, passes):
         for a, b in zip(jax.tree.leaves(network.params), jax.tree.leaves(moved.params), strict=True)
     )
     assert same == (passes == 0)
+
+
+@pytest.mark.parametrize("score_with", ["pre", "ema"])
+def test_the_moving_average_of_the_snapshots_gives_the_rewards(network, steps, score_with):
+    config = configuration.Config()
+    config.discriminator = _config(
+        score_with=score_with, ema_decay=0.75, generated_fraction=0.5, label_policy="paper"
+    )
+    config.ppo.samples_per_prompt = 4
+    config.reward.standardise, config.data.curriculum = "none", 1.0
+    comma = (Constraint("punctuation:no_comma"),)
+    pair = PreferentialPair("t", "abc", comma, comma, "p", "q", "modify", comma[0].id)
+    run = types.SimpleNamespace(
+        config=config,
+        players=types.SimpleNamespace(
+            disc_tokenizer=TOKENIZER, decoder=Decoder(DecoderConfig(31, 1, 8, 1, 1, 8, 8))
+        ),
+        training=types.SimpleNamespace(steps=steps),
+        # Only the easiest quarter is in use in the first round of a curriculum.
+        pairs=types.SimpleNamespace(compared=[pair] * 2 + [None] * 6, heldout=[]),
+        store=[],
+    )
+    fresh = [GeneratedText("p", "word " * (n + 1), False, 1) for n in range(4)]
+    ones = jnp.ones((4, 3), jnp.int32)
+    rollout = Rollout(ones, ones, ones, ones * 1.0)
+    start = jax.tree.map(np.asarray, network.params)
+    state = RunState(
+        policy=network, critic=None, discriminator=network, key=jax.random.key(0),
+        round=jnp.int32(0), kl_coef=jnp.float32(0), reward_stats=jnp.zeros(3),
+        judge=network.params if scores_with_average(config) else None,
+    )  # fmt: skip
+    assert (state.judge is not None) == (score_with == "ema")
+    state, metrics = rounds.judge_phase(run, state, fresh, 0)
+    assert metrics["disc/pairs_in_use"] == 2
+    used = state.discriminator.params
+    if score_with == "ema":
+        used = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, start, used)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.judge, used)
+    _, logits, rewards = rounds.score_phase(run, state, fresh, rollout, np.zeros(4))
+    texts = [LabelledText(text.prompt, text.response, GENERATED, 0.0) for text in fresh]
+    for params, same in ((used, True), (start, False)):
+        wanted = phases.score_texts(steps, params, TOKENIZER, texts, config.discriminator)
+        assert np.allclose(logits, wanted, atol=1e-6) == same
+    np.testing.assert_allclose(rewards, logits, atol=1e-6)
+    # Three of at most four tokens: half of the punishment, which begins behind the second.
+    config.sampling.max_new_tokens, config.reward.overlong_tokens = 4, 2
+    _, _, rewards = rounds.score_phase(run, state, fresh, rollout, np.zeros(4))
+    np.testing.assert_allclose(rewards, logits - 0.5, atol=1e-6)
 
 
 def test_training_separates_what_can_be_separated(network, steps):

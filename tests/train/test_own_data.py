@@ -14,6 +14,7 @@ from gapo_jax.config.presets import tiny
 from gapo_jax.data.discriminator_text import pair_ids
 from gapo_jax.data.sources import read_pairs
 from gapo_jax.train import prepare, setup
+from gapo_jax.train.offline_data import make_examples
 from gapo_jax.train.own_data import asked, check_source, own_prompts
 from gapo_jax.train.run import claim_workdir
 
@@ -168,6 +169,25 @@ def test_data_that_a_method_cannot_use_is_refused_before_any_model_is_loaded(min
     config.data.source, config.data.types, config.rpo.responses = str(mined), TYPES, 50
     with pytest.raises(ValueError, match=r"50 prompts; lower config\.rpo\.responses"):
         check_source(finalize(config), tmp_path)
+
+
+def test_one_key_makes_any_method_compare_prompts_or_responses(mined):
+    """The two columns of the paper's table 6 (arXiv 2503.20194), of the same pairs."""
+    pairs = read_pairs(mined / "pairs.jsonl")
+    for method in ("dpo", "kto", "simpo", "orpo", "rpo"):
+        prompts, responses = (
+            make_examples(_method(mined, method, preference=name), pairs)
+            for name in ("prompts", "responses")
+        )
+        assert all(good.response == bad.response for good, bad in prompts)
+        assert all(good.prompt == bad.prompt for good, bad in responses)
+        rows = [{(s.prompt, s.response) for s in sides} for sides in (*prompts, *responses)]
+        half = len(prompts)
+        assert set().union(*rows[:half]) == set().union(*rows[half:])
+    for method in ("gapo", "ppo", "rloo", "grpo", "reinforce_pp", "rpo_online", "discriminator"):
+        found = prepare.compared_pairs(_method(mined, method, preference="responses"), pairs)
+        assert all(good[0] == bad[0] for good, bad in (pair.sides for pair in found))
+        assert prepare.compared_pairs(_method(mined, method), pairs) == pairs
 
 
 def test_a_configuration_that_came_to_nothing_does_not_hold_the_workdir(mined, tmp_path):
