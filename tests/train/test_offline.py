@@ -1,8 +1,6 @@
-"""Every offline method's tiny config: two rounds, a kill, the rest; who moved and who did not."""
+"""Every configuration of an offline method: two rounds, a kill, the rest; who moved and who not."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,39 +9,21 @@ import pytest
 from gapo_jax.config import OFFLINE_METHODS, SGPOConfig, finalize
 from gapo_jax.config.presets import tiny
 from gapo_jax.data.batching import batch_at
+from gapo_jax.data.sources import read_jsonl
 from gapo_jax.evaluate.console import judge_line
-from gapo_jax.train import offline, run, sgpo
+from gapo_jax.train import inverse_q, offline, run, sgpo
 from gapo_jax.train.discriminator import mean_metrics
 from gapo_jax.train.interrupt import RunStopped, StopRequest
 from gapo_jax.train.setup import build_training, load_players
+from gapo_jax.types import PromptRow
 
-ROOT = Path(__file__).parents[2]
 DATA = ("bootstrap.jsonl", "pairs.jsonl", "pairs_heldout.jsonl")
 PROCESS = ("time", "throughput/", "compile/")
-# (config file, preset): each method once, and what takes another path through the loop. Those whose
-# path another one takes too are slow: their losses are tested by themselves.
-SLOW = ("sft_tiny", "kto_tiny", "simpo_tiny", "orpo_tiny", "rpo_tiny", "prompts")
-CASES = [(f"{method}_tiny", "") for method in OFFLINE_METHODS]
-CASES += [("rpo_tiny", "discriminator"), ("inverse_q_tiny", "prompts")]
-CASES = [
-    pytest.param(*case, marks=[pytest.mark.slow] if (case[1] or case[0]) in SLOW else [])
-    for case in CASES
-]
+METHODS = OFFLINE_METHODS  # of the configurations that are cases here
 
 
 class Killed(Exception):
     """Stands for a kill between the end of a round and its checkpoint."""
-
-
-def _load(name, preset):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(preset)
-    config.rounds, config.offline.steps_per_round, config.offline.batch_size = 2, 1, 4
-    config.offline.optim.warmup_steps = 0
-    return finalize(config)
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +85,8 @@ def _arrays(state):
     return {jax.tree_util.keystr(p): np.array(x) for p, x in jax.tree.leaves_with_path(state)}
 
 
-@pytest.mark.parametrize(("name", "preset"), CASES, ids=lambda value: str(value))
-def test_two_rounds_a_kill_and_the_rest(opener, players, tmp_path, name, preset):
-    config = _load(name, preset)
+def test_two_rounds_a_kill_and_the_rest(opener, players, tmp_path, case, smallest):
+    config = smallest(*case)
     opened, state = opener(config, tmp_path)
     start, base = _arrays(state), jax.tree.map(np.array, players.base)
     straight, save = [], opened.save
@@ -134,7 +113,7 @@ def test_two_rounds_a_kill_and_the_rest(opener, players, tmp_path, name, preset)
     assert before and _lines(tmp_path, 2) == before
     moved = {path.split(".")[1] for path in start if (start[path] != resumed[path]).any()}
     network = "discriminator" if config.method == "discriminator" else "policy"
-    judged = {"discriminator"} if preset == "discriminator" else set()
+    judged = {"discriminator"} if case[1] == "discriminator" else set()
     assert moved == {network, "round"} | judged
     assert all(line["phase"] in ("rollout", network) for line in before)
     jax.tree.map(np.testing.assert_array_equal, base, jax.tree.map(np.array, players.base))
@@ -142,6 +121,12 @@ def test_two_rounds_a_kill_and_the_rest(opener, players, tmp_path, name, preset)
         (counts,) = (line for line in before if "sgpo/asked" in line)
         reasons = [counts.get(f"sgpo/{name}", 0.0) for name in ("kept", "same", "length")]
         assert sum(reasons) == counts["sgpo/asked"] == config.sgpo.prompts
+        # The reference is the policy that stage 1 left: at its first update there is no margin.
+        (learned,) = (line for line in before if "pref/loss" in line)
+        assert learned["pref/loss"] == pytest.approx(np.log(2), abs=1e-5)
+        # Refinements are scored under the plain prompt, not under the request to improve.
+        plain = {row.prompt for row in opened.prompts.train}
+        assert {r["prompt"] for r in read_jsonl(tmp_path / "sgpo_reference.jsonl")} <= plain
 
 
 def test_what_the_discriminator_makes_of_held_out_pairs(tmp_path):
@@ -165,10 +150,10 @@ def test_another_seed_gives_other_batches_and_every_row_is_used():
     assert rows[0].tolist() != batch_at(1, 0, 20, 8).tolist()
 
 
-def test_a_loss_that_is_not_finite_is_seen_and_stops_the_run(opener, tmp_path):
+def test_a_loss_that_is_not_finite_is_seen_and_stops_the_run(opener, tmp_path, smallest):
     found = mean_metrics([{"policy/loss": np.nan, "disc/acc_generated": np.nan}])
     assert list(found) == ["policy/loss"]
-    opened, _ = opener(_load("dpo_tiny", ""), tmp_path)
+    opened, _ = opener(smallest("dpo_tiny"), tmp_path)
     with pytest.raises(RunStopped, match=r"policy/loss is nan in round 3.*config.offline.optim"):
         offline.check(opened, found, 3)
     with pytest.raises(RunStopped, match=r"0.700 a token.*kl_limit=0.5"):
@@ -182,6 +167,14 @@ def _slow_distance(a, b):
         change = table[i, j] + (a[i] != b[j])
         table[i + 1, j + 1] = min(change, table[i, j + 1] + 1, table[i + 1, j] + 1)
     return table[len(a), len(b)]
+
+
+def test_the_conditions_that_inverse_q_contrasts():
+    row = PromptRow("k", "Name a tea. No commas.", "Name a tea.", ())
+    config = tiny("inverse_q")
+    assert inverse_q.other_prompt(config, row) == (row.task, None)
+    config.inverse_q.contrast, config.inverse_q.system_prompt = "system", "Be exact."
+    assert inverse_q.other_prompt(config, row) == (row.prompt, "Be exact.")
 
 
 def test_edit_distance():

@@ -1,0 +1,75 @@
+"""Every file under configs/ as a test case: its method and options at the sizes of tiny runs."""
+
+import functools
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from gapo_jax.config import finalize, lookup
+from gapo_jax.config.presets import tiny_rounds
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
+# (file, preset) that the default suite plays; the others take a path that one of these takes too,
+# with a loss that is tested by itself, and are slow.
+QUICK = [
+    ("discriminator_tiny", ""), ("dpo_tiny", ""), ("grpo_tiny", ""), ("inverse_q_tiny", ""),
+    ("ppo_tiny", ""), ("rpo_tiny", "discriminator"), ("sgpo_tiny", ""),
+]  # fmt: skip
+_SIZES = """model.generator model.discriminator model.trainable_layers data.types
+    data.system_prompt data.max_prompt_tokens data.bootstrap_responses data.pairs
+    data.pairs_heldout sampling.max_new_tokens sampling.batch_size discriminator.batch_size
+    discriminator.max_tokens ppo.prompts_per_round ppo.samples_per_prompt ppo.minibatch_size
+    ppo.logprob_chunk offline.max_response_tokens sgpo.improver_rounds sgpo.refine_template
+    sgpo.improve_template sgpo.max_edit sgpo.max_length_ratio sgpo.max_prompt_tokens sgpo.prompts
+    eval.samples_per_prompt eval.resamples""".split()
+
+
+@functools.cache
+def _module(name):
+    path = CONFIGS[0].with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _presets(name):
+    return ("", *getattr(_module(name), "PRESETS", ()))
+
+
+def smallest(name, preset=""):
+    """Return a configuration with two rounds of one or two updates on the tiny networks."""
+    config = _module(name).get_config(preset)
+    small = tiny_rounds(config.method)
+    for path in _SIZES:
+        section, field = path.split(".")
+        setattr(lookup(config, section), field, lookup(small, path))
+    config.rounds, config.offline.steps_per_round, config.offline.batch_size = 2, 1, 4
+    config.offline.optim.warmup_steps = config.ppo.optim.warmup_steps = 0
+    config.data.prompts = config.eval.prompts_per_set = 16
+    disc = config.discriminator
+    # The rate of the first update is 0: the warm-up, which is not played here, starts there.
+    disc.updates_per_round = min(2, disc.updates_per_round)
+    return finalize(config)
+
+
+def pytest_generate_tests(metafunc):
+    """Give a test that asks for a `case` all configurations of its module's METHODS."""
+    if "case" not in metafunc.fixturenames:
+        return
+    cases = [(path.stem, preset) for path in CONFIGS for preset in _presets(path.stem)]
+    assert set(QUICK) <= set(cases)
+    methods = metafunc.module.METHODS
+    cases = [case for case in cases if _module(case[0]).get_config(case[1]).method in methods]
+    metafunc.parametrize(
+        "case",
+        [pytest.param(c, marks=[] if c in QUICK else [pytest.mark.slow]) for c in cases],
+        ids=lambda case: ":".join(filter(None, case)),
+    )
+
+
+@pytest.fixture(name="smallest")
+def _smallest():
+    return smallest
