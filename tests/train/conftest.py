@@ -22,7 +22,7 @@ _SIZES = """model.generator model.discriminator model.trainable_layers data.type
     discriminator.max_tokens ppo.prompts_per_round ppo.samples_per_prompt ppo.minibatch_size
     ppo.logprob_chunk offline.max_response_tokens sgpo.improver_rounds sgpo.refine_template
     sgpo.improve_template sgpo.max_edit sgpo.max_length_ratio sgpo.max_prompt_tokens sgpo.prompts
-    eval.samples_per_prompt eval.resamples""".split()
+    eval.samples_per_prompt eval.resamples checkpoint.every_rounds checkpoint.keep""".split()
 
 
 @functools.cache
