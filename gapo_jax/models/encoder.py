@@ -21,7 +21,7 @@ from gapo_jax.models import attention_kernels
 from gapo_jax.models import encoder_attention as attention
 from gapo_jax.models.attention import padding_bias
 from gapo_jax.models.encoder_config import EncoderConfig
-from gapo_jax.models.layers import apply_rope, dense, kernel_init, remat, rope_tables, scan_layers
+from gapo_jax.models.layers import apply_rope, dense, gelu, kernel_init, remat, rope_tables, scan_layers
 
 RopeTables = tuple[jax.Array, jax.Array]
 
@@ -203,9 +203,9 @@ class MLP(nn.Module):
         up_BTF = linear(cfg, cfg.d_ff, "up")(x_BTD)
         if cfg.gated:
             gate_BTF = linear(cfg, cfg.d_ff, "gate")(x_BTD)
-            up_BTF = nn.gelu(gate_BTF, approximate=False) * up_BTF
+            up_BTF = gelu(gate_BTF) * up_BTF
         else:
-            up_BTF = nn.gelu(up_BTF, approximate=False)
+            up_BTF = gelu(up_BTF)
         return linear(cfg, cfg.d_model, "down")(up_BTF)
 
 

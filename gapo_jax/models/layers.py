@@ -18,9 +18,20 @@ import numpy as np
 
 REMAT_POLICIES = ("none", "dots", "full")
 NORMS = ("rms", "rms_plus_one", "layer")
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact gelu, x Phi(x) (arXiv 1606.08415, Eq. 2), by erf as torch computes it.
+
+    `nn.gelu` takes erfc, which on a CPU costs a twentieth of an encoder's step more: a choice
+    between two series for every element, to be more exact where the result is below 1e-7.
+    """
+    return 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5))
+
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": nn.silu,
-    "gelu": functools.partial(nn.gelu, approximate=False),
+    "gelu": gelu,
     "gelu_tanh": functools.partial(nn.gelu, approximate=True),
 }
 
