@@ -153,11 +153,16 @@ class SamplingConfig(Section):
 
 @dataclasses.dataclass
 class EvalConfig(Section):
-    """Held-out evaluation by the verifiers, before, during and after training."""
+    """Held-out evaluation by the verifiers, before, during and after training.
+
+    The discriminator is measured on its held-out pairs after the warm-up, every `pairs_every`
+    rounds and after the last one.
+    """
 
     prompts_per_set: int = 96
     samples_per_prompt: int = 2
     every_rounds: int = 0
+    pairs_every: int = 1
     prompts_during: int = 48
     temperature: float = 0.8
     resamples: int = 2000
@@ -266,6 +271,7 @@ _RANGES: dict[str, tuple[float, float]] = (
         "eval.prompts_per_set": (1, math.inf),
         "eval.samples_per_prompt": (1, math.inf),
         "eval.every_rounds": (0, math.inf),
+        "eval.pairs_every": (1, math.inf),
         "eval.prompts_during": (1, math.inf),
         "eval.temperature": (0, 100),
         "eval.resamples": (1, math.inf),

@@ -291,13 +291,14 @@ def judge_phase(
     )
     check_finite(metrics, round_index)
     metrics["disc/pairs_in_use"] = float(known)
-    metrics |= evaluate_pairs(
-        run.training.steps,
-        network.params,
-        run.players.disc_tokenizer,
-        run.pairs.heldout,
-        settings,
-    )
+    if (round_index + 1) % run.config.eval.pairs_every == 0 or round_index + 1 == run.config.rounds:
+        metrics |= evaluate_pairs(
+            run.training.steps,
+            network.params,
+            run.players.disc_tokenizer,
+            run.pairs.heldout,
+            settings,
+        )
     run.store = update_store(
         run.store,
         fresh,
