@@ -83,7 +83,7 @@ def round_texts(
     seed: int,
     round_index: int,
 ) -> list[LabelledText]:
-    """Compose the texts of one round's update, in a random order.
+    """Compose the texts of one round's update, in batches of like length (`like_lengths`).
 
     Of updates_per_round * batch_size texts, `generated_fraction` are generated (of which
     `replay_fraction` from earlier rounds, as far as the store holds them) and the rest are half
@@ -107,9 +107,34 @@ def round_texts(
     chosen = batch_at(seed, round_index, len(pairs), num_pairs) if num_pairs else []
     real = [text for i in chosen for text in pair_texts(pairs[i], config.positive_label)]
     if pairwise:
-        return compared(rng, generated, real, total)
-    texts = generated + real[: total - wanted]
-    return [texts[i] for i in rng.permutation(len(texts))]
+        units = compared(rng, generated, real, total)
+    else:
+        units = [(text,) for text in (*generated, *real[: total - wanted])]
+    rows = config.batch_size // (2 if pairwise else 1)
+    return [text for unit in like_lengths(rng, units, rows) for text in unit]
+
+
+def like_lengths(
+    rng: np.random.Generator, units: Sequence[tuple[LabelledText, ...]], rows: int
+) -> list[tuple[LabelledText, ...]]:
+    """Arrange texts (or comparisons) so that `rows` neighbours are a batch of like length; the
+    batches come in a random order, one that is not full last.
+
+    Each kind of text (class and target) is spread over the batches as evenly as it goes, its
+    shortest texts into the first and its longest into the last: a batch has the mix of the round,
+    and is padded to little more than it holds.
+    """
+    kinds: dict[Any, list[int]] = {}
+    for i in rng.permutation(len(units)):
+        kinds.setdefault(tuple((text.kind, text.target > 0.5) for text in units[i]), []).append(i)
+    place = np.zeros(len(units))
+    for members in kinds.values():
+        members.sort(key=lambda i: max(len(text.prompt + text.response) for text in units[i]))
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+    order = np.argsort(place, kind="stable")
+    full = len(units) // rows
+    starts = [int(batch) * rows for batch in rng.permutation(full)] + [full * rows]
+    return [units[i] for start in starts for i in order[start : start + rows]]
 
 
 def compared(
@@ -117,8 +142,8 @@ def compared(
     generated: Sequence[LabelledText],
     real: Sequence[LabelledText],
     total: int,
-) -> list[LabelledText]:
-    """Arrange texts as `total` comparisons for the Bradley-Terry loss: better, worse, better, ...
+) -> list[tuple[LabelledText, ...]]:
+    """Arrange texts as `total` comparisons (better, worse) for the Bradley-Terry loss.
 
     A generated text stands against one of the other label: of the same prompt if the round has
     sampled such a one, which is what the policy's advantages compare, else a real text (as Eq. 6
@@ -128,14 +153,13 @@ def compared(
     by_prompt: dict[tuple[str, bool], list[LabelledText]] = {}
     for text in generated:
         by_prompt.setdefault((text.prompt, text.target > 0.5), []).append(text)
-    pairs = []
+    pairs: list[tuple[LabelledText, ...]] = []
     for text in generated:
         good = text.target > 0.5
         others = by_prompt.get((text.prompt, not good)) or real[good::2]
         other = others[int(rng.integers(len(others)))]
         pairs.append((text, other) if good else (other, text))
-    pairs += list(zip(real[::2], real[1::2], strict=True))[: total - len(pairs)]
-    return [text for i in rng.permutation(len(pairs)) for text in pairs[i]]
+    return pairs + list(zip(real[::2], real[1::2], strict=True))[: total - len(pairs)]
 
 
 def _draw(
@@ -196,8 +220,8 @@ def class_weights(targets: Sequence[float], balance: bool) -> np.ndarray:
 
 
 def widths(max_tokens: int) -> tuple[int, ...]:
-    """Return the padded lengths in use: a half, five and six eighths, and all of the limit."""
-    return tuple(sorted({max(8, -(-max_tokens * part // 8)) for part in (4, 5, 6, 8)}))
+    """Return the padded lengths in use: three eighths, a half, two thirds and all of the limit."""
+    return tuple(sorted({max(8, -(-max_tokens * part // 24)) for part in (9, 12, 16, 24)}))
 
 
 def make_batch(

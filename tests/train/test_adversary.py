@@ -72,6 +72,25 @@ def test_the_mix_holds_the_requested_share_of_generated_text(fraction):
     assert counts[ACCEPTED] == counts[REJECTED]
 
 
+def test_a_batch_has_texts_of_like_length_and_the_mix_of_the_round():
+    rng = np.random.default_rng(0)
+    fresh = [
+        GeneratedText("p" * int(rng.integers(10, 300)), "", i % 4 == 0, 1) for i in range(96)
+    ]
+    pairs = [PreferentialResponses("p" * int(rng.integers(10, 300)), "g", "b") for _ in range(90)]
+    config = _config(label_policy="verified", replay_fraction=0.0)
+    texts = adversary.round_texts(config, pairs, fresh, [], seed=0, round_index=0)
+    sizes = np.array([len(text.prompt) for text in texts])
+    longest = np.sort(sizes.reshape(-1, 16).max(axis=1))
+    assert longest.mean() < 1.15 * np.sort(sizes).reshape(-1, 16).max(axis=1).mean()
+    assert longest.mean() < 0.8 * sizes.max()
+    whole = _kinds(texts)
+    for start in range(0, len(texts), 16):
+        assert np.abs(_kinds(texts[start : start + 16]) - whole / 5).max() < 1.5
+    order = longest.tolist() != sizes.reshape(-1, 16).max(axis=1).tolist()
+    assert order  # batches come in random order, not from short to long
+
+
 def test_few_generated_texts_repeat_rather_than_shrink_the_share():
     texts = adversary.round_texts(
         _config(generated_fraction=0.5), _pairs(50), _texts(3), [], seed=0, round_index=0
