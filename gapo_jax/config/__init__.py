@@ -136,7 +136,8 @@ class SamplingConfig(Section):
 
     `top_k`, `top_p` and `min_p` (a share of the best token's probability) restrict what is drawn;
     0, 1 and 0 restrict nothing. A response that ends in `repetition_times` copies of one block of
-    at most `repetition_period` tokens is broken off (0: never).
+    at most `repetition_period` tokens is broken off (0: never). With `stop` (several strings) a
+    response ends with the token that completes one of them, and its text before the string.
     """
 
     max_new_tokens: int = 48
@@ -146,6 +147,7 @@ class SamplingConfig(Section):
     min_p: float = 0.0
     repetition_period: int = 0
     repetition_times: int = 4
+    stop: tuple[str, ...] = _tuple()
     batch_size: int = 96
     slots: int = 0
     chunk: int = 8
@@ -354,6 +356,11 @@ def _check_together(config: Config) -> None:
             "config.model.train_embeddings=True trains the bottom of the decoder, but "
             f"config.model.trainable_layers={config.model.trainable_layers} freezes its lower "
             "layers; set trainable_layers=0 or train_embeddings=False"
+        )
+    if not all(config.sampling.stop):
+        raise ValueError(
+            f"config.sampling.stop={config.sampling.stop!r} has an empty string, which every text "
+            "holds; leave it out"
         )
     if not config.data.types:
         raise ValueError("config.data.types is empty; name at least one constraint type")

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from gapo_jax.data.tokenizer import chat_prompt, decode_responses, encode_prompts
 from gapo_jax.rollout.continuous import ContinuousSampler
-from gapo_jax.rollout.stops import StopStrings
+from gapo_jax.rollout.stops import StopStrings, stop_strings
 from gapo_jax.types import Rollout
 
 SampleFn = Callable[..., Rollout]
@@ -39,11 +39,14 @@ def _fold_rows(key: jax.Array, rows_B: jax.Array) -> jax.Array:
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows_B)
 
 
-def ended_rows(rollout: Rollout, eos_ids: Sequence[int]) -> np.ndarray:
-    """Return which responses hold their end-of-sequence token, bool [B]."""
+def ended_rows(
+    rollout: Rollout, eos_ids: Sequence[int], stops: StopStrings | None = None
+) -> np.ndarray:
+    """Return which responses hold their end-of-sequence token or a stop string, bool [B]."""
     tokens_BR = np.asarray(rollout.tokens_BT)[:, -rollout.response_mask_BR.shape[1] :]
     is_end_BR = np.isin(tokens_BR, eos_ids)
-    return np.any(is_end_BR & (np.asarray(rollout.response_mask_BR) > 0), axis=1)
+    ended_B = np.any(is_end_BR & (np.asarray(rollout.response_mask_BR) > 0), axis=1)
+    return ended_B | stops.held(rollout) if stops else ended_B
 
 
 def prompt_lengths(
@@ -105,7 +108,7 @@ def generate(
             "the keys must be a multiple of the prompts, and config.sampling.batch_size of the "
             "samples of one prompt"
         )
-    stops = StopStrings(tokenizer, stop) if stop else None
+    stops = stop_strings(tokenizer, stop)
     texts = [chat_prompt(tokenizer, prompt, system) for prompt in prompts]
     prompts_AP = encode_prompts(tokenizer, texts, width, buckets=(width,))
     start = time.perf_counter()

@@ -36,6 +36,13 @@ class StopStrings:
         found = [at for at in map(text.find, self.strings) if at >= 0]
         return text[: min(found)] if found else text
 
+    def held(self, rollout: Rollout) -> np.ndarray:
+        """Return which responses hold a stop string, bool [B]."""
+        mask_BR = np.asarray(rollout.response_mask_BR)
+        tokens_BR = np.asarray(rollout.tokens_BT)[:, -mask_BR.shape[1] :]
+        texts = decode_responses(self.tokenizer, tokens_BR, mask_BR)
+        return np.array([self.cut(text) != text for text in texts], bool)
+
     def count(self, tokens: Sequence[int]) -> int:
         """Return how many tokens it takes to complete the first stop string, or all of them."""
         # Further tokens never take a stop string away, so the first prefix is found by halving.
@@ -59,3 +66,8 @@ class StopStrings:
             "logprobs_BR": np.where(mask_BR, rollout.logprobs_BR, 0.0).astype(np.float32),
         }
         return Rollout(**cut)
+
+
+def stop_strings(tokenizer: PreTrainedTokenizerFast, strings: Sequence[str]) -> StopStrings | None:
+    """Return `StopStrings`, or None where there are no strings."""
+    return StopStrings(tokenizer, strings) if strings else None

@@ -45,6 +45,7 @@ def evaluate_policy(
         width=width,
         temperature=config.eval.temperature,
         system=system_text(config),
+        stop=config.sampling.stop,
         on_batch=on_batch,
     )
     return verify(samples, generated.texts)

@@ -66,6 +66,7 @@ def sample_round(run: Run, state: RunState, index: int) -> tuple[list[PromptRow]
             width=run.prompts.width,
             temperature=config.sampling.temperature,
             system=system_text(config),
+            stop=config.sampling.stop,
         )
     metrics = rollout_metrics(run, rows, generated, verify(rows, generated.texts))
     metrics["time/rollout_s"] = run.clock.last["rollout"]

@@ -33,6 +33,7 @@ from gapo_jax.rollout.generate import (
     prompt_width,
     row_keys,
 )
+from gapo_jax.rollout.stops import stop_strings
 from gapo_jax.train.setup import Players
 from gapo_jax.types import Preference, PreferentialPair, PromptRow
 
@@ -184,9 +185,11 @@ def bootstrap(
             width=prompts.width,
             temperature=config.sampling.temperature,
             system=system_text(config),
+            stop=config.sampling.stop,
             on_batch=on_batch,
         )
-        ended_B = ended_rows(generated.rollout, players.decoder.config.eos_ids)
+        stops = stop_strings(players.tokenizer, config.sampling.stop)
+        ended_B = ended_rows(generated.rollout, players.decoder.config.eos_ids, stops)
         records = [
             {"task": row.task, "prompt": row.prompt, "response": text, "ended": bool(ended)}
             for row, text, ended in zip(prompts.bootstrap, generated.texts, ended_B, strict=True)

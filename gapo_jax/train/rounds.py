@@ -28,6 +28,7 @@ from gapo_jax.rollout.experience import (
     standardise_rewards,
 )
 from gapo_jax.rollout.generate import Generated, ended_rows, generate, row_keys
+from gapo_jax.rollout.stops import stop_strings
 from gapo_jax.train.adversary import (
     GeneratedText,
     LabelledText,
@@ -138,13 +139,15 @@ def rollout_phase(
         width=run.prompts.width,
         temperature=sampling.temperature,
         system=system_text(run.config),
+        stop=sampling.stop,
     )
     return rows, generated
 
 
 def ended(run: Run, rollout: Rollout) -> np.ndarray:
-    """Return which responses hold their end-of-sequence token, bool [B]."""
-    return ended_rows(rollout, run.players.decoder.config.eos_ids)
+    """Return which responses hold their end-of-sequence token or a stop string, bool [B]."""
+    stops = stop_strings(run.players.tokenizer, run.config.sampling.stop)
+    return ended_rows(rollout, run.players.decoder.config.eos_ids, stops)
 
 
 def rollout_metrics(

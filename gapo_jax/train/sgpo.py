@@ -28,12 +28,12 @@ from gapo_jax.data.batching import batch_at
 from gapo_jax.data.preferences import Example, Side, preferential_responses
 from gapo_jax.data.sources import read_jsonl, write_jsonl
 from gapo_jax.losses import sequence_logprobs
-from gapo_jax.rollout.generate import ended_rows, generate, prompt_lengths, row_keys
+from gapo_jax.rollout.generate import generate, prompt_lengths, row_keys
 from gapo_jax.train.compilation import jit_step
 from gapo_jax.train.lessons import Lesson, Teacher, policy_update
 from gapo_jax.train.offline_data import Encoder, cut_off_texts, fit, offline_batch
 from gapo_jax.train.offline_steps import OfflineBatch, row_logprobs
-from gapo_jax.train.rounds import Run
+from gapo_jax.train.rounds import Run, ended
 from gapo_jax.train.state import RunState
 from gapo_jax.types import Rollout
 
@@ -72,8 +72,9 @@ def ask(run: Run, params: Any, prompts: Sequence[str], stream: int) -> list[tupl
             width=width,
             temperature=config.sampling.temperature,
             system=system,
+            stop=config.sampling.stop,
         )
-    ended_B = ended_rows(generated.rollout, run.players.decoder.config.eos_ids)
+    ended_B = ended(run, generated.rollout)
     return list(zip(generated.texts, ended_B.tolist(), strict=True))
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from gapo_jax.data.tiny_tokenizer import character_tokenizer
 from gapo_jax.models import Decoder
-from gapo_jax.rollout.generate import generate, row_keys
+from gapo_jax.rollout.generate import ended_rows, generate, row_keys
 from gapo_jax.rollout.sampler import make_sampler
 from gapo_jax.rollout.stops import StopStrings
 
@@ -152,6 +152,10 @@ def test_text_is_cut_before_the_first_stop_string(speaker, slots):
     assert not made.rollout.logprobs_BR[mask_BR == 0].any()
     assert (made.rollout.tokens_BT[:, 64:][mask_BR == 0] == config.pad_id).all()
     np.testing.assert_array_equal(made.rollout.mask_BT[:, 64:], mask_BR)
+    stopped = [any(stop in whole for stop in stops) for whole in free.texts]
+    by_end = ended_rows(made.rollout, config.eos_ids)
+    found = ended_rows(made.rollout, config.eos_ids, StopStrings(tokenizer, stops))
+    np.testing.assert_array_equal(found, np.array(stopped) | by_end)
 
 
 def test_stop_strings_must_have_characters(speaker):

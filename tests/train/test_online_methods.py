@@ -13,6 +13,7 @@ from gapo_jax.config import ONLINE_METHODS, Config, finalize
 from gapo_jax.config.online import has_critic, is_adversarial
 from gapo_jax.config.presets import tiny_rounds
 from gapo_jax.evaluate.accuracy import Verdict
+from gapo_jax.rollout.generate import ended_rows
 from gapo_jax.train import sampling, setup
 from gapo_jax.train.grounding import make_grounding
 from gapo_jax.train.interrupt import StopRequest
@@ -190,6 +191,7 @@ def test_dynamic_sampling_keeps_groups_with_a_signal(world, tmp_path):
     config.reward.source = "verifier"
     config.grpo.variant, config.grpo.dynamic_sampling, config.grpo.max_resamples = "dapo", True, 1
     config.grpo.mask_truncated = True
+    config.sampling.stop = ("q", "zu")
     run = _run(world, _small(config), tmp_path)
     sampled = sampling.sample_round(run, _start(run), 0)
     run.writer.close()
@@ -201,6 +203,9 @@ def test_dynamic_sampling_keeps_groups_with_a_signal(world, tmp_path):
     assert groups == 4 or useful.sum() <= 4
     ended = sampling.ended(run, sampled.generated.rollout)
     np.testing.assert_array_equal(sampled.learn_B, np.repeat(useful, 8) & ended)
+    # A response that a stop string has ended is whole, and its text goes up to the string.
+    assert not any(stop in text for stop in ("q", "zu") for text in sampled.generated.texts)
+    assert (ended & ~ended_rows(sampled.generated.rollout, world[1].decoder.config.eos_ids)).any()
     np.testing.assert_array_equal(
         sampled.rules_B, sampling.rule_rewards(run.config, sampled.verdicts)
     )
