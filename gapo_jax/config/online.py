@@ -161,7 +161,7 @@ class PPOConfig(Section):
     group_baseline: bool = False
     aggregation: str = "token"
     critic_epochs: int = 4
-    logprob_chunk: int = 512
+    logprob_chunk: int = 256
     sft_coef: float = 0.0
     sft_rows: int = 8
 

@@ -29,6 +29,7 @@ def chunked_logprobs(
     with_entropy: bool = False,
     tied: bool = False,
     softcap: float = 0.0,
+    mask_BT: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Log-probs of `targets_BT` under softmax(hidden @ kernel / temperature), chunk by chunk.
 
@@ -43,6 +44,9 @@ def chunked_logprobs(
         gradient flows through it.
       tied: the kernel is the transpose of an embedding [V, D] (`embedding.T`). The result is the
         same; the products then read the embedding as it lies and no transposed copy is made.
+      mask_BT: int, 0 = a place that nobody reads. Its log-prob and entropy are 0; real places are
+        brought together, so that what pads the responses is hardly computed. For rows that are not
+        split over devices.
       softcap: bound the logits to softcap * tanh(logits / softcap) before the temperature (Gemma 2,
         arXiv 2408.00118, section 2); 0 does not.
 
@@ -74,18 +78,29 @@ def chunked_logprobs(
     dtype = jnp.promote_types(hidden_BTD.dtype, kernel_DV.dtype)
     kernel_DV = kernel_DV.astype(dtype)
     chunked = functools.partial(_chunk, chunk_tokens=chunk_tokens)
+    places_M, real_NBC = None, None
+    if mask_BT is not None:
+        places_M = jnp.argsort(mask_BT.reshape(-1) == 0, stable=True)
+        hidden_BTD = hidden_BTD.reshape(1, -1, width)[:, places_M]
+        targets_BT = targets_BT.reshape(1, -1)[:, places_M]
+        real_NBC = chunked(mask_BT.reshape(1, -1)[:, places_M])
     logprobs_NBC, entropy_NBC = _logprobs(
         chunked(hidden_BTD.astype(dtype)),
         kernel_DV.T if tied else kernel_DV,
         chunked(targets_BT),
+        real_NBC,
         bound,
         "vd" if tied else "dv",
         with_entropy,
     )
-    logprobs_BT = _unchunk(logprobs_NBC, batch, tokens)
-    if not with_entropy:
-        return logprobs_BT, None
-    return logprobs_BT, jax.lax.stop_gradient(_unchunk(entropy_NBC, batch, tokens))
+
+    def whole(x_NBC: jax.Array) -> jax.Array:
+        if places_M is None or mask_BT is None:
+            return _unchunk(x_NBC, batch, tokens)
+        x_M = _unchunk(x_NBC, 1, batch * tokens)[0][jnp.argsort(places_M)]
+        return jnp.where(mask_BT != 0, x_M.reshape(batch, tokens), 0.0)
+
+    return whole(logprobs_NBC), jax.lax.stop_gradient(whole(entropy_NBC)) if with_entropy else None
 
 
 def _chunk(x_BT: jax.Array, chunk_tokens: int) -> jax.Array:
@@ -100,6 +115,7 @@ def _chunk(x_BT: jax.Array, chunk_tokens: int) -> jax.Array:
     columns = max(1, chunk_tokens // rows)
     length = folds * tokens
     chunks = -(-length // columns)
+    columns = -(-length // chunks)  # of like size, so that the last one is not mostly padding
     tail = [(0, 0)] * (x_BT.ndim - 2)
     x_BT = jnp.pad(x_BT, [(0, rows * folds - batch), (0, 0), *tail])
     x_BT = x_BT.reshape(rows, length, *x_BT.shape[2:])
@@ -136,18 +152,18 @@ def _dlogits(logits_BCV, lse_BC, targets_BC, slope) -> jax.Array:
     return (chosen_BCV - jnp.exp(logits_BCV - lse_BC[..., None])) * slope
 
 
-def _value(hidden_NBCD, kernel, targets_NBC, bound, axes: str, with_entropy: bool):
+def _value(hidden_NBCD, kernel, targets_NBC, real_NBC, bound, axes: str, with_entropy: bool):
     """`axes` is "dv" or "vd", the order of the axes of `kernel`; `bound` (a scalar or None) is what
     the hyperbolic tangent of the product is multiplied by."""
-    return _scan(hidden_NBCD, kernel, targets_NBC, bound, axes, with_entropy, False)[:2]
+    return _scan(hidden_NBCD, kernel, targets_NBC, real_NBC, bound, axes, with_entropy, False)[:2]
 
 
-def _scan(hidden_NBCD, kernel, targets_NBC, bound, axes, with_entropy, with_slopes):
+def _scan(hidden_NBCD, kernel, targets_NBC, real_NBC, bound, axes, with_entropy, with_slopes):
     """Return (log-probs, entropy, log-sum-exp, gradient of each log-prob by its hidden state), the
-    last, float32 [chunks, B, C, D], only `with_slopes`."""
+    last, float32 [chunks, B, C, D], only `with_slopes`. A chunk without a real place is left out:
+    zeros, and infinity for the log-sum-exp."""
 
-    def chunk(_, inputs):
-        hidden_BCD, targets_BC = inputs
+    def compute(hidden_BCD, targets_BC):
         logits_BCV, slope = _logits(hidden_BCD, kernel, bound, axes)
         top_BC = jnp.max(logits_BCV, axis=-1)
         shifted_BCV = logits_BCV - top_BC[..., None]
@@ -161,17 +177,27 @@ def _scan(hidden_NBCD, kernel, targets_NBC, bound, axes, with_entropy, with_slop
         if with_slopes:
             dlogits_BCV = _dlogits(logits_BCV, lse_BC, targets_BC, slope).astype(kernel.dtype)
             slopes_BCD = _einsum(f"bcv,{axes}->bcd", dlogits_BCV, kernel)
-        return None, (target_BC - lse_BC, entropy_BC, lse_BC, slopes_BCD)
+        return target_BC - lse_BC, entropy_BC, lse_BC, slopes_BCD
 
-    return jax.lax.scan(chunk, None, (hidden_NBCD, targets_NBC))[1]
+    def leave_out(*inputs):
+        blank = jax.tree.map(jnp.zeros_like, jax.eval_shape(compute, *inputs))
+        return *blank[:2], jnp.full_like(blank[2], jnp.inf), blank[3]
+
+    def chunk(_, inputs):
+        *inputs, real_BC = inputs
+        if real_BC is None:
+            return None, compute(*inputs)
+        return None, jax.lax.cond(jnp.any(real_BC != 0), compute, leave_out, *inputs)
+
+    return jax.lax.scan(chunk, None, (hidden_NBCD, targets_NBC, real_NBC))[1]
 
 
-def _forward(hidden_NBCD, kernel, targets_NBC, bound, axes, with_entropy):
+def _forward(hidden_NBCD, kernel, targets_NBC, real_NBC, bound, axes, with_entropy):
     # The gradient of a log-prob by its own hidden state does not depend on what is done with the
     # log-prob, so it is taken while the logits are there: backward computes them again only for
     # the gradient of the kernel.
     logprobs, entropy, lse, slopes = _scan(
-        hidden_NBCD, kernel, targets_NBC, bound, axes, with_entropy, True
+        hidden_NBCD, kernel, targets_NBC, real_NBC, bound, axes, with_entropy, True
     )
     return (logprobs, entropy), (hidden_NBCD, kernel, targets_NBC, bound, lse, slopes)
 
@@ -196,8 +222,8 @@ def _backward(axes, with_entropy, saved, cotangents):
     dkernel_DV, _ = jax.lax.scan(chunk, zeros_DV, (hidden_NBCD, targets_NBC, lse_NBC, gradient_NBC))
     dkernel = (dkernel_DV.T if axes == "vd" else dkernel_DV).astype(kernel.dtype)
     dbound = None if bound is None else jnp.zeros_like(bound)
-    return dhidden_NBCD, dkernel, None, dbound
+    return dhidden_NBCD, dkernel, None, None, dbound
 
 
-_logprobs = jax.custom_vjp(_value, nondiff_argnums=(4, 5))
+_logprobs = jax.custom_vjp(_value, nondiff_argnums=(5, 6))
 _logprobs.defvjp(_forward, _backward)

@@ -153,6 +153,7 @@ def response_logprobs(
         with_entropy=with_entropy,
         tied=spec.config.tie_embeddings,
         softcap=spec.config.final_softcap,
+        mask_BT=None if spec.place.spread else rollout.response_mask_BR,
     )
     return logprobs_BR, entropy_BR, hidden_BRD
 

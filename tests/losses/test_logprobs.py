@@ -74,6 +74,27 @@ def test_gradient_equals_that_of_log_softmax(rng, batch, tokens, chunk, tied):
         np.testing.assert_allclose(mine, theirs, atol=2e-5)
 
 
+def test_places_that_nobody_reads_are_left_out(rng):
+    """Three of the seven chunks have no real place: value, entropy and both gradients."""
+    hidden, kernel, targets = make(rng, 4, 7)
+    mask = jnp.array(np.arange(7) < np.array([[7], [2], [0], [5]]), jnp.int32)
+    weights = jnp.array(rng.normal(size=(4, 7)), jnp.float32)
+
+    def total(hidden, kernel, weights, mask):
+        found, entropy = chunked_logprobs(
+            hidden, kernel, targets, chunk_tokens=4, with_entropy=True, mask_BT=mask
+        )
+        return jnp.sum(weights * found), (found, entropy)
+
+    compute = jax.jit(jax.grad(total, (0, 1), has_aux=True))
+    mine, numbers = compute(hidden, kernel, weights, mask)
+    for ours_BT, plain_BT in zip(numbers, plain(hidden, kernel, targets)):
+        np.testing.assert_allclose(ours_BT, np.where(mask, plain_BT, 0.0), atol=5e-6)
+    theirs, _ = compute(hidden, kernel, weights * mask, jnp.ones_like(mask))
+    for a, b in zip(mine, theirs):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_soft_cap_is_applied_before_the_temperature(rng, tied):
     """Value, entropy and gradient against the whole [B, T, V]; the cap lies within the logits."""
