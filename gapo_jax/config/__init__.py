@@ -98,6 +98,7 @@ class DataConfig(Section):
     With `curriculum` above 0 the pairs come in from easy to hard over that share of the training
     (of the warm-up, where the discriminator stands still after it), the first being the easiest
     `curriculum_start` of them: near misses (4 bullets asked of a response with 3) come last.
+    Responses are verified in `verify_workers` processes of their own; 0 does it in this one.
     """
 
     types: tuple[str, ...] = _tuple(
@@ -125,6 +126,7 @@ class DataConfig(Section):
     preference: str = "prompts"
     curriculum: float = 0.0
     curriculum_start: float = 0.25
+    verify_workers: int = 0
 
 
 @dataclasses.dataclass
@@ -261,6 +263,7 @@ _RANGES: dict[str, tuple[float, float]] = (
         "data.curriculum": (0, 1),
         "data.curriculum_start": (1e-6, 1),
         "sampling.max_new_tokens": (1, math.inf),
+        "data.verify_workers": (0, 256),
         "sampling.temperature": (1e-3, 100),
         "sampling.top_k": (0, math.inf),
         "sampling.top_p": (1e-6, 1),
@@ -472,6 +475,7 @@ _NOT_IDENTITY = ("name", "export", "rounds", "checkpoint", "mesh")
 def identity(config: Config) -> dict[str, Any]:
     """Return the part of a configuration that a continued run must share with its beginning."""
     record = to_json(config)
+    del record["data"]["verify_workers"]  # as many as the machine has use for
     return {key: value for key, value in record.items() if key not in _NOT_IDENTITY}
 
 

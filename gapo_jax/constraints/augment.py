@@ -21,7 +21,7 @@ from gapo_jax.constraints.base import shuffled
 from gapo_jax.constraints.keywords import polarity_twin
 from gapo_jax.constraints.registry import conflict, get, types
 from gapo_jax.constraints.template import PromptStyle, draw_style, pick, render, styles_of
-from gapo_jax.types import Constraint, PreferentialPair
+from gapo_jax.records import Constraint, PreferentialPair
 
 KINDS = ("modify", "insert", "polarity")
 _DRAWS = 4  # tries at an instance that names no word of another constraint

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from gapo_jax.constraints import official
-from gapo_jax.types import Constraint
+from gapo_jax.records import Constraint
 
 T = TypeVar("T")
 Phrasing = str | Mapping[str, str]  # a template, or one template per relation

@@ -14,7 +14,7 @@ import numpy as np
 
 from gapo_jax.constraints.base import pick
 from gapo_jax.constraints.registry import get
-from gapo_jax.types import Constraint
+from gapo_jax.records import Constraint
 
 PHRASINGS = ("train", "heldout")
 

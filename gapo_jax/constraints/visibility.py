@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 from gapo_jax.constraints.registry import get
-from gapo_jax.types import Constraint
+from gapo_jax.records import Constraint
 
 ACTIONS = ("refuse", "drop")
 

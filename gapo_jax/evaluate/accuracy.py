@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gapo_jax import constraints
+from gapo_jax.constraints.pool import JudgePool, question
 from gapo_jax.evaluate.text_health import text_health as text_health
 from gapo_jax.types import PromptRow
 
@@ -33,8 +33,10 @@ class Verdict:
     loose: tuple[bool, ...]
 
 
-def verify(rows: Sequence[PromptRow], responses: Sequence[str]) -> list[Verdict]:
-    """Check responses against the constraints of their prompts.
+def verify(
+    rows: Sequence[PromptRow], responses: Sequence[str], pool: JudgePool | None = None
+) -> list[Verdict]:
+    """Check responses against the constraints of their prompts, by the processes of a `pool`.
 
     Raises:
         ValueError: when the lengths differ; for an unknown instruction id or arguments that do
@@ -42,17 +44,17 @@ def verify(rows: Sequence[PromptRow], responses: Sequence[str]) -> list[Verdict]
     """
     if len(rows) != len(responses):
         raise ValueError(f"got {len(rows)} prompts and {len(responses)} responses")
+    asked = [
+        question(response, row.constraints, row.prompt)
+        for row, response in zip(rows, responses, strict=True)
+    ]
     verdicts = []
-    for number, (row, response) in enumerate(zip(rows, responses, strict=True), 1):
-        ids = [constraint.id for constraint in row.constraints]
-        kwargs = [dict(constraint.kwargs) for constraint in row.constraints]
-        try:
-            strict = constraints.check(response, ids, kwargs, prompt=row.prompt)
-            loose = constraints.check_loose(response, ids, kwargs, prompt=row.prompt)
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"row {number} (key {row.key!r}): {error}") from error
+    for row, one, found in zip(rows, asked, (pool or JudgePool()).ask(asked)(), strict=True):
+        if found.error is not None:
+            number = len(verdicts) + 1
+            raise ValueError(f"row {number} (key {row.key!r}): {found.error}") from found.error
         verdicts.append(
-            Verdict(row.key, row.prompt, response, tuple(ids), tuple(strict), tuple(loose))
+            Verdict(row.key, row.prompt, one.response, one.ids, found.strict, found.loose)
         )
     return verdicts
 

@@ -57,18 +57,7 @@ def chunked_logprobs(
       ValueError: shapes that do not fit, `chunk_tokens` < 1 or a temperature <= 0.
     """
     batch, tokens, width = hidden_BTD.shape
-    if kernel_DV.shape[0] != width or targets_BT.shape != (batch, tokens):
-        raise ValueError(
-            f"Wanted hidden [B, T, D], kernel [D, V], targets [B, T]; got {hidden_BTD.shape}, "
-            f"{kernel_DV.shape}, {targets_BT.shape}. A tied embedding [V, D] must be transposed."
-        )
-    if chunk_tokens < 1:
-        raise ValueError(f"chunk_tokens must be 1 or more, got {chunk_tokens}.")
-    if isinstance(temperature, int | float):
-        if temperature <= 0:
-            raise ValueError(
-                f"temperature must be above 0, got {temperature}; score greedy samples at 1.0."
-            )
+    _check(hidden_BTD, kernel_DV, targets_BT, temperature, chunk_tokens)
     # Dividing the hidden states costs D operations a token, dividing the logits V.
     bound, scale = None, 1.0 / jax.lax.stop_gradient(jnp.float32(temperature))
     if softcap:
@@ -101,6 +90,22 @@ def chunked_logprobs(
         return jnp.where(mask_BT != 0, x_M.reshape(batch, tokens), 0.0)
 
     return whole(logprobs_NBC), jax.lax.stop_gradient(whole(entropy_NBC)) if with_entropy else None
+
+
+def _check(hidden_BTD, kernel_DV, targets_BT, temperature, chunk_tokens: int) -> None:
+    """Raise ValueError on arguments of `chunked_logprobs` that do not fit."""
+    batch, tokens, width = hidden_BTD.shape
+    if kernel_DV.shape[0] != width or targets_BT.shape != (batch, tokens):
+        raise ValueError(
+            f"Wanted hidden [B, T, D], kernel [D, V], targets [B, T]; got {hidden_BTD.shape}, "
+            f"{kernel_DV.shape}, {targets_BT.shape}. A tied embedding [V, D] must be transposed."
+        )
+    if chunk_tokens < 1:
+        raise ValueError(f"chunk_tokens must be 1 or more, got {chunk_tokens}.")
+    if isinstance(temperature, int | float) and temperature <= 0:
+        raise ValueError(
+            f"temperature must be above 0, got {temperature}; score greedy samples at 1.0."
+        )
 
 
 def _chunk(x_BT: jax.Array, chunk_tokens: int) -> jax.Array:

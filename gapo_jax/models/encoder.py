@@ -21,7 +21,15 @@ from gapo_jax.models import attention_kernels
 from gapo_jax.models import encoder_attention as attention
 from gapo_jax.models.attention import padding_bias
 from gapo_jax.models.encoder_config import EncoderConfig
-from gapo_jax.models.layers import apply_rope, dense, gelu, kernel_init, remat, rope_tables, scan_layers
+from gapo_jax.models.layers import (
+    apply_rope,
+    dense,
+    gelu,
+    kernel_init,
+    remat,
+    rope_tables,
+    scan_layers,
+)
 
 RopeTables = tuple[jax.Array, jax.Array]
 

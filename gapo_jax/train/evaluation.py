@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from gapo_jax.config import Config, system_text
+from gapo_jax.constraints.pool import JudgePool
 from gapo_jax.evaluate.accuracy import Verdict, paired_difference, summarise, verify
 from gapo_jax.rollout.generate import generate, row_keys
 from gapo_jax.train.setup import Players
@@ -25,6 +26,7 @@ def evaluate_policy(
     *,
     name: str,
     width: int,
+    judges: JudgePool | None = None,
     on_batch: Callable[[int], object] = lambda done: None,
 ) -> list[Verdict]:
     """Sample `eval.samples_per_prompt` responses for each row and verify them.
@@ -48,7 +50,7 @@ def evaluate_policy(
         stop=config.sampling.stop,
         on_batch=on_batch,
     )
-    return verify(samples, generated.texts)
+    return verify(samples, generated.texts, judges)
 
 
 def summarise_sets(verdicts: Mapping[str, Sequence[Verdict]], resamples: int) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def sample_round(run: Run, state: RunState, index: int) -> tuple[list[PromptRow]
             system=system_text(config),
             stop=config.sampling.stop,
         )
-    metrics = rollout_metrics(run, rows, generated, verify(rows, generated.texts))
+    metrics = rollout_metrics(run, rows, generated, verify(rows, generated.texts, run.judges))
     metrics["time/rollout_s"] = run.clock.last["rollout"]
     run.writer.write((index + 1) * run.updates_per_round, index + 1, "rollout", metrics)
     return rows, generated

@@ -164,11 +164,10 @@ def one_round(run: Run, state: RunState, index: int) -> RunState:
             run, state, fresh, sampled.generated.rollout, sampled.rules_B
         )
         chosen = select_rows(rewards_B, config.ppo.samples_per_prompt, config.ppo.train_samples)
-    with run.clock("samples"):
-        write_samples(run, number, sampled, logits_B)
     with run.clock("experience"):
         rollout = take_rows(sampled.generated.rollout, chosen)
         scored = score_policy(run, state, rollout)
+        write_samples(run, number, sampled, logits_B)  # while the device scores
         check_kl(config, scored, rollout.response_mask_BR, index)
     run.stop_if_asked(index)
     if not judge_first:
@@ -218,13 +217,13 @@ def throughput(tokens: tuple[int, int], seconds: float) -> dict[str, float]:
 
 
 def device_wait(run: Run, sampling_s: float) -> float:
-    """Return the share of a round in which only the host worked: text decoded, verified and
-    written. In the other phases the next batch is tokenised while the device computes one."""
+    """Return the share of a round in which only the host worked: text decoded and verified. In the
+    other phases batches are tokenised and text is written while the device computes."""
     last = run.clock.last
-    names = ("rollout", "score", "samples", "experience", "policy")
+    names = ("rollout", "score", "experience", "policy")
     names += ("discriminator",) if is_adversarial(run.config) else ()
     total = sum(last[name] for name in names)
-    return (last["rollout"] - sampling_s + last["samples"]) / total
+    return (last["rollout"] - sampling_s) / total
 
 
 def during(run: Run, state: RunState, finished: int) -> None:

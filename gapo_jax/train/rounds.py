@@ -16,6 +16,7 @@ import optax
 from gapo_jax.checkpoint import Checkpointer
 from gapo_jax.config import Config, system_text, updates_per_round
 from gapo_jax.config.online import asks_discriminator, estimator, group_size
+from gapo_jax.constraints.pool import JudgePool
 from gapo_jax.data.batching import batch_at, epoch_order
 from gapo_jax.data.curriculum import in_use
 from gapo_jax.evaluate.accuracy import Verdict, summarise
@@ -55,7 +56,8 @@ ROLLOUT_STREAM = 102
 @dataclasses.dataclass
 class Run:
     """All that the loop works with; `store` is the replay of generated text, `grounding` the
-    accepted pairs of an SFT term (`ppo.sft_coef`), `hosts` the processes that play together."""
+    accepted pairs of an SFT term (`ppo.sft_coef`), `hosts` the processes that play together,
+    `judges` those that verify text."""
 
     config: Config
     workdir: Path
@@ -71,6 +73,7 @@ class Run:
     last_saved: int | None = None
     grounding: Grounding | None = None
     hosts: Hosts = dataclasses.field(default_factory=Hosts)
+    judges: JudgePool = dataclasses.field(default_factory=JudgePool)
 
     @property
     def updates_per_round(self) -> int:
@@ -432,6 +435,7 @@ def evaluate_during(run: Run, state: RunState) -> dict[str, float]:
         rows,
         name="during",
         width=run.prompts.width,
+        judges=run.judges,
     )
     found = summarise(verdicts, resamples=run.config.eval.resamples)
     metrics = {}

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from gapo_jax import config as configuration
 from gapo_jax.checkpoint import Checkpointer, folder_exists, make_folder
 from gapo_jax.config import Config
+from gapo_jax.constraints.pool import JudgePool
 from gapo_jax.data.sources import read_jsonl, write_jsonl
 from gapo_jax.evaluate.accuracy import Verdict
 from gapo_jax.evaluate.report import write_report
@@ -117,6 +118,7 @@ def measure(
                         rows,
                         name=set_name,
                         width=run.prompts.width,
+                        judges=run.judges,
                         on_batch=heed_stops(run.stop, run.hosts, advance),
                     )
                 records += [{"set": set_name, **dataclasses.asdict(v)} for v in verdicts]
@@ -237,6 +239,7 @@ def open_run(
         store=store,
         last_saved=last_saved,
         hosts=hosts,
+        judges=JudgePool(config.data.verify_workers),
     )
     if config.ppo.sft_coef and config.method in configuration.ONLINE_METHODS:
         run.grounding = make_grounding(config, players, pairs.train, workdir)
@@ -419,7 +422,8 @@ def finished(config: Config, workdir: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def closing(run: Run) -> Iterator[None]:
-    """Close the writer and the checkpointer of a run at the end, each whatever the other does.
+    """Close the judges, the writer and the checkpointer of a run at the end, each whatever the
+    others do.
 
     The first error is raised, those after it are logged. A stop by a signal counts as none: it
     says that all is saved, which an error of the last save belies. A second Ctrl-C waits for
@@ -433,7 +437,7 @@ def closing(run: Run) -> Iterator[None]:
         interrupted = stop
     except Exception as error:
         errors.append(error)
-    for close in (run.writer.close, run.checkpointer.close):
+    for close in (run.judges.close, run.writer.close, run.checkpointer.close):
         try:
             close()
         except Exception as error:

@@ -71,7 +71,7 @@ def sample_round(run: Run, state: RunState, round_index: int) -> Sampled:
     for attempt in range(1 + (config.grpo.max_resamples if dynamic else 0)):
         more, generated = rollout_phase(run, state, round_index, attempt)
         rows, parts = rows + more, [*parts, generated]
-        verdicts += verify(more, generated.texts)
+        verdicts += verify(more, generated.texts, run.judges)
         rules_B = rule_rewards(config, verdicts)
         useful_A = informative(rules_B, group)
         if useful_A.sum() >= wanted:

@@ -131,7 +131,7 @@ def improver_records(run: Run) -> Records:
         run, run.players.for_sampling(run.players.base), [prompts[i] for i in chosen], REFINE_STREAM
     )
     records = []
-    for index, (text, ended) in zip(chosen, refined, strict=True):
+    for index, (text, whole) in zip(chosen, refined, strict=True):
         good, bad = examples[index]
         records.append(
             {
@@ -139,7 +139,7 @@ def improver_records(run: Run) -> Records:
                 "response": bad.response,
                 "reference": good.response,
                 "refined": text,
-                "ended": ended,
+                "ended": whole,
                 "verdict": refinement_verdict(settings, text, bad.response, good.response),
             }
         )
@@ -159,14 +159,14 @@ def preference_records(run: Run, state: RunState) -> Records:
     chosen = short_enough(run, again)
     improved = ask(run, params, [again[i] for i in chosen], IMPROVE_STREAM)
     records = []
-    for index, (text, ended) in zip(chosen, improved, strict=True):
-        answer, whole = answers[index]
+    for index, (text, whole) in zip(chosen, improved, strict=True):
+        answer, was_whole = answers[index]
         records.append(
             {
                 "prompt": prompts[index],
                 "chosen": text,
                 "rejected": answer,
-                "cut_off": [t for t, end in ((text, ended), (answer, whole)) if not end],
+                "cut_off": [t for t, end in ((text, whole), (answer, was_whole)) if not end],
                 "verdict": comparison_verdict(config.sgpo, text, answer),
             }
         )

@@ -74,9 +74,7 @@ def test_the_mix_holds_the_requested_share_of_generated_text(fraction):
 
 def test_a_batch_has_texts_of_like_length_and_the_mix_of_the_round():
     rng = np.random.default_rng(0)
-    fresh = [
-        GeneratedText("p" * int(rng.integers(10, 300)), "", i % 4 == 0, 1) for i in range(96)
-    ]
+    fresh = [GeneratedText("p" * int(rng.integers(10, 300)), "", i % 4 == 0, 1) for i in range(96)]
     pairs = [PreferentialResponses("p" * int(rng.integers(10, 300)), "g", "b") for _ in range(90)]
     config = _config(label_policy="verified", replay_fraction=0.0)
     texts = adversary.round_texts(config, pairs, fresh, [], seed=0, round_index=0)
