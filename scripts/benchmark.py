@@ -1,16 +1,17 @@
-"""Throughput of sampling, scoring, every update and whole rounds, as JSON.
+r"""Throughput of sampling, scoring, every update and whole rounds, as JSON.
 
     python scripts/benchmark.py sample --batch 32 --compare
     python scripts/benchmark.py sample --batch 12 --samples 8
-    python scripts/benchmark.py sample --skewed --batch 16 --rows 96 --new-tokens 512 --repeats 1
+    python scripts/benchmark.py sample --skewed --batch 16 --rows 64 --new-tokens 512 \
+        --layers 10 --repeats 1
     python scripts/benchmark.py forward score policy_update --batch 8 --compare
     python scripts/benchmark.py sft_step dpo_step --batch 8 --compare
     python scripts/benchmark.py ppo_iteration --batch 16 --compare
-    python scripts/benchmark.py discriminator
+    python scripts/benchmark.py discriminator --compare
     python scripts/benchmark.py round
     python scripts/benchmark.py policy_memory --batch 8 --lora-rank 16
     python scripts/benchmark.py logprob_memory --batch 32
-    python scripts/benchmark.py scaling --batch 4
+    python scripts/benchmark.py scaling --batch 4 --repeats 1
 
 Each measurement runs once to compile and `--repeats` times to be measured, and reports median,
 least and greatest seconds, real and padded tokens and both per second (of the median), the seconds
@@ -63,7 +64,7 @@ MEASUREMENTS = {
     "scaling": measure_scaling,
 }
 SHAPES = (
-    "batch samples rows prompt_tokens new_tokens slots chunk top_k top_p minibatch "
+    "batch samples rows layers prompt_tokens new_tokens slots chunk top_k top_p minibatch "
     "trainable_layers critic remat lora_rank"
 ).split()
 
@@ -75,6 +76,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("what", nargs="+", choices=sorted(MEASUREMENTS))
     parser.add_argument("--model", help="HF folder, hub id or .gguf; default: the cached SmolLM2")
+    parser.add_argument("--layers", type=int, default=0, help="random weights with so many layers")
     parser.add_argument("--discriminator", help="of `discriminator`; default: the cached MiniLM")
     parser.add_argument("--config", help="of `round`; default: configs/gapo_quickstart.py")
     parser.add_argument("--batch", type=int, default=32, help="prompts (pairs for dpo_step)")
@@ -84,6 +86,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--text-tokens", type=int, default=144, help="of `discriminator`")
     parser.add_argument("--skewed", action="store_true", help="sample responses of unequal length")
     parser.add_argument("--rows", type=int, default=96, help="responses with --skewed")
     parser.add_argument("--slots", type=int, default=0, help="continuous batching in `sample`")
@@ -127,8 +130,9 @@ def main() -> int:
     }
     for what in args.what:
         found = MEASUREMENTS[what](args, decoder, params, reference)
-        if "torch" in found:
-            found["speedup"] = round(found["torch"]["median_s"] / found["jax"]["median_s"], 2)
+        for part in (found, *found.values()):  # of `discriminator`: its score and its update
+            if isinstance(part, dict) and "torch" in part:
+                part["speedup"] = round(part["torch"]["median_s"] / part["jax"]["median_s"], 2)
         report[what] = found
     print(json.dumps(report, indent=2))
     return 0

@@ -68,7 +68,7 @@ def test_the_skewed_load_and_the_discriminator(benchmark):
     assert static["real_tokens"] == continuous["real_tokens"] == lengths_B.sum()
     # The reason why it is faster: fewer rows are decoded for nobody.
     assert lengths_B.sum() <= continuous["padded_tokens"] < 0.7 * static["padded_tokens"]
-    assert report["discriminator"]["update"]["real_tokens"] == 16 * 144
+    assert report["discriminator"]["update"]["jax"]["real_tokens"] == 16 * 144
 
 
 def test_chunks_hold_less_memory_than_all_logits(benchmark):

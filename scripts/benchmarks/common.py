@@ -37,7 +37,7 @@ def load(args: argparse.Namespace) -> tuple[Decoder, Any, str]:
     """Return decoder, parameters on the device and a line that says where they come from."""
     changes = {"remat": args.remat, "dtype": args.dtype}
     source = args.model
-    if source is None:
+    if source is None and not args.layers:
         try:
             source = str(locate("smollm2-135m-instruct"))
         except FileNotFoundError as error:
@@ -45,8 +45,11 @@ def load(args: argparse.Namespace) -> tuple[Decoder, Any, str]:
     if source is not None:
         decoder, params = load_decoder(source, **changes)
         return decoder, jax.device_put(params), source
+    if args.layers:
+        changes["num_layers"] = args.layers
     config = DecoderConfig(**{**vars(SMOLLM2_SIZE), **changes})
-    return *random_decoder(config), "random weights of the size of SmolLM2-135M"
+    layers = f", {args.layers} layers" if args.layers else ""
+    return *random_decoder(config), f"random weights of the size of SmolLM2-135M{layers}"
 
 
 def make_prompts(
@@ -94,9 +97,16 @@ def spread(seconds: list[float]) -> dict[str, float]:
 
 
 def timed(
-    call: Callable[[], Any], repeats: int, *, real: int = 0, padded: int = 0, compiles: bool = True
+    call: Callable[[], Any],
+    repeats: int,
+    *,
+    real: int = 0,
+    padded: int = 0,
+    compiles: bool = True,
+    first: Callable[[], Any] | None = None,
 ) -> dict[str, Any]:
-    """Run `call` once unmeasured and `repeats` times measured; return seconds, tokens and memory.
+    """Run `call` (or `first`, which compiles the same) once unmeasured and `repeats` times
+    measured; return seconds, tokens and memory.
 
     `real` and `padded` count the tokens of one call; `compile_s` (unless `compiles` is off, for
     torch) is what XLA spent on compiling in the first one.
@@ -108,7 +118,7 @@ def timed(
         return time.perf_counter() - start
 
     with CompileCounter() as counter:
-        once()
+        jax.block_until_ready((first or call)())
     found: dict[str, Any] = spread([once() for _ in range(repeats)])
     if compiles:
         found["compile_s"] = round(counter.seconds, 2)

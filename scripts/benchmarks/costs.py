@@ -61,13 +61,14 @@ def measure_scaling(args, decoder: Decoder, params, reference) -> dict[str, Any]
     """
     del decoder, params, reference
     results: dict[str, Any] = {}
+    start = _point(args, "prompts", 1)
     for axis in ("prompts", "length", "layers"):
-        results[axis] = [_point(args, axis, 2**power) for power in range(DOUBLINGS)]
-    for points in list(results.values()):
+        points = [start, *(_point(args, axis, 2**power) for power in range(1, DOUBLINGS))]
+        results[axis] = {"points": points}
         for name in ("sample", "policy_update"):
             seconds = [point[name]["median_s"] for point in points]
             ratios = [round(b / a, 2) for a, b in zip(seconds, seconds[1:])]
-            points[0][name]["per_doubling"] = ratios
+            results[axis][f"{name}_per_doubling"] = ratios
     return results
 
 

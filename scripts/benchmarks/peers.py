@@ -138,3 +138,48 @@ class TorchReference:
             self.step(loss, optimizer, parameters, config.offline.optim.clip_norm)
 
         return update
+
+
+class TorchDiscriminator:
+    """The encoder of a discriminator in transformers, with mean pooling and a linear head."""
+
+    def __init__(self, discriminator: Any, params: Any, config: Config):
+        """Write the weights as an HF folder and load the encoder from it."""
+        import torch
+        import transformers
+
+        self.torch, self.optim = torch, config.discriminator.optim
+        with tempfile.TemporaryDirectory() as folder:
+            save_hf(discriminator, params, folder)
+            self.encoder = transformers.AutoModel.from_pretrained(folder)
+        self.head = torch.nn.Linear(self.encoder.config.hidden_size, 1)
+
+    def logits(self, tokens: Any) -> Any:
+        """Return the logits [B] of texts without padding."""
+        return self.head(self.encoder(tokens).last_hidden_state.mean(1))[:, 0]
+
+    def score(self, tokens_BT: Any) -> Callable[[], Any]:
+        """Return a forward pass without gradients."""
+        tokens = self.torch.from_numpy(np.array(tokens_BT)).long()
+        return self.torch.no_grad()(lambda: self.logits(tokens))
+
+    def update(self, tokens_BT: Any, targets_B: Any) -> Callable[[], Any]:
+        """Return an update by cross-entropy and AdamW of all but the word embeddings."""
+        torch = self.torch
+        tokens = torch.from_numpy(np.array(tokens_BT)).long()
+        targets = torch.from_numpy(np.array(targets_B)).float()
+        self.encoder.eval().embeddings.word_embeddings.requires_grad_(False)
+        parameters = [p for p in self.encoder.parameters() if p.requires_grad]
+        parameters += list(self.head.parameters())
+        optimizer = torch.optim.AdamW(parameters, lr=self.optim.learning_rate)
+
+        def update() -> None:
+            optimizer.zero_grad()
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(
+                self.logits(tokens), targets
+            )
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, self.optim.clip_norm)
+            optimizer.step()
+
+        return update

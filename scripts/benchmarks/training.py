@@ -19,6 +19,7 @@ from benchmarks.common import (
     shapes_of,
     timed,
 )
+from benchmarks.peers import TorchDiscriminator
 from gapo_jax.config import Config, presets
 from gapo_jax.models import Decoder
 from gapo_jax.train.compilation import jit_step
@@ -181,9 +182,9 @@ def measure_offline(method: str, args, decoder: Decoder, params, reference) -> d
 
 
 def measure_discriminator(args, decoder: Decoder, params, reference) -> dict[str, Any]:
-    """Scoring and update of a batch of full-length texts (all layers, dropout as configured), and
-    what they are of a round: 96 texts scored, 8 updates."""
-    del params, reference
+    """Scoring and update of a batch of texts of `--text-tokens` (all layers, dropout as
+    configured); a round scores 96 texts and makes 8 updates."""
+    del params
     config = settings(args)
     if args.discriminator:
         config.model.discriminator = args.discriminator
@@ -192,7 +193,7 @@ def measure_discriminator(args, decoder: Decoder, params, reference) -> dict[str
     optimizer = discriminator_optimizer(config, 1)
     optimizers = {name: optimizer for name in ("policy", "critic", "discriminator")}
     steps = make_steps(spec_of(args, decoder, config), module, config, optimizers)
-    size, width = config.discriminator.batch_size, config.discriminator.max_tokens
+    size, width = config.discriminator.batch_size, args.text_tokens
     rng = np.random.default_rng(args.seed)
     tokens_BT = jnp.asarray(rng.integers(5, len(tokenizer), (size, width)), jnp.int32)
     ones_BT, ones_B = jnp.ones_like(tokens_BT), jnp.ones(size, jnp.float32)
@@ -203,7 +204,13 @@ def measure_discriminator(args, decoder: Decoder, params, reference) -> dict[str
     update = repeated_update(
         steps.disc_update, Network.create(copy_tree(start), optimizer), batch, key
     )
-    return {
-        "score": timed(lambda: steps.disc_score(start, *texts), args.repeats, **counts),
-        "update": timed(update, args.repeats, **counts),
-    }
+    calls: dict[str, Callable[[], Any]] = {
+        "score": lambda: steps.disc_score(start, *texts), "update": update
+    }  # fmt: skip
+    found = {name: {"jax": timed(call, args.repeats, **counts)} for name, call in calls.items()}
+    if reference is not None:
+        theirs = TorchDiscriminator(module, start, config)
+        calls = {"score": theirs.score(tokens_BT), "update": theirs.update(tokens_BT, half_B)}
+        for name, call in calls.items():
+            found[name]["torch"] = timed(call, args.repeats, **counts, compiles=False)
+    return found
