@@ -158,7 +158,7 @@ def test_json_round_trip_and_identity():
     again = configuration.from_json(configuration.to_json(config))
     assert again == config
     longer = configuration.from_json(configuration.to_json(config))
-    longer.rounds, longer.export = 99, False
+    longer.rounds, longer.export, longer.data.verify_workers = 99, False, 2
     assert configuration.fingerprint(longer) == configuration.fingerprint(config)
     longer.ppo.kl_coef = 0.1
     assert configuration.fingerprint(longer) != configuration.fingerprint(config)

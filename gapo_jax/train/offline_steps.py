@@ -229,6 +229,7 @@ def offline_step(
 
     gradients, metrics = jax.grad(loss_fn, has_aux=True)(network.params)
     metrics["policy/grad_norm"] = optax.tree.norm(gradients)
+    metrics["policy/padding"] = 1 - jnp.mean(batch.rows.mask_BT, dtype=jnp.float32)
     return network.apply_gradients(gradients, optimizer), metrics
 
 

@@ -92,6 +92,7 @@ def policy_step(
     optimizer: optax.GradientTransformation,
 ) -> tuple[Network, dict[str, jax.Array]]:
     """One update of the generator by the run's estimator (`objectives.policy_objective`).
+    `policy/padding` is the share of padding in the tokens that it passes through the layers.
 
     `examples` are accepted pairs whose negative log-likelihood (at temperature 1) is added with
     `ppo.sft_coef`.
@@ -116,6 +117,7 @@ def policy_step(
 
     gradients, metrics = jax.grad(loss_fn, has_aux=True)(network.params)
     metrics["policy/grad_norm"] = optax.tree.norm(gradients)
+    metrics["policy/padding"] = 1 - jnp.mean(experience.mask_BT, dtype=jnp.float32)
     return network.apply_gradients(gradients, optimizer), metrics
 
 
@@ -215,6 +217,7 @@ def disc_update_step(
 
     gradients, metrics = jax.grad(loss_fn, has_aux=True)(network.params)
     metrics["disc/grad_norm"] = optax.tree.norm(gradients)
+    metrics["disc/padding"] = 1 - jnp.mean(batch.mask_BT, dtype=jnp.float32)
     return network.apply_gradients(gradients, optimizer), metrics
 
 

@@ -38,7 +38,8 @@ def test_a_run_leaves_what_the_design_promises(runs, straight):
         disc/acc_generated disc/score_gap disc/generated_fraction constraint/instruction_strict
         constraint/prompt_strict response/length response/eos_rate response/echo_rate
         response/repetition time/rollout_s time/policy_s throughput/real_tokens_per_s
-        throughput/padded_tokens_per_s compile/count rollout/logprob_gap device/wait"""
+        throughput/padded_tokens_per_s compile/count rollout/logprob_gap device/wait policy/padding
+        disc/padding"""
     assert not set(wanted.split()) - names
     for text in ("before", "after", "held-out", "report:", "exported"):
         assert text in done.stdout
