@@ -164,6 +164,11 @@ class Placement:
         return self.mesh.devices.flat[0].platform
 
     @property
+    def device_kind(self) -> str:
+        """What the devices call themselves, such as "TPU v5 lite"."""
+        return (jax.devices() if self.mesh is None else self.mesh.devices.flat)[0].device_kind
+
+    @property
     def row_parts(self) -> int:
         """The number of parts that the rows of a batch are split into."""
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"] if self.mesh is not None else 1
@@ -182,6 +187,15 @@ class Placement:
         devices = mesh.devices.reshape(-1, 1, tensor)
         mesh = Mesh(devices, AXIS_NAMES, axis_types=(AxisType.Auto,) * 3)
         return dataclasses.replace(self, mesh=mesh)
+
+    def for_rows(self, rows: int) -> Placement:
+        """Return a placement on the same devices that has work for all of them in a batch of so
+        many rows: this one where they divide, else one that splits the rows over as many devices
+        as divide both, and each row's heads and feed-forward over the rest (`tensor`)."""
+        if not self.spread or rows % self.row_parts == 0:
+            return self
+        size = self._mesh.size
+        return self.regrouped(size // math.gcd(rows, size))
 
     def abstract(self, tree: Any) -> Any:
         """Return the shapes of parameters, optimizer states or networks with their places."""
@@ -284,8 +298,11 @@ class Placement:
         loop that would otherwise gather it in every turn."""
         if not self.spread:
             return kernel_DV
-        spec = _spec(self._mesh, kernel_DV.shape, (None, "vocab"))
-        return jax.lax.with_sharding_constraint(kernel_DV, NamedSharding(self._mesh, spec))
+        # Split first: XLA might else gather what the matrix was cast from, twice as many bytes.
+        for axes in (("embed", "vocab"), (None, "vocab")):
+            place = NamedSharding(self._mesh, _spec(self._mesh, kernel_DV.shape, axes))
+            kernel_DV = jax.lax.with_sharding_constraint(kernel_DV, place)
+        return kernel_DV
 
     def host(self, tree: Any) -> Any:
         """Return arrays that this process can read whole: as they are, or gathered from the other

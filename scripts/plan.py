@@ -6,17 +6,22 @@ any Linux machine: `pip install libtpu`), and `cpu:8`. Nothing is allocated, no 
 for the networks of `gapo_jax/models/known_shapes.py`. Where each figure comes from:
 
 - `hbm_gb`, per device: arguments + results - alias + temporaries, as the compiler assigns them;
-  `fits` compares it with what the chip leaves to programs. Both are exact. `alias_gb` is the state
-  that is updated in place.
+  `fits` compares `together_gb` with what the chip leaves to programs. All are exact.
 - `together_gb`: `hbm_gb` plus what else lives on the device during that step of a round.
 - `model_tflops`: the multiplications that the result needs, on all devices; see `plan.PlannedStep`.
+- `alias_gb` is the state that is updated in place: close to the state of the network that learns.
 - `compute_s_estimate`: the compiler's own `estimated_cycles` times the turns of each loop, over the
   clock of the chip (1.5 GHz v5e, 1.75 v5p and v6e: assumed, not published); attention in a Pallas
   kernel, of which it estimates nothing, at the peak rate. No communication, no overlap, no host: a
   lower bound of the time, so `mfu_upper_bound` (against the published peak) is one of the MFU.
 - `wire_gb`: bytes that each device sends, by cause, if every collective is a ring.
+- `token_ms_estimate`: of decoding, the same estimate for one turn of the loop over tokens;
+  `token_ms_floor`: what a device reads in that turn, over the published bandwidth.
 
-None of them is a measurement.
+The steps: `prefill`, `decode` (with a prefill), `score` (reference, old policy and values),
+`disc_score`, `disc_step`, `policy_step`, `critic_step`. None of the figures is a measurement. What
+the compiler does not estimate (on `cpu:8` all times) is null. Where a step does not fit, changes of
+the configuration are compiled until one does, and that one is printed and written as `change`.
 """
 
 from __future__ import annotations
@@ -45,8 +50,12 @@ CHIPS = {
     "v5p": {"hbm_gb": 95.0 * 1.0737, "tflops": 459.0, "gb_s": 2765.0, "ghz": 1.75},
     "v6e": {"hbm_gb": 31.25 * 1.0737, "tflops": 918.0, "gb_s": 1640.0, "ghz": 1.75},
 }
-# On these chips XLA would break gathers into many small steps that the estimate punishes.
-_OPTIONS = {"v5p": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}}
+# Of every step, in this order; null where the compiler does not say.
+_FIGURES = (
+    "hbm_gb", "together_gb", "argument_gb", "output_gb", "temp_gb", "alias_gb", "fits",
+    "model_tflops", "compute_s_estimate", "mfu_upper_bound", "wire_total_gb", "wire_gb",
+    "lower_s", "compile_s",
+)  # fmt: skip
 _GB = 1e9
 
 
@@ -95,10 +104,12 @@ def compile_step(step: Any, topology: str, folder: Path) -> dict[str, Any]:
     """Return the figures of one step; the texts of its program go to `folder`."""
     kind = topology.partition(":")[0]
     folder.mkdir(parents=True, exist_ok=True)
-    options = {"xla_dump_to": str(folder), "xla_dump_hlo_as_text": "True", **_OPTIONS.get(kind, {})}
+    # The text of a large program is only to be had as a file; of a CPU's there would be thousands.
+    options = {"xla_dump_to": str(folder), "xla_dump_hlo_as_text": "True"} if kind in CHIPS else {}
     start = time.perf_counter()
     lowered = step.lower()
-    record: dict[str, Any] = {"lower_s": round(time.perf_counter() - start, 1)}
+    record: dict[str, Any] = dict.fromkeys(_FIGURES)
+    record |= {"model_tflops": step.flops / 1e12, "lower_s": round(time.perf_counter() - start, 1)}
     start = time.perf_counter()
     try:
         compiled = lowered.compile(compiler_options=options)
@@ -107,6 +118,8 @@ def compile_step(step: Any, topology: str, folder: Path) -> dict[str, Any]:
             raise
         return record | {"fits": False, "error": _used(str(error))}
     record["compile_s"] = round(time.perf_counter() - start, 1)
+    if kind not in CHIPS:
+        (folder / f"{step.name}.after_optimizations.txt").write_text(compiled.as_text())
     memory = compiled.memory_analysis()
     record |= {
         "argument_gb": memory.argument_size_in_bytes / _GB,
@@ -140,7 +153,6 @@ def costs(step: Any, kind: str, folder: Path) -> dict[str, Any]:
     program = hlo_cost.read_program(text)
     wire = hlo_cost.wire_bytes(program)
     record: dict[str, Any] = {
-        "model_tflops": step.flops / 1e12,
         "wire_total_gb": sum(wire.values()) / _GB,
         "wire_gb": {cause: size / _GB for cause, size in list(wire.items())[:12]},
     }
@@ -154,7 +166,9 @@ def costs(step: Any, kind: str, folder: Path) -> dict[str, Any]:
     record["compute_s_estimate"] = seconds
     record["mfu_upper_bound"] = step.flops / count / (chip["tflops"] * 1e12) / max(seconds, 1e-12)
     if step.loop:
-        record["token_ms_estimate"] = 1e3 * seconds / step.loop
+        turn = hlo_cost.loop_cycles(program, step.loop) / (chip["ghz"] * 1e9)
+        record["token_ms_estimate"] = 1e3 * turn
+        record["token_ms_floor"] = 1e3 * step.loop_bytes / (chip["gb_s"] * 1e9)
     return record
 
 
@@ -189,7 +203,7 @@ def plan(config: Any, topology: str, dump: Path, wanted: list[str]) -> dict[str,
             continue
         print(f"compiling {step.name} for {topology} ...", file=sys.stderr, flush=True)
         found = compile_step(step, topology, dump / step.name)
-        if "hbm_gb" in found:
+        if found["hbm_gb"] is not None:
             others = sum(size for name, size in held.items() if name not in step.holds)
             found["together_gb"] = found["hbm_gb"] + others
             found["fits"] &= capacity is None or found["together_gb"] <= capacity
@@ -213,24 +227,42 @@ def show(record: dict[str, Any]) -> None:
     )  # fmt: skip
     print(f"{'step':<12} fits " + " ".join(f"{name:>18}" for name in columns))
     for name, found in record["steps"].items():
-        values = [f"{found[key]:18.3f}" if key in found else " " * 18 for key in columns]
+        values = [" " * 18 if found[key] is None else f"{found[key]:18.3f}" for key in columns]
         print(f"{name:<12} {'yes ' if found['fits'] else 'NO  '} " + " ".join(values))
         if "error" in found:
             print(f"             {found['error']}")
+        if "token_ms_estimate" in found:
+            token, floor = found["token_ms_estimate"], found["token_ms_floor"]
+            print(f"             {token:.2f} ms a token; to read weights and cache: {floor:.2f} ms")
     for name, found in record["steps"].items():
-        for cause, size in list(found.get("wire_gb", {}).items())[:4]:
+        for cause, size in list((found["wire_gb"] or {}).items())[:4]:
             print(f"  {name}: {size:8.3f} GB  {cause}")
 
 
-def changes(config: Any) -> list[tuple[str, dict[str, Any]]]:
-    """Return what could make a configuration fit, the cheapest first: (flags, fields to set)."""
-    found = [{"model.remat": "full"}] if config.model.remat != "full" else []
-    for parts in (2, 4, 8):
-        if config.ppo.minibatch_size % parts == 0 and parts > config.ppo.accumulate:
-            found.append({"model.remat": "full", "ppo.accumulate": parts})
-    found.append({"model.remat": "full", "mesh.data": 1, "mesh.fsdp": -1, "mesh.tensor": 1})
+def changes(config: Any, failing: list[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Return what could make the failing steps fit, the cheapest first: (flags, fields to set)."""
+    base: dict[str, Any] = {}
+    if set(failing) & {"prefill", "decode"}:
+        base["sampling.batch_size"] = max(1, config.sampling.batch_size // 4)
+    if config.model.remat != "full" and set(failing) - {"prefill", "decode"}:
+        base["model.remat"] = "full"
+    found = [base] if base else []
+    parts = {
+        "ppo.accumulate": (config.ppo.minibatch_size, {"policy_step", "critic_step"}),
+        "discriminator.accumulate": (config.discriminator.batch_size, {"disc_step"}),
+    }
+    for count in (2, 4, 8):
+        more = {
+            key: count
+            for key, (size, steps) in parts.items()
+            if steps & set(failing) and size % count == 0
+        }
+        found += [base | more] if more else []
+    mesh = {"mesh.data": 1, "mesh.fsdp": -1, "mesh.tensor": 1}
+    if (config.mesh.data, config.mesh.fsdp, config.mesh.tensor) != (1, -1, 1):
+        found.append(base | mesh)
     if not config.lora.rank and not config.model.train_embeddings:
-        found.append({"model.remat": "full", "lora.rank": 16})
+        found.append(base | mesh | {"lora.rank": 16})
     return [(" ".join(f"--config.{k}={v}" for k, v in each.items()), each) for each in found]
 
 
@@ -239,21 +271,20 @@ def mend(config: Any, topology: str, record: dict[str, Any], dump: Path) -> None
     from gapo_jax.config import finalize, from_json, to_json
 
     failing = [name for name, found in record["steps"].items() if not found["fits"]]
-    for flag, fields in changes(config) if failing else []:
+    possible = changes(config, failing) if failing else []
+    for flag, fields in possible:
         changed = from_json(to_json(config))
         for path, value in fields.items():
             section, name = path.split(".")
             setattr(getattr(changed, section), name, value)
         tried = plan(finalize(changed), topology, dump / "changed", failing)
-        record.setdefault("tried", {})[flag] = {
-            name: found["fits"] for name, found in tried["steps"].items()
-        }
+        record.setdefault("tried", {})[flag] = tried["steps"]
         if tried["fits"]:
             record["change"] = flag
             print(f"does not fit as it is; compiled, and fits, with: {flag}")
             return
     if failing:
-        tried = "; ".join(flag for flag, _ in changes(config))
+        tried = "; ".join(flag for flag, _ in possible)
         print(f"does not fit, nor with any of: {tried}. Take more chips, or shorter texts")
 
 

@@ -18,6 +18,15 @@ from gapo_jax.sharding import ONE_DEVICE, Placement
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 _HIT_EVENT = "/jax/compilation_cache/cache_hits"
 _MAX_BYTES = 2 * 2**30
+# What steps are compiled with. On CPU, XLA hands dense products to a library that packs the weights
+# anew at every call, which pays where one program runs them many times (sampling) and costs a step
+# an eighth of its time (`scripts/benchmark.py policy_update`: 6.4 s without, 7.3 s with). On a v5p
+# ("TPU v5") it breaks each gather of weights and its product into many small ones, which by the
+# compiler's own estimate takes longer (scripts/plan.py).
+_OPTIONS = {
+    "cpu": {"xla_cpu_experimental_ynn_fusion_type": ""},
+    "TPU v5": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"},
+}
 
 
 def machine_id() -> str:
@@ -65,17 +74,15 @@ def drop_oldest(folder: Path, max_bytes: int) -> None:
 
 
 @functools.cache
-def step_options() -> dict[str, str] | None:
-    """Return the compiler's options for training and scoring steps, None for its own choice.
+def step_options(kind: str) -> dict[str, str] | None:
+    """Return the compiler's options for training and scoring steps on devices of a kind, None for
+    its own choice.
 
-    On CPU, XLA hands dense products to a library that packs the weights anew at every call, which
-    pays where one program runs them many times (sampling) and costs a step an eighth of its time
-    (`scripts/benchmark.py policy_update`: 6.4 s without, 7.3 s with). The option is experimental,
-    so a version of jax that does not know it keeps its defaults.
+    They are experimental, so a compiler that does not know them keeps its defaults.
     """
-    if jax.default_backend() != "cpu":
-        return None
-    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    options = _OPTIONS.get(kind)
+    if options is None or jax.devices()[0].device_kind != kind:  # described: asked when it compiles
+        return options
     try:
         jax.jit(lambda: 0, compiler_options=options).lower().compile()
     except (jax.errors.JaxRuntimeError, ValueError):
@@ -93,7 +100,7 @@ def jit_step(
     """Compile a training or scoring step; argument `donate` gives its memory to the result. `keep`
     and `rows` say what lies where on the devices of `place` (`Placement.jit`)."""
     donated = () if donate is None else (donate,)
-    options = step_options() if place.platform == "cpu" else None
+    options = step_options(place.device_kind)
     return place.jit(step, keep, rows, donate_argnums=donated, compiler_options=options)
 
 

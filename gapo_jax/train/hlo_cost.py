@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\(")
@@ -109,6 +109,40 @@ def cycles(program: Program, computation: str = "") -> int:
     return total(computation or program.entry)
 
 
+def loop_cycles(program: Program, turns: int) -> int:
+    """Return the estimated cycles of one turn of the loop of the entry that takes most of them,
+    among those that run `turns` times; 0 where there is none."""
+    loops = (x for x in program.computations[program.entry] if x.opcode == "while")
+    found = (
+        sum(cycles(program, body) for body in _named(loop.line, "body"))
+        for loop in loops
+        if trips(program, loop) == turns
+    )
+    return max(found, default=0)
+
+
+def collectives(program: Program) -> Iterator[tuple[str, Instruction, int]]:
+    """Yield (opcode, instruction, how often it runs) of what devices do together, once for each
+    channel."""
+    seen: set[str] = set()
+
+    def visit(name: str, times: int) -> Iterator[tuple[str, Instruction, int]]:
+        for item in program.computations.get(name, []):
+            base = item.opcode.removesuffix("-start")
+            if base in _COLLECTIVES:  # whose to_apply is the sum of two numbers
+                channel = re.search(r"channel_id=(\d+)", item.line)
+                if channel is None or channel[1] not in seen:
+                    seen.update([channel[1]] if channel else [])
+                    yield base, item, times
+                continue
+            inner = times * (trips(program, item) if item.opcode == "while" else 1)
+            for key in ("body", "to_apply", "calls", "branch_computations"):
+                for called in _named(item.line, key):
+                    yield from visit(called, inner)
+
+    return visit(program.entry, 1)
+
+
 def wire_bytes(program: Program) -> dict[str, float]:
     """Return the bytes that one device sends in a run, by cause: "opcode dtype source operation".
 
@@ -117,23 +151,8 @@ def wire_bytes(program: Program) -> dict[str, float]:
     as often as its loop runs.
     """
     causes: dict[str, float] = defaultdict(float)
-    seen: set[str] = set()
-
-    def visit(name: str, times: int) -> None:
-        for item in program.computations.get(name, []):
-            base = item.opcode.removesuffix("-start")
-            if base in _COLLECTIVES:
-                channel = re.search(r"channel_id=(\d+)", item.line)
-                if channel is None or channel[1] not in seen:
-                    seen.update([channel[1]] if channel else [])
-                    causes[_cause(base, item)] += times * _sent(base, item)
-            inner = times * (trips(program, item) if item.opcode == "while" else 1)
-            for key in ("body", "to_apply", "calls", "branch_computations"):
-                if base not in _COLLECTIVES:  # whose to_apply is the sum of two numbers
-                    for called in _named(item.line, key):
-                        visit(called, inner)
-
-    visit(program.entry, 1)
+    for opcode, item, times in collectives(program):
+        causes[_cause(opcode, item)] += times * _sent(opcode, item)
     return dict(sorted(causes.items(), key=lambda pair: -pair[1]))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +40,7 @@ from gapo_jax.train.setup import (
     source,
 )
 from gapo_jax.train.state import RunState
-from gapo_jax.train.steps import TextBatch
+from gapo_jax.train.steps import TextBatch, judge_place
 from gapo_jax.types import Experience, Rollout
 
 
@@ -51,8 +52,10 @@ class PlannedStep:
     together: two for each multiplication of the matrices and of attention (of which a causal one
     needs half), the backward pass twice the forward; what rematerialisation repeats is not needed.
     `attention_flops` are the part of attention. `holds` names the resident parts (see `resident`)
-    that are among its arguments. `loop` is the number of turns of its outermost loop that stand for
-    tokens, for the decoder.
+    that are among its arguments. Of the decoder, `loop` is the number of turns of its outermost
+    loop, one a token, and `loop_bytes` what a device has to read in each: its part of the weights
+    (without the embedding, of which it takes a few rows) and of the cache, which has a column for
+    every token of prompt and response from the start.
     """
 
     name: str
@@ -61,6 +64,7 @@ class PlannedStep:
     attention_flops: float
     holds: tuple[str, ...]
     loop: int = 0
+    loop_bytes: float = 0.0
 
 
 def abstract_players(config: Config, place: Placement) -> Players:
@@ -71,7 +75,7 @@ def abstract_players(config: Config, place: Placement) -> Players:
     """
     key, tokens = jax.random.key(0), jnp.zeros((1, 2), jnp.int32)
 
-    def shapes(module: Any) -> Any:
+    def shapes(module: Any, place: Placement) -> Any:
         made = jax.eval_shape(module.init, key, tokens, tokens)["params"]
         return place.abstract(made)
 
@@ -95,8 +99,8 @@ def abstract_players(config: Config, place: Placement) -> Players:
     return assemble(
         config,
         place,
-        (decoder, shapes(decoder), tokenizer),
-        (judge, shapes(judge), words),
+        (decoder, shapes(decoder, place), tokenizer),
+        (judge, shapes(judge, judge_place(config, place)), words),
     )
 
 
@@ -105,7 +109,11 @@ def abstract_state(config: Config, players: Players) -> tuple[Any, RunState]:
     training = build_training(config, players, num_pairs=max(1, config.data.pairs))
     make = functools.partial(fresh_state, config, players.spec, training.optimizers)
     state = jax.eval_shape(make, players.base, players.disc_start)
-    return training, players.spec.place.abstract(state)
+    place = players.spec.place
+    judging = judge_place(config, place)
+    found = place.abstract(state)
+    networks = judging.abstract((state.discriminator, state.judge))
+    return training, found.replace(discriminator=networks[0], judge=networks[1])
 
 
 def resident(config: Config, players: Players, state: RunState) -> dict[str, Any]:
@@ -218,6 +226,13 @@ def _sampling_steps(
     )
     seen = prompt + response / 2
     decode = 4.0 * rows * response * seen * count.width * found
+    read = {name: part for name, part in weights.items() if name not in ("embed", "position")}
+    if "lm_head" not in read:
+        read["embed"] = weights["embed"]
+    parts = math.gcd(place.mesh.shape["tensor"], decoder.num_kv_heads) if place.mesh else 1
+    columns = prompts * prompt + rows * response
+    column = 2 * found * decoder.num_kv_heads * decoder.head_dim * dtype.itemsize
+    cache = columns * column / parts / place.row_parts
     each = 2.0 * rows * response * count.layer * found + count.head(rows, response)
     return [
         PlannedStep(
@@ -230,6 +245,7 @@ def _sampling_steps(
             0.0,
             (),
             loop=response,
+            loop_bytes=bytes_per_device(read) + cache,
         ),
     ]
 
@@ -339,7 +355,7 @@ def _offline_step(
 def _judge_steps(
     config: Config, players: Players, training: Any, state: RunState
 ) -> list[PlannedStep]:
-    place, size = players.spec.place, config.discriminator.batch_size
+    place, size = judge_place(config, players.spec.place), config.discriminator.batch_size
     length = config.discriminator.max_tokens
     ids = _shape(size, length, dtype=jnp.int32)
     batch = place.abstract_rows(

@@ -45,7 +45,7 @@ from gapo_jax.train.state import (
     first_trained_layer,
     start_policy,
 )
-from gapo_jax.train.steps import Steps, make_steps
+from gapo_jax.train.steps import Steps, judge_place, make_steps
 
 log = logging.getLogger("gapo_jax")
 ADAPTER_STREAM = 5
@@ -293,7 +293,8 @@ def load_players(config: Config, place: Placement | None = None) -> Players:
         place = Placement(make_mesh(mesh.data, mesh.fsdp, mesh.tensor))
     generator = load_generator(config.model.generator, config.seed, place)
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
-    return assemble(config, place, generator, load_discriminator(config, key, place))
+    judge = load_discriminator(config, key, judge_place(config, place))
+    return assemble(config, place, generator, judge)
 
 
 def assemble(
@@ -372,7 +373,7 @@ def generator_spec(config: Config, shape: DecoderConfig, place: Placement) -> Ge
 
 def warn_of_whole_batches(config: Config, place: Placement, decoding: Placement) -> None:
     """Say which batches do not divide among the devices: each device computes all of those."""
-    rows = {"config.discriminator.batch_size": (config.discriminator.batch_size, place)}
+    rows: dict[str, tuple[int, Placement]] = {}
     if config.method in OFFLINE_METHODS:
         rows["config.offline.batch_size"] = config.offline.batch_size, place
     else:
@@ -390,7 +391,10 @@ def initial_state(config: Config, players: Players, training: Training) -> RunSt
     """Return the state of a run before its first update, on the mesh; a function of seed and
     sources alone."""
     make = functools.partial(fresh_state, config, players.spec, training.optimizers)
-    return players.spec.place.init(make, players.base, players.disc_start)
+    place, judging = players.spec.place, judge_place(config, players.spec.place)
+    state = place.init(make, players.base, players.disc_start)
+    networks = judging.params((state.discriminator, state.judge))
+    return state.replace(discriminator=networks[0], judge=networks[1])
 
 
 def fresh_state(

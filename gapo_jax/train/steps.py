@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ from gapo_jax.losses import (
 )
 from gapo_jax.models import Discriminator
 from gapo_jax.models.encoder import encode_above
+from gapo_jax.sharding import Placement
 from gapo_jax.train.compilation import jit_step
 from gapo_jax.train.forward import (
     GeneratorSpec,
@@ -266,6 +268,30 @@ def disc_score(discriminator: Discriminator, params: Params, tokens_BT, mask_BT,
     return discriminator.apply({"params": params}, tokens_BT, mask_BT, type_ids_BT)
 
 
+def judge_place(config: Config, place: Placement) -> Placement:
+    """Return where the discriminator lives on the devices of a run. Its batches are much smaller
+    than the policy's (8 texts in the paper): computed whole on every device, they would take as
+    long on many devices as on one."""
+    return place.for_rows(config.discriminator.batch_size)
+
+
+def on_rows(place: Placement, step: functools.partial) -> Callable[..., Any]:
+    """Return `step` with the result of every embedding held to the rows of a batch: its table is
+    split along D over the axis that should split the rows from there on, and XLA would go on with
+    split features, summing them over the devices after every product."""
+
+    def hold(call: Callable[..., Any], inputs: Any, options: Any, context: Any) -> Any:
+        found = call(*inputs, **options)
+        embeds = isinstance(context.module, nn.Embed) and context.method_name == "__call__"
+        return place.keep_rows(found) if embeds else found
+
+    def held(*inputs: Any) -> Any:
+        with nn.intercept_methods(hold):
+            return step(*inputs)
+
+    return functools.update_wrapper(held, step.func) if place.spread else step
+
+
 def make_steps(
     spec: GeneratorSpec,
     discriminator: Discriminator,
@@ -279,7 +305,7 @@ def make_steps(
     if has_critic(config):
         value = functools.partial(critic_step, **bound, optimizer=optimizers["critic"])
         critic = jit_step(value, donate=0, place=place, keep="network", rows=(1, 2, 3))
-    settings = config.discriminator
+    settings, judging = config.discriminator, judge_place(config, place)
     update = functools.partial(
         disc_update_step,
         discriminator=discriminator,
@@ -296,7 +322,11 @@ def make_steps(
         policy=jit_step(policy, donate=0, place=place, keep="network", rows=(2, 3, 5)),
         critic=critic,
         disc_score=jit_step(
-            functools.partial(disc_score, discriminator), place=place, rows=(1, 2, 3)
+            on_rows(judging, functools.partial(disc_score, discriminator)),
+            place=judging,
+            rows=(1, 2, 3),
         ),
-        disc_update=jit_step(update, donate=0, place=place, keep="network", rows=(1,)),
+        disc_update=jit_step(
+            on_rows(judging, update), donate=0, place=judging, keep="network", rows=(1,)
+        ),
     )

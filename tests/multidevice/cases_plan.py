@@ -15,6 +15,7 @@ from gapo_jax.train import hlo_cost, plan
 def planned():
     config = presets.tiny_rounds("gapo")
     config.model.trainable_layers, config.model.critic = 0, "decoder"
+    config.model.dtype, config.model.remat = "bfloat16", "full"
     config.ppo.logprob_chunk = 64  # so that the logits take several turns of a loop
     config.mesh.data, config.mesh.fsdp, config.mesh.sampling_tensor = 1, 8, 2
     place = sharding.Placement(sharding.make_mesh(1, 8, 1), described=True)
@@ -54,27 +55,25 @@ def test_flops_are_those_of_the_matrices(planned) -> None:
     np.testing.assert_allclose(steps["policy_step"].flops, wanted, rtol=1e-6)
 
 
-@pytest.mark.slow
-def test_the_policy_step_updates_in_place_and_gathers_the_head_once(planned) -> None:
+def test_the_policy_step_updates_in_place_and_gathers_weights_in_bfloat16(planned, tmp_path):
+    """Alias equal to the state, no float32 weight gathered, the head gathered outside its loop."""
     _, players, steps, parts = planned
-    compiled = steps["policy_step"].lower().compile()
+    options = {"xla_dump_to": str(tmp_path), "xla_dump_hlo_as_text": True}
+    options["xla_dump_hlo_pass_re"] = "spmd-partition.*"
+    compiled = steps["policy_step"].lower().compile(compiler_options=options)
     state = plan.bytes_per_device(parts["policy"])
     assert compiled.memory_analysis().alias_size_in_bytes == pytest.approx(state, rel=0.02)
-    program = hlo_cost.read_program(compiled.as_text())
-    loops = {
-        name
-        for lines in program.computations.values()
-        for item in lines
-        if item.opcode == "while"
-        for name in hlo_cost._named(item.line, "body")
-    }
-    vocab = players.decoder.config.vocab_size
+    # What XLA makes of this for a CPU is float32 throughout; the partitioner's text is for all.
+    (path,) = tmp_path.glob("*after_spmd-partitioning*")
+    program = hlo_cost.read_program(path.read_text())
     gathers = [
-        (name, item.line)
-        for name, lines in program.computations.items()
-        for item in lines
-        if item.opcode.startswith("all-gather")
+        (item.shape.partition("{")[0], times)
+        for opcode, item, times in hlo_cost.collectives(program)
+        if opcode == "all-gather"
     ]
-    assert gathers, "weights split over fsdp must be gathered somewhere"
-    inside = [line for name, line in gathers if name in loops and f"{vocab}," in line[:200]]
-    assert not inside
+    shape = players.decoder.config
+    head = f"bf16[{shape.d_model},{shape.vocab_size}]"
+    layers = {times for what, times in gathers if what != head}
+    assert all(what.startswith("bf16") for what, _ in gathers), gathers
+    assert [times for what, times in gathers if what == head] == [1]
+    assert layers == {shape.num_layers}

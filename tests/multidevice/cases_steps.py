@@ -18,10 +18,10 @@ from gapo_jax import sharding
 from gapo_jax.config import OFFLINE_METHODS, ONLINE_METHODS, Config
 from gapo_jax.models import Decoder, DecoderConfig, Discriminator, EncoderConfig
 from gapo_jax.rollout.sampler import make_sampler
-from gapo_jax.train.forward import GeneratorSpec, init_critic
+from gapo_jax.train.forward import GeneratorSpec, Scored, init_critic
 from gapo_jax.train.offline_steps import OfflineBatch, make_offline_step
 from gapo_jax.train.state import Network, start_policy
-from gapo_jax.train.steps import TextBatch, make_steps
+from gapo_jax.train.steps import TextBatch, judge_place, make_steps
 from gapo_jax.types import Experience, Rollout
 
 DECODER = DecoderConfig(
@@ -36,7 +36,13 @@ ROWS, PROMPT, RESPONSE = 16, 6, 5
 OPTIMIZER = optax.sgd(0.5)
 MESHES = ((8, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2))
 ONLINE = tuple(method for method in ONLINE_METHODS if method != "gapo")  # its policy step is PPO's
+# Their policy steps, with numbers drawn in place of what the score step gives: it is PPO's.
+SCORED_BEFORE = tuple(method for method in ONLINE if method != "ppo")
 OFFLINE = tuple(method for method in OFFLINE_METHODS if method != "discriminator")
+
+
+# The discriminator, by the rows of its batch: 4 divide among no 8 devices, so two share each.
+JUDGES = {"discriminator": ROWS, "discriminator of 4 rows": 4}
 
 
 def placement(sizes: tuple[int, int, int] | None) -> sharding.Placement:
@@ -63,7 +69,7 @@ def config_of(method: str) -> Config:
     config.ppo.samples_per_prompt = config.rpo.responses = 2
     config.lora.rank = 2 if method == "dpo" else 0  # adapters on one of the meshes
     config.model.train_embeddings = method == "sft"
-    config.model.trainable_layers = 0 if method == "sft" else 1
+    config.model.trainable_layers = 0 if method in ("sft", *SCORED_BEFORE) else 1
     return config
 
 
@@ -99,7 +105,7 @@ def same(one, many) -> None:
 
 
 def online_updates(method: str, sizes) -> tuple:
-    """Score, then three updates of policy and critic; returns what they left."""
+    """Score (PPO), then three updates of policy and critic; returns what they left."""
     config, place = config_of(method), placement(sizes)
     spec = spec_of(config, place)
     steps = make_steps(
@@ -113,8 +119,12 @@ def online_updates(method: str, sizes) -> tuple:
     if steps.critic is not None:
         critic = network(place, init_critic(spec, weights()[0], jax.random.key(4)))
     rows = rollout(rng)
-    scored = steps.score(base, policy.params, critic.params if critic else None, rows)
     noise = functools.partial(rng.normal, size=(ROWS, RESPONSE))
+    if method in SCORED_BEFORE:
+        old, ref = ((0.1 * noise() - 4).astype(np.float32) for _ in range(2))
+        scored = Scored(None, None, old, ref, None)
+    else:
+        scored = steps.score(base, policy.params, critic.params if critic else None, rows)
     values = None if critic is None else scored.values_BR
     experience = Experience(
         tokens_BT=rows.tokens_BT,
@@ -159,23 +169,23 @@ def offline_updates(method: str, sizes) -> tuple:
     return jax.device_get((policy, found))
 
 
-def judge_updates(sizes) -> tuple:
+def judge_updates(rows: int, sizes) -> tuple:
     config, place = config_of("gapo"), placement(sizes)
-    config.discriminator.frozen_layers = 0
+    config.discriminator.frozen_layers, config.discriminator.batch_size = 0, rows
     steps = make_steps(
         spec_of(config, place), JUDGE, config,
         {name: OPTIMIZER for name in ("policy", "critic", "discriminator")},
     )  # fmt: skip
-    judge = network(place, weights()[1])
+    judge = network(judge_place(config, place), weights()[1])
     rng = np.random.default_rng(7)
-    mask = (np.arange(12) < rng.integers(4, 13, (ROWS, 1))).astype(np.int32)
+    mask = (np.arange(12) < rng.integers(4, 13, (rows, 1))).astype(np.int32)
     batch = TextBatch(
         tokens_BT=rng.integers(0, 64, mask.shape).astype(np.int32),
         mask_BT=mask,
         type_ids_BT=np.zeros_like(mask),
-        targets_B=rng.integers(0, 2, ROWS).astype(np.float32),
-        weights_B=np.ones(ROWS, np.float32),
-        classes_B=rng.integers(0, 3, ROWS).astype(np.int32),
+        targets_B=rng.integers(0, 2, rows).astype(np.float32),
+        weights_B=np.ones(rows, np.float32),
+        classes_B=rng.integers(0, 3, rows).astype(np.int32),
     )
     found = []
     for _ in range(3):
@@ -187,14 +197,15 @@ def judge_updates(sizes) -> tuple:
 
 @functools.cache
 def result(kind: str, sizes=None) -> tuple:
-    if kind == "discriminator":
-        return judge_updates(sizes)
+    if kind in JUDGES:
+        return judge_updates(JUDGES[kind], sizes)
     return (online_updates if kind in ONLINE else offline_updates)(kind, sizes)
 
 
-KINDS = (*ONLINE, *OFFLINE, "discriminator")
-# By default one method of each kind of step, on three of the meshes; the whole product is slow.
-QUICK = {("ppo", MESHES[2]), ("dpo", MESHES[3]), ("discriminator", MESHES[1])}
+KINDS = (*ONLINE, *OFFLINE, *JUDGES)
+# By default every method on one mesh, and every mesh with several methods; the whole product is
+# slow.
+QUICK = {(kind, MESHES[i % len(MESHES)]) for i, kind in enumerate(KINDS)}
 
 
 @pytest.mark.parametrize(

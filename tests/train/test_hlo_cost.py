@@ -44,6 +44,21 @@ def test_loops_count_as_often_as_they_run():
     assert hlo_cost.cycles(program, "body") == 15
 
 
+def test_a_turn_of_a_loop():
+    program = hlo_cost.read_program(PROGRAM)
+    assert hlo_cost.loop_cycles(program, 12) == 15
+    assert hlo_cost.loop_cycles(program, 11) == 0
+
+
+def test_what_devices_do_together_and_how_often():
+    found = hlo_cost.collectives(hlo_cost.read_program(PROGRAM))
+    assert [(opcode, item.shape[:6], times) for opcode, item, times in found] == [
+        ("all-gather", "bf16[1", 12),
+        ("all-reduce", "(f32[4", 1),
+        ("reduce-scatter", "f32[1,", 1),
+    ]
+
+
 def test_bytes_on_the_wire_by_cause():
     found = hlo_cost.wire_bytes(hlo_cost.read_program(PROGRAM))
     assert found == {
