@@ -132,8 +132,11 @@ install_code() {
     tpu scp "$scratch/gapo_jax.tar.gz" "$name:gapo_jax.tar.gz" --worker=all || return 1
   rm -rf "$scratch"
   say "installing jax[tpu]==$JAX_VERSION and the package on all workers"
+  # The images of TPU VMs come with Python 3.10, which is too old: uv obtains another.
   on_all "set -e; mkdir -p $REMOTE && tar -xzf gapo_jax.tar.gz -C $REMOTE && cd $REMOTE
-test -x .venv/bin/python || python3 -m venv .venv
+if test -x .venv/bin/python; then :
+elif . scripts/find_python.sh; find_python 2> /dev/null; then \"\$python\" -m venv .venv
+else python3 -m pip install --quiet --user uv && python3 -m uv venv --seed --python 3.12 .venv; fi
 .venv/bin/pip install --quiet 'jax[tpu]==$JAX_VERSION' -e '.[tpu]'"
 }
 

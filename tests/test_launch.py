@@ -70,6 +70,7 @@ def test_a_run_is_made_followed_and_torn_down(cloud) -> None:
     assert verbs(calls) == ["create", "scp", "ssh", "ssh", "ssh", "delete"]
     install, start, follow = [call for call in calls if " ssh " in call]
     assert "jax[tpu]==" in install and "--worker=all" in install
+    assert "uv venv --seed --python 3.12" in install  # where the image's Python is too old
     assert (
         "--worker=all" in start and "--config.checkpoint.directory=gs://b/run/checkpoints" in start
     )
