@@ -14,12 +14,18 @@ import numpy as np
 import optax
 import pytest
 
-from gapo_jax import sharding
+from gapo_jax import losses, sharding
 from gapo_jax.config import OFFLINE_METHODS, ONLINE_METHODS, Config
 from gapo_jax.models import Decoder, DecoderConfig, Discriminator, EncoderConfig
 from gapo_jax.rollout.sampler import make_sampler
 from gapo_jax.train.forward import GeneratorSpec, Scored, init_critic
-from gapo_jax.train.offline_steps import OfflineBatch, make_offline_step
+from gapo_jax.train.objectives import policy_objective
+from gapo_jax.train.offline_steps import (
+    OfflineBatch,
+    kto_rows_loss,
+    make_offline_step,
+    pairwise_loss,
+)
 from gapo_jax.train.state import Network, start_policy
 from gapo_jax.train.steps import TextBatch, judge_place, make_steps
 from gapo_jax.types import Experience, Rollout
@@ -203,9 +209,12 @@ def result(kind: str, sizes=None) -> tuple:
 
 
 KINDS = (*ONLINE, *OFFLINE, *JUDGES)
-# By default every method on one mesh, and every mesh with several methods; the whole product is
-# slow.
-QUICK = {(kind, MESHES[i % len(MESHES)]) for i, kind in enumerate(KINDS)}
+# Methods differ in what they make of the log-probs, networks in nothing: by default each kind of
+# network step on a mesh, and below the objective of every method; the whole product is slow.
+QUICK = {
+    ("ppo", MESHES[2]), ("dpo", MESHES[3]), ("sft", MESHES[0]),
+    ("discriminator", MESHES[1]), ("discriminator of 4 rows", MESHES[1]),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -218,6 +227,48 @@ QUICK = {(kind, MESHES[i % len(MESHES)]) for i, kind in enumerate(KINDS)}
 )
 def test_eight_devices_learn_what_one_does(kind: str, sizes: tuple[int, int, int]) -> None:
     same(result(kind), result(kind, sizes))
+
+
+def objective(method: str, config: Config):
+    """Return a function of (log-probs [B, R], other numbers by row) and such numbers."""
+    rng = np.random.default_rng(6)
+    rows = rollout(rng)
+    numbers = [(0.3 * rng.normal(size=(ROWS, RESPONSE)) - 2).astype(np.float32) for _ in range(5)]
+    policy, ref, other, other_ref, advantages = numbers
+    rewards = rng.normal(size=ROWS).astype(np.float32)
+    if method in ONLINE:
+        experience = Experience(
+            rows.tokens_BT, rows.mask_BT, rows.response_mask_BR, other, ref, advantages,
+            None, None, rewards,
+        )  # fmt: skip
+        return lambda x_BR, rest: policy_objective(config, x_BR, rest, 0.1), policy, experience
+    batch = OfflineBatch(rows=rows, other=rollout(rng), rewards_N=rewards, ref_N=rewards - 10)
+    rest = (batch, ref, other, other_ref)
+
+    def loss(x_BR, rest):
+        batch, ref_BR, other_BR, other_ref_BR = rest
+        if method == "kto":
+            return kto_rows_loss(config, x_BR, ref_BR, (other_BR, other_ref_BR), batch)
+        if method == "inverse_q":
+            mask_BR = batch.rows.response_mask_BR
+            return losses.inverse_q_loss(x_BR, ref_BR, other_BR, mask_BR, beta=0.5, clip=2.0)
+        if method == "sft":
+            return losses.sft_loss(x_BR, batch.rows.response_mask_BR)
+        return pairwise_loss(config, x_BR, batch.ref_N, batch)
+
+    return loss, policy, rest
+
+
+@pytest.mark.parametrize("method", (*ONLINE, *OFFLINE))
+def test_every_objective_sees_the_rows_of_all_devices(method: str) -> None:
+    """Value, metrics and gradient by the log-probs, groups and batch statistics over devices."""
+    function, policy, rest = objective(method, config_of(method))
+    found = []
+    for sizes in (None, (4, 2, 1)):
+        step = placement(sizes).jit(jax.value_and_grad(function, has_aux=True), rows=(0, 1))
+        found.append(jax.device_get(step(policy, rest)))
+    same(*found)
+    assert np.abs(found[0][1]).max() > 1e-4
 
 
 def test_a_network_keeps_its_places_and_its_memory() -> None:
