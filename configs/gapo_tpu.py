@@ -12,7 +12,22 @@ generated (the column of product descriptions; the preset `ifeval` has the other
 epochs in the table, fifteen stages in Fig. 4): seven rounds of 1,024 prompts are two epochs of its
 3,300. Embedding and output matrix stand still, of which it says nothing.
 
-No TPU was at hand: `:rehearse` has been run on eight CPU devices, nothing at this size anywhere.
+No TPU was at hand, and nothing has run at this size anywhere. What the TPU's compiler says, by the
+third command (2026-11-22, jax 0.10.2, libtpu 0.0.52; scripts/plan.py says how each is derived):
+
+    chips (16.9, 102.0, 33.6 GB each)                v5e:8x8    v5p:2x2x4  v6e:8x8
+    GB in use while decoding (the most)              13.2       33.1       13.3
+    GB in use in the policy step                     8.2        28.0       8.3
+    policy step: state, updated in place, GB         1.23       4.90       1.23
+    policy step: least seconds, bound of the MFU     2.9, 0.62  5.3, 0.58  0.9, 0.42
+    critic step: least seconds, bound of the MFU     2.9, 0.60  5.2, 0.58  0.9, 0.42
+    scoring: least seconds, bound of the MFU         2.2, 0.84  4.1, 0.75  0.7, 0.54
+    decoding, ms a token; reading alone takes        9.5; 6.6   10.5; 4.0  4.3; 3.3
+    to compile, processor seconds of one core        420        JUDGE
+
+In all three, weights are gathered in bfloat16 only, and the head once a step, outside the loop over
+its chunks. On v5p decoding is 2.6 times the floor: the compiler reckons with 1.4 TB/s for plain
+products of matrices there, half of what is published.
 """
 
 from gapo_jax.config import Config

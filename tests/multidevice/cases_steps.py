@@ -311,3 +311,15 @@ def test_rows_that_do_not_divide_are_computed_whole() -> None:
     place = placement((4, 2, 1))
     odd, even = place.rows((np.ones((6, 2)), np.ones((16, 2))))
     assert odd.is_fully_replicated and not even.is_fully_replicated
+
+
+def test_few_rows_leave_no_device_idle() -> None:
+    """Each text of four is shared by two of eight devices; sixteen texts need no other layout."""
+    place = placement((1, 8, 1))
+    assert place.for_rows(16) is place
+    few = place.for_rows(4)
+    assert few.mesh is not None and dict(few.mesh.shape) == {"data": 4, "fsdp": 1, "tensor": 2}
+    assert list(few.mesh.devices.flat) == list(jax.devices())
+    kernel = few.params(weights()[1])["encoder"]["layers"]["mlp"]["up"]["kernel"]
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(2, 16, 16)}
+    assert not few.rows(np.ones((4, 3))).is_fully_replicated
