@@ -137,13 +137,15 @@ def response_logprobs(
     lower_BTD=None,
     with_entropy: bool = False,
 ) -> tuple[jax.Array, jax.Array | None, jax.Array]:
-    """Return (log-probs [B, R], entropy [B, R] or None, hidden [B, R, D]) of the responses."""
+    """Return (log-probs [B, R], entropy [B, R] or None, hidden [B, R, D]) of the responses; the
+    former two are 0 in padding."""
     hidden_BRD = response_hidden(spec, base, trained, rollout, lower_BTD)
     policy = policy_part(spec, base, trained)
     kernel_DV = unembedding(policy if "embed" in policy else base)
     if spec.place.spread:  # gathered once, in the dtype of the product, not in every chunk of it
         kernel_DV = spec.place.keep_columns(kernel_DV.astype(hidden_BRD.dtype))
-    targets_BR = rollout.tokens_BT[:, -rollout.response_mask_BR.shape[1] :]
+    real_BR = rollout.response_mask_BR
+    targets_BR = rollout.tokens_BT[:, -real_BR.shape[1] :]
     logprobs_BR, entropy_BR = chunked_logprobs(
         hidden_BRD,
         kernel_DV,
@@ -153,8 +155,12 @@ def response_logprobs(
         with_entropy=with_entropy,
         tied=spec.config.tie_embeddings,
         softcap=spec.config.final_softcap,
-        mask_BT=None if spec.place.spread else rollout.response_mask_BR,
+        mask_BT=None if spec.place.spread else real_BR,
     )
+    if spec.place.spread:
+        logprobs_BR, entropy_BR = jax.tree.map(
+            lambda x_BR: jnp.where(real_BR != 0, x_BR, 0.0), (logprobs_BR, entropy_BR)
+        )
     return logprobs_BR, entropy_BR, hidden_BRD
 
 
