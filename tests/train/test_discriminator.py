@@ -109,7 +109,9 @@ def test_the_moving_average_of_the_snapshots_gives_the_rewards(network, steps, s
     run = types.SimpleNamespace(
         config=config,
         players=types.SimpleNamespace(
-            disc_tokenizer=TOKENIZER, decoder=Decoder(DecoderConfig(31, 1, 8, 1, 1, 8, 8))
+            tokenizer=character_tokenizer(),
+            disc_tokenizer=TOKENIZER,
+            decoder=Decoder(DecoderConfig(31, 1, 8, 1, 1, 8, 8)),
         ),
         training=types.SimpleNamespace(steps=steps),
         # Only the easiest quarter is in use in the first round of a curriculum.
