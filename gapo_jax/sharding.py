@@ -245,6 +245,7 @@ class Placement:
         function: Callable[..., Any],
         keep: str = "whole",
         rows: Sequence[int] = (),
+        whole: Sequence[int] = (),
         donate_argnums: Sequence[int] = (),
         **options: Any,
     ) -> Any:
@@ -256,6 +257,8 @@ class Placement:
                 which the network keeps its places. Left to XLA, a network could come back in
                 another layout than it had, and the next step would be compiled anew.
             rows: which arguments are batches, placed on their way in.
+            whole: which arguments every device takes all of; a step on another layout of the
+                devices than the run's (`for_rows`) cannot take them as they lie.
             donate_argnums: as for `jax.jit`.
             options: further ones of `jax.jit`.
         """
@@ -271,7 +274,7 @@ class Placement:
 
         kept.__name__ = getattr(getattr(function, "func", function), "__name__", "step")
         compiled = jax.jit(kept, donate_argnums=tuple(donate_argnums), **options)
-        return PlacedStep(self, compiled, tuple(rows))
+        return PlacedStep(self, compiled, tuple(rows), tuple(whole))
 
     def keep_params(self, tree: Any) -> Any:
         """Hold traced parameters, optimizer states or networks to their places."""
@@ -342,10 +345,15 @@ class PlacedStep:
     place: Placement
     jitted: Any
     rows: tuple[int, ...]
+    whole: tuple[int, ...] = ()
 
     def __call__(self, *inputs: Any) -> Any:
         """Call the step."""
-        placed = [self.place.rows(x) if i in self.rows else x for i, x in enumerate(inputs)]
+        placed = list(inputs)
+        for i in self.rows:
+            placed[i] = self.place.rows(inputs[i])
+        for i in self.whole:
+            placed[i] = self.place.whole(inputs[i])
         with self._context():
             return self.jitted(*placed)
 

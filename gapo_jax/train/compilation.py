@@ -96,12 +96,13 @@ def jit_step(
     place: Placement = ONE_DEVICE,
     keep: str = "whole",
     rows: Sequence[int] = (),
+    whole: Sequence[int] = (),
 ) -> Any:
-    """Compile a training or scoring step; argument `donate` gives its memory to the result. `keep`
-    and `rows` say what lies where on the devices of `place` (`Placement.jit`)."""
+    """Compile a training or scoring step; argument `donate` gives its memory to the result. `keep`,
+    `rows` and `whole` say what lies where on the devices of `place` (`Placement.jit`)."""
     donated = () if donate is None else (donate,)
     options = step_options(place.device_kind)
-    return place.jit(step, keep, rows, donate_argnums=donated, compiler_options=options)
+    return place.jit(step, keep, rows, whole, donate_argnums=donated, compiler_options=options)
 
 
 class CompileCounter:

@@ -327,6 +327,11 @@ def make_steps(
             rows=(1, 2, 3),
         ),
         disc_update=jit_step(
-            on_rows(judging, update), donate=0, place=judging, keep="network", rows=(1,)
+            on_rows(judging, update),
+            donate=0,
+            place=judging,
+            keep="network",
+            rows=(1,),
+            whole=(2,),
         ),
     )

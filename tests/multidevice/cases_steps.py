@@ -193,9 +193,9 @@ def judge_updates(rows: int, sizes) -> tuple:
         weights_B=np.ones(rows, np.float32),
         classes_B=rng.integers(0, 3, rows).astype(np.int32),
     )
-    found = []
+    found, key = [], place.whole(jax.random.key(8))  # as a run has it
     for _ in range(3):
-        judge, metrics = steps.disc_update(judge, batch, jax.random.key(8))
+        judge, metrics = steps.disc_update(judge, batch, key)
         found.append(metrics)
     scores = steps.disc_score(judge.params, batch.tokens_BT, batch.mask_BT, batch.type_ids_BT)
     return jax.device_get((judge, found, scores))
