@@ -53,7 +53,7 @@ def smollm2(method: str, name: str = "") -> Config:
     config.discriminator.batch_size, config.discriminator.max_tokens = 16, 144
     config.discriminator.warmup_epochs = 1
     config.offline.steps_per_round, config.offline.batch_size = 10, 16
-    config.offline.max_response_tokens = 96
+    config.offline.max_response_tokens = 64
     config.eval.prompts_per_set, config.eval.samples_per_prompt = 96, 1
     config.eval.pairs_every = 5
     return config
@@ -73,7 +73,7 @@ def smollm2_rounds(method: str, name: str = "") -> Config:
     """Return `smollm2` with the rounds of the quickstart: 12 prompts x 8 samples, of
     which the two best and the two worst are learned from."""
     config = smollm2(method, name)
-    config.discriminator.updates_per_round = 8
+    config.discriminator.updates_per_round = 5
     config.ppo.train_samples, config.ppo.minibatch_size, config.ppo.epochs = 4, 16, 1
     config.ppo.kl_coef = 0.05
     config.ppo.optim.learning_rate = 6e-5
