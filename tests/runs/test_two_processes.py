@@ -101,6 +101,18 @@ def test_two_processes_play_the_run_of_one_device_and_stop_together(runs, one_de
     assert one["after"].keys() == two["after"].keys()
 
 
+@pytest.mark.slow
+def test_the_headline_configuration_is_rehearsed_on_eight_devices(runs, tmp_path):
+    done = play(runs, tmp_path, 8, "--config", "configs/gapo_tpu.py:rehearse")
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["name"] == "gapo_tpu_rehearse"
+    assert (config["mesh"]["fsdp"], config["mesh"]["sampling_tensor"]) == (-1, 4)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert {"policy", "critic", "discriminator"} <= summary["relative_change"].keys(), done.stdout
+    assert all(change > 0 for change in summary["relative_change"].values())
+    assert (tmp_path / "export" / "model.safetensors").exists()
+
+
 def test_a_process_that_never_comes_ends_the_run_with_its_name(runs, tmp_path):
     command = runs.command(
         tmp_path, "--coordinator", f"127.0.0.1:{free_port()}", "--num_processes", "2",
