@@ -178,13 +178,14 @@ def test_a_run_closes_its_checkpointer_whatever_its_writer_does(body, wanted):
         raise OSError("writer")
 
     run = SimpleNamespace(
+        judges=SimpleNamespace(close=lambda: closed.append("judges")),
         writer=SimpleNamespace(close=fail),
-        checkpointer=SimpleNamespace(close=lambda: closed.append(True)),
+        checkpointer=SimpleNamespace(close=lambda: closed.append("checkpointer")),
     )
     with pytest.raises(Exception, match=f"^{wanted}$"), run_module.closing(run):
         if body is not None:
             raise body
-    assert closed
+    assert closed == ["judges", "checkpointer"]
 
 
 def test_an_export_that_cannot_be_written_is_named(tmp_path, monkeypatch):
