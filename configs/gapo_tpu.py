@@ -23,11 +23,10 @@ third command (2026-11-22, jax 0.10.2, libtpu 0.0.52; scripts/plan.py says how e
     critic step: least seconds, bound of the MFU     2.9, 0.60  5.2, 0.58  0.9, 0.42
     scoring: least seconds, bound of the MFU         2.2, 0.84  4.1, 0.75  0.7, 0.54
     decoding, ms a token; reading alone takes        9.5; 6.6   10.5; 4.0  4.3; 3.3
-    steps of the discriminator                       compiled   not yet    not yet
+    discriminator, seconds: scores, learns from 8    .02, .10   .02, .10   .01, .07
 
-On v5e the discriminator scores 8 texts in 0.02 s and learns from them in 0.10 s (bounds of the MFU:
-0.10 and 0.05; eight texts share 64 chips). All steps compile in 8 minutes of one core for v5e; for
-v5p and v6e those of the generator in 6 and 10.
+The discriminator's bounds of the MFU are low (.02 to .20): eight texts share all chips. All steps
+compile in 8 minutes of one core for v5e, in 8 for v5p and in 15 for v6e.
 
 In all three, weights are gathered in bfloat16 only, and the head once a step, outside the loop over
 its chunks. On v5p decoding is 2.6 times the floor: the compiler reckons with 1.4 TB/s for plain
