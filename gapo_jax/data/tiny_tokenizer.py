@@ -6,6 +6,7 @@ again on its way between them, in the tiny configuration as in the real one.
 
 from __future__ import annotations
 
+import functools
 import re
 import string
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ _CHAT = (
 )
 
 
+_SPECIALS = ["<pad>", "<s>", "</s>"]
+_CHARACTERS = ["\n", *(chr(code) for code in range(32, 127))]
 _SHAPES = "{}, ", "<<{}>> ", "[{}] ", "*{}* ", "P.S. {} "
 _SHAPED = (
     "tea sun bread river morning garden music winter chair paper "
@@ -34,9 +37,7 @@ _SHAPED = (
 
 def character_tokenizer() -> PreTrainedTokenizerFast:
     """Return a tokenizer with one token per printable ASCII character; others become "?"."""
-    specials = ["<pad>", "<s>", "</s>"]
-    characters = ["\n", *(chr(code) for code in range(32, 127))]
-    vocab = {token: index for index, token in enumerate([*specials, *characters])}
+    vocab = {token: index for index, token in enumerate([*_SPECIALS, *_CHARACTERS])}
     return _generator_tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="?", fuse_unk=False))
 
 
@@ -45,14 +46,13 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     training prompts, and for 20 words with a comma, in title brackets, as a placeholder,
     highlighted, after a postscript mark: what a network of random weights writes obeys a
     constraint now and then."""
-    characters = ["\n", *(chr(code) for code in range(32, 127))]
     # With a blank before it, so that a word stays one behind any other token.
     pieces = [" " + shape.format(word) for shape in _SHAPES for word in _SHAPED]
     pieces += sorted(set(re.findall(r" [A-Za-z]{2,}", _prompts())))
-    specials = [("<pad>", 0.0), ("<s>", 0.0), ("</s>", 0.0)]
     # All alike, so that a text is cut into as few tokens as can be.
-    scored = [*specials, *((token, -10.0) for token in [*characters, *pieces])]
-    unknown = len(specials) + characters.index("?")
+    scored = [(token, 0.0) for token in _SPECIALS]
+    scored += [(token, -10.0) for token in [*_CHARACTERS, *pieces]]
+    unknown = len(_SPECIALS) + _CHARACTERS.index("?")
     return _generator_tokenizer(models.Unigram(scored, unk_id=unknown))
 
 
@@ -69,6 +69,7 @@ def _generator_tokenizer(model: models.Model) -> PreTrainedTokenizerFast:
     )
 
 
+@functools.cache
 def _prompts() -> str:
     """Return 500 of our training prompts, each on a line."""
     rng = np.random.default_rng(0)

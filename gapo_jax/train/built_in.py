@@ -69,9 +69,13 @@ class BuiltIn:
         )
         return shape, tokenizer
 
-    def scaled(self, params: Any) -> Any:
-        """Return the discriminator's starting parameters with its matrices multiplied."""
-        return jax.tree.map(lambda x: self.init_scale * x if x.ndim > 1 else x, params)
+    def scaled(self, init: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the discriminator's `init` with `init_scale` times its matrices."""
+
+        def start(*inputs: Any) -> Any:
+            return jax.tree.map(lambda x: self.init_scale * x if x.ndim > 1 else x, init(*inputs))
+
+        return start
 
 
 BUILT_IN = {

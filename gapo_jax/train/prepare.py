@@ -35,7 +35,7 @@ from gapo_jax.rollout.generate import (
 )
 from gapo_jax.rollout.stops import stop_strings
 from gapo_jax.train.setup import Players
-from gapo_jax.types import Preference, PreferentialPair, PromptRow
+from gapo_jax.types import Preference, PreferentialPair, PromptRow, Rollout
 
 BOOTSTRAP_STREAM = 100
 PAIRS = {"train": "pairs.jsonl", "test": "pairs_heldout.jsonl"}  # of a workdir
@@ -162,6 +162,12 @@ def bootstrap_prompts(
     return rows[: data.bootstrap_responses]
 
 
+def ended_responses(config: Config, players: Players, rollout: Rollout) -> np.ndarray:
+    """Return which responses hold their end-of-sequence token or a stop string, bool [B]."""
+    stops = stop_strings(players.tokenizer, config.sampling.stop)
+    return ended_rows(rollout, players.decoder.config.eos_ids, stops)
+
+
 def bootstrap(
     config: Config,
     players: Players,
@@ -188,8 +194,7 @@ def bootstrap(
             stop=config.sampling.stop,
             on_batch=on_batch,
         )
-        stops = stop_strings(players.tokenizer, config.sampling.stop)
-        ended_B = ended_rows(generated.rollout, players.decoder.config.eos_ids, stops)
+        ended_B = ended_responses(config, players, generated.rollout)
         records = [
             {"task": row.task, "prompt": row.prompt, "response": text, "ended": bool(ended)}
             for row, text, ended in zip(prompts.bootstrap, generated.texts, ended_B, strict=True)

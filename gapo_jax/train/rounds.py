@@ -28,8 +28,7 @@ from gapo_jax.rollout.experience import (
     response_scores,
     standardise_rewards,
 )
-from gapo_jax.rollout.generate import Generated, ended_rows, generate, row_keys
-from gapo_jax.rollout.stops import stop_strings
+from gapo_jax.rollout.generate import Generated, generate, row_keys
 from gapo_jax.train.adversary import (
     GeneratedText,
     LabelledText,
@@ -45,7 +44,7 @@ from gapo_jax.train.hosts import Hosts
 from gapo_jax.train.interrupt import RunInterrupted, RunStopped, StopRequest
 from gapo_jax.train.metrics import MetricsWriter
 from gapo_jax.train.phases import PhaseClock
-from gapo_jax.train.prepare import Pairs, Prompts
+from gapo_jax.train.prepare import Pairs, Prompts, ended_responses
 from gapo_jax.train.setup import Players, Training
 from gapo_jax.train.state import Network, RunState, merge_trainable
 from gapo_jax.types import GENERATED, Experience, PromptRow, Rollout
@@ -149,8 +148,7 @@ def rollout_phase(
 
 def ended(run: Run, rollout: Rollout) -> np.ndarray:
     """Return which responses hold their end-of-sequence token or a stop string, bool [B]."""
-    stops = stop_strings(run.players.tokenizer, run.config.sampling.stop)
-    return ended_rows(rollout, run.players.decoder.config.eos_ids, stops)
+    return ended_responses(run.config, run.players, rollout)
 
 
 def rollout_metrics(

@@ -200,10 +200,9 @@ def load_discriminator(
     )
     discriminator = Discriminator(encoder_config, pooling, hidden_dim)
     tokens = jnp.zeros((1, 8), jnp.int32)
-    init = jax.jit(discriminator.init)
+    start = discriminator.init
+    init = jax.jit(BUILT_IN[name].scaled(start) if name in BUILT_IN else start)
     params = dict(place.init(init, key, tokens, jnp.ones_like(tokens))["params"]) | loaded
-    if name in BUILT_IN:
-        params = BUILT_IN[name].scaled(params)
     return discriminator, params, tokenizer
 
 
