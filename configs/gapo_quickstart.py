@@ -50,7 +50,8 @@ and minimum lengths suffered), and under held-out phrasings minimum lengths are 
 (`discriminator.max_repetition`) some answers were nothing but their postscript, nine times over
 (share of repeated 3-grams .01 -> .11); with it that share went from .02 to .06 in seed 0 and from
 .01 to .02 in seed 1. The share of answers that echo the prompt rose from .03 to .05 in seed 0 and
-stayed at .04 in seed 1.
+stayed at .04 in seed 1. As it is now, in seed 0: answers of 26 words -> 14, repeated 3-grams .02 ->
+.04, echoes .03 -> .06 on topics and .16 -> .20 under held-out phrasings.
 """
 
 from gapo_jax.config import Config
