@@ -59,14 +59,15 @@ def _unknown(name: str, known: Iterable[str]) -> ValueError:
 
 
 def get(type_id: str) -> ConstraintType:
-    """Return the type of an instruction id such as "punctuation:no_comma".
+    """Return the type of an instruction id such as "punctuation:no_comma", or "no_comma" for short.
 
     Raises:
       ValueError: no such id; names the nearest ones.
     """
-    if type_id not in _TYPES:
+    found = _TYPES.get(_SHORT.get(type_id, type_id))
+    if found is None:
         raise _unknown(type_id, [*_TYPES, *_SHORT])
-    return _TYPES[type_id]
+    return found
 
 
 def resolve(names: Sequence[str]) -> tuple[str, ...]:
@@ -120,7 +121,8 @@ def check(
 
     Args:
       response: the text to judge; any string, an empty one follows nothing.
-      instruction_id_list, kwargs_list: as in an IFEval row; kwargs that are null are dropped.
+      instruction_id_list, kwargs_list: as in an IFEval row, short names too; kwargs that are null
+        are dropped.
       prompt: accepted for other benchmarks' sake; no type here reads it.
 
     Returns:

@@ -354,6 +354,13 @@ def test_kwargs_that_do_not_fit(type_id, kwargs, message):
         constraints.check("text", [type_id], [kwargs])
 
 
+def test_a_short_name_is_the_type_of_its_id():
+    ids = ["no_comma", "punctuation:no_comma"]
+    for response, verdicts in (("a, b", [False] * 2), ("a b", [True] * 2)):
+        assert constraints.check(response, ids, [{}, None]) == verdicts
+    assert constraints.get("title") is constraints.get("detectable_format:title")
+
+
 def test_unknown_names():
     with pytest.raises(ValueError, match="nearest: .*punctuation:no_comma"):
         constraints.check("text", ["punctuation:no_commas"], [{}])
