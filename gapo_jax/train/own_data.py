@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from gapo_jax import constraints
-from gapo_jax.config import ONLINE_METHODS, Config, system_text
+from gapo_jax.config import ONLINE_METHODS, Config
 from gapo_jax.config.offline import learns_from_pairs
 from gapo_jax.config.online import asks_discriminator
 from gapo_jax.data.curriculum import cycles_of
@@ -30,9 +30,15 @@ from gapo_jax.data.sources import (
     write_pairs,
     write_prompts,
 )
-from gapo_jax.rollout.generate import prompt_width
 from gapo_jax.train.offline_data import make_examples
-from gapo_jax.train.prepare import PAIRS, Prompts, compared_pairs, fitting, visible_types
+from gapo_jax.train.prepare import (
+    PAIRS,
+    Prompts,
+    compared_pairs,
+    fitting,
+    visible_types,
+    widths,
+)
 from gapo_jax.train.setup import Players
 from gapo_jax.types import Constraint, PreferentialPair
 
@@ -84,10 +90,8 @@ def own_prompts(config: Config, players: Players, workdir: Path) -> Prompts:
     rows = {side: read_prompts(workdir / name) for side, name in _PROMPTS.items()}
     present = {c.id for part in rows.values() for row in part for c in row.constraints}
     type_ids = tuple(name for name in constraints.types("all") if name in present)
-    every = [row.prompt for part in rows.values() for row in part]
-    limit = config.data.max_prompt_tokens
-    width = prompt_width(players.tokenizer, every, system_text(config), limit)
-    return Prompts(type_ids, rows["train"], {HELDOUT: rows["test"]}, [], width)
+    train, heldout = rows["train"], {HELDOUT: rows["test"]}
+    return Prompts(type_ids, train, heldout, [], *widths(config, players, train, heldout))
 
 
 def _take(config: Config, players: Players, workdir: Path) -> None:

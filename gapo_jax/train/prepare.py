@@ -43,13 +43,15 @@ PAIRS = {"train": "pairs.jsonl", "test": "pairs_heldout.jsonl"}  # of a workdir
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-    """The prompts of a run: `train` to learn on, `heldout` to measure on, and their width P."""
+    """The prompts of a run: `train` to learn on, `heldout` to measure on; `width` is P of all of
+    them (so that one sampler serves all), `train_width` of the former alone."""
 
     type_ids: tuple[str, ...]
     train: list[PromptRow]
     heldout: dict[str, list[PromptRow]]
     bootstrap: list[PromptRow]
     width: int
+    train_width: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,9 +136,29 @@ def make_all_prompts(config: Config, players: Players) -> Prompts:
         "heldout_phrasings": make("heldout_phrasings", count, 12, "heldout", data.max_constraints),
     }
     starts = bootstrap_prompts(config, players, type_ids)
-    every = [row.prompt for rows in (train, *heldout.values(), starts) for row in rows]
-    width = prompt_width(players.tokenizer, every, system_text(config), data.max_prompt_tokens)
-    return Prompts(type_ids, train, heldout, starts, width)
+    found = widths(config, players, train, heldout, starts)
+    return Prompts(type_ids, train, heldout, starts, *found)
+
+
+def widths(
+    config: Config,
+    players: Players,
+    train: list[PromptRow],
+    heldout: dict[str, list[PromptRow]],
+    starts: Sequence[PromptRow] = (),
+) -> tuple[int, int]:
+    """Return (width, train_width) of `Prompts`.
+
+    Raises:
+        ValueError: as `prompt_width`.
+    """
+    every = [row for rows in (train, *heldout.values(), starts) for row in rows]
+    limit, system = config.data.max_prompt_tokens, system_text(config)
+    whole, trained = (
+        prompt_width(players.tokenizer, [row.prompt for row in rows], system, limit)
+        for rows in (every, train)
+    )
+    return whole, trained
 
 
 def bootstrap_prompts(

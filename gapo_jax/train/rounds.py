@@ -143,7 +143,16 @@ def rollout_phase(
         system=system_text(run.config),
         stop=sampling.stop,
     )
-    return rows, generated
+    return rows, generated._replace(rollout=without_spare(run.prompts, generated.rollout))
+
+
+def without_spare(prompts: Prompts, rollout: Rollout) -> Rollout:
+    """Return a rollout without the leading columns that no training prompt reaches: the sampler
+    has them for the held-out prompts, but nobody need score or learn from padding."""
+    spare = prompts.width - prompts.train_width
+    return rollout.replace(
+        tokens_BT=rollout.tokens_BT[:, spare:], mask_BT=rollout.mask_BT[:, spare:]
+    )
 
 
 def ended(run: Run, rollout: Rollout) -> np.ndarray:

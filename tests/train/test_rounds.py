@@ -8,6 +8,8 @@ from gapo_jax.config import Config
 from gapo_jax.train import rounds
 from gapo_jax.train.forward import Scored
 from gapo_jax.train.interrupt import RunStopped, stop_requests
+from gapo_jax.train.prepare import Prompts
+from gapo_jax.types import Rollout
 
 
 def test_the_best_and_the_worst_of_each_group_are_kept_in_order():
@@ -57,3 +59,13 @@ def test_signals_become_requests_and_the_handlers_come_back():
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop and stop.signal_name == "SIGTERM"
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_columns_that_only_heldout_prompts_need_are_neither_scored_nor_learned_from():
+    prompts = Prompts((), [], {}, [], width=5, train_width=3)
+    tokens_BT, response_mask_BR = np.arange(14).reshape(2, 7), np.ones((2, 2), np.int32)
+    rollout = Rollout(tokens_BT, tokens_BT > 1, response_mask_BR, response_mask_BR * 0.5)
+    found = rounds.without_spare(prompts, rollout)
+    assert found.tokens_BT.tolist() == [[2, 3, 4, 5, 6], [9, 10, 11, 12, 13]]
+    assert found.mask_BT.shape == (2, 5)
+    assert found.response_mask_BR is response_mask_BR
