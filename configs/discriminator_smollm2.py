@@ -13,4 +13,6 @@ from gapo_jax.config.presets import smollm2
 
 def get_config(preset: str = "") -> Config:
     """Return the configuration; there are no presets."""
-    return smollm2("discriminator")
+    config = smollm2("discriminator")
+    config.offline.steps_per_round = 25  # 100 updates: an epoch of the pairs, as the warm-up
+    return config

@@ -45,7 +45,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "replay": {"discriminator.replay_fraction": 0.5},
     "gate": {"discriminator.gate_high": 0.85, "discriminator.gate_low": 0.6},
     "one_sided_smoothing": {"discriminator.positive_label": 0.9},
-    "gradient_penalty": {"discriminator.gradient_penalty": 1.0},
+    "gradient_penalty": {"discriminator.gradient_penalty": 0.1},
     "bradley_terry": {"discriminator.loss": "bradley_terry"},
     "ema": {"discriminator.score_with": "ema"},
     "rloo": {"ppo.advantage": "rloo"},

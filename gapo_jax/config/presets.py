@@ -34,8 +34,12 @@ def tiny(method: str, name: str = "") -> Config:
 
 
 def smollm2(method: str, name: str = "") -> Config:
-    """Return a method on SmolLM2-135M-Instruct: models, data and evaluation of the quickstart."""
-    config = Config(method=method, name=name or f"{method}_smollm2", rounds=10)
+    """Return a method on SmolLM2-135M-Instruct: models, data and evaluation of the quickstart.
+
+    An offline method makes 40 updates of 8 examples, minutes of a CPU core: enough to see what it
+    does, not what it can do.
+    """
+    config = Config(method=method, name=name or f"{method}_smollm2", rounds=4)
     config.model.trainable_layers = 10
     config.data.types = (
         "no_comma",
@@ -52,8 +56,10 @@ def smollm2(method: str, name: str = "") -> Config:
     config.sampling.temperature = 0.8
     config.discriminator.batch_size, config.discriminator.max_tokens = 16, 144
     config.discriminator.warmup_epochs = 1
-    config.offline.steps_per_round, config.offline.batch_size = 10, 16
+    config.offline.steps_per_round, config.offline.batch_size = 10, 8
     config.offline.max_response_tokens = 64
+    config.offline.optim.learning_rate = 3e-5
+    config.sgpo.prompts = 64
     config.eval.prompts_per_set, config.eval.samples_per_prompt = 96, 1
     config.eval.pairs_every = 5
     return config
@@ -73,7 +79,7 @@ def smollm2_rounds(method: str, name: str = "") -> Config:
     """Return `smollm2` with the rounds of the quickstart: 12 prompts x 8 samples, of
     which the two best and the two worst are learned from."""
     config = smollm2(method, name)
-    config.discriminator.updates_per_round = 5
+    config.rounds, config.discriminator.updates_per_round = 10, 5
     config.ppo.train_samples, config.ppo.minibatch_size, config.ppo.epochs = 4, 16, 1
     config.ppo.kl_coef = 0.05
     config.ppo.optim.learning_rate = 6e-5
