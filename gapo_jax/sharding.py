@@ -349,16 +349,13 @@ class PlacedStep:
 
     def __call__(self, *inputs: Any) -> Any:
         """Call the step."""
-        placed = list(inputs)
-        for i in self.rows:
-            placed[i] = self.place.rows(inputs[i])
-        for i in self.whole:
-            placed[i] = self.place.whole(inputs[i])
         with self._context():
-            return self.jitted(*placed)
+            return self.jitted(*self._placed(inputs))
 
     def lower(self, *inputs: Any) -> Any:
-        """Lower the step for arguments (or shapes) that carry their shardings."""
+        """Lower the step for arguments, or for shapes that carry their shardings."""
+        if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(inputs)):
+            inputs = tuple(self._placed(inputs))
         with self._context():
             return self.jitted.lower(*inputs)
 
@@ -366,6 +363,14 @@ class PlacedStep:
         """Return the shapes of what the step gives for such arguments."""
         with self._context():
             return jax.eval_shape(self.jitted, *inputs)
+
+    def _placed(self, inputs: Sequence[Any]) -> list[Any]:
+        placed = list(inputs)
+        for i in self.rows:
+            placed[i] = self.place.rows(inputs[i])
+        for i in self.whole:
+            placed[i] = self.place.whole(inputs[i])
+        return placed
 
     def _context(self) -> Any:
         # Tells kernels that XLA cannot split which mesh they are split over.

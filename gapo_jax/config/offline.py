@@ -41,7 +41,8 @@ class OfflineConfig(Section):
     `accumulate` above 1 the rows of a batch pass through the network in so many parts; the result
     is that of the whole batch. Examples with a response above `max_response_tokens` (end token
     included) are left out. `sft_weight` adds so much of the chosen side's negative log-likelihood
-    to a pairwise loss.
+    to a pairwise loss. `length_buckets` as `config.ppo.length_buckets`: the examples of a round are
+    cut into batches by the length of their longest side.
     """
 
     optim: OptimConfig = dataclasses.field(
@@ -52,6 +53,7 @@ class OfflineConfig(Section):
     accumulate: int = 1
     max_response_tokens: int = 128
     sft_weight: float = 0.0
+    length_buckets: int = 1
 
 
 @dataclasses.dataclass
@@ -171,6 +173,7 @@ OFFLINE_RANGES: dict[str, tuple[float, float]] = {
     "offline.accumulate": (1, math.inf),
     "offline.max_response_tokens": (2, math.inf),
     "offline.sft_weight": (0, math.inf),
+    "offline.length_buckets": (1, math.inf),
     "dpo.beta": POSITIVE,
     "dpo.label_smoothing": (0, 0.4999),
     "kto.beta": POSITIVE,
@@ -231,6 +234,8 @@ def check_offline(config: Any) -> None:
             "term, which puts each prompt beside the response of another; set it to 2 or more "
             "(config.offline.accumulate saves memory instead)"
         )
+    if offline.length_buckets > 1:
+        _check_buckets(config)
     if offline.sft_weight and method not in PAIRWISE:
         raise ValueError(
             f"config.offline.sft_weight={offline.sft_weight} adds the chosen side's likelihood to "
@@ -241,6 +246,21 @@ def check_offline(config: Any) -> None:
             check(config)
     if method == "inverse_q":
         _check_inverse_q(config)
+
+
+def _check_buckets(config: Any) -> None:
+    reason = ""
+    if config.method == "discriminator":
+        reason = "the discriminator's batches are of like length anyway"
+    elif config.method == "inverse_q" and not learns_from_pairs(config):
+        reason = "the samples of inverse_q are as wide as they were drawn"
+    elif config.data.curriculum:
+        reason = "config.data.curriculum orders the examples in another way"
+    if reason:
+        raise ValueError(
+            f"config.offline.length_buckets={config.offline.length_buckets} puts examples of like "
+            f"length together, but {reason}; set length_buckets=1"
+        )
 
 
 def _check_dpo(config: Any) -> None:

@@ -133,6 +133,12 @@ class PPOConfig(Section):
     With `accumulate` above 1 the rows of a minibatch (and the `sft_rows`) pass through the networks
     in so many parts, which saves memory; the result is that of the whole minibatch.
 
+    With `length_buckets` above 1 the rows of a round are cut into minibatches by length, which come
+    in random order, each as wide as it needs: one of so many widths, for each of which the steps
+    are compiled. What is learned from a row is the same; but a mean over the tokens of a minibatch
+    gives each token of short rows more weight than a mean over all lengths would, and so does the
+    same step size for minibatches of few tokens. The `sft_rows` keep one width.
+
     `sft_coef` adds so much of the negative log-likelihood of accepted pairs, `sft_rows` of them in
     every minibatch, to the policy loss: it keeps the generator at text that obeys its prompt.
     """
@@ -164,6 +170,7 @@ class PPOConfig(Section):
     logprob_chunk: int = 256
     sft_coef: float = 0.0
     sft_rows: int = 8
+    length_buckets: int = 1
 
 
 @dataclasses.dataclass
@@ -243,6 +250,7 @@ ONLINE_RANGES: dict[str, tuple[float, float]] = {
     "ppo.kl_limit": (0, math.inf),
     "ppo.sft_coef": (0, math.inf),
     "ppo.sft_rows": (1, math.inf),
+    "ppo.length_buckets": (1, math.inf),
     "grpo.max_resamples": (0, math.inf),
 }
 

@@ -45,7 +45,9 @@ def bucket(length: int, sizes: Sequence[int]) -> int:
 
 
 def length_sorted_batches(
-    lengths: Sequence[int], batch_size: int, seed: int | None = None
+    lengths: Sequence[int] | np.ndarray,
+    batch_size: int,
+    seed: int | Sequence[int] | None = None,
 ) -> list[np.ndarray]:
     """Group rows of like length: index arrays of `batch_size` (the last one may be shorter).
 

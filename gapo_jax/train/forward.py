@@ -25,6 +25,7 @@ from gapo_jax.models import (
     unembedding,
 )
 from gapo_jax.sharding import ONE_DEVICE, Placement
+from gapo_jax.train.lengths import Frame
 from gapo_jax.train.state import ENDS, overlay
 from gapo_jax.types import Rollout
 
@@ -214,13 +215,21 @@ def init_critic(spec: GeneratorSpec, base: Params, key: jax.Array) -> Params:
 
 
 def score_rollout(
-    spec: GeneratorSpec, base: Params, trained: Params, critic: Params | None, rollout: Rollout
+    spec: GeneratorSpec,
+    base: Params,
+    trained: Params,
+    critic: Params | None,
+    rollout: Rollout,
+    frame: Frame | None = None,
 ) -> Scored:
     """Score a rollout with reference, old policy and critic (if any) in one pass over shared
-    layers.
+    layers, no wider than `frame` says.
 
     Old log-probs come from the training forward, not from the sampler (design, section 7).
     """
+    if frame is not None:
+        tight = score_rollout(spec, base, trained, critic, frame.tight(rollout, rollout.mask_BT))
+        return frame.wide(tight, rollout.mask_BT, rollout.response_mask_BR.shape[1])
     lower_BTD = lower_hidden(spec, base, rollout.tokens_BT, rollout.mask_BT)
     reference = reference_part(spec, base)
     ref_logprobs_BR, _, ref_hidden_BRD = response_logprobs(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,7 @@ import jax
 from gapo_jax.data.preferences import Example
 from gapo_jax.train.adversary import LabelledText, batches, pair_texts
 from gapo_jax.train.discriminator import score_texts, warmup_order
+from gapo_jax.train.lengths import at_every_width
 from gapo_jax.train.offline_data import (
     cut_off_texts,
     fit,
@@ -38,9 +39,11 @@ class Lesson(NamedTuple):
 Teacher = Callable[[RunState, int], Lesson]
 
 
-def policy_update(run: Run) -> Update:
-    """Return the compiled update of the generator by the run's method."""
-    return lambda network, batch: run.training.offline(network, run.players.base, batch)
+def policy_update(run: Run, widths: Sequence[int] = ()) -> Update:
+    """Return the compiled update of the generator by the run's method, for batches in a frame of
+    one of the `widths` or, if there are none, without a frame."""
+    step = at_every_width(run.training.offline, widths)
+    return lambda network, batch: step(network, run.players.base, batch)
 
 
 def fixed_teacher(run: Run, state: RunState) -> Teacher:
@@ -63,7 +66,7 @@ def fixed_teacher(run: Run, state: RunState) -> Teacher:
         rewards = discriminator_rewards(run, state, examples)
     lesson = Lesson(
         functools.partial(offline_batch, run.config, encoder, examples, rewards),
-        policy_update(run),
+        policy_update(run, encoder.widths),
     )
     return lambda state, index: lesson
 

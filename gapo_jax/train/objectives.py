@@ -26,7 +26,9 @@ def reduction(config: Config, experience: Experience) -> dict[str, Any]:
     if chosen != "grpo":
         return {"aggregation": config.ppo.aggregation, "denominator": None}
     variant = config.grpo.variant
-    constant = experience.response_mask_BR.size if variant == "dr_grpo" else None
+    rows, constant = experience.response_mask_BR.shape[0], None
+    if variant == "dr_grpo":
+        constant = rows * config.sampling.max_new_tokens
     return {
         "aggregation": "token" if variant in ("dapo", "dr_grpo") else "sequence",
         "denominator": constant,

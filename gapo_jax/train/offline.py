@@ -91,7 +91,9 @@ def one_round(teach: Teacher, run: Run, state: RunState, index: int) -> RunState
 def token_counts(batch: Any) -> np.ndarray:
     """Return (real, padded) tokens of the rows of a batch, float64 [2]."""
     mask_BT = np.asarray(batch.rows.mask_BT if hasattr(batch, "rows") else batch.mask_BT)
-    return np.array([mask_BT.sum(), mask_BT.size], np.float64)
+    frame = getattr(batch, "frame", None)
+    width = frame.width if frame else mask_BT.shape[1]
+    return np.array([mask_BT.sum(), len(mask_BT) * width], np.float64)
 
 
 def check(run: Run, metrics: dict[str, float], number: int) -> None:

@@ -25,6 +25,7 @@ from gapo_jax.data.sources import read_jsonl
 from gapo_jax.data.tokenizer import chat_prompt, encode_prompts, encode_responses, response_ids
 from gapo_jax.losses import mismatched_rows
 from gapo_jax.rollout.generate import prompt_lengths
+from gapo_jax.train.lengths import frame_of, like_lengths, widths
 from gapo_jax.train.offline_steps import OfflineBatch
 from gapo_jax.train.setup import Players
 from gapo_jax.types import PreferentialPair, Rollout
@@ -34,12 +35,16 @@ log = logging.getLogger("gapo_jax")
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """Turns sides into rows of width P + R; `cut_off` are the texts that sampling cut."""
+    """Turns sides into rows of width P + R; `cut_off` are the texts that sampling cut. `lengths`
+    are the tokens of the longest side of each example, `widths` those of the batches (() for one).
+    """
 
     players: Players
     prompt_width: int
     response_width: int
     cut_off: tuple[str, ...] = ()
+    lengths: tuple[int, ...] = ()
+    widths: tuple[int, ...] = ()
 
     def rows(self, sides: Sequence[Side], system: str | None = None) -> Rollout:
         """Return the rows as numpy arrays; `logprobs_BR` is not known and 0."""
@@ -165,7 +170,17 @@ def fit(
     prompt, response = (
         round_up(max(sizes[i][axis] for i in kept), limits[axis]) for axis in (0, 1)
     )
-    return [examples[i] for i in kept], Encoder(players, prompt, response, tuple(cut_off))
+    longest = tuple(
+        max(prompt_tokens[side.prompt] + response_tokens[side.response] for side in examples[i])
+        for i in kept
+    )
+    # KTO puts prompts before the responses of others.
+    top = prompt + response if config.method == "kto" else max(longest)
+    sizes_of_batches = widths(config.offline.length_buckets, min(longest), top)
+    encoder = Encoder(
+        players, prompt, response, tuple(cut_off), lengths=longest, widths=sizes_of_batches
+    )
+    return [examples[i] for i in kept], encoder
 
 
 def mismatched_examples(examples_N: np.ndarray) -> list[int]:
@@ -179,6 +194,22 @@ def mismatched_examples(examples_N: np.ndarray) -> list[int]:
             j = (j + 1) % len(examples_N)
         rows[i] = j
     return rows
+
+
+def drawn(config: Config, encoder: Encoder, known: int, step: int) -> np.ndarray:
+    """Return the examples of update `step` out of the first `known`, int64 [batch_size].
+
+    Where batches have several widths, those of a round (or of an epoch, if that is shorter) are
+    cut by length out of what they would hold, and come in random order.
+    """
+    offline, seed = config.offline, config.seed
+    if not encoder.widths:
+        return batch_at(seed, step, known, offline.batch_size)
+    together = max(1, min(offline.steps_per_round, known // offline.batch_size))
+    window, place = divmod(step, together)
+    picks = batch_at(seed, window, known, together * offline.batch_size)
+    lengths = np.array(encoder.lengths)[picks]
+    return picks[list(like_lengths(lengths, offline.batch_size, 1, (seed, window)))[place]]
 
 
 def offline_batch(
@@ -198,7 +229,7 @@ def offline_batch(
         share, start = config.data.curriculum, config.data.curriculum_start
         # At least a batch of them: KTO puts a prompt beside the response of another.
         known = min(known, max(size, in_use(known, done, share=share, start=start)))
-    picks = batch_at(config.seed, step, known, size)
+    picks = drawn(config, encoder, known, step)
     chosen = [examples[i] for i in picks]
     sides = [side for example in chosen for side in example]
     system = system_text(config)
@@ -217,4 +248,7 @@ def offline_batch(
     rewards_N: Any = np.array(
         [rewards.get((side.prompt, side.response), side.reward) for side in sides], np.float32
     )
-    return OfflineBatch(rows=encoder.rows(sides, system), other=other, rewards_N=rewards_N)
+    rows = encoder.rows(sides, system)
+    tokens = [np.sum(part.mask_BT, axis=1) for part in (rows, other) if part is not None]
+    frame = frame_of(encoder.widths, np.concatenate(tokens))
+    return OfflineBatch(rows=rows, other=other, rewards_N=rewards_N, frame=frame)

@@ -33,6 +33,7 @@ from gapo_jax.train.forward import (
     response_hidden,
     response_logprobs,
 )
+from gapo_jax.train.lengths import Frame
 from gapo_jax.train.parts import in_parts
 from gapo_jax.train.state import Network
 from gapo_jax.types import Rollout
@@ -49,13 +50,14 @@ class OfflineBatch(flax.struct.PyTreeNode):
     `other` has as many rows: KTO's mismatched ones, or Inverse-Q*'s under the other condition.
     `rewards_N` float32 are the explicit rewards of the rows, or for SGPO's first stage the rows'
     weights; `ref_N` float32 their sequence log-probs under a reference that is given. In all of
-    these rollouts `logprobs_BR` is unused.
+    these rollouts `logprobs_BR` is unused. A step takes no more of the rows than `frame` says.
     """
 
     rows: Rollout
     other: Rollout | None = None
     rewards_N: jax.Array | None = None
     ref_N: jax.Array | None = None
+    frame: Frame | None = None
 
 
 def row_logprobs(
@@ -222,6 +224,11 @@ def offline_step(
     optimizer: optax.GradientTransformation,
 ) -> tuple[Network, Metrics]:
     """One update of the generator by an offline method."""
+    if batch.frame is not None:
+        rows, other = (
+            part and batch.frame.tight(part, part.mask_BT) for part in (batch.rows, batch.other)
+        )
+        batch = batch.replace(rows=rows, other=other)
 
     def loss_fn(trained: Params) -> tuple[jax.Array, Metrics]:
         loss, metrics = offline_loss(trained, base, batch, spec, config)

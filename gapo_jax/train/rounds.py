@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from gapo_jax.train.forward import Scored
 from gapo_jax.train.grounding import Grounding
 from gapo_jax.train.hosts import Hosts
 from gapo_jax.train.interrupt import RunInterrupted, RunStopped, StopRequest
+from gapo_jax.train.lengths import Frame, frame_of, like_lengths
 from gapo_jax.train.metrics import MetricsWriter
 from gapo_jax.train.phases import PhaseClock
 from gapo_jax.train.prepare import Pairs, Prompts, ended_responses
@@ -56,7 +57,7 @@ ROLLOUT_STREAM = 102
 class Run:
     """All that the loop works with; `store` is the replay of generated text, `grounding` the
     accepted pairs of an SFT term (`ppo.sft_coef`), `hosts` the processes that play together,
-    `judges` those that verify text."""
+    `judges` those that verify text, `widths` those of an online method's batches (() for one)."""
 
     config: Config
     workdir: Path
@@ -73,6 +74,7 @@ class Run:
     grounding: Grounding | None = None
     hosts: Hosts = dataclasses.field(default_factory=Hosts)
     judges: JudgePool = dataclasses.field(default_factory=JudgePool)
+    widths: tuple[int, ...] = ()
 
     @property
     def updates_per_round(self) -> int:
@@ -179,50 +181,69 @@ def rollout_metrics(
 
 def score_policy(run: Run, state: RunState, rollout: Rollout) -> Scored:
     """Score a rollout with reference, policy and critic, a minibatch at a time."""
-    size = run.config.ppo.minibatch_size
+    size, total = run.config.ppo.minibatch_size, rollout.tokens_BT.shape[0]
+    lengths_B = np.asarray(rollout.mask_BT).sum(axis=1)
+    batches: list[Any] = [slice(start, start + size) for start in range(0, total, size)]
+    if run.widths:
+        batches = list(like_lengths(lengths_B, size, 1, None))
     parts = [
         run.training.steps.score(
             run.players.base,
             state.policy.params,
             state.critic.params if state.critic is not None else None,
-            take_rows(rollout, slice(start, start + size)),
+            take_rows(rollout, chosen),
+            frame_of(run.widths, lengths_B[chosen]),
         )
-        for start in range(0, rollout.tokens_BT.shape[0], size)
+        for chosen in batches
     ]
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+    scored = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+    return take_rows(scored, np.argsort(np.concatenate(batches))) if run.widths else scored
 
 
-def minibatches(config: Config, total: int, round_index: int, epochs: int, stream: int):
-    """Yield the rows of each minibatch, int64 [minibatch_size], epoch after epoch.
+def minibatches(
+    run: Run, experience: Experience, round_index: int, epochs: int, stream: int
+) -> Iterator[tuple[np.ndarray, Frame | None]]:
+    """Yield the rows of each minibatch, int64 [minibatch_size], and their frame, epoch after epoch.
 
-    For rpo the samples of a prompt stay next to each other; for the rest rows are shuffled freely.
+    For rpo the samples of a prompt stay next to each other; the rest is shuffled freely. Where
+    batches have several widths (`ppo.length_buckets`), they are cut by length and then shuffled.
     """
+    config, total = run.config, experience.tokens_BT.shape[0]
     size = config.ppo.minibatch_size
     group = group_size(config) if estimator(config) == "rpo" else 1
+    lengths_B = np.zeros(total, np.int64)
+    if run.widths:
+        lengths_B = np.asarray(run.players.spec.place.host(experience.mask_BT)).sum(axis=1)
     for epoch in range(epochs):
-        order_A = epoch_order(config.seed + stream, round_index * 1000 + epoch, total // group)
-        order_B = (order_A[:, None] * group + np.arange(group)).reshape(-1)
-        for start in range(0, total, size):
-            yield order_B[start : start + size]
+        seed = config.seed + stream, round_index * 1000 + epoch
+        if run.widths:
+            batches = like_lengths(lengths_B, size, group, seed)
+        else:
+            order_A = epoch_order(*seed, total // group)
+            order_B = (order_A[:, None] * group + np.arange(group)).reshape(-1)
+            batches = order_B.reshape(-1, size)
+        for chosen in batches:
+            yield chosen, frame_of(run.widths, lengths_B[chosen])
 
 
 def learn_critic(
     run: Run, state: RunState, experience: Experience, scored: Scored, round_index: int
 ) -> tuple[Network | None, dict[str, float]]:
     """Run the critic's epochs over one experience; nothing to do for a method without one."""
-    config, critic, update = run.config, state.critic, run.training.steps.critic
+    ppo, critic, update = run.config.ppo, state.critic, run.training.steps.critic
     if critic is None or update is None:
         return None, {}
-    total, rows = experience.tokens_BT.shape[0], []
-    for chosen in minibatches(config, total, round_index, config.ppo.critic_epochs, 1):
+    rows = []
+    for chosen, frame in minibatches(run, experience, round_index, ppo.critic_epochs, 1):
         critic, metrics = update(
             critic,
             take_rows(experience, chosen),
             take_rows(scored.features_BRD, chosen),
             take_rows(scored.lower_BTD, chosen),
+            frame,
         )
         rows.append(metrics)
-    found = mean_metrics(rows[-max(1, total // config.ppo.minibatch_size) :])
+    found = mean_metrics(rows[-max(1, len(rows) // ppo.critic_epochs) :])
     found["value/explained_variance_before"] = float(rows[0]["value/explained_variance"])
     return critic, found
 
@@ -231,11 +252,10 @@ def learn_phase(
     run: Run, state: RunState, experience: Experience, scored: Scored, round_index: int
 ) -> tuple[RunState, dict[str, float]]:
     """Run the critic's and the policy's epochs of minibatches over one experience."""
-    config, policy = run.config, state.policy
-    total, done = experience.tokens_BT.shape[0], round_index * run.updates_per_round
+    ppo, policy, done = run.config.ppo, state.policy, round_index * run.updates_per_round
     critic, found = learn_critic(run, state, experience, scored, round_index)
     rows: list[dict[str, Any]] = []
-    for chosen in minibatches(config, total, round_index, config.ppo.epochs, 2):
+    for chosen, frame in minibatches(run, experience, round_index, ppo.epochs, 2):
         policy, metrics = run.training.steps.policy(
             policy,
             run.players.base,
@@ -243,6 +263,7 @@ def learn_phase(
             take_rows(scored.lower_BTD, chosen),
             state.kl_coef,
             run.grounding.batch(done + len(rows)) if run.grounding else None,
+            frame,
         )
         rows.append(metrics)
     found |= mean_metrics(rows)

@@ -199,7 +199,7 @@ def stage_records(run: Run, name: str, make: Any, index: int, first: int) -> Rec
     return [record for record in records if record["verdict"] == "kept"]
 
 
-def improver_lesson(run: Run, records: Records, update: Any) -> Lesson:
+def improver_lesson(run: Run, records: Records) -> Lesson:
     """Return stage 1: imitate the refinement under the improve template, and the good answer under
     the plain prompt with the weight `sgpo.answer_weight`."""
     settings = run.config.sgpo
@@ -218,10 +218,11 @@ def improver_lesson(run: Run, records: Records, update: Any) -> Lesson:
     examples, encoder = fit(
         run.config, run.players, examples, cut_off, prompt_limit=settings.max_prompt_tokens
     )
-    return Lesson(functools.partial(offline_batch, run.config, encoder, examples, {}), update)
+    batch = functools.partial(offline_batch, run.config, encoder, examples, {})
+    return Lesson(batch, policy_update(run, encoder.widths))
 
 
-def preference_lesson(run: Run, state: RunState, index: int, update: Any) -> Lesson:
+def preference_lesson(run: Run, state: RunState, index: int) -> Lesson:
     """Return stage 2: DPO on the policy's own answers and refinements."""
     first = run.config.sgpo.improver_rounds
     make = functools.partial(preference_records, run, state)
@@ -240,7 +241,7 @@ def preference_lesson(run: Run, state: RunState, index: int, update: Any) -> Les
         plain = offline_batch(run.config, encoder, examples, known, step)
         return plain.replace(ref_N=plain.rewards_N, rewards_N=None)
 
-    return Lesson(batch, update)
+    return Lesson(batch, policy_update(run, encoder.widths))
 
 
 def reference_records(
@@ -270,7 +271,6 @@ def reference_records(
 def sgpo_teacher(run: Run, state: RunState) -> Teacher:
     """Return the lessons of both stages; what they learn from is made when a stage begins."""
     del state
-    update = policy_update(run)
     made: dict[str, Lesson] = {}
 
     def teach(state: RunState, index: int) -> Lesson:
@@ -280,9 +280,9 @@ def sgpo_teacher(run: Run, state: RunState) -> Teacher:
             if stage == "improver":
                 make = functools.partial(improver_records, run)
                 records = stage_records(run, "sgpo_improver.jsonl", make, index, 0)
-                made[stage] = improver_lesson(run, records, update)
+                made[stage] = improver_lesson(run, records)
             else:
-                made[stage] = preference_lesson(run, state, index, update)
+                made[stage] = preference_lesson(run, state, index)
         return made[stage]
 
     return teach

@@ -39,6 +39,7 @@ from gapo_jax.train.forward import (
     response_logprobs,
     score_rollout,
 )
+from gapo_jax.train.lengths import Frame
 from gapo_jax.train.objectives import policy_objective
 from gapo_jax.train.optim import frozen_parameters, stop_gradients
 from gapo_jax.train.parts import in_parts
@@ -64,7 +65,7 @@ class TextBatch(flax.struct.PyTreeNode):
 class Steps:
     """The compiled functions of a run; `critic` is None for a method without one."""
 
-    score: Callable[[Params, Params, Params | None, Rollout], Scored]
+    score: Callable[..., Scored]
     policy: Callable[..., tuple[Network, dict[str, jax.Array]]]
     critic: Callable[..., tuple[Network, dict[str, jax.Array]]] | None
     disc_score: Callable[[Params, jax.Array, jax.Array, jax.Array], jax.Array]
@@ -88,17 +89,21 @@ def policy_step(
     lower_BTD: jax.Array | None,
     kl_coef: jax.Array | float = 0.0,
     examples: Rollout | None = None,
+    frame: Frame | None = None,
     *,
     spec: GeneratorSpec,
     config: Config,
     optimizer: optax.GradientTransformation,
 ) -> tuple[Network, dict[str, jax.Array]]:
     """One update of the generator by the run's estimator (`objectives.policy_objective`).
-    `policy/padding` is the share of padding in the tokens that it passes through the layers.
+    `policy/padding` is the share of padding in the tokens that it passes through the layers, no
+    more of a row than `frame` says.
 
     `examples` are accepted pairs whose negative log-likelihood (at temperature 1) is added with
     `ppo.sft_coef`.
     """
+    if frame is not None:
+        experience, lower_BTD = frame.tight((experience, lower_BTD), experience.mask_BT)
     mask_BR, parts = experience.response_mask_BR, config.ppo.accumulate
 
     def loss_fn(trained: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -128,13 +133,16 @@ def critic_step(
     experience: Experience,
     features_BRD: jax.Array | None,
     lower_BTD: jax.Array | None,
+    frame: Frame | None = None,
     *,
     spec: GeneratorSpec,
     config: Config,
     optimizer: optax.GradientTransformation,
 ) -> tuple[Network, dict[str, jax.Array]]:
-    """One clipped value update of the critic against the GAE returns."""
-
+    """One clipped value update of the critic against the GAE returns, of rows in `frame`."""
+    if frame is not None:
+        inputs = experience, features_BRD, lower_BTD
+        experience, features_BRD, lower_BTD = frame.tight(inputs, experience.mask_BT)
     assert experience.values_BR is not None and experience.returns_BR is not None
     old_BR, returns_BR = experience.values_BR, experience.returns_BR
 

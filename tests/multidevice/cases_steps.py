@@ -19,6 +19,7 @@ from gapo_jax.config import OFFLINE_METHODS, ONLINE_METHODS, Config
 from gapo_jax.models import Decoder, DecoderConfig, Discriminator, EncoderConfig
 from gapo_jax.rollout.sampler import make_sampler
 from gapo_jax.train.forward import GeneratorSpec, Scored, init_critic
+from gapo_jax.train.lengths import Frame
 from gapo_jax.train.objectives import policy_objective
 from gapo_jax.train.offline_steps import (
     OfflineBatch,
@@ -119,6 +120,8 @@ def online_updates(method: str, sizes) -> tuple:
         {name: OPTIMIZER for name in ("policy", "critic", "discriminator")},
     )  # fmt: skip
     rng = np.random.default_rng(3)
+    # As wide as the rows, but they are moved there and back.
+    frame = Frame(PROMPT + RESPONSE) if sizes == (1, 8, 1) else None
     base = place.params(weights()[0])
     policy = network(place, start_policy(weights()[0], spec.first, config, jax.random.key(2)))
     critic = None
@@ -130,7 +133,7 @@ def online_updates(method: str, sizes) -> tuple:
         old, ref = ((0.1 * noise() - 4).astype(np.float32) for _ in range(2))
         scored = Scored(None, None, old, ref, None)
     else:
-        scored = steps.score(base, policy.params, critic.params if critic else None, rows)
+        scored = steps.score(base, policy.params, critic.params if critic else None, rows, frame)
     values = None if critic is None else scored.values_BR
     experience = Experience(
         tokens_BT=rows.tokens_BT,
@@ -146,10 +149,10 @@ def online_updates(method: str, sizes) -> tuple:
     found = []
     for _ in range(3):
         policy, metrics = steps.policy(
-            policy, base, experience, scored.lower_BTD, jnp.float32(0.1), None
+            policy, base, experience, scored.lower_BTD, jnp.float32(0.1), None, frame
         )
         if critic is not None:
-            critic, more = steps.critic(critic, experience, None, scored.lower_BTD)
+            critic, more = steps.critic(critic, experience, None, scored.lower_BTD, frame)
             metrics |= more
         found.append(metrics)
     return jax.device_get((policy, critic, scored.old_logprobs_BR, found))

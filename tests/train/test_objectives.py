@@ -88,6 +88,7 @@ def _slow(numbers, advantage_B, variant, low, high, kl_coef):
 def test_denominators_and_ratios_of_each_method(numbers, variant):
     method = "rloo" if variant == "rloo" else "grpo"
     config = _config(method, ppo__clip_low=0.1, ppo__clip_high=0.15)
+    config.sampling.max_new_tokens = WIDTH
     if method == "grpo":
         config.grpo.variant = variant
     advantages_B = np.random.default_rng(1).normal(size=ROWS).astype(np.float32)

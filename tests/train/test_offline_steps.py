@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from gapo_jax.config import Config
@@ -16,7 +17,7 @@ from gapo_jax.data.tokenizer import chat_prompt
 from gapo_jax.models import Decoder, DecoderConfig
 from gapo_jax.train import offline_steps
 from gapo_jax.train.forward import GeneratorSpec, reference_part
-from gapo_jax.train.offline_data import Encoder, fit, offline_batch
+from gapo_jax.train.offline_data import Encoder, drawn, fit, offline_batch
 from gapo_jax.train.optim import learning_rate, make_optimizer
 from gapo_jax.train.setup import Players
 from gapo_jax.train.state import Network, merge_trainable, split_trainable
@@ -283,6 +284,40 @@ def test_a_batch_in_parts_has_the_loss_and_gradient_of_the_whole(base, trained, 
     for a, b in zip(jax.tree.leaves(joined), jax.tree.leaves(whole), strict=True):
         # Order of float32 sums.
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_a_narrow_batch_has_the_update_of_the_wide_one(base, trained, encoder, method):
+    config = _config(method)
+    narrow = dataclasses.replace(encoder, lengths=(0,) * len(EXAMPLES), widths=(64, 72))
+    batch = offline_batch(config, narrow, EXAMPLES, {}, 0)
+    assert batch.frame.width < batch.rows.tokens_BT.shape[1]
+    options = {"spec": SPEC, "config": config, "optimizer": optax.sgd(1.0)}
+    step = jax.jit(functools.partial(offline_steps.offline_step, **options))
+    start = Network.create(trained, options["optimizer"])
+    wide, found = (step(start, base, x) for x in (batch.replace(frame=None), batch))
+    assert float(found[1].pop("policy/padding")) < float(wide[1].pop("policy/padding"))
+    for a, b in zip(jax.tree.leaves(wide), jax.tree.leaves(found), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_examples_of_a_round_are_cut_by_length(encoder):
+    config = _config("sft", offline__batch_size=4, offline__length_buckets=2)
+    lengths = tuple(np.random.default_rng(1).permutation(26).tolist())
+    config.offline.steps_per_round = 10  # more than an epoch of 26 has
+    narrow = dataclasses.replace(encoder, lengths=lengths, widths=(16, 32))
+    for first in (0, 6):  # 6 batches of 4 from 26
+        picks = [drawn(config, narrow, 26, first + i) for i in range(6)]
+        plain = [batch_at(config.seed, first + i, 26, 4) for i in range(6)]
+        assert sorted(np.concatenate(picks)) == sorted(np.concatenate(plain))
+        spans = sorted((np.array(lengths)[p].min(), np.array(lengths)[p].max()) for p in picks)
+        assert all(low[1] <= high[0] for low, high in zip(spans, spans[1:], strict=False))
+        assert [tuple(p) for p in picks] != sorted(tuple(p) for p in picks)
+        np.testing.assert_array_equal(picks[3], drawn(config, narrow, 26, first + 3))
+    for step in range(8):
+        np.testing.assert_array_equal(
+            drawn(config, encoder, 26, step), batch_at(config.seed, step, 26, 4)
+        )
 
 
 def test_a_curriculum_draws_from_the_first_examples_first(encoder):

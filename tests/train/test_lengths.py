@@ -1,0 +1,247 @@
+"""Batches of like length in narrow frames: the same results per row, with less padding."""
+
+import dataclasses
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gapo_jax.config import Config
+from gapo_jax.data.batching import epoch_order
+from gapo_jax.models import Decoder, DecoderConfig
+from gapo_jax.sharding import ONE_DEVICE
+from gapo_jax.train import lengths, rounds, steps
+from gapo_jax.train.compilation import CompileCounter, jit_step
+from gapo_jax.train.forward import GeneratorSpec, init_critic, score_rollout
+from gapo_jax.train.lengths import Frame
+from gapo_jax.train.state import Network, split_trainable
+from gapo_jax.types import Experience, Rollout
+
+ROWS, PROMPT, RESPONSE, NARROW = 4, 6, 7, 9
+DECODER = DecoderConfig(
+    vocab_size=31, num_layers=2, d_model=16, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=24
+)
+SPEC = GeneratorSpec(DECODER, 1, 0.7, 8, "reference", 8)
+CRITICS = [dataclasses.replace(SPEC, critic=name) for name in ("reference", "policy", "decoder")]
+# A step of plain gradient descent shows the gradient itself.
+DESCENT = optax.sgd(1.0)
+
+
+@pytest.fixture(scope="module")
+def base():
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    params = jax.jit(Decoder(DECODER).init)(jax.random.key(0), tokens, jnp.ones_like(tokens))
+    # The default scale is so small that all distributions are nearly uniform.
+    return jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, params["params"])
+
+
+@pytest.fixture(scope="module")
+def trained(base):
+    keys = iter(jax.random.split(jax.random.key(9), 100))
+    start = split_trainable(base, SPEC.first, train_embeddings=False)
+    return jax.tree.map(lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape), start)
+
+
+@pytest.fixture(scope="module")
+def rollout():
+    """(prompt, response) lengths: 9 fills the frame; one response is longer than its prompt."""
+    mask_BT = np.zeros((ROWS, PROMPT + RESPONSE), np.int32)
+    for row, (prompt, response) in enumerate([(6, 3), (2, 7), (1, 1), (4, 4)]):
+        mask_BT[row, PROMPT - prompt : PROMPT + response] = 1
+    tokens_BT = np.random.default_rng(0).integers(1, 31, mask_BT.shape)
+    return Rollout(
+        tokens_BT=jnp.asarray(tokens_BT, jnp.int32),
+        mask_BT=jnp.asarray(mask_BT),
+        response_mask_BR=jnp.asarray(mask_BT[:, PROMPT:]),
+        logprobs_BR=jnp.zeros((ROWS, RESPONSE)),
+    )
+
+
+@pytest.fixture(scope="module")
+def scored(base, trained, rollout):
+    """By the critic's form: its parameters, and the scores of the wide and of the narrow rows."""
+
+    @jax.jit  # one program, in which the forms share their passes
+    def score(base, trained, rollout):
+        found = {}
+        for spec in CRITICS:
+            critic = init_critic(spec, base, jax.random.key(1))
+            inputs = spec, base, trained, critic, rollout
+            both = [score_rollout(*inputs, frame) for frame in (None, Frame(NARROW))]
+            found[spec.critic] = critic, *both
+        return found
+
+    return score(base, trained, rollout)
+
+
+def _experience(rollout, scored, seed=3):
+    rng = np.random.default_rng(seed)
+    draw = lambda: jnp.asarray(rng.normal(size=(ROWS, RESPONSE)), jnp.float32)  # noqa: E731
+    return Experience(
+        tokens_BT=rollout.tokens_BT,
+        mask_BT=rollout.mask_BT,
+        response_mask_BR=rollout.response_mask_BR,
+        old_logprobs_BR=scored.old_logprobs_BR + 0.1 * draw(),
+        ref_logprobs_BR=scored.ref_logprobs_BR,
+        advantages_BR=draw(),
+        values_BR=scored.values_BR,
+        returns_BR=scored.values_BR + draw(),
+        rewards_B=jnp.asarray(rng.normal(size=ROWS), jnp.float32),
+    )
+
+
+def _assert_same(wide, narrow):
+    (network, metrics), (again, found) = wide, narrow
+    assert found.keys() == metrics.keys()
+    for name in metrics.keys() - {"policy/padding"}:
+        np.testing.assert_allclose(found[name], metrics[name], rtol=1e-5, atol=1e-5, err_msg=name)
+    for a, b in zip(jax.tree.leaves(network.params), jax.tree.leaves(again.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_narrow_scores_lie_where_the_wide_ones_do(scored, rollout):
+    masks = {13: rollout.mask_BT, 7: rollout.response_mask_BR}
+    for _, wide, narrow in scored.values():
+        for (path, a), b in zip(
+            jax.tree_util.tree_leaves_with_path(wide), jax.tree.leaves(narrow), strict=True
+        ):
+            assert a.shape == b.shape
+            real = np.asarray(masks[a.shape[1]]) != 0
+            name = jax.tree_util.keystr(path)
+            np.testing.assert_allclose(a[real], b[real], rtol=1e-5, atol=1e-5, err_msg=name)
+            assert np.isfinite(b).all()
+
+
+def test_a_narrow_policy_update_is_the_wide_one(base, trained, rollout, scored):
+    _, wide, _ = scored["reference"]
+    config = {name: Config() for name in ("gae", "rpo")}
+    for name, settings in config.items():
+        settings.ppo.advantage, settings.ppo.samples_per_prompt = name, 2
+
+    @jax.jit
+    def step(base, trained, experience, lower_BTD):
+        inputs = Network.create(trained, DESCENT), base, experience, lower_BTD, 0.1, None
+        options = {"spec": SPEC, "optimizer": DESCENT}
+        return {
+            name: [
+                steps.policy_step(*inputs, frame, config=settings, **options)
+                for frame in (None, Frame(NARROW))
+            ]
+            for name, settings in config.items()
+        }
+
+    real = int(rollout.mask_BT.sum())
+    for both in step(base, trained, _experience(rollout, wide), wide.lower_BTD).values():
+        assert float(both[0][1]["policy/grad_norm"]) > 1e-3
+        _assert_same(*both)
+        for (_, metrics), width in zip(both, (PROMPT + RESPONSE, NARROW), strict=True):
+            assert float(metrics["policy/padding"]) == pytest.approx(1 - real / (ROWS * width))
+
+
+def test_a_narrow_critic_update_is_the_wide_one(rollout, scored):
+    def step(spec, critic, wide, frame):
+        inputs = _experience(rollout, wide), wide.features_BRD, wide.lower_BTD, frame
+        options = {"spec": spec, "config": Config(), "optimizer": DESCENT}
+        return steps.critic_step(Network.create(critic, DESCENT), *inputs, **options)
+
+    @jax.jit
+    def every(scored):
+        return [
+            [step(spec, *scored[spec.critic][:2], frame) for frame in (None, Frame(NARROW))]
+            for spec in CRITICS
+        ]
+
+    for both in every(scored):
+        assert any(np.abs(x).max() > 1e-3 for x in jax.tree.leaves(both[0][0].params))
+        _assert_same(*both)
+
+
+def _run(buckets, method="ppo", sizes=()):
+    config = Config(method=method)
+    config.ppo.length_buckets, config.ppo.minibatch_size = buckets, 16
+    spec = types.SimpleNamespace(place=ONE_DEVICE)
+    players = types.SimpleNamespace(spec=spec)
+    return types.SimpleNamespace(config=config, players=players, widths=sizes)
+
+
+def _lengths(count, seed=0):
+    """Lengths of the quickstart's kind: prompts of 33 to 64 tokens, responses of 3 to 48."""
+    rng = np.random.default_rng(seed)
+    prompts = np.clip(np.exp(rng.normal(np.log(49), 0.2, count)), 33, 64)
+    return (prompts + np.clip(np.exp(rng.normal(np.log(25), 0.8, count)), 3, 48)).astype(int)
+
+
+def _experience_of(lengths_B):
+    mask_BT = (np.arange(112) < lengths_B[:, None]).astype(np.int32)
+    return types.SimpleNamespace(tokens_BT=mask_BT, mask_BT=mask_BT)
+
+
+def test_one_width_gives_the_batches_of_a_plain_shuffle():
+    experience = _experience_of(_lengths(48))
+    found = list(rounds.minibatches(_run(1), experience, 3, 2, 1))
+    assert all(frame is None for _, frame in found)
+    wanted = [epoch_order(1, 3000 + epoch, 48).reshape(3, 16) for epoch in range(2)]
+    np.testing.assert_array_equal([rows for rows, _ in found], np.concatenate(wanted))
+
+
+@pytest.mark.parametrize("method", ["ppo", "rpo_online"])
+def test_batches_of_like_length_are_a_partition_in_random_order(method):
+    lengths_B, sizes = _lengths(96), lengths.widths(4, 49, 112)
+    run, experience = _run(4, method, sizes), _experience_of(lengths_B)
+    first, again, other = (
+        [rows for rows, _ in rounds.minibatches(run, experience, index, 2, 2)]
+        for index in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert (np.array(first) != np.array(other)).any()
+    for epoch in (first[:6], first[6:]):
+        np.testing.assert_array_equal(np.sort(np.concatenate(epoch)), np.arange(96))
+    group = 8 if method == "rpo_online" else 1
+    longest = lengths_B.reshape(-1, group).max(axis=1)
+    spans = []
+    for rows, frame in rounds.minibatches(run, experience, 0, 1, 2):
+        assert frame.width == min(size for size in sizes if size >= lengths_B[rows].max())
+        np.testing.assert_array_equal(
+            rows.reshape(-1, group) % group, [range(group)] * (16 // group)
+        )
+        own = longest[rows[::group] // group]
+        spans.append((own.min(), own.max()))
+    spans.sort()
+    assert all(low[1] <= high[0] for low, high in zip(spans, spans[1:], strict=False))
+
+
+def test_padding_of_a_round_of_many_minibatches_is_under_a_tenth():
+    """1,024 rows in minibatches of 16; 48 rows, the quickstart's, cannot be sorted so finely."""
+    for rows, limit in ((1024, 0.10), (48, 0.20)):
+        lengths_B = _lengths(rows)
+        run = _run(4, sizes=lengths.widths(4, 49, 112))
+        widths = [f.width for _, f in rounds.minibatches(run, _experience_of(lengths_B), 0, 1, 2)]
+        assert 1 - lengths_B.sum() / (16 * sum(widths)) < limit
+        assert 1 - lengths_B.mean() / 112 > 0.28
+
+
+def test_widths_are_a_like_factor_apart():
+    assert lengths.widths(1, 49, 112) == ()
+    assert lengths.widths(4, 49, 112) == (64, 80, 96, 112)
+    assert lengths.widths(4, 100, 4096) == (256, 640, 1664, 4096)
+    assert lengths.widths(3, 500, 20) == (20,)
+
+
+def test_a_step_is_compiled_for_all_widths_at_its_first_call():
+    def narrow_sum(network, x_BT, frame):
+        kept = frame.tight(x_BT, x_BT)
+        return network, jnp.sum(kept) * frame.width
+
+    step = lengths.at_every_width(jit_step(narrow_sum, donate=0), (4, 6, 8))
+    x_BT, network = np.ones((2, 8), np.int32), np.zeros(3, np.float32)
+    x_BT[:, :5] = 0
+    counts, sums = [], []
+    with CompileCounter() as counter:
+        for width in (6, 4, 8, 4):
+            sums.append(int(step(network, x_BT, Frame(width))[1]))
+            counts.append(counter.count + counter.loaded)
+    assert counts == [3, 3, 3, 3]
+    assert sums == [36, 24, 48, 24]
