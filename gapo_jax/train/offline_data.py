@@ -116,6 +116,30 @@ def round_up(length: int, limit: int) -> int:
     return min(limit, -(-length // 8) * 8)
 
 
+def side_tokens(
+    config: Config, players: Players, examples: Sequence[Example], cut_off: Sequence[str]
+) -> dict[Side, tuple[int, int]]:
+    """Return the (prompt, response) tokens of every side, template and end token included."""
+    prompts = list(dict.fromkeys(side.prompt for sides in examples for side in sides))
+    responses = list(dict.fromkeys(side.response for sides in examples for side in sides))
+    lengths = prompt_lengths(players.tokenizer, prompts, system_text(config))
+    prompt_tokens = dict(zip(prompts, lengths, strict=True))
+    response_tokens = {
+        text: len(ids) + whole
+        for text, ids, whole in zip(
+            responses,
+            response_ids(players.tokenizer, responses),
+            ends(responses, cut_off),
+            strict=True,
+        )
+    }
+    return {
+        side: (prompt_tokens[side.prompt], response_tokens[side.response])
+        for sides in examples
+        for side in sides
+    }
+
+
 def fit(
     config: Config,
     players: Players,
@@ -136,25 +160,9 @@ def fit(
         prompt_limit or config.data.max_prompt_tokens,
         config.offline.max_response_tokens,
     )
-    prompts = list(dict.fromkeys(side.prompt for sides in examples for side in sides))
-    responses = list(dict.fromkeys(side.response for sides in examples for side in sides))
-    lengths = prompt_lengths(players.tokenizer, prompts, system_text(config))
-    prompt_tokens = dict(zip(prompts, lengths, strict=True))
-    response_tokens = {
-        text: len(ids) + whole
-        for text, ids, whole in zip(
-            responses,
-            response_ids(players.tokenizer, responses),
-            ends(responses, cut_off),
-            strict=True,
-        )
-    }
+    tokens = side_tokens(config, players, examples, cut_off)
     sizes = [
-        (
-            max(prompt_tokens[side.prompt] for side in sides),
-            max(response_tokens[side.response] for side in sides),
-        )
-        for sides in examples
+        tuple(max(tokens[side][axis] for side in sides) for axis in (0, 1)) for sides in examples
     ]
     kept = [i for i, size in enumerate(sizes) if size[0] <= limits[0] and size[1] <= limits[1]]
     if 2 * len(kept) < len(examples) or len(kept) < config.offline.batch_size:
@@ -170,16 +178,12 @@ def fit(
     prompt, response = (
         round_up(max(sizes[i][axis] for i in kept), limits[axis]) for axis in (0, 1)
     )
-    longest = tuple(
-        max(prompt_tokens[side.prompt] + response_tokens[side.response] for side in examples[i])
-        for i in kept
-    )
+    longest = tuple(max(sum(tokens[side]) for side in examples[i]) for i in kept)
     # KTO puts prompts before the responses of others.
-    top = prompt + response if config.method == "kto" else max(longest)
-    sizes_of_batches = widths(config.offline.length_buckets, min(longest), top)
-    encoder = Encoder(
-        players, prompt, response, tuple(cut_off), lengths=longest, widths=sizes_of_batches
-    )
+    top = prompt + response
+    top = top if config.method == "kto" else round_up(max(longest), top)
+    several = widths(config.offline.length_buckets, min(longest), top)
+    encoder = Encoder(players, prompt, response, tuple(cut_off), longest, several)
     return [examples[i] for i in kept], encoder
 
 

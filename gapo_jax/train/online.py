@@ -21,13 +21,10 @@ import jax
 import numpy as np
 import optax
 
-from gapo_jax.config import system_text
 from gapo_jax.config.online import asks_discriminator, is_adversarial
-from gapo_jax.rollout.generate import prompt_lengths
 from gapo_jax.train.adversary import GeneratedText, is_accepted
 from gapo_jax.train.discriminator import evaluate_pairs, longest_text, prime, warmup_epoch
 from gapo_jax.train.interrupt import RunInterrupted, RunStopped
-from gapo_jax.train.lengths import at_every_width, widths
 from gapo_jax.train.metrics import progress
 from gapo_jax.train.rounds import (
     Run,
@@ -251,7 +248,6 @@ def train(run: Run, state: RunState) -> RunState:
             saved.
     """
     config, steps, tokenizer = run.config, run.training.steps, run.players.disc_tokenizer
-    narrow(run)
     judged = asks_discriminator(config)
     if judged:
         with run.clock("compile"):
@@ -268,29 +264,6 @@ def train(run: Run, state: RunState) -> RunState:
             state = warmup(run, state)
         run.save(state, 0)
     return play_rounds(run, state, one_round)
-
-
-def narrow(run: Run) -> None:
-    """Choose the widths of batches, if there are to be several (`ppo.length_buckets`), and let the
-    first call of a step compile it for them all. Few rows are shorter than half of the prompts."""
-    count = run.config.ppo.length_buckets
-    if count == 1:
-        return
-    prompts = [row.prompt for row in run.prompts.train]
-    lengths = prompt_lengths(run.players.tokenizer, prompts, system_text(run.config))
-    limit = run.prompts.width + run.config.sampling.max_new_tokens
-    run.widths = widths(count, float(np.median(lengths)), limit)
-    steps = run.training.steps
-    ready = {
-        name: step and at_every_width(step, run.widths)
-        for name, step in (
-            ("score", steps.score),
-            ("policy", steps.policy),
-            ("critic", steps.critic),
-        )
-    }
-    steps = dataclasses.replace(steps, **ready)
-    run.training = dataclasses.replace(run.training, steps=steps)
 
 
 def host_copy(state: RunState) -> RunState:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from gapo_jax.rollout.experience import (
     response_scores,
     standardise_rewards,
 )
-from gapo_jax.rollout.generate import Generated, generate, row_keys
+from gapo_jax.rollout.generate import Generated, generate, prompt_lengths, row_keys
 from gapo_jax.train.adversary import (
     GeneratedText,
     LabelledText,
@@ -42,12 +43,13 @@ from gapo_jax.train.forward import Scored
 from gapo_jax.train.grounding import Grounding
 from gapo_jax.train.hosts import Hosts
 from gapo_jax.train.interrupt import RunInterrupted, RunStopped, StopRequest
-from gapo_jax.train.lengths import Frame, frame_of, like_lengths
+from gapo_jax.train.lengths import Frame, at_every_width, frame_of, like_lengths, widths
 from gapo_jax.train.metrics import MetricsWriter
 from gapo_jax.train.phases import PhaseClock
 from gapo_jax.train.prepare import Pairs, Prompts, ended_responses
 from gapo_jax.train.setup import Players, Training
 from gapo_jax.train.state import Network, RunState, merge_trainable
+from gapo_jax.train.steps import Steps
 from gapo_jax.types import GENERATED, Experience, PromptRow, Rollout
 
 ROLLOUT_STREAM = 102
@@ -57,7 +59,7 @@ ROLLOUT_STREAM = 102
 class Run:
     """All that the loop works with; `store` is the replay of generated text, `grounding` the
     accepted pairs of an SFT term (`ppo.sft_coef`), `hosts` the processes that play together,
-    `judges` those that verify text, `widths` those of an online method's batches (() for one)."""
+    `judges` those that verify text."""
 
     config: Config
     workdir: Path
@@ -74,12 +76,32 @@ class Run:
     grounding: Grounding | None = None
     hosts: Hosts = dataclasses.field(default_factory=Hosts)
     judges: JudgePool = dataclasses.field(default_factory=JudgePool)
-    widths: tuple[int, ...] = ()
 
     @property
     def updates_per_round(self) -> int:
         """Updates in one round; the `step` of a metrics line counts them."""
         return updates_per_round(self.config)
+
+    @functools.cached_property
+    def widths(self) -> tuple[int, ...]:
+        """Widths of an online method's batches (`ppo.length_buckets`), () for one. Few rows are
+        shorter than half of the prompts."""
+        config, rows = self.config, self.prompts.train
+        if config.ppo.length_buckets == 1:
+            return ()
+        prompts = [row.prompt for row in rows]
+        lengths = prompt_lengths(self.players.tokenizer, prompts, system_text(config))
+        limit = self.prompts.width + config.sampling.max_new_tokens
+        return widths(config.ppo.length_buckets, float(np.median(lengths)), limit)
+
+    @functools.cached_property
+    def steps(self) -> Steps:
+        """The compiled steps; the first call of one that takes a frame compiles all `widths`."""
+        steps = self.training.steps
+        names = ("score", "policy", "critic")
+        framed: dict[str, Any] = {name: getattr(steps, name) for name in names}
+        ready = {name: step and at_every_width(step, self.widths) for name, step in framed.items()}
+        return dataclasses.replace(steps, **ready)
 
     def policy_params(self, state: RunState) -> Any:
         """Return the generator's full parameters, trained parts in place."""
@@ -187,7 +209,7 @@ def score_policy(run: Run, state: RunState, rollout: Rollout) -> Scored:
     if run.widths:
         batches = list(like_lengths(lengths_B, size, 1, None))
     parts = [
-        run.training.steps.score(
+        run.steps.score(
             run.players.base,
             state.policy.params,
             state.critic.params if state.critic is not None else None,
@@ -230,7 +252,7 @@ def learn_critic(
     run: Run, state: RunState, experience: Experience, scored: Scored, round_index: int
 ) -> tuple[Network | None, dict[str, float]]:
     """Run the critic's epochs over one experience; nothing to do for a method without one."""
-    ppo, critic, update = run.config.ppo, state.critic, run.training.steps.critic
+    ppo, critic, update = run.config.ppo, state.critic, run.steps.critic
     if critic is None or update is None:
         return None, {}
     rows = []
@@ -256,7 +278,7 @@ def learn_phase(
     critic, found = learn_critic(run, state, experience, scored, round_index)
     rows: list[dict[str, Any]] = []
     for chosen, frame in minibatches(run, experience, round_index, ppo.epochs, 2):
-        policy, metrics = run.training.steps.policy(
+        policy, metrics = run.steps.policy(
             policy,
             run.players.base,
             take_rows(experience, chosen),

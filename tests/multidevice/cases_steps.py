@@ -18,8 +18,9 @@ from gapo_jax import losses, sharding
 from gapo_jax.config import OFFLINE_METHODS, ONLINE_METHODS, Config
 from gapo_jax.models import Decoder, DecoderConfig, Discriminator, EncoderConfig
 from gapo_jax.rollout.sampler import make_sampler
+from gapo_jax.train.compilation import CompileCounter
 from gapo_jax.train.forward import GeneratorSpec, Scored, init_critic
-from gapo_jax.train.lengths import Frame
+from gapo_jax.train.lengths import Frame, at_every_width
 from gapo_jax.train.objectives import policy_objective
 from gapo_jax.train.offline_steps import (
     OfflineBatch,
@@ -121,7 +122,7 @@ def online_updates(method: str, sizes) -> tuple:
     )  # fmt: skip
     rng = np.random.default_rng(3)
     # As wide as the rows, but they are moved there and back.
-    frame = Frame(PROMPT + RESPONSE) if sizes == (1, 8, 1) else None
+    frame = Frame(PROMPT + RESPONSE) if sizes == (1, 4, 2) else None
     base = place.params(weights()[0])
     policy = network(place, start_policy(weights()[0], spec.first, config, jax.random.key(2)))
     critic = None
@@ -156,6 +157,23 @@ def online_updates(method: str, sizes) -> tuple:
             metrics |= more
         found.append(metrics)
     return jax.device_get((policy, critic, scored.old_logprobs_BR, found))
+
+
+def test_a_step_compiled_ahead_is_the_one_that_runs() -> None:
+    def narrow(rows, frame):
+        return frame.tight(rows, rows.mask_BT)
+
+    sizes, rows = (9, 11), rollout(np.random.default_rng(3))
+    step = at_every_width(placement((1, 4, 2)).jit(narrow, keep="rows", rows=(0,)), sizes)
+    counts = []
+    with CompileCounter() as counter:
+        for width in (11, 9, 11):
+            found = step(rows, Frame(width))
+            assert found.tokens_BT.shape == (ROWS, width)
+            assert found.tokens_BT.addressable_shards[0].data.shape == (ROWS // 4, width)
+            counts.append(counter.count + counter.loaded)
+    assert counts == [2, 2, 2]
+    np.testing.assert_array_equal(np.sum(found.mask_BT, axis=1), rows.mask_BT.sum(axis=1))
 
 
 def offline_updates(method: str, sizes) -> tuple:

@@ -49,6 +49,9 @@ def smallest(name, preset=""):
     config.rounds, config.offline.steps_per_round, config.offline.batch_size = 2, 1, 4
     config.offline.optim.warmup_steps = config.ppo.optim.warmup_steps = 0
     config.data.prompts = config.eval.prompts_per_set = 16
+    # Batches of two widths in one run of either kind.
+    config.ppo.length_buckets = 2 if name == "ppo_tiny" else 1
+    config.offline.length_buckets = 2 if name == "dpo_tiny" else 1
     disc = config.discriminator
     # The rate of the first update is 0: the warm-up, which is not played here, starts there.
     disc.updates_per_round = min(2, disc.updates_per_round)
