@@ -60,6 +60,16 @@ class OfflineBatch(flax.struct.PyTreeNode):
     frame: Frame | None = None
 
 
+def in_frame(batch: OfflineBatch) -> OfflineBatch:
+    """Return a batch whose rows are as wide as its frame, if it has one."""
+    if batch.frame is None:
+        return batch
+    rows, other = (
+        part and batch.frame.tight(part, part.mask_BT) for part in (batch.rows, batch.other)
+    )
+    return batch.replace(rows=rows, other=other, frame=None)
+
+
 def row_logprobs(
     spec: GeneratorSpec, base: Params, trained: Params, with_reference: bool, rows: Rollout
 ) -> tuple[jax.Array, jax.Array | None]:
@@ -224,11 +234,7 @@ def offline_step(
     optimizer: optax.GradientTransformation,
 ) -> tuple[Network, Metrics]:
     """One update of the generator by an offline method."""
-    if batch.frame is not None:
-        rows, other = (
-            part and batch.frame.tight(part, part.mask_BT) for part in (batch.rows, batch.other)
-        )
-        batch = batch.replace(rows=rows, other=other)
+    batch = in_frame(batch)
 
     def loss_fn(trained: Params) -> tuple[jax.Array, Metrics]:
         loss, metrics = offline_loss(trained, base, batch, spec, config)

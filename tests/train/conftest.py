@@ -50,8 +50,8 @@ def smallest(name, preset=""):
     config.offline.optim.warmup_steps = config.ppo.optim.warmup_steps = 0
     config.data.prompts = config.eval.prompts_per_set = 16
     # Batches of two widths in one run of either kind.
-    config.ppo.length_buckets = 2 if name == "ppo_tiny" else 1
-    config.offline.length_buckets = 2 if name == "dpo_tiny" else 1
+    config.ppo.length_buckets = 2 if name == "grpo_tiny" else 1
+    config.offline.length_buckets = 2 if name == "orpo_tiny" else 1
     disc = config.discriminator
     # The rate of the first update is 0: the warm-up, which is not played here, starts there.
     disc.updates_per_round = min(2, disc.updates_per_round)
