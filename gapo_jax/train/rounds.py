@@ -91,7 +91,7 @@ class Run:
             return ()
         prompts = [row.prompt for row in rows]
         lengths = prompt_lengths(self.players.tokenizer, prompts, system_text(config))
-        limit = self.prompts.width + config.sampling.max_new_tokens
+        limit = self.prompts.train_width + config.sampling.max_new_tokens
         return widths(config.ppo.length_buckets, float(np.median(lengths)), limit)
 
     @functools.cached_property
