@@ -1,14 +1,19 @@
 """Fixtures that several test folders share.
 
-All tests of a session share one cache of compiled programs, which is new in every session: half of
-their time would go into compiling the same small networks again.
+All tests of a session, and the programs that they start, share one cache of compiled programs, new
+in every session: half of their time would go into compiling the same small networks again. They are
+compiled with few optimisations, as most run for less time than that takes.
 """
 
 from __future__ import annotations
 
 import atexit
+import gc
+import importlib.metadata
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -26,13 +31,24 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
 
+# The newer of XLA's two ways to compile fused operations for a CPU makes up two thirds of compiling
+# a small step. Of a flag that it does not know XLA dies, hence for the versions that have it only.
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "")
+        + " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    )
+
 import jax  # noqa: E402
+
+# Tracing makes many objects, few of them garbage: collected less often, it takes a fifth less time.
+gc.set_threshold(100_000, 20, 20)
 
 # What takes longest is started first, so that at the end no test process works while the others
 # have nothing left; whole runs come before what finds their programs compiled.
 _FIRST = (
-    "runs/test_gapo_tiny", "train/test_offline.py", "train/test_online", "parity/test_real",
-    "runs/", "train/", "parity/", "test_sharding",
+    "runs/test_gapo_tiny", "runs/test_two", "multidevice/", "test_sharding",
+    "train/test_offline.py", "train/test_online", "parity/test_real", "runs/", "train/", "parity/",
 )  # fmt: skip
 
 
@@ -71,6 +87,22 @@ def smollm2() -> Path:
 def minilm() -> Path:
     """The cached all-MiniLM-L6-v2 folder; skips with the reason if it is not there."""
     return _cached("all-minilm-l6-v2")
+
+
+@pytest.fixture(scope="session")
+def on_eight_devices():
+    """Runs files of tests/multidevice in a process of their own, as the number of devices is fixed
+    when jax starts."""
+
+    def run(*names: str) -> None:
+        flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+        files = [str(Path(__file__).parent / "multidevice" / name) for name in names]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0"]
+        environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+        done = subprocess.run([*command, *files], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import pathlib
-import subprocess
-import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -100,12 +97,7 @@ def test_mesh_takes_what_is_left() -> None:
     assert set(mesh.axis_types) == {AxisType.Auto}
 
 
-def test_on_eight_devices() -> None:
-    """Run tests/multidevice in a process of its own: the device count is fixed at start-up."""
-    folder = pathlib.Path(__file__).parent / "multidevice"
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    files = sorted(str(path) for path in folder.glob("cases_*.py"))
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", *files]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert result.returncode == 0, result.stdout + result.stderr
+def test_on_eight_devices(on_eight_devices) -> None:
+    """All cases but those of tests/multidevice/test_offline_methods.py."""
+    files = {path.name for path in (Path(__file__).parent / "multidevice").glob("cases_*.py")}
+    on_eight_devices(*sorted(files - {"cases_offline_steps.py"}))

@@ -1,0 +1,6 @@
+"""Lets the cases import `small_steps`, which lies beside them."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
