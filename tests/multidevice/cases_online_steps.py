@@ -42,8 +42,10 @@ METHODS = tuple(method for method in ONLINE_METHODS if method != "gapo")  # its 
 # A step of 0.1 overshoots with the gradients of the discriminator, which multiplies the rounding of
 # float32 (in the third update one device and eight are off by 1e-4, each to its side of float64).
 OPTIMIZERS = {"policy": OPTIMIZER, "critic": OPTIMIZER, "discriminator": optax.sgd(0.02)}
-# The discriminator, by the rows of its batch: 4 divide among no 8 devices, so two share each.
+# The discriminator, by the rows of its batch: 4 divide among no 8 devices, so two share each, on a
+# layout that is the same whatever the mesh.
 JUDGES = {"discriminator": ROWS, "discriminator of 4 rows": 4}
+CASES = [(kind, sizes) for kind in (*METHODS, "discriminator") for sizes in MESHES]
 
 
 def updates(method: str, sizes) -> tuple:
@@ -127,8 +129,7 @@ def judge_updates(kind: str, sizes) -> tuple:
     return jax.device_get((judge, found, scores))
 
 
-@pytest.mark.parametrize("sizes", MESHES)
-@pytest.mark.parametrize("kind", (*METHODS, *JUDGES))
+@pytest.mark.parametrize(("kind", "sizes"), [*CASES, ("discriminator of 4 rows", MESHES[1])])
 def test_eight_devices_learn_what_one_does(kind: str, sizes: tuple[int, int, int]) -> None:
     check_on(sizes, judge_updates if kind in JUDGES else updates, kind)
 

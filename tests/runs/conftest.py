@@ -31,16 +31,16 @@ def _module(path):
 class Runs:
     """Starts runs and reads what they leave."""
 
-    def command(self, workdir, *flags):
+    def command(self, workdir, *flags, config="configs/gapo_tiny.py"):
         return [
-            sys.executable, "scripts/train.py", "--config", "configs/gapo_tiny.py",
-            "--workdir", str(workdir), *flags,
+            sys.executable, "scripts/train.py", "--config", config, "--workdir", str(workdir),
+            *flags,
         ]  # fmt: skip
 
     def options(self):
-        keep = {k: v for k, v in os.environ.items() if not k.startswith("XLA_FLAGS")}
         own = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-        return {"cwd": ROOT, "env": keep | own, "text": True}
+        own["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # as in the tests' own processes
+        return {"cwd": ROOT, "env": os.environ | own, "text": True}
 
     def play(self, workdir, *flags):
         return subprocess.run(
@@ -48,9 +48,10 @@ class Runs:
             timeout=600,
         )  # fmt: skip
 
-    def config(self, **changes):
-        """The tiny configuration with changes by path, `__` for a dot."""
-        config = _module("configs/gapo_tiny.py").get_config()
+    def config(self, file="configs/gapo_tiny.py", **changes):
+        """A configuration, the tiny one by default, with changes by path, `__` for a dot."""
+        path, _, preset = file.partition(":")
+        config = _module(path).get_config(preset)
         for path, value in changes.items():
             *sections, name = path.split("__")
             owner = config
@@ -61,8 +62,8 @@ class Runs:
         return config
 
     def play_here(self, workdir, **changes):
-        """Play a run in this process by the function that the script calls; return (exit status,
-        what it printed, its last word on stderr)."""
+        """Play a run (of `file`) in this process by the function that the script calls; return
+        (exit status, what it printed, its last word on stderr)."""
         from gapo_jax.config import finalize
 
         out, err, code = io.StringIO(), io.StringIO(), 0

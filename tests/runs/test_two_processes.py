@@ -2,50 +2,52 @@
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-SMALL = (
-    "--config.data.bootstrap_responses=32", "--config.data.pairs=16", "--config.data.prompts=16",
-    "--config.data.pairs_heldout=4", "--config.eval.prompts_per_set=32",
-    "--config.eval.samples_per_prompt=1", "--config.discriminator.warmup_epochs=1",
-    "--config.discriminator.updates_per_round=2", "--config.rounds=2",
-    "--config.discriminator.batch_size=4",  # fewer than the mesh has parts: a layout of its own
-)  # fmt: skip
-MESH = {"data": 2, "fsdp": 4, "tensor": 1, "sampling_tensor": 4}
-
-
-def mesh(**sizes):
-    return [f"--config.mesh.{name}={size}" for name, size in sizes.items()]
+# The headline configuration as it is rehearsed, a mesh of eight devices; with few and short rows.
+CONFIG = "configs/gapo_tpu.py:rehearse"
+SMALL = {
+    "data__bootstrap_responses": 32, "data__pairs": 16, "data__prompts": 16,
+    "data__pairs_heldout": 4, "sampling__batch_size": 8, "sampling__max_new_tokens": 8,
+    "ppo__prompts_per_round": 2, "ppo__samples_per_prompt": 4, "ppo__minibatch_size": 8,
+    "ppo__critic_epochs": 1, "eval__prompts_per_set": 8, "discriminator__warmup_epochs": 1,
+    "discriminator__updates_per_round": 2,
+    "discriminator__batch_size": 4,  # fewer than the mesh has parts: a layout of its own
+}  # fmt: skip
+FLAGS = [f"--config.{path.replace('__', '.')}={value}" for path, value in SMALL.items()]
 
 
 def environment(runs, devices):
     options = runs.options()
-    options["env"]["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    count = f" --xla_force_host_platform_device_count={devices}"
+    options["env"]["XLA_FLAGS"] = options["env"].get("XLA_FLAGS", "") + count
     return options
 
 
 def play(runs, workdir, devices, *flags):
     done = subprocess.run(
-        runs.command(workdir, *SMALL, *flags), **environment(runs, devices),
+        runs.command(workdir, *flags, config=CONFIG), **environment(runs, devices),
         capture_output=True, check=False, timeout=1800,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 
 
-def start(runs, workdir, process, port, *flags):
-    return subprocess.Popen(
-        runs.command(
-            workdir, *SMALL, *flags, "--coordinator", f"127.0.0.1:{port}",
-            "--num_processes", "2", "--process_id", str(process), "--host_timeout_s", "600",
-        ),
-        **environment(runs, 4), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+def start(runs, workdir, process, port):
+    command = runs.command(
+        workdir, *FLAGS, "--coordinator", f"127.0.0.1:{port}", "--num_processes", "2",
+        "--process_id", str(process), "--host_timeout_s", "600", config=CONFIG,
     )  # fmt: skip
+    return subprocess.Popen(
+        command, **environment(runs, 4), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
 
 
 def free_port():
@@ -54,7 +56,7 @@ def free_port():
 
 
 def same_metrics(runs, one, other, rtol=2e-3):
-    """Both runs wrote the same lines, numbers equal to what three Adam updates make of rounding."""
+    """Both runs wrote the same lines, numbers equal to what a few Adam updates make of rounding."""
     left, right = runs.comparable(one), runs.comparable(other)
     assert [(x["step"], x["phase"]) for x in left] == [(x["step"], x["phase"]) for x in right]
     for a, b in zip(left, right, strict=True):
@@ -65,19 +67,11 @@ def same_metrics(runs, one, other, rtol=2e-3):
                 np.testing.assert_allclose(b[name], a[name], rtol=rtol, atol=2e-4, err_msg=message)
 
 
-@pytest.fixture(scope="module")
-def one_device(runs, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("one")
-    play(runs, workdir, 1)
-    return workdir
-
-
-@pytest.mark.slow
-def test_two_processes_play_the_run_of_one_device_and_stop_together(runs, one_device, tmp_path):
+def test_two_processes_play_the_run_of_one_device_and_stop_together(runs, tmp_path):
     """Interrupted by a signal to the second of two processes, continued by one on another mesh."""
-    workdir, port = tmp_path / "two", free_port()
-    first, second = (start(runs, workdir, i, port, *mesh(**MESH)) for i in (0, 1))
-    output = ""
+    alone, workdir, port = tmp_path / "one", tmp_path / "two", free_port()
+    first, second = (start(runs, workdir, i, port) for i in (0, 1))
+    output, again = "", shlex.join([sys.executable, *first.args[1:]])
     for line in first.stdout:
         output += line
         if line.startswith("round   1") and "policy" in line:
@@ -86,31 +80,37 @@ def test_two_processes_play_the_run_of_one_device_and_stop_together(runs, one_de
     output += first.communicate(timeout=900)[0]
     other = second.communicate(timeout=900)[0]
     assert first.returncode == second.returncode == 0, output + other
-    assert "stopped by SIGTERM" in output
+    assert "stopped by SIGTERM" in output and f"continue with: {again}\n" in output
     # Only the first process says anything, and only its folder is left.
     assert "round" not in other and "responses in" not in other, other
     names = {path.name for path in (workdir / "checkpoints").iterdir()}
     saved = max(int(name) for name in names if name.isdigit())
     assert saved in (0, 1)
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["name"] == "gapo_tpu_rehearse"
+    assert config["mesh"] == {"data": 1, "fsdp": -1, "tensor": 1, "sampling_tensor": 4}
     before = len(runs.lines(workdir))
-    play(runs, workdir, 8, *mesh(data=1, fsdp=4, tensor=2))
+    play(runs, workdir, 8, *FLAGS, "--config.mesh.fsdp=4", "--config.mesh.tensor=2")
     assert len(runs.lines(workdir)) > before
-    same_metrics(runs, one_device, workdir)
-    assert (workdir / "export" / "model.safetensors").exists()
-    one, two = (json.loads((path / "summary.json").read_text()) for path in (one_device, workdir))
+    code, _, err = runs.play_here(alone, file=CONFIG, **SMALL)
+    assert code == 0, err
+    same_metrics(runs, alone, workdir)
+    one, two = (json.loads((path / "summary.json").read_text()) for path in (alone, workdir))
     assert one["after"].keys() == two["after"].keys()
+    learned(workdir, two)
+
+
+def learned(workdir, summary):
+    assert {"policy", "critic", "discriminator"} <= summary["relative_change"].keys()
+    assert all(change > 0 for change in summary["relative_change"].values())
+    assert (workdir / "export" / "model.safetensors").exists()
 
 
 @pytest.mark.slow
 def test_the_headline_configuration_is_rehearsed_on_eight_devices(runs, tmp_path):
-    done = play(runs, tmp_path, 8, "--config", "configs/gapo_tpu.py:rehearse")
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert config["name"] == "gapo_tpu_rehearse"
-    assert (config["mesh"]["fsdp"], config["mesh"]["sampling_tensor"]) == (-1, 4)
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert {"policy", "critic", "discriminator"} <= summary["relative_change"].keys(), done.stdout
-    assert all(change > 0 for change in summary["relative_change"].values())
-    assert (tmp_path / "export" / "model.safetensors").exists()
+    """By its own command, as it is; the test above plays it too, smaller and in two processes."""
+    play(runs, tmp_path, 8)
+    learned(tmp_path, json.loads((tmp_path / "summary.json").read_text()))
 
 
 def test_a_process_that_never_comes_ends_the_run_with_its_name(runs, tmp_path):
