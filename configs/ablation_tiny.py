@@ -8,10 +8,39 @@
 A generator of 2 layers from random weights writes words, some of them in the shapes that six
 constraint types ask for (`random:words`), and obeys 47% of its prompts. The discriminator, one
 layer, has learned from 1,600 updates on 4,096 preferential pairs of other seeds' prompts which
-constraint a text obeys: it scores the accepted prompt above the rejected one on 94% of held-out
+constraint a text obeys: it scores the accepted prompt above the rejected one on 91% of held-out
 pairs. Both go on learning for 12 rounds of 32 prompts x 8 samples; 768 responses a held-out set.
 The presets are methods (ppo, dpo, kto, simpo) on the same task, and `discriminator`, which makes
 the discriminator that they start from.
+
+Measured 2026-11-22 by these commands, seeds 0 to 4, jax 0.10.2: the first takes 3.5 minutes of one
+CPU core and 1.4 GB, each run of the second 40 to 65 seconds and 1.5 GB. GAPO as in the paper gains
+9.9 +- 3.5 points of held-out constraint accuracy (strict) on topics and 7.4 +- 3.6 on phrasings.
+What each switch adds to that, in points, paired by seed, with 95% t intervals over the five seeds;
+"samples" are those of the last four rounds:
+
+| switch | topics | phrasings | samples |
+|---|---|---|---|
+| rule_mix: half the reward is the verifiers' | +4.7 +- 4.3 | +5.9 +- 4.2 | +3.5 +- 3.2 |
+| verified_labels | +1.7 +- 5.5 | +1.5 +- 3.9 | +0.4 +- 2.6 |
+| ema | +0.4 +- 2.7 | -0.1 +- 3.7 | -0.2 +- 3.0 |
+| gate | -0.5 +- 2.3 | -1.2 +- 1.8 | +0.1 +- 1.0 |
+| soft_labels | -1.8 +- 4.1 | -0.4 +- 6.3 | -1.4 +- 1.2 |
+| one_sided_smoothing | -2.0 +- 3.9 | -2.1 +- 2.6 | -2.1 +- 3.6 |
+| replay | -2.8 +- 3.6 | -2.5 +- 4.5 | -0.2 +- 2.8 |
+| curriculum | -2.9 +- 3.6 | -2.7 +- 3.1 | -1.0 +- 2.8 |
+| frozen_discriminator: PPO | -3.5 +- 3.9 | -3.0 +- 2.5 | -2.8 +- 1.7 |
+| bradley_terry | -3.9 +- 2.7 | -2.7 +- 5.3 | -1.7 +- 2.4 |
+| rloo: no critic | -5.5 +- 3.6 | -4.4 +- 3.5 | -6.4 +- 3.4 |
+| sft_mix | -8.3 +- 6.5 | -10.6 +- 4.0 | -7.5 +- 4.6 |
+| gradient_penalty | -10.8 +- 5.8 | -9.7 +- 5.4 | -8.3 +- 2.3 |
+
+So what is sure on this task: a part of the rules in the reward helps; training the discriminator on
+beats leaving it frozen on phrasings and samples; the gradient penalty (at 0.1; at 1 it cost 20
+points in two seeds) and the pull to accepted pairs cost more than they hold, at the one strength
+that was tried. The rest lies within what five seeds can tell. The discriminator starts well trained
+here, so switches that mend a poor one (labels, replay, smoothing) have little to mend; learning
+rates were chosen for the baseline and not again for each switch.
 """
 
 from gapo_jax.config import Config
