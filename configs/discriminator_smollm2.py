@@ -4,7 +4,11 @@
 
 On SmolLM2-135M-Instruct, with the models, data and evaluation of
 configs/gapo_quickstart.py.
-The settings are not tuned; time, memory and result have not been measured yet.
+
+Measured 2026-11-22, seed 0, one CPU core: 4 minutes of processor time, 3.8 GB at the peak;
+bootstrap, pairs and first evaluation were those of a quickstart run and would take 4 minutes more.
+It orders 81% of the held-out pairs after 25 updates and 84% after 100, and judges 82% of their
+sides right (60% after 25); the generator stays as it was. Not tuned.
 """
 
 from gapo_jax.config import Config
