@@ -3,7 +3,11 @@
     python scripts/train.py --config configs/discriminator_tiny.py
 
 On a 4-layer model of random weights: all code paths, a text not worth reading.
-Time and memory not measured on a quiet machine yet; dpo_tiny is of the same size.
+
+Measured 2026-11-22, one CPU core beside other work: 30 seconds of processor time (2 programs
+compiled, 27 that earlier tiny runs had left on disk), 1.4 GB at the peak. The weights moved by
+3.6e-3 (discriminator) of their norm, policy by nothing; the share of held-out pairs in order stayed
+at .44 in its 12 updates.
 """
 
 from gapo_jax.config import Config

@@ -3,9 +3,11 @@
     python scripts/train.py --config configs/dpo_tiny.py[:PRESET]
 
 On a 4-layer model of random weights: all code paths, a text not worth reading.
-Measured 2026-11-22 on 2 CPU cores busy with other work (load 6): 158 s, of them 43 for the 12
-updates, compilation included. The policy moved by 3.5e-2 of its norm, the other networks not at
-all; pref/accuracy .91 on the last round's batches. Memory not measured.
+
+Measured 2026-11-22, one CPU core beside other work: 51 seconds of processor time (9 programs
+compiled, none found on disk), 1.4 GB at the peak. The weights moved by
+3.5e-2 (policy) of their norm, discriminator by nothing; the share of pairs in order went from 0.5
+in the first round to 0.906 in the last.
 """
 
 from gapo_jax.config import Config

@@ -3,7 +3,11 @@
     python scripts/train.py --config configs/kto_tiny.py
 
 On a 4-layer model of random weights: all code paths, a text not worth reading.
-Time and memory not measured on a quiet machine yet; dpo_tiny is of the same size.
+
+Measured 2026-11-22, one CPU core beside other work: 33 seconds of processor time (1 program
+compiled, 8 that earlier tiny runs had left on disk), 1.4 GB at the peak. The weights moved by
+3.5e-2 (policy) of their norm, discriminator by nothing; the loss went from 0.5 in the first round
+to 0.496 in the last.
 """
 
 from gapo_jax.config import Config

