@@ -36,8 +36,8 @@ from gapo_jax.train.prepare import (
     Prompts,
     compared_pairs,
     fitting,
+    prompt_widths,
     visible_types,
-    widths,
 )
 from gapo_jax.train.setup import Players
 from gapo_jax.types import Constraint, PreferentialPair
@@ -90,8 +90,8 @@ def own_prompts(config: Config, players: Players, workdir: Path) -> Prompts:
     rows = {side: read_prompts(workdir / name) for side, name in _PROMPTS.items()}
     present = {c.id for part in rows.values() for row in part for c in row.constraints}
     type_ids = tuple(name for name in constraints.types("all") if name in present)
-    train, heldout = rows["train"], {HELDOUT: rows["test"]}
-    return Prompts(type_ids, train, heldout, [], *widths(config, players, train, heldout))
+    found = prompt_widths(config, players, rows["train"], [rows["test"]])
+    return Prompts(type_ids, rows["train"], {HELDOUT: rows["test"]}, [], *found)
 
 
 def _take(config: Config, players: Players, workdir: Path) -> None:

@@ -136,29 +136,28 @@ def make_all_prompts(config: Config, players: Players) -> Prompts:
         "heldout_phrasings": make("heldout_phrasings", count, 12, "heldout", data.max_constraints),
     }
     starts = bootstrap_prompts(config, players, type_ids)
-    found = widths(config, players, train, heldout, starts)
+    found = prompt_widths(config, players, train, [*heldout.values(), starts])
     return Prompts(type_ids, train, heldout, starts, *found)
 
 
-def widths(
+def prompt_widths(
     config: Config,
     players: Players,
     train: list[PromptRow],
-    heldout: dict[str, list[PromptRow]],
-    starts: Sequence[PromptRow] = (),
+    others: Sequence[list[PromptRow]],
 ) -> tuple[int, int]:
     """Return (width, train_width) of `Prompts`.
 
     Raises:
         ValueError: as `prompt_width`.
     """
-    every = [row for rows in (train, *heldout.values(), starts) for row in rows]
     limit, system = config.data.max_prompt_tokens, system_text(config)
-    whole, trained = (
+    found = [
         prompt_width(players.tokenizer, [row.prompt for row in rows], system, limit)
-        for rows in (every, train)
-    )
-    return whole, trained
+        for rows in (train, *others)
+        if rows
+    ]
+    return max(found), found[0]
 
 
 def bootstrap_prompts(

@@ -4,10 +4,13 @@ import functools
 import importlib.util
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from gapo_jax.config import finalize, lookup
 from gapo_jax.config.presets import tiny_rounds
+from gapo_jax.models import Decoder, DecoderConfig
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 # (file, preset) that the default suite plays; the others take a path that one of these takes too,
@@ -76,3 +79,16 @@ def pytest_generate_tests(metafunc):
 @pytest.fixture(name="smallest")
 def _smallest():
     return smallest
+
+
+@pytest.fixture(scope="session")
+def distinct_weights():
+    """Makes parameters of a decoder whose distributions differ: with the default scale all of them
+    are nearly uniform."""
+
+    def make(config: DecoderConfig):
+        tokens = jnp.zeros((1, 2), jnp.int32)
+        params = jax.jit(Decoder(config).init)(jax.random.key(0), tokens, jnp.ones_like(tokens))
+        return jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, params["params"])
+
+    return make

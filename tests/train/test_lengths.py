@@ -13,7 +13,7 @@ import pytest
 
 from gapo_jax.config import Config
 from gapo_jax.data.batching import epoch_order
-from gapo_jax.models import Decoder, DecoderConfig
+from gapo_jax.models import DecoderConfig
 from gapo_jax.sharding import ONE_DEVICE
 from gapo_jax.train import lengths, rounds, steps
 from gapo_jax.train.compilation import CompileCounter, jit_step
@@ -34,11 +34,8 @@ DESCENT = optax.sgd(1.0)
 
 
 @pytest.fixture(scope="module")
-def base():
-    tokens = jnp.zeros((1, 2), jnp.int32)
-    params = jax.jit(Decoder(DECODER).init)(jax.random.key(0), tokens, jnp.ones_like(tokens))
-    # The default scale is so small that all distributions are nearly uniform.
-    return jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, params["params"])
+def base(distinct_weights):
+    return distinct_weights(DECODER)
 
 
 @pytest.fixture(scope="module")

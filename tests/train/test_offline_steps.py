@@ -45,11 +45,8 @@ EXAMPLES = [tuple(Side(p, r, float(1 - i)) for i, (p, r) in enumerate(pair)) for
 
 
 @pytest.fixture(scope="module")
-def base():
-    tokens = jnp.zeros((1, 2), jnp.int32)
-    params = jax.jit(Decoder(CONFIG).init)(jax.random.key(0), tokens, jnp.ones_like(tokens))
-    # The default scale is so small that all distributions are nearly uniform.
-    return jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, params["params"])
+def base(distinct_weights):
+    return distinct_weights(CONFIG)
 
 
 @pytest.fixture(scope="module")
