@@ -3,8 +3,9 @@
     python scripts/ablate.py --config configs/ablation_tiny.py --seeds 5 --out runs/ablation
     python scripts/ablate.py --config configs/gapo_quickstart.py --switch verified_labels ema \
         --seeds 3 --set rounds=6 --out runs/ablation_smollm2
-    python scripts/ablate.py --config configs/ablation_tiny.py:dpo \
-        --switch preferential_responses --out runs/ablation_dpo
+    python scripts/ablate.py --config configs/ablation_tiny.py:ppo --out runs/ablation_ppo \
+        --set model.discriminator=runs/judge/export --switch preferential_responses \
+        --set-switched model.discriminator=runs/judge_responses/export
 
 The baseline is GAPO as in the paper (PAPER): the given experiment without what is ours. Every run
 is the one of `scripts/train.py` with a few keys changed (SWITCHES); a run whose summary.json is
@@ -72,6 +73,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--set", nargs="*", default=[], metavar="KEY=VALUE", help="keys changed in every run"
     )
+    parser.add_argument(
+        "--set-switched",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="keys changed in every run but the baseline's",
+    )
     return parser.parse_args(argv)
 
 
@@ -104,19 +112,24 @@ def change(config: Config, changes: Mapping[str, Any]) -> Config:
     return config
 
 
+def experiment(args: argparse.Namespace, name: str, seed: int) -> Config:
+    """Return the configuration of one (switch, seed)."""
+    config = change(load_config(args.config), PAPER)
+    own = [] if name == BASELINE else args.set_switched
+    pairs = (item.split("=", 1) for item in (*args.set, *own))
+    change(config, {key: parse_value(text, lookup(config, key)) for key, text in pairs})
+    return change(config, SWITCHES.get(name, {}) | {"seed": seed, "export": False})
+
+
 def play(args: argparse.Namespace, name: str, seed: int) -> dict[str, float]:
     """Run one (switch, seed), or read it if it was run before; return its metrics."""
     from gapo_jax.train.interrupt import stop_requests
     from gapo_jax.train.run import execute
 
-    config = change(load_config(args.config), PAPER)
-    pairs = (item.split("=", 1) for item in args.set)
-    change(config, {key: parse_value(text, lookup(config, key)) for key, text in pairs})
-    change(config, SWITCHES.get(name, {}) | {"seed": seed, "export": False})
     workdir = args.out / name / f"seed{seed}"
     if not (workdir / "summary.json").is_file():
         with stop_requests() as stop:
-            execute(finalize(config), workdir, stop)
+            execute(finalize(experiment(args, name, seed)), workdir, stop)
     return measured(workdir)
 
 
@@ -168,7 +181,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name in names:
             results[name].append(play(args, name, seed))
         args.out.mkdir(parents=True, exist_ok=True)
-        record = {"config": args.config, "set": args.set, "results": results}
+        given = {"config": args.config, "set": args.set, "set_switched": args.set_switched}
+        record = given | {"results": results}
         (args.out / "ablation.json").write_text(json.dumps(record, indent=2) + "\n")
     print(table(results))
 

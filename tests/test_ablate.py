@@ -46,6 +46,17 @@ def test_values_from_the_command_line_get_the_type_of_their_field():
         ablate.change(config, {"ppo.clip_lo": 0.1})
 
 
+def test_keys_of_switched_runs_do_not_reach_the_baseline():
+    path = str(ROOT / "configs" / "ablation_tiny.py:ppo")
+    command = ["--config", path, "--out", "runs", "--set", "model.discriminator=a", "rounds=5"]
+    args = ablate.parse([*command, "--set-switched", "model.discriminator=b"])
+    found = [ablate.experiment(args, x, 3) for x in (ablate.BASELINE, "preferential_responses")]
+    assert [(c.model.discriminator, c.data.preference, c.rounds, c.seed) for c in found] == [
+        ("a", "prompts", 5, 3),
+        ("b", "responses", 5, 3),
+    ]
+
+
 def test_the_samples_of_the_last_third_of_the_rounds_count(tmp_path):
     heldout = {name: {"value": 0.5} for name in ("instruction_strict", "prompt_strict")}
     (tmp_path / "summary.json").write_text(json.dumps({"after": {"heldout_topics": heldout}}))
