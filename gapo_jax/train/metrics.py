@@ -101,7 +101,7 @@ class MetricsWriter:
             metrics: name -> number, or an array of one element. A value that is not finite is
                 written as null, with a warning. `compile/count` and `compile/loaded`, the numbers
                 of programs compiled and read from the cache on disk since this object was made,
-                are added to every record.
+                and `compile/seconds`, what the former took, are added to every record.
             time_s: duration of the phase in seconds; taken from `metrics["time/PHASE_s"]` if not
                 given, else null.
 
@@ -113,6 +113,7 @@ class MetricsWriter:
         values = {name: _number(name, value, step) for name, value in metrics.items()}
         values.setdefault("compile/count", self.compiles.count)
         values.setdefault("compile/loaded", self.compiles.loaded)
+        values.setdefault("compile/seconds", self.compiles.seconds)
         if time_s is None:
             time_s = values.get(f"time/{phase}_s")
         head = {"step": int(step), "round": int(round), "phase": phase, "time_s": time_s}

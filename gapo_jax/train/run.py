@@ -306,6 +306,7 @@ def summarise_run(
 ) -> dict[str, Any]:
     """Return the contents of summary.json; `changes` are those of `moved`."""
     resamples = run.config.eval.resamples
+    last = read_metrics(run.workdir)[-1]
     health = {
         label: {
             name: text_health([v.prompt for v in found], [v.response for v in found])
@@ -327,7 +328,8 @@ def summarise_run(
         "judge": judge_on_pairs(run.workdir),
         "time_s": dict(run.clock.seconds),
         "throughput": mean_throughput(run.workdir),
-        "compile_count": read_metrics(run.workdir)[-1]["compile/count"],
+        "compile_count": last["compile/count"],
+        "compile_s": round(last["compile/seconds"], 1),
         "peak_memory_gb": peak_memory_gb(),
     }
 

@@ -38,7 +38,8 @@ def test_records_are_json_lines_in_order(tmp_path: pathlib.Path) -> None:
         (2, "policy"),
     ]
     head = ["step", "round", "phase", "time_s"]
-    assert list(records[0]) == [*head, "compile/count", "compile/loaded", "reward/mean"]
+    compiles = ["compile/count", "compile/loaded", "compile/seconds"]
+    assert list(records[0]) == [*head, *compiles, "reward/mean"]
     assert records[0]["time_s"] == 1.0 and records[1]["time_s"] is None
     samples = read_metrics(tmp_path / "samples.jsonl")
     assert samples == [{"step": 1, "response": "1 ä\n"}, {"step": 2, "response": "2 ä\n"}]
@@ -187,11 +188,13 @@ def test_programs_beyond_the_limit_go_the_oldest_first(tmp_path: pathlib.Path) -
 def test_every_record_says_how_much_was_compiled(tmp_path: pathlib.Path, uncached: None) -> None:
     triple, x = jax.jit(lambda x: x * 3), jnp.ones(5)
     with MetricsWriter(tmp_path, console=io.StringIO()) as writer:
-        counts = []
+        records = []
         for step in range(3):
-            counts.append(writer.write(step, step, "policy", {})["compile/count"])
+            records.append(writer.write(step, step, "policy", {}))
             triple(x)
-    assert counts == [0, 1, 1]
+    assert [record["compile/count"] for record in records] == [0, 1, 1]
+    seconds = [record["compile/seconds"] for record in records]
+    assert seconds[0] == 0 < seconds[1] == seconds[2]
 
 
 def test_progress_is_silent_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
