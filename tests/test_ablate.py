@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import pathlib
 
 import numpy as np
 import pytest
+from by_path import ROOT, load
 
 from gapo_jax.config import Config, finalize, identity
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-
-
-def _load():
-    spec = importlib.util.spec_from_file_location("ablate", ROOT / "scripts" / "ablate.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-ablate = _load()
+ablate = load("scripts/ablate.py")
 
 
 @pytest.mark.parametrize("name", sorted(ablate.SWITCHES))

@@ -1,10 +1,10 @@
 """The configuration: checked as a whole before anything slow, frozen, and comparable."""
 
 import dataclasses
-import importlib.util
 from pathlib import Path
 
 import pytest
+from by_path import load
 
 from gapo_jax import config as configuration
 from gapo_jax.config import Config, finalize
@@ -12,17 +12,9 @@ from gapo_jax.config import Config, finalize
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
 
-def _load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_file_is_valid_and_says_its_command(path):
-    module = _load(path)
+    module = load(path)
     final = finalize(module.get_config())
     assert final.name == path.stem
     assert f"--config configs/{path.name}" in module.__doc__
@@ -153,7 +145,7 @@ def test_a_method_with_data_it_cannot_use_is_refused_before_anything_is_loaded(c
 
 def test_presets_are_valid_and_named_after_their_file():
     for path in CONFIGS:
-        module = _load(path)
+        module = load(path)
         for name in getattr(module, "PRESETS", ()):
             assert name in module.__doc__
             assert finalize(module.get_config(name)).name == f"{path.stem}_{name}"

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import pathlib
 import subprocess
 import sys
 
 import pytest
+from by_path import ROOT, load
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHELL = sorted((ROOT / "scripts").glob("*.sh")) + [ROOT / ".ci" / "run"]
 
 
-def _load(name: str):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-doctor = _load("doctor")
+doctor = load("scripts/doctor.py")
 
 
 def test_a_model_that_cannot_be_read_is_one_line(
@@ -32,7 +22,7 @@ def test_a_model_that_cannot_be_read_is_one_line(
     def refuse(*arguments, **options):
         raise PermissionError(13, "Permission denied", "/models/mine")
 
-    generate = _load("generate")
+    generate = load("scripts/generate.py")
     monkeypatch.setattr(generate, "load_any", refuse)
     monkeypatch.setattr(sys, "argv", ["generate.py", "--model", "/models/mine", "--prompt", "Hi"])
     assert generate.main() == 1

@@ -1,32 +1,21 @@
 """Fixtures that the tests of data share: hand-written rows, pairs made of them, the script."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
+from by_path import load
 
 from gapo_jax.data.preferential import build_pairs
-
-_HERE = Path(__file__).parent
-
-
-def _load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")
 def written():
     """The hand-written responses of `rows.py`."""
-    return _load(_HERE / "rows.py")
+    return load("tests/data/rows.py")
 
 
 @pytest.fixture(scope="session")
 def build_data():
-    return _load(_HERE.parents[1] / "scripts" / "build_data.py")
+    return load("scripts/build_data.py")
 
 
 @pytest.fixture(scope="module")

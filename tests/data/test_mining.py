@@ -2,13 +2,12 @@
 
 import collections
 import dataclasses
-import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from by_path import ROOT, load
 
 from gapo_jax import constraints
 from gapo_jax.constraints.official import MAX_TEXT
@@ -18,18 +17,8 @@ from gapo_jax.data.groups import asked_for, compatible
 from gapo_jax.data.recipe import Recipe
 from gapo_jax.types import Constraint, PreferentialPair
 
-_ROOT = Path(__file__).parents[2]
-
-
-def _load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-ROWS = _load(Path(__file__).with_name("rows.py")).rows()
-script = _load(_ROOT / "scripts" / "build_data.py")
+ROWS = load("tests/data/rows.py").rows()
+script = load("scripts/build_data.py")
 TYPES = constraints.resolve(
     "no_comma number_words existence forbidden_words title number_sentences numbers".split()
 )
@@ -258,8 +247,8 @@ def test_the_script_mines_any_file_and_names_odd_rows(tmp_path, capsys):
     # More processes, the same files; a process of its own, since forking after JAX warns.
     again = [*arguments[:4], str(tmp_path / "two"), *arguments[5:], "--num-proc", "2"]
     subprocess.run(
-        [sys.executable, str(_ROOT / "scripts" / "build_data.py"), *again],
-        check=True, capture_output=True, cwd=_ROOT, env=_environment(),
+        [sys.executable, str(ROOT / "scripts" / "build_data.py"), *again],
+        check=True, capture_output=True, cwd=ROOT, env=_environment(),
     )  # fmt: skip
     for name in ("pairs.jsonl", "pairs_test.jsonl", "response_pairs.jsonl"):
         assert (tmp_path / "two" / name).read_bytes() == (out / name).read_bytes()
@@ -307,4 +296,4 @@ def test_sources_are_mixed_by_weight(tmp_path):
 def _environment():
     import os
 
-    return {**os.environ, "PYTHONPATH": str(_ROOT)}
+    return {**os.environ, "PYTHONPATH": str(ROOT)}

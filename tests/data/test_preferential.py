@@ -1,12 +1,11 @@
 """Preferential pairs: each proven, balanced, and without a shortcut past the response."""
 
 import collections
-import importlib.util
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
+from by_path import load
 
 from gapo_jax import constraints
 from gapo_jax.data import preferential
@@ -17,9 +16,7 @@ from gapo_jax.data.prompts import feasible
 from gapo_jax.data.tasks import tasks
 from gapo_jax.types import Constraint, PreferentialPair
 
-_SPEC = importlib.util.spec_from_file_location("rows", Path(__file__).with_name("rows.py"))
-_ROWS = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(_ROWS)
+_ROWS = load("tests/data/rows.py")
 ROWS, TYPES = _ROWS.rows(), _ROWS.TYPES
 
 

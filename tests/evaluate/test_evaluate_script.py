@@ -1,20 +1,17 @@
 """scripts/evaluate.py, both modes, from the command line's side."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
+from by_path import load
 
 from gapo_jax import models
 from gapo_jax.data.tiny_tokenizer import character_tokenizer, wordpiece_tokenizer
 
-_PATH = Path(__file__).parents[2] / "scripts" / "evaluate.py"
-_SPEC = importlib.util.spec_from_file_location("evaluate_script", _PATH)
-script = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(script)
+script = load("scripts/evaluate.py")
 
 ROWS = [
     {"key": 1, "prompt": "Say hi. No commas.", "kwargs": [{}],

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import pathlib
 import re
 import sys
 
 import numpy as np
 import pytest
 import torch
+from by_path import load
 from decoder_references import tiny_classifier, tiny_decoder
 from encoder_references import classifier
 from safetensors.numpy import load_file, save_file
@@ -18,16 +17,10 @@ from safetensors.numpy import load_file, save_file
 from gapo_jax.data.tiny_tokenizer import character_tokenizer
 from gapo_jax.models import Discriminator, save_hf
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-
 
 @pytest.fixture(scope="module")
 def convert():
-    spec = importlib.util.spec_from_file_location("convert", ROOT / "scripts" / "convert.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("scripts/convert.py")
 
 
 def _run(convert, monkeypatch, capsys, *arguments):

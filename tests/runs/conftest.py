@@ -2,30 +2,17 @@
 process itself is not what is tested, by the same function in this one."""
 
 import contextlib
-import functools
-import importlib.util
 import io
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from by_path import ROOT, load
 
-ROOT = Path(__file__).parents[2]
 # What depends on the process rather than on the run.
 PROCESS = ("time", "throughput/", "compile/", "device/")
-
-
-@functools.cache
-def _module(path):
-    """The module of a script or configuration; once, as scripts define command-line flags."""
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class Runs:
@@ -51,7 +38,7 @@ class Runs:
     def config(self, file="configs/gapo_tiny.py", **changes):
         """A configuration, the tiny one by default, with changes by path, `__` for a dot."""
         path, _, preset = file.partition(":")
-        config = _module(path).get_config(preset)
+        config = load(path).get_config(preset)
         for path, value in changes.items():
             *sections, name = path.split("__")
             owner = config
@@ -69,7 +56,7 @@ class Runs:
         out, err, code = io.StringIO(), io.StringIO(), 0
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
-                _module("scripts/train.py")._train(finalize(self.config(**changes)), workdir)
+                load("scripts/train.py")._train(finalize(self.config(**changes)), workdir)
             except SystemExit as end:
                 code = end.code if isinstance(end.code, int) else 1
                 err.write("" if isinstance(end.code, int) else str(end.code))

@@ -1,12 +1,11 @@
 """Every file under configs/ as a test case: its method and options at the sizes of tiny runs."""
 
-import functools
-import importlib.util
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
+from by_path import load
 
 from gapo_jax.config import finalize, lookup
 from gapo_jax.config.presets import tiny_rounds
@@ -28,14 +27,8 @@ _SIZES = """model.generator model.discriminator model.trainable_layers data.type
     eval.samples_per_prompt eval.resamples checkpoint.every_rounds checkpoint.keep""".split()
 
 
-@functools.cache
 def _module(name):
-    path = CONFIGS[0].with_name(f"{name}.py")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(f"configs/{name}.py")
 
 
 def _presets(name):

@@ -1,12 +1,11 @@
 """Training from data that scripts/build_data.py mined instead of our own."""
 
 import collections
-import importlib.util
 import json
 import shutil
-from pathlib import Path
 
 import pytest
+from by_path import load
 
 from gapo_jax import constraints
 from gapo_jax.config import finalize
@@ -18,16 +17,8 @@ from gapo_jax.train.offline_data import make_examples
 from gapo_jax.train.own_data import asked, check_source, own_prompts
 from gapo_jax.train.run import claim_workdir
 
-_ROOT = Path(__file__).parents[2]
 TYPES = ("no_comma", "number_words", "number_sentences", "english_capital")
 WORDS = "stone river lamp garden bread window quiet morning paper bridge".split()
-
-
-def _script():
-    spec = importlib.util.spec_from_file_location("build_data", _ROOT / "scripts/build_data.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _rows():
@@ -45,7 +36,7 @@ def mined(tmp_path_factory):
     rows = [{"prompt": row["task"], "completion": row["response"]} for row in _rows()]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     options = f"--source {folder / 'rows.jsonl'} --out {folder} --types {','.join(TYPES)}"
-    code = _script().main(["mine", *options.split(), "--test-fraction", "0.3"])
+    code = load("scripts/build_data.py").main(["mine", *options.split(), "--test-fraction", "0.3"])
     assert code == 0
     return folder
 
