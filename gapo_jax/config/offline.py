@@ -137,6 +137,7 @@ class SGPOConfig(Section):
     kept when its normalised edit distance from what it refines lies in [min_edit, max_edit], when
     it is no copy of the reference and nearer to it than the first answer was (stage 1), and when
     the longer of the two has at most `max_length_ratio` times the words of the other (stage 2).
+    Each stage asks for at most `prompts` refinements.
     """
 
     improver_rounds: int = 1

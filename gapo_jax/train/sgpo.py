@@ -33,6 +33,7 @@ from gapo_jax.train.compilation import jit_step
 from gapo_jax.train.lessons import Lesson, Teacher, policy_update
 from gapo_jax.train.offline_data import Encoder, cut_off_texts, fit, offline_batch
 from gapo_jax.train.offline_steps import OfflineBatch, row_logprobs
+from gapo_jax.train.phases import counter
 from gapo_jax.train.rounds import Run, ended
 from gapo_jax.train.state import RunState
 from gapo_jax.types import Rollout
@@ -55,13 +56,16 @@ def edit_distance(first: str, second: str) -> float:
     return float(row[-1]) / max(len(first), len(second), 1)
 
 
-def ask(run: Run, params: Any, prompts: Sequence[str], stream: int) -> list[tuple[str, bool]]:
-    """Sample one response to each prompt: (text, whether it ended within the limit)."""
+def ask(
+    run: Run, params: Any, prompts: Sequence[str], stream: int, name: str
+) -> list[tuple[str, bool]]:
+    """Sample one response to each prompt: (text, whether it ended within the limit). `name` is what
+    the console calls them."""
     config, tokenizer = run.config, run.players.tokenizer
     system = system_text(config)
     limit = config.sgpo.max_prompt_tokens
     width = min(limit, -(-max(prompt_lengths(tokenizer, prompts, system)) // 8) * 8)
-    with run.clock("rollout"):
+    with run.clock("rollout"), counter(len(prompts), name) as advance:
         generated = generate(
             run.players.sample,
             params,
@@ -73,6 +77,7 @@ def ask(run: Run, params: Any, prompts: Sequence[str], stream: int) -> list[tupl
             temperature=config.sampling.temperature,
             system=system,
             stop=config.sampling.stop,
+            on_batch=advance,
         )
     ended_B = ended(run, generated.rollout)
     return list(zip(generated.texts, ended_B.tolist(), strict=True))
@@ -117,9 +122,12 @@ def comparison_verdict(settings: SGPOConfig, chosen: str, rejected: str) -> str:
 
 
 def improver_records(run: Run) -> Records:
-    """Ask the starting policy to refine answers towards good ones; say which results are kept."""
+    """Ask the starting policy to refine up to `sgpo.prompts` answers towards good ones; say which
+    results are kept."""
     settings = run.config.sgpo
-    examples = preferential_responses(run.pairs.train)
+    pool = preferential_responses(run.pairs.train)
+    picks = batch_at(run.config.seed + 2, 0, len(pool), min(settings.prompts, len(pool)))
+    examples = [pool[i] for i in picks]
     prompts = [
         settings.refine_template.format(
             prompt=good.prompt, response=bad.response, reference=good.response
@@ -127,9 +135,8 @@ def improver_records(run: Run) -> Records:
         for good, bad in examples
     ]
     chosen = short_enough(run, prompts)
-    refined = ask(
-        run, run.players.for_sampling(run.players.base), [prompts[i] for i in chosen], REFINE_STREAM
-    )
+    start, asked = run.players.for_sampling(run.players.base), [prompts[i] for i in chosen]
+    refined = ask(run, start, asked, REFINE_STREAM, "refinements")
     records = []
     for index, (text, whole) in zip(chosen, refined, strict=True):
         good, bad = examples[index]
@@ -151,13 +158,13 @@ def preference_records(run: Run, state: RunState) -> Records:
     config, pool = run.config, run.prompts.train
     picks = batch_at(config.seed + 1, 0, len(pool), min(config.sgpo.prompts, len(pool)))
     prompts, params = [pool[i].prompt for i in picks], run.sampling_params(state)
-    answers = ask(run, params, prompts, ANSWER_STREAM)
+    answers = ask(run, params, prompts, ANSWER_STREAM, "answers")
     again = [
         config.sgpo.improve_template.format(prompt=prompt, response=text)
         for prompt, (text, _) in zip(prompts, answers, strict=True)
     ]
     chosen = short_enough(run, again)
-    improved = ask(run, params, [again[i] for i in chosen], IMPROVE_STREAM)
+    improved = ask(run, params, [again[i] for i in chosen], IMPROVE_STREAM, "improvements")
     records = []
     for index, (text, whole) in zip(chosen, improved, strict=True):
         answer, was_whole = answers[index]

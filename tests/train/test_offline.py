@@ -118,6 +118,7 @@ def test_two_rounds_a_kill_and_the_rest(opener, players, tmp_path, case, smalles
     assert all(line["phase"] in ("rollout", network) for line in before)
     jax.tree.map(np.testing.assert_array_equal, base, jax.tree.map(np.array, players.base))
     if config.method == "sgpo":  # how many the filters kept, and why the others were left out
+        assert len(read_jsonl(tmp_path / "sgpo_improver.jsonl")) <= config.sgpo.prompts
         (counts,) = (line for line in before if "sgpo/asked" in line)
         reasons = [counts.get(f"sgpo/{name}", 0.0) for name in ("kept", "same", "length")]
         assert sum(reasons) == counts["sgpo/asked"] == config.sgpo.prompts
