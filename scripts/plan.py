@@ -6,7 +6,8 @@ any Linux machine: `pip install libtpu`), and `cpu:8`. Nothing is allocated, no 
 for the networks of `gapo_jax/models/known_shapes.py`. Where each figure comes from:
 
 - `hbm_gb`, per device: arguments + results - alias + temporaries, as the compiler assigns them;
-  `fits` compares `together_gb` with what the chip leaves to programs. All are exact.
+  `fits` compares `together_gb` with what the chip leaves to programs, or with `--hbm_gb`. All are
+  exact.
 - `together_gb`: `hbm_gb` plus what else lives on the device during that step of a round.
 - `model_tflops`: the multiplications that the result needs, on all devices; see `plan.PlannedStep`.
 - `alias_gb` is the state that is updated in place: close to the state of the network that learns.
@@ -40,6 +41,9 @@ from ml_collections import config_flags
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, configs/NAME.py.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "KIND:SHAPE, such as v5e:8x8, or cpu:8.")
 _JSON = flags.DEFINE_string("json", None, "Write the figures there.")
+_HBM = flags.DEFINE_float(
+    "hbm_gb", None, "Memory of a device in GB (default: the chip's; without limit on cpu)."
+)
 _DUMP = flags.DEFINE_string("dump", None, "Keep the compiled programs (HLO text) there.")
 _STEPS = flags.DEFINE_list("steps", [], "Only these steps (default: all).")
 
@@ -130,8 +134,7 @@ def compile_step(step: Any, topology: str, folder: Path) -> dict[str, Any]:
     record["hbm_gb"] = (
         record["argument_gb"] + record["output_gb"] - record["alias_gb"] + record["temp_gb"]
     )
-    record["fits"] = kind not in CHIPS or record["hbm_gb"] <= CHIPS[kind]["hbm_gb"]
-    return record | costs(step, kind, folder)
+    return record | {"fits": True} | costs(step, kind, folder)
 
 
 def _used(message: str) -> str:
@@ -172,8 +175,11 @@ def costs(step: Any, kind: str, folder: Path) -> dict[str, Any]:
     return record
 
 
-def plan(config: Any, topology: str, dump: Path, wanted: list[str]) -> dict[str, Any]:
-    """Compile the steps of a configuration for a topology; return what --json writes.
+def plan(
+    config: Any, topology: str, dump: Path, wanted: list[str], capacity: float | None
+) -> dict[str, Any]:
+    """Compile the steps of a configuration for a topology; return what --json writes. `capacity` is
+    the memory of a device in GB, None where there is no limit.
 
     Raises:
         ValueError, FileNotFoundError: the mesh does not fit the topology, a network is unknown.
@@ -187,8 +193,6 @@ def plan(config: Any, topology: str, dump: Path, wanted: list[str]) -> dict[str,
     players = planning.abstract_players(config, place)
     steps, parts = planning.planned_steps(config, players)
     held = {name: planning.bytes_per_device(part) / _GB for name, part in parts.items()}
-    kind = topology.partition(":")[0]
-    capacity = CHIPS[kind]["hbm_gb"] if kind in CHIPS else None
     record: dict[str, Any] = {
         "config": config.name,
         "topology": topology,
@@ -206,7 +210,7 @@ def plan(config: Any, topology: str, dump: Path, wanted: list[str]) -> dict[str,
         if found["hbm_gb"] is not None:
             others = sum(size for name, size in held.items() if name not in step.holds)
             found["together_gb"] = found["hbm_gb"] + others
-            found["fits"] &= capacity is None or found["together_gb"] <= capacity
+            found["fits"] = capacity is None or found["together_gb"] <= capacity
         record["steps"][step.name] = found
     record["fits"] = all(found["fits"] for found in record["steps"].values())
     return record
@@ -277,7 +281,8 @@ def mend(config: Any, topology: str, record: dict[str, Any], dump: Path) -> None
         for path, value in fields.items():
             section, name = path.split(".")
             setattr(getattr(changed, section), name, value)
-        tried = plan(finalize(changed), topology, dump / "changed", failing)
+        folder = dump / "changed"
+        tried = plan(finalize(changed), topology, folder, failing, record["chip_hbm_gb"])
         record.setdefault("tried", {})[flag] = tried["steps"]
         if tried["fits"]:
             record["change"] = flag
@@ -299,7 +304,9 @@ def main(argv: list[str]) -> None:
         prepare(_TOPOLOGY.value)
         with tempfile.TemporaryDirectory() as scratch:
             dump = Path(_DUMP.value or scratch)
-            record = plan(config, _TOPOLOGY.value, dump, _STEPS.value)
+            chip = CHIPS.get(_TOPOLOGY.value.partition(":")[0], {"hbm_gb": None})
+            capacity = _HBM.value or chip["hbm_gb"]
+            record = plan(config, _TOPOLOGY.value, dump, _STEPS.value, capacity)
             show(record)
             mend(config, _TOPOLOGY.value, record, dump)
     except (ValueError, FileNotFoundError) as error:

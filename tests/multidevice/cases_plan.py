@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
+from by_path import load
 
 from gapo_jax import sharding
 from gapo_jax.config import finalize, presets
@@ -77,3 +78,26 @@ def test_the_policy_step_updates_in_place_and_gathers_weights_in_bfloat16(planne
     assert all(what.startswith("bf16") for what, _ in gathers), gathers
     assert [times for what, times in gathers if what == head] == [1]
     assert layers == {shape.num_layers}
+
+
+def test_where_a_step_does_not_fit_a_change_that_helps_is_compiled(tmp_path, capsys) -> None:
+    script = load("scripts/plan.py")
+    config = presets.tiny_rounds("gapo")
+    config.model.discriminator, config.discriminator.max_tokens = "random:words", 64
+    config.model.remat = "full"
+    config.mesh.data, config.mesh.fsdp = 1, -1
+
+    def plan_with(capacity):
+        return script.plan(finalize(config), "cpu:8", tmp_path, ["disc_step"], capacity)
+
+    whole = plan_with(None)
+    assert whole["fits"] and whole["chip_hbm_gb"] is None
+    needed = whole["steps"]["disc_step"]["together_gb"]
+    record = plan_with(0.9 * needed)
+    assert not record["fits"]
+    script.mend(config, "cpu:8", record, tmp_path)
+    assert record["change"] == "--config.discriminator.accumulate=2"
+    assert record["tried"][record["change"]]["disc_step"]["together_gb"] < 0.9 * needed
+    assert f"and fits, with: {record['change']}" in capsys.readouterr().out
+    others = [flags for flags, _ in script.changes(config, ["disc_step"])]
+    assert others[0] == record["change"] and others[-1].endswith("--config.lora.rank=16")

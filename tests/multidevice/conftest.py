@@ -1,6 +1,0 @@
-"""Lets the cases import `small_steps`, which lies beside them."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
