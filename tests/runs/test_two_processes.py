@@ -40,9 +40,9 @@ def play(runs, workdir, devices, *flags):
     return done
 
 
-def start(runs, workdir, process, port):
+def start(runs, workdir, process, port, flags):
     command = runs.command(
-        workdir, *FLAGS, "--coordinator", f"127.0.0.1:{port}", "--num_processes", "2",
+        workdir, *flags, "--coordinator", f"127.0.0.1:{port}", "--num_processes", "2",
         "--process_id", str(process), "--host_timeout_s", "600", config=CONFIG,
     )  # fmt: skip
     return subprocess.Popen(
@@ -67,10 +67,12 @@ def same_metrics(runs, one, other, rtol=2e-3):
                 np.testing.assert_allclose(b[name], a[name], rtol=rtol, atol=2e-4, err_msg=message)
 
 
-def test_two_processes_play_the_run_of_one_device_and_stop_together(runs, tmp_path):
+@pytest.mark.parametrize("buckets", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_two_processes_play_the_run_of_one_device_and_stop_together(runs, tmp_path, buckets):
     """Interrupted by a signal to the second of two processes, continued by one on another mesh."""
     alone, workdir, port = tmp_path / "one", tmp_path / "two", free_port()
-    first, second = (start(runs, workdir, i, port) for i in (0, 1))
+    flags = (*FLAGS, f"--config.ppo.length_buckets={buckets}")
+    first, second = (start(runs, workdir, i, port, flags) for i in (0, 1))
     output, again = "", shlex.join([sys.executable, *first.args[1:]])
     for line in first.stdout:
         output += line
@@ -90,9 +92,9 @@ def test_two_processes_play_the_run_of_one_device_and_stop_together(runs, tmp_pa
     assert config["name"] == "gapo_tpu_rehearse"
     assert config["mesh"] == {"data": 1, "fsdp": -1, "tensor": 1, "sampling_tensor": 4}
     before = len(runs.lines(workdir))
-    play(runs, workdir, 8, *FLAGS, "--config.mesh.fsdp=4", "--config.mesh.tensor=2")
+    play(runs, workdir, 8, *flags, "--config.mesh.fsdp=4", "--config.mesh.tensor=2")
     assert len(runs.lines(workdir)) > before
-    code, _, err = runs.play_here(alone, file=CONFIG, **SMALL)
+    code, _, err = runs.play_here(alone, file=CONFIG, **SMALL, ppo__length_buckets=buckets)
     assert code == 0, err
     same_metrics(runs, alone, workdir)
     one, two = (json.loads((path / "summary.json").read_text()) for path in (alone, workdir))
