@@ -42,6 +42,8 @@ def smallest(name, preset=""):
     for path in _SIZES:
         section, field = path.split(".")
         setattr(lookup(config, section), field, lookup(small, path))
+    if config.model.train_embeddings:  # below all layers, so none of them can stand still
+        config.model.trainable_layers = 0
     config.rounds, config.offline.steps_per_round, config.offline.batch_size = 2, 1, 4
     config.offline.optim.warmup_steps = config.ppo.optim.warmup_steps = 0
     config.data.prompts = config.eval.prompts_per_set = 16
