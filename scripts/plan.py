@@ -79,6 +79,10 @@ def prepare(topology: str) -> None:
             "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
             "TPU_LOG_DIR": "disabled",
         }
+        # The TPU compiler ends the process at a flag that only the CPU's knows.
+        given = os.environ.get("XLA_FLAGS", "").split()
+        kept = [flag for flag in given if not flag.startswith("--xla_cpu_")]
+        os.environ["XLA_FLAGS"] = " ".join(kept)
     else:
         raise ValueError(
             f"wanted --topology KIND:SHAPE with a kind of {sorted(CHIPS)} (v5e:8x8, v5p:2x2x4) or "
