@@ -248,7 +248,11 @@ def show(record: dict[str, Any]) -> None:
 
 
 def changes(config: Any, failing: list[str]) -> list[tuple[str, dict[str, Any]]]:
-    """Return what could make the failing steps fit, the cheapest first: (flags, fields to set)."""
+    """Return what could make the failing steps fit, the cheapest first, each on top of the one
+    before it but for the number of parts: (flags, fields to set)."""
+    from gapo_jax.config import lookup
+    from gapo_jax.config.online import has_critic
+
     base: dict[str, Any] = {}
     if set(failing) & {"prefill", "decode"}:
         base["sampling.batch_size"] = max(1, config.sampling.batch_size // 4)
@@ -266,11 +270,14 @@ def changes(config: Any, failing: list[str]) -> list[tuple[str, dict[str, Any]]]
             if steps & set(failing) and size % count == 0
         }
         found += [base | more] if more else []
+    # What a device holds through a round: no network whole, no second decoder, no moments.
     mesh = {"mesh.data": 1, "mesh.fsdp": -1, "mesh.tensor": 1}
-    if (config.mesh.data, config.mesh.fsdp, config.mesh.tensor) != (1, -1, 1):
-        found.append(base | mesh)
+    if any(lookup(config, key) != value for key, value in mesh.items()):
+        found.append((found[-1] if found else {}) | mesh)
+    if has_critic(config) and config.model.critic == "decoder":
+        found.append((found[-1] if found else {}) | {"model.critic": "reference"})
     if not config.lora.rank and not config.model.train_embeddings:
-        found.append(base | mesh | {"lora.rank": 16})
+        found.append((found[-1] if found else {}) | {"lora.rank": 16})
     return [(" ".join(f"--config.{k}={v}" for k, v in each.items()), each) for each in found]
 
 

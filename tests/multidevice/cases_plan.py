@@ -100,4 +100,23 @@ def test_where_a_step_does_not_fit_a_change_that_helps_is_compiled(tmp_path, cap
     assert record["tried"][record["change"]]["disc_step"]["together_gb"] < 0.9 * needed
     assert f"and fits, with: {record['change']}" in capsys.readouterr().out
     others = [flags for flags, _ in script.changes(config, ["disc_step"])]
-    assert others[0] == record["change"] and others[-1].endswith("--config.lora.rank=16")
+    assert others[0] == record["change"]
+    assert others[-1] == "--config.discriminator.accumulate=8 --config.lora.rank=16"
+
+
+def test_changes_build_on_each_other() -> None:
+    config = presets.tiny_rounds("gapo")
+    config.model.critic, config.mesh.tensor = "decoder", 2
+    flags = [flag for flag, _ in load("scripts/plan.py").changes(config, ["policy_step", "decode"])]
+    start = "--config.sampling.batch_size=8 --config.model.remat=full"
+    parts = f"{start} --config.ppo.accumulate=8"
+    mesh = f"{parts} --config.mesh.data=1 --config.mesh.fsdp=-1 --config.mesh.tensor=1"
+    assert flags == [
+        start,
+        f"{start} --config.ppo.accumulate=2",
+        f"{start} --config.ppo.accumulate=4",
+        parts,
+        mesh,
+        f"{mesh} --config.model.critic=reference",
+        f"{mesh} --config.model.critic=reference --config.lora.rank=16",
+    ]
