@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from gapo_jax.config import Config, check_path, finalize, lookup
+from gapo_jax.config import Config, change, finalize, lookup
 
 BASELINE = "baseline"
 PAPER: dict[str, Any] = {
@@ -101,15 +101,6 @@ def parse_value(text: str, like: Any) -> Any:
             raise ValueError(f"wanted True or False, got {text!r}")
         return text == "True"
     return tuple(text.split(",")) if isinstance(like, tuple) else type(like)(text)
-
-
-def change(config: Config, changes: Mapping[str, Any]) -> Config:
-    """Set dotted keys of a configuration; return it."""
-    for path, value in changes.items():
-        check_path(path)
-        *sections, name = path.split(".")
-        setattr(lookup(config, ".".join(sections)) if sections else config, name, value)
-    return config
 
 
 def experiment(args: argparse.Namespace, name: str, seed: int) -> Config:

@@ -78,7 +78,7 @@ def prepare(topology: str) -> None:
             "TPU_WORKER_ID": "0",
             "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
             "TPU_LOG_DIR": "disabled",
-        }
+        }  # no look-up of a machine's metadata, no lock on a device, no log
         # The TPU compiler ends the process at a flag that only the CPU's knows.
         given = os.environ.get("XLA_FLAGS", "").split()
         kept = [flag for flag in given if not flag.startswith("--xla_cpu_")]
@@ -271,29 +271,28 @@ def changes(config: Any, failing: list[str]) -> list[tuple[str, dict[str, Any]]]
         }
         found += [base | more] if more else []
     # What a device holds through a round: no network whole, no second decoder, no moments.
+    held: list[dict[str, Any]] = []
     mesh = {"mesh.data": 1, "mesh.fsdp": -1, "mesh.tensor": 1}
     if any(lookup(config, key) != value for key, value in mesh.items()):
-        found.append((found[-1] if found else {}) | mesh)
+        held.append(mesh)
     if has_critic(config) and config.model.critic == "decoder":
-        found.append((found[-1] if found else {}) | {"model.critic": "reference"})
+        held.append({"model.critic": "reference"})
     if not config.lora.rank and not config.model.train_embeddings:
-        found.append((found[-1] if found else {}) | {"lora.rank": 16})
+        held.append({"lora.rank": 16})
+    for more in held:
+        found.append((found[-1] if found else {}) | more)
     return [(" ".join(f"--config.{k}={v}" for k, v in each.items()), each) for each in found]
 
 
 def mend(config: Any, topology: str, record: dict[str, Any], dump: Path) -> None:
     """Where a step does not fit, compile it under one change after the other until it does."""
-    from gapo_jax.config import finalize, from_json, to_json
+    from gapo_jax.config import change, finalize, from_json, to_json
 
     failing = [name for name, found in record["steps"].items() if not found["fits"]]
     possible = changes(config, failing) if failing else []
     for flag, fields in possible:
-        changed = from_json(to_json(config))
-        for path, value in fields.items():
-            section, name = path.split(".")
-            setattr(getattr(changed, section), name, value)
-        folder = dump / "changed"
-        tried = plan(finalize(changed), topology, folder, failing, record["chip_hbm_gb"])
+        changed = finalize(change(from_json(to_json(config)), fields))
+        tried = plan(changed, topology, dump / "changed", failing, record["chip_hbm_gb"])
         record.setdefault("tried", {})[flag] = tried["steps"]
         if tried["fits"]:
             record["change"] = flag

@@ -5,16 +5,16 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from by_path import ROOT
 
 from gapo_jax.models import Decoder, DecoderConfig, save_hf
 
-SCRIPTS = str(Path(__file__).parents[1] / "scripts")
+SCRIPTS = str(ROOT / "scripts")
 CONFIG = DecoderConfig(
     vocab_size=300, num_layers=2, d_model=32, num_heads=4, num_kv_heads=2, head_dim=8, d_ff=48,
     rope_theta=700.0, max_positions=128, eos_ids=(2,), pad_id=0, bos_id=1,

@@ -1,15 +1,14 @@
 """The configuration: checked as a whole before anything slow, frozen, and comparable."""
 
 import dataclasses
-from pathlib import Path
 
 import pytest
-from by_path import load
+from by_path import ROOT, load
 
 from gapo_jax import config as configuration
 from gapo_jax.config import Config, finalize
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

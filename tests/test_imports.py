@@ -9,8 +9,8 @@ import re
 import subprocess
 
 import pytest
+from by_path import ROOT
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "gapo_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted((ROOT / "scripts").rglob("*.py")) + sorted((ROOT / "configs").glob("*.py"))

@@ -9,8 +9,8 @@ import subprocess
 import sys
 
 import pytest
+from by_path import ROOT
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "scripts" / "launch_tpu.sh"
 FLAGS = ("--name", "t", "--zone", "z", "--type", "v5litepod-8", "--bucket", "gs://b/run")
 TRAIN = ("--", "--config", "configs/gapo_tiny.py", "--config.name=two words")

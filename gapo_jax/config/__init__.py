@@ -310,6 +310,19 @@ def check_path(path: str) -> None:
         section = getattr(section, part)
 
 
+def change(config: Config, changes: Mapping[str, Any]) -> Config:
+    """Set the fields at dotted paths; return the configuration.
+
+    Raises:
+        ValueError: no field lies there.
+    """
+    for path, value in changes.items():
+        check_path(path)
+        *sections, name = path.split(".")
+        setattr(lookup(config, ".".join(sections)) if sections else config, name, value)
+    return config
+
+
 def _check_choices(config: Config) -> None:
     for path, allowed in _CHOICES.items():
         value = lookup(config, path)

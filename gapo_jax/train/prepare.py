@@ -152,12 +152,12 @@ def prompt_widths(
         ValueError: as `prompt_width`.
     """
     limit, system = config.data.max_prompt_tokens, system_text(config)
-    found = [
-        prompt_width(players.tokenizer, [row.prompt for row in rows], system, limit)
-        for rows in (train, *others)
-        if rows
-    ]
-    return max(found), found[0]
+
+    def width(rows: list[PromptRow]) -> int:
+        return prompt_width(players.tokenizer, [row.prompt for row in rows], system, limit)
+
+    trained = width(train)
+    return max([trained, *(width(rows) for rows in others if rows)]), trained
 
 
 def bootstrap_prompts(

@@ -18,7 +18,7 @@ import collections
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -40,6 +40,7 @@ from gapo_jax.types import Rollout
 
 REFINE_STREAM, ANSWER_STREAM, IMPROVE_STREAM = 104, 105, 106
 Records = list[dict[str, Any]]
+Item = TypeVar("Item")
 
 
 def edit_distance(first: str, second: str) -> float:
@@ -121,13 +122,18 @@ def comparison_verdict(settings: SGPOConfig, chosen: str, rejected: str) -> str:
     return "length" if sizes[1] > settings.max_length_ratio * sizes[0] else "kept"
 
 
+def drawn(run: Run, pool: Sequence[Item], stream: int) -> list[Item]:
+    """Return up to `sgpo.prompts` of the pool, in an order that depends on seed and stream."""
+    config = run.config
+    picks = batch_at(config.seed + stream, 0, len(pool), min(config.sgpo.prompts, len(pool)))
+    return [pool[i] for i in picks]
+
+
 def improver_records(run: Run) -> Records:
     """Ask the starting policy to refine up to `sgpo.prompts` answers towards good ones; say which
     results are kept."""
     settings = run.config.sgpo
-    pool = preferential_responses(run.pairs.train)
-    picks = batch_at(run.config.seed + 2, 0, len(pool), min(settings.prompts, len(pool)))
-    examples = [pool[i] for i in picks]
+    examples = drawn(run, preferential_responses(run.pairs.train), 2)
     prompts = [
         settings.refine_template.format(
             prompt=good.prompt, response=bad.response, reference=good.response
@@ -155,9 +161,9 @@ def improver_records(run: Run) -> Records:
 
 def preference_records(run: Run, state: RunState) -> Records:
     """Let the policy answer and improve its answers; say which comparisons are kept."""
-    config, pool = run.config, run.prompts.train
-    picks = batch_at(config.seed + 1, 0, len(pool), min(config.sgpo.prompts, len(pool)))
-    prompts, params = [pool[i].prompt for i in picks], run.sampling_params(state)
+    config = run.config
+    prompts = [row.prompt for row in drawn(run, run.prompts.train, 1)]
+    params = run.sampling_params(state)
     answers = ask(run, params, prompts, ANSWER_STREAM, "answers")
     again = [
         config.sgpo.improve_template.format(prompt=prompt, response=text)

@@ -10,19 +10,13 @@ from __future__ import annotations
 
 import functools
 import json
-import os
+import runpy
 import sys
+from pathlib import Path
 
-# Before jax is imported: no look-up of a machine's metadata, no log, no lock on a device.
-os.environ |= {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_LOG_DIR": "disabled",
-}
+TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
+# Before jax is imported.
+runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "plan.py"))["prepare"](TOPOLOGIES[0])
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
@@ -31,7 +25,6 @@ from jax.experimental import topologies  # noqa: E402
 from gapo_jax import sharding  # noqa: E402
 from gapo_jax.models import Decoder, DecoderConfig, Encoder, EncoderConfig, generation  # noqa: E402
 
-TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
 ROWS, LENGTH = 8, 4096
 SHAPE = {"vocab_size": 512, "num_layers": 2, "d_model": 512, "d_ff": 1024, "dtype": "bfloat16"}
 HEADS = {"num_heads": 8, "num_kv_heads": 4, "head_dim": 64, "max_positions": LENGTH}

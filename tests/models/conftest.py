@@ -1,13 +1,10 @@
 """Tiny random torch models and their parameters in our tree, mapped here by hand.
 
 The mapping is written out once more, and plainly, so that the tests of the modules do not lean on
-the import table that `test_hf_map.py` tests. Beside that, lets the tests import `gguf_files`.
+the import table that `test_hf_map.py` tests.
 """
 
 from __future__ import annotations
-
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +12,6 @@ import torch
 import transformers
 
 from gapo_jax.models import DecoderConfig, EncoderConfig
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 def _stack(state, num_layers, name, transpose=True):

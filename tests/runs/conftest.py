@@ -11,6 +11,8 @@ import sys
 import pytest
 from by_path import ROOT, load
 
+from gapo_jax.config import change
+
 # What depends on the process rather than on the run.
 PROCESS = ("time", "throughput/", "compile/", "device/")
 
@@ -39,14 +41,7 @@ class Runs:
         """A configuration, the tiny one by default, with changes by path, `__` for a dot."""
         path, _, preset = file.partition(":")
         config = load(path).get_config(preset)
-        for path, value in changes.items():
-            *sections, name = path.split("__")
-            owner = config
-            for section in sections:
-                owner = getattr(owner, section)
-            assert hasattr(owner, name), path
-            setattr(owner, name, value)
-        return config
+        return change(config, {path.replace("__", "."): x for path, x in changes.items()})
 
     def play_here(self, workdir, **changes):
         """Play a run (of `file`) in this process by the function that the script calls; return

@@ -1,17 +1,15 @@
 """Every file under configs/ as a test case: its method and options at the sizes of tiny runs."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import pytest
-from by_path import load
+from by_path import ROOT, load
 
-from gapo_jax.config import finalize, lookup
+from gapo_jax.config import change, finalize, lookup
 from gapo_jax.config.presets import tiny_rounds
 from gapo_jax.models import Decoder, DecoderConfig
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 # (file, preset) that the default suite plays; the others take a path that one of these takes too,
 # with a loss that is tested by itself, and are slow.
 QUICK = [
@@ -39,9 +37,7 @@ def smallest(name, preset=""):
     """Return a configuration with two rounds of one or two updates on the tiny networks."""
     config = _module(name).get_config(preset)
     small = tiny_rounds(config.method)
-    for path in _SIZES:
-        section, field = path.split(".")
-        setattr(lookup(config, section), field, lookup(small, path))
+    change(config, {path: lookup(small, path) for path in _SIZES})
     if config.model.train_embeddings:  # below all layers, so none of them can stand still
         config.model.trainable_layers = 0
     config.rounds, config.offline.steps_per_round, config.offline.batch_size = 2, 1, 4

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import pathlib
 import subprocess
 import sys
 
 import pytest
+from by_path import ROOT
 
 from gapo_jax.train import hlo_cost
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 def plan(*flags: str) -> subprocess.CompletedProcess[str]:
