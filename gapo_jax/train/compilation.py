@@ -20,11 +20,13 @@ _HIT_EVENT = "/jax/compilation_cache/cache_hits"
 _MAX_BYTES = 2 * 2**30
 # What steps are compiled with. On CPU, XLA hands dense products to a library that packs the weights
 # anew at every call, which pays where one program runs them many times (sampling) and costs a step
-# an eighth of its time (`scripts/benchmark.py policy_update`: 6.4 s without, 7.3 s with). On a v5p
+# an eighth of its time (`scripts/benchmark.py policy_update`: 6.4 s without, 7.3 s with). Of that
+# library a step keeps the sums and maxima, which XLA's own code takes two to four times as long for
+# (a softmax 3 ms instead of 12; `score --batch 8` 3.0 s instead of 3.5). On a v5p
 # ("TPU v5") it breaks each gather of weights and its product into many small ones, which by the
 # compiler's own estimate takes longer (scripts/plan.py).
 _OPTIONS = {
-    "cpu": {"xla_cpu_experimental_ynn_fusion_type": ""},
+    "cpu": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"},
     "TPU v5": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"},
 }
 
