@@ -33,8 +33,10 @@ The discriminator's bounds of the MFU are low (.02 to .20): eight texts share al
 compile in 8 minutes of one core for v5e, in 8 for v5p and in 15 for v6e.
 
 In all three, weights are gathered in bfloat16 only, and the head once a step, outside the loop over
-its chunks. On v5p decoding is 2.6 times the floor: the compiler reckons with 1.4 TB/s for plain
-products of matrices there, half of what is published.
+its chunks. On 16 chips of v5e (v5e:4x4) the policy step does not fit as it is; what scripts/plan.py
+found that does is `--config.ppo.accumulate=8 --config.model.critic=reference` (14.7 of 16.9 GB with
+what lives beside it; 19.6 by accumulation alone). On v5p decoding is 2.6 times the floor: the
+compiler reckons with 1.4 TB/s for plain products of matrices there, half of what is published.
 """
 
 from gapo_jax.config import Config
