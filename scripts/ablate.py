@@ -114,8 +114,8 @@ def experiment(args: argparse.Namespace, name: str, seed: int) -> Config:
 
 def play(args: argparse.Namespace, name: str, seed: int) -> dict[str, float]:
     """Run one (switch, seed), or read it if it was run before; return its metrics."""
-    from gapo_jax.train.interrupt import stop_requests
-    from gapo_jax.train.run import execute
+    from gapo_jax.train.main import execute
+    from gapo_jax.train.runtime import stop_requests
 
     workdir = args.out / name / f"seed{seed}"
     if not (workdir / "summary.json").is_file():

@@ -35,7 +35,7 @@ from gapo_jax.checkpoint import CheckpointError
 from gapo_jax.data.tokenizer import chat_prompt, encode_prompts
 from gapo_jax.data.weights import WEIGHTS, locate
 from gapo_jax.rollout.sampler import make_sampler
-from gapo_jax.train.load import IMPORTED, is_run, load_any, load_trained_adapters, save_imported
+from gapo_jax.train.restore import IMPORTED, is_run, load_any, load_trained_adapters, save_imported
 
 PROMPTS = (
     "Name three rivers and one mountain.",

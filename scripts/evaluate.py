@@ -91,7 +91,7 @@ def load_model(options: argparse.Namespace) -> tuple[Any, Any, Callable[..., Any
     """Return the parameters, the tokenizer, the sampler and the longest prompt in tokens."""
     from gapo_jax.models import Decoder
     from gapo_jax.rollout.sampler import make_sampler
-    from gapo_jax.train.load import load_any, trained_system
+    from gapo_jax.train.restore import load_any, trained_system
 
     loaded = load_any(str(options.model))
     if options.system is None:
@@ -289,7 +289,7 @@ def load_scorer(workdir: Path, batch_size: int) -> Callable[..., Any]:
     """Return the discriminator of a run, or of an exported folder with its head, as a function from
     prompts and responses to logits."""
     from gapo_jax.evaluate.second_opinion import make_scorer
-    from gapo_jax.train.load import is_run, load_any
+    from gapo_jax.train.restore import is_run, load_any
 
     loaded = load_any(workdir, network="discriminator")
     limit = min(loaded.module.config.max_positions, _SCORED_TOKENS)

@@ -17,7 +17,7 @@ import jax
 from gapo_jax.checkpoint import CheckpointError
 from gapo_jax.rollout.generate import generate, prompt_width, row_keys
 from gapo_jax.rollout.sampler import make_sampler
-from gapo_jax.train.load import load_any, trained_system
+from gapo_jax.train.restore import load_any, trained_system
 
 SLOTS = 32  # rows decoded at a time where there are more prompts
 

@@ -3,7 +3,7 @@ they fit: `python scripts/plan.py --config configs/X.py --topology v5e:8x8 [--js
 
 Topologies: `v5e:8x8`, `v5p:2x2x4`, `v6e:4x4`, ... (the TPU compiler of the package libtpu runs on
 any Linux machine: `pip install libtpu`), and `cpu:8`. Nothing is allocated, no weights are needed
-for the networks of `gapo_jax/models/known_shapes.py`. Where each figure comes from:
+for the networks of `gapo_jax/models/hf/known_shapes.py`. Where each figure comes from:
 
 - `hbm_gb`, per device: arguments + results - alias + temporaries, as the compiler assigns them;
   `fits` compares `together_gb` with what the chip leaves to programs, or with `--hbm_gb`. All are
@@ -149,7 +149,7 @@ def _used(message: str) -> str:
 
 def costs(step: Any, kind: str, folder: Path) -> dict[str, Any]:
     """Return what the text of a compiled program says about time and communication."""
-    from gapo_jax.train import hlo_cost
+    from gapo_jax.plan import cost as hlo_cost
 
     files = sorted(folder.glob("*after_codegen.txt")) or sorted(
         folder.glob("*after_optimizations.txt")
@@ -188,8 +188,8 @@ def plan(
     Raises:
         ValueError, FileNotFoundError: the mesh does not fit the topology, a network is unknown.
     """
+    from gapo_jax.plan import compile as planning
     from gapo_jax.sharding import Placement, make_mesh
-    from gapo_jax.train import plan as planning
 
     mesh = config.mesh
     devices = devices_of(topology)

@@ -36,7 +36,7 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def main(argv: list[str]) -> None:
-    """Check the configuration, then run it; see gapo_jax/train/run.py."""
+    """Check the configuration, then run it; see gapo_jax/train/main.py."""
     if len(argv) > 1:
         raise app.UsageError(f"arguments that are not flags: {argv[1:]}")
     from gapo_jax.config import finalize
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
 
 def _join():
     """Meet the other processes of the run."""
-    from gapo_jax.train.hosts import join
+    from gapo_jax.train.processes import join
 
     return join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _TIMEOUT.value)
 
@@ -95,9 +95,9 @@ def _train(config, workdir: Path, path: Path | None = None, join=None) -> None:
     """Run the configuration of the file `path`, in one process or in those that `join` meets."""
     from gapo_jax.checkpoint import CheckpointError
     from gapo_jax.evaluate.console import print_summary
-    from gapo_jax.train.hosts import HostMissing, Hosts
-    from gapo_jax.train.interrupt import RunInterrupted, RunStopped, stop_requests
-    from gapo_jax.train.run import execute
+    from gapo_jax.train.main import execute
+    from gapo_jax.train.processes import HostMissing, Hosts
+    from gapo_jax.train.runtime import RunInterrupted, RunStopped, stop_requests
 
     again = shlex.join([sys.executable, *sys.argv])
     hosts = Hosts()

@@ -13,8 +13,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from gapo_jax.config.base import LoraConfig, Section, check_trained_parts, nearest
-from gapo_jax.config.base import OptimConfig as OptimConfig
 from gapo_jax.config.offline import (
     OFFLINE_CHOICES,
     OFFLINE_METHODS,
@@ -41,6 +39,8 @@ from gapo_jax.config.online import (
     check_online,
     group_size,
 )
+from gapo_jax.config.section import LoraConfig, Section, check_trained_parts, nearest
+from gapo_jax.config.section import OptimConfig as OptimConfig
 
 METHODS = (*ONLINE_METHODS, *OFFLINE_METHODS)
 

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
-from gapo_jax.config.base import (
+from gapo_jax.config.section import (
     OPTIM_RANGES,
     OPTIMIZERS,
     POSITIVE,

@@ -20,7 +20,7 @@ import dataclasses
 import math
 from typing import Any
 
-from gapo_jax.config.base import POSITIVE, OptimConfig, Section
+from gapo_jax.config.section import POSITIVE, OptimConfig, Section
 
 ONLINE_METHODS = ("gapo", "ppo", "rloo", "grpo", "reinforce_pp", "rpo_online")
 ESTIMATORS = ("gae", "rloo", "grpo", "reinforce_pp", "rpo")

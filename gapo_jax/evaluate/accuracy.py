@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gapo_jax.constraints.pool import JudgePool, question
+from gapo_jax.constraints.verifier_pool import JudgePool, question
 from gapo_jax.evaluate.text_health import text_health as text_health
 from gapo_jax.types import PromptRow
 

@@ -4,7 +4,7 @@ from gapo_jax.models.decoder import Decoder, LayerStack, positions_of, unembeddi
 from gapo_jax.models.decoder_config import DecoderConfig
 from gapo_jax.models.encoder import Encoder, EncoderConfig
 from gapo_jax.models.heads import Discriminator, RewardModel, ScalarHead
-from gapo_jax.models.hf_io import (
+from gapo_jax.models.hf.io import (
     DTYPES,
     HEAD_FILE,
     inspect,
@@ -15,10 +15,10 @@ from gapo_jax.models.hf_io import (
     network_of,
     save_hf,
 )
-from gapo_jax.models.hf_map import ARCHITECTURES
+from gapo_jax.models.hf.map import ARCHITECTURES
+from gapo_jax.models.hf.peft import CONFIG as ADAPTER_CONFIG
+from gapo_jax.models.hf.peft import is_adapter, load_adapter, save_adapter
 from gapo_jax.models.lora import Adapters, find_targets, init_adapters, merge_adapters
-from gapo_jax.models.peft_io import CONFIG as ADAPTER_CONFIG
-from gapo_jax.models.peft_io import is_adapter, load_adapter, save_adapter
 
 __all__ = [
     "ADAPTER_CONFIG",

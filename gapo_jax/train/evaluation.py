@@ -9,10 +9,10 @@ from typing import Any
 import jax
 
 from gapo_jax.config import Config, system_text
-from gapo_jax.constraints.pool import JudgePool
+from gapo_jax.constraints.verifier_pool import JudgePool
 from gapo_jax.evaluate.accuracy import Verdict, paired_difference, summarise, verify
 from gapo_jax.rollout.generate import generate, row_keys
-from gapo_jax.train.setup import Players
+from gapo_jax.train.build import Players
 from gapo_jax.types import PromptRow
 
 EVAL_STREAM = 101

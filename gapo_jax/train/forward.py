@@ -25,7 +25,7 @@ from gapo_jax.models import (
     unembedding,
 )
 from gapo_jax.sharding import ONE_DEVICE, Placement
-from gapo_jax.train.lengths import Frame
+from gapo_jax.train.buckets import Frame
 from gapo_jax.train.state import ENDS, overlay
 from gapo_jax.types import Rollout
 

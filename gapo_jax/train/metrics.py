@@ -18,7 +18,7 @@ from typing import Any, TextIO, TypeVar
 import jax
 from tqdm import tqdm
 
-from gapo_jax.train.compilation import CompileCounter
+from gapo_jax.compilation import CompileCounter
 
 Item = TypeVar("Item")
 

@@ -13,7 +13,7 @@ import optax
 
 from gapo_jax.config import Config, ModelConfig
 from gapo_jax.models.lora import init_adapters, merge_adapters, put
-from gapo_jax.train.optim import path_name
+from gapo_jax.train.optimizers import path_name
 
 Params = Any
 # The parts of a decoder below and above its layers.

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gapo_jax.compilation import CompileCounter
 from gapo_jax.data.weights import locate
 from gapo_jax.models import Decoder, DecoderConfig, load_decoder
-from gapo_jax.train.compilation import CompileCounter
-from gapo_jax.train.phases import peak_memory_gb
+from gapo_jax.train.clock import peak_memory_gb
 from gapo_jax.types import Experience
 
 SMOLLM2_SIZE = DecoderConfig(

@@ -20,12 +20,12 @@ from gapo_jax.config import Config, finalize
 from gapo_jax.models import Decoder
 from gapo_jax.rollout.experience import build_experience
 from gapo_jax.rollout.sampler import make_sampler
-from gapo_jax.train.discriminator import prime
-from gapo_jax.train.interrupt import StopRequest
+from gapo_jax.train.clock import peak_memory_gb
+from gapo_jax.train.discriminator.update import prime
+from gapo_jax.train.main import open_run
 from gapo_jax.train.metrics import read_metrics
-from gapo_jax.train.online import one_round
-from gapo_jax.train.phases import peak_memory_gb
-from gapo_jax.train.run import open_run
+from gapo_jax.train.online.loop import one_round
+from gapo_jax.train.runtime import StopRequest
 from gapo_jax.train.state import Network, merge_trainable
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "gapo_quickstart.py"

@@ -20,15 +20,15 @@ from benchmarks.common import (
     timed,
 )
 from benchmarks.peers import TorchDiscriminator
+from gapo_jax.compilation import jit_step
 from gapo_jax.config import Config, presets
 from gapo_jax.models import Decoder
-from gapo_jax.train.compilation import jit_step
+from gapo_jax.train.build import discriminator_optimizer, load_discriminator
 from gapo_jax.train.forward import GeneratorSpec, init_critic, layers_to_unroll
-from gapo_jax.train.offline_steps import OfflineBatch, make_offline_step
-from gapo_jax.train.optim import make_optimizer
-from gapo_jax.train.setup import discriminator_optimizer, load_discriminator
+from gapo_jax.train.offline.steps import OfflineBatch, make_offline_step
+from gapo_jax.train.online.steps import Steps, TextBatch, as_rollout, make_steps
+from gapo_jax.train.optimizers import make_optimizer
 from gapo_jax.train.state import Network, copy_tree, start_policy
-from gapo_jax.train.steps import Steps, TextBatch, as_rollout, make_steps
 from gapo_jax.types import Experience
 
 

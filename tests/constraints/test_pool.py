@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gapo_jax.constraints.pool import Judged, JudgePool, question
+from gapo_jax.constraints.verifier_pool import Judged, JudgePool, question
 from gapo_jax.evaluate.accuracy import verify
 from gapo_jax.types import Constraint, PromptRow
 
@@ -66,7 +66,7 @@ def test_workers_have_no_jax_and_leave_signals_to_their_parent(pool):
 
 ALONE = """
 import os, signal
-from gapo_jax.constraints.pool import JudgePool, question
+from gapo_jax.constraints.verifier_pool import JudgePool, question
 from gapo_jax.records import Constraint
 if __name__ == "__main__":
     pool = JudgePool(1)

@@ -13,10 +13,11 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 
-from gapo_jax.models import Discriminator, Encoder, EncoderConfig, hf_map, save_hf
+from gapo_jax.models import Discriminator, Encoder, EncoderConfig, save_hf
 from gapo_jax.models import encoder_attention as attention
 from gapo_jax.models.encoder import encode_above
-from gapo_jax.models.hf_encoder_config import (
+from gapo_jax.models.hf import map as hf_map
+from gapo_jax.models.hf.encoder_config import (
     deberta_to_config,
     longformer_to_config,
     modernbert_to_config,

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from gguf_files import begin, finish
 
-from gapo_jax.models import Decoder, DecoderConfig, hf_map, load_decoder
-from gapo_jax.models.gguf_io import GGUFSource
+from gapo_jax.models import Decoder, DecoderConfig, load_decoder
+from gapo_jax.models.hf import map as hf_map
+from gapo_jax.models.hf.gguf import GGUFSource
 
 SIZES = dict(
     vocab_size=60,

@@ -18,7 +18,7 @@ from gapo_jax import hub, models
 from gapo_jax.data.tiny_tokenizer import character_tokenizer
 from gapo_jax.data.tokenizer import chat_prompt, load_tokenizer
 from gapo_jax.models import Decoder, DecoderConfig, Encoder, EncoderConfig
-from gapo_jax.models.hf_io import load_decoder, load_encoder, save_hf
+from gapo_jax.models.hf.io import load_decoder, load_encoder, save_hf
 
 CONFIG = DecoderConfig(
     vocab_size=110,

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gapo_jax.models import Decoder, DecoderConfig, Discriminator, Encoder, EncoderConfig, hf_map
-from gapo_jax.models.hf_config import (
+from gapo_jax.models import Decoder, DecoderConfig, Discriminator, Encoder, EncoderConfig
+from gapo_jax.models.hf import map as hf_map
+from gapo_jax.models.hf.config import (
     gemma2_to_config,
     gemma3_to_config,
     gpt2_to_config,
@@ -19,7 +20,7 @@ from gapo_jax.models.hf_config import (
     phi3_to_config,
     qwen2_to_config,
 )
-from gapo_jax.models.hf_encoder_config import bert_to_config
+from gapo_jax.models.hf.encoder_config import bert_to_config
 
 DECODER = DecoderConfig(
     vocab_size=40, num_layers=3, d_model=12, num_heads=3, num_kv_heads=1, head_dim=6, d_ff=20

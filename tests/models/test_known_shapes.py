@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gapo_jax.models import Decoder, DecoderConfig
-from gapo_jax.models.known_shapes import KNOWN, shape_of
+from gapo_jax.models.hf.known_shapes import KNOWN, shape_of
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from small_steps import (
 )
 
 from gapo_jax.config import OFFLINE_METHODS
-from gapo_jax.train.offline_steps import OfflineBatch, make_offline_step
+from gapo_jax.train.offline.steps import OfflineBatch, make_offline_step
 from gapo_jax.train.state import Network
 
 METHODS = tuple(method for method in OFFLINE_METHODS if method != "discriminator")

@@ -29,13 +29,13 @@ from small_steps import (
     weights,
 )
 
+from gapo_jax.compilation import CompileCounter
 from gapo_jax.config import ONLINE_METHODS
 from gapo_jax.models import Decoder
 from gapo_jax.rollout.sampler import make_sampler
-from gapo_jax.train.compilation import CompileCounter
+from gapo_jax.train.buckets import Frame, at_every_width
 from gapo_jax.train.forward import Scored
-from gapo_jax.train.lengths import Frame, at_every_width
-from gapo_jax.train.steps import TextBatch, judge_place, make_steps
+from gapo_jax.train.online.steps import TextBatch, judge_place, make_steps
 from gapo_jax.types import Experience
 
 METHODS = tuple(method for method in ONLINE_METHODS if method != "gapo")  # its policy step is PPO's

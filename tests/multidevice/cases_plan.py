@@ -9,7 +9,8 @@ from by_path import load
 
 from gapo_jax import sharding
 from gapo_jax.config import finalize, presets
-from gapo_jax.train import hlo_cost, plan
+from gapo_jax.plan import cost as hlo_cost
+from gapo_jax.plan import plan
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from gapo_jax.data.tiny_tokenizer import character_tokenizer
-from gapo_jax.models import Decoder, generation, hf_map, load_decoder, load_reward_model, save_hf
+from gapo_jax.models import Decoder, generation, load_decoder, load_reward_model, save_hf
+from gapo_jax.models.hf import map as hf_map
 from gapo_jax.rollout.sampler import make_sampler
 
 TOLERANCE = 1e-4

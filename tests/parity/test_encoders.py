@@ -27,7 +27,7 @@ from gapo_jax.models import (
     network_of,
     save_hf,
 )
-from gapo_jax.models.hf_files import SafetensorsSource
+from gapo_jax.models.hf.files import SafetensorsSource
 
 TOLERANCE = 1e-4
 LENGTH = 40

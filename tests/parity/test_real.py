@@ -12,7 +12,8 @@ from parity_references import gguf_model, torch_logits
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from gapo_jax.data.tokenizer import chat_prompt, decode_responses, encode_prompts, load_tokenizer
-from gapo_jax.models import Decoder, hf_map, load_decoder, load_encoder, save_hf
+from gapo_jax.models import Decoder, load_decoder, load_encoder, save_hf
+from gapo_jax.models.hf import map as hf_map
 from gapo_jax.rollout.sampler import make_sampler
 
 PROMPTS = ["Name three rivers.", "What is 17 + 25? Explain in one sentence."]

@@ -68,7 +68,7 @@ class Runs:
 
     def players(self, workdir):
         from gapo_jax.config import finalize, from_json
-        from gapo_jax.train.setup import load_players
+        from gapo_jax.train.build import load_players
 
         config = finalize(from_json(json.loads((workdir / "config.json").read_text())))
         return config, load_players(config)
@@ -81,7 +81,7 @@ class Runs:
     def states(self, workdir, *steps):
         """Return the checkpointed states at `steps`."""
         from gapo_jax.checkpoint import Checkpointer
-        from gapo_jax.train.setup import build_training, initial_state
+        from gapo_jax.train.build import build_training, initial_state
 
         config, players = self.players(workdir)
         pairs = (workdir / "pairs.jsonl").read_text().count("\n")

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from gapo_jax.config import finalize
 from gapo_jax.train import online, phases
 from gapo_jax.train import run as run_module
-from gapo_jax.train.interrupt import RunInterrupted
+from gapo_jax.train.runtime import RunInterrupted
 
 SMALL = {
     "data__bootstrap_responses": 48, "data__pairs": 24, "data__pairs_heldout": 4,

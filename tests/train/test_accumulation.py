@@ -14,7 +14,7 @@ from gapo_jax.losses import ppo_loss
 from gapo_jax.models import Decoder, DecoderConfig, Discriminator, EncoderConfig
 from gapo_jax.train import steps
 from gapo_jax.train.forward import GeneratorSpec, init_critic, lower_hidden
-from gapo_jax.train.optim import make_optimizer
+from gapo_jax.train.optimizers import make_optimizer
 from gapo_jax.train.state import Network, merge_trainable, split_trainable
 from gapo_jax.types import ACCEPTED, Experience
 

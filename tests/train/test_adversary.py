@@ -8,7 +8,7 @@ import pytest
 from gapo_jax.config import DiscriminatorConfig
 from gapo_jax.evaluate.accuracy import Verdict
 from gapo_jax.train import adversary
-from gapo_jax.train.adversary import GeneratedText
+from gapo_jax.train.discriminator.batches import GeneratedText
 from gapo_jax.types import (
     ACCEPTED,
     GENERATED,

@@ -22,10 +22,10 @@ from gapo_jax.models import (
 )
 from gapo_jax.train import discriminator as phases
 from gapo_jax.train import optim, rounds
-from gapo_jax.train.adversary import GeneratedText, LabelledText
-from gapo_jax.train.setup import load_discriminator
+from gapo_jax.train.build import load_discriminator
+from gapo_jax.train.discriminator.batches import GeneratedText, LabelledText
+from gapo_jax.train.online.steps import TextBatch, disc_penalty, disc_score, disc_update_step
 from gapo_jax.train.state import Network, RunState
-from gapo_jax.train.steps import TextBatch, disc_penalty, disc_score, disc_update_step
 from gapo_jax.types import ACCEPTED, GENERATED, REJECTED, Constraint, PreferentialPair, Rollout
 
 TOKENIZER = wordpiece_tokenizer()
@@ -215,8 +215,8 @@ def test_the_gradient_penalty_equals_finite_differences():
 
 
 def test_priming_changes_nothing_and_leaves_nothing_to_compile(network, steps):
-    from gapo_jax.train.adversary import widths
-    from gapo_jax.train.compilation import CompileCounter
+    from gapo_jax.compilation import CompileCounter
+    from gapo_jax.train.discriminator.batches import widths
 
     config = _config()
     before = jax.tree.map(np.asarray, network.params)

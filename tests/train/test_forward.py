@@ -12,7 +12,7 @@ from gapo_jax.config import Config
 from gapo_jax.models import Decoder, DecoderConfig
 from gapo_jax.sharding import ONE_DEVICE
 from gapo_jax.train import forward
-from gapo_jax.train.setup import generator_spec
+from gapo_jax.train.build import generator_spec
 from gapo_jax.train.state import merge_trainable, split_trainable
 from gapo_jax.types import Rollout
 

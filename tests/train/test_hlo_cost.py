@@ -2,7 +2,7 @@
 
 import pytest
 
-from gapo_jax.train import hlo_cost
+from gapo_jax.plan import cost as hlo_cost
 
 CYCLES = 'backend_config={"window_config":{"estimated_cycles":"%d"}}'
 PROGRAM = f"""HloModule jit_f, num_partitions=8

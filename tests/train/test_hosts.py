@@ -12,7 +12,7 @@ import time
 import pytest
 
 from gapo_jax.train import hosts
-from gapo_jax.train.hosts import HostMissing, Hosts
+from gapo_jax.train.processes import HostMissing, Hosts
 
 
 def free_port() -> int:

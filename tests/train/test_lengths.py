@@ -11,15 +11,15 @@ import numpy as np
 import optax
 import pytest
 
+from gapo_jax.compilation import CompileCounter, jit_step
 from gapo_jax.config import Config
 from gapo_jax.data.batching import epoch_order
 from gapo_jax.models import DecoderConfig
 from gapo_jax.sharding import ONE_DEVICE
 from gapo_jax.train import lengths, rounds, steps
-from gapo_jax.train.compilation import CompileCounter, jit_step
+from gapo_jax.train.buckets import Frame
 from gapo_jax.train.forward import GeneratorSpec, init_critic, score_rollout
-from gapo_jax.train.lengths import Frame
-from gapo_jax.train.objectives import policy_objective
+from gapo_jax.train.online.objectives import policy_objective
 from gapo_jax.train.state import Network, split_trainable
 from gapo_jax.types import Experience, Rollout
 

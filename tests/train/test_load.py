@@ -11,9 +11,9 @@ import pytest
 from gapo_jax import config as configuration
 from gapo_jax.checkpoint import Checkpointer
 from gapo_jax.models import save_hf
-from gapo_jax.train.built_in import TINY
-from gapo_jax.train.load import load_any, save_imported, trained_system
-from gapo_jax.train.setup import build_training, initial_state, load_players
+from gapo_jax.train.build import build_training, initial_state, load_players
+from gapo_jax.train.restore import load_any, save_imported, trained_system
+from gapo_jax.train.toy_models import TINY
 
 
 def _equal(a, b):

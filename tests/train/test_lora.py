@@ -15,12 +15,12 @@ from gapo_jax.models import Decoder, DecoderConfig, load_adapter, save_adapter, 
 from gapo_jax.rollout.sampler import make_sampler
 from gapo_jax.sharding import PARAMETER_AXES, make_mesh, param_shardings
 from gapo_jax.train import forward
-from gapo_jax.train.built_in import TINY
-from gapo_jax.train.load import load_any, load_trained_adapters
-from gapo_jax.train.optim import make_optimizer, path_name
-from gapo_jax.train.setup import build_training, initial_state, load_players
+from gapo_jax.train.build import build_training, initial_state, load_players
+from gapo_jax.train.online.steps import policy_step
+from gapo_jax.train.optimizers import make_optimizer, path_name
+from gapo_jax.train.restore import load_any, load_trained_adapters
 from gapo_jax.train.state import Network, merge_trainable, split_trainable, start_policy
-from gapo_jax.train.steps import policy_step
+from gapo_jax.train.toy_models import TINY
 from gapo_jax.types import Experience, Rollout
 
 PROMPT, RESPONSE, TEMPERATURE = 5, 4, 0.7

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from gapo_jax.compilation import CompileCounter, drop_oldest, keep_compiled_programs
 from gapo_jax.train import metrics
-from gapo_jax.train.compilation import CompileCounter, drop_oldest, keep_compiled_programs
 from gapo_jax.train.metrics import MetricsWriter, read_metrics
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from gapo_jax.config import Config
 from gapo_jax.rollout.experience import critic_free_advantages
-from gapo_jax.train.objectives import policy_objective
+from gapo_jax.train.online.objectives import policy_objective
 from gapo_jax.types import Experience
 
 GROUP, WIDTH = 4, 6

@@ -12,9 +12,9 @@ from gapo_jax.data.batching import batch_at
 from gapo_jax.data.sources import read_jsonl
 from gapo_jax.evaluate.console import judge_line
 from gapo_jax.train import inverse_q, offline, run, sgpo
-from gapo_jax.train.discriminator import mean_metrics
-from gapo_jax.train.interrupt import RunStopped, StopRequest
-from gapo_jax.train.setup import build_training, load_players
+from gapo_jax.train.build import build_training, load_players
+from gapo_jax.train.discriminator.update import mean_metrics
+from gapo_jax.train.runtime import RunStopped, StopRequest
 from gapo_jax.types import PromptRow
 
 DATA = ("bootstrap.jsonl", "pairs.jsonl", "pairs_heldout.jsonl")

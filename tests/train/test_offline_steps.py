@@ -15,10 +15,10 @@ from gapo_jax.data.tiny_tokenizer import character_tokenizer
 from gapo_jax.data.tokenizer import chat_prompt
 from gapo_jax.models import Decoder, DecoderConfig
 from gapo_jax.train import offline_steps
+from gapo_jax.train.build import Players
 from gapo_jax.train.forward import GeneratorSpec, reference_part
-from gapo_jax.train.offline_data import Encoder, drawn, fit, offline_batch
-from gapo_jax.train.optim import learning_rate, make_optimizer
-from gapo_jax.train.setup import Players
+from gapo_jax.train.offline.examples import Encoder, drawn, fit, offline_batch
+from gapo_jax.train.optimizers import learning_rate, make_optimizer
 from gapo_jax.train.state import Network, merge_trainable, split_trainable
 
 TOKENIZER = character_tokenizer()

@@ -15,13 +15,13 @@ from gapo_jax.config.presets import tiny_rounds
 from gapo_jax.evaluate.accuracy import Verdict
 from gapo_jax.rollout.generate import ended_rows
 from gapo_jax.train import sampling, setup
-from gapo_jax.train.grounding import make_grounding
-from gapo_jax.train.interrupt import StopRequest
+from gapo_jax.train.clock import PhaseClock
+from gapo_jax.train.datasets.self_generated import bootstrap, make_all_prompts, make_pairs
 from gapo_jax.train.metrics import MetricsWriter, read_metrics
-from gapo_jax.train.online import one_round
-from gapo_jax.train.phases import PhaseClock
-from gapo_jax.train.prepare import bootstrap, make_all_prompts, make_pairs
-from gapo_jax.train.rounds import Run
+from gapo_jax.train.online.loop import one_round
+from gapo_jax.train.online.phases import Run
+from gapo_jax.train.online.sft_batches import make_grounding
+from gapo_jax.train.runtime import StopRequest
 from gapo_jax.train.state import relative_change
 
 METHODS = ONLINE_METHODS  # of the configurations that are cases here

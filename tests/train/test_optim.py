@@ -106,7 +106,7 @@ def test_adafactor_keeps_little_and_steps_by_the_sign_at_first():
 
 def test_offline_methods_train_one_network_on_schedules_of_the_whole_run():
     from gapo_jax.config.presets import tiny
-    from gapo_jax.train.setup import make_optimizers
+    from gapo_jax.train.build import make_optimizers
 
     params = {"layers": {"kernel": jnp.ones((4, 4))}}
 

@@ -13,9 +13,9 @@ from gapo_jax.config.presets import tiny
 from gapo_jax.data.discriminator_text import pair_ids
 from gapo_jax.data.sources import read_pairs
 from gapo_jax.train import prepare, setup
-from gapo_jax.train.offline_data import make_examples
-from gapo_jax.train.own_data import asked, check_source, own_prompts
-from gapo_jax.train.run import claim_workdir
+from gapo_jax.train.datasets.user import asked, check_source, own_prompts
+from gapo_jax.train.main import claim_workdir
+from gapo_jax.train.offline.examples import make_examples
 
 TYPES = ("no_comma", "number_words", "number_sentences", "english_capital")
 WORDS = "stone river lamp garden bread window quiet morning paper bridge".split()

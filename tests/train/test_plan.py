@@ -10,7 +10,7 @@ import sys
 import pytest
 from by_path import ROOT
 
-from gapo_jax.train import hlo_cost
+from gapo_jax.plan import cost as hlo_cost
 
 
 def plan(*flags: str) -> subprocess.CompletedProcess[str]:

@@ -6,9 +6,9 @@ import pytest
 
 from gapo_jax.config import Config
 from gapo_jax.train import rounds
+from gapo_jax.train.datasets.self_generated import Prompts
 from gapo_jax.train.forward import Scored
-from gapo_jax.train.interrupt import RunStopped, stop_requests
-from gapo_jax.train.prepare import Prompts
+from gapo_jax.train.runtime import RunStopped, stop_requests
 from gapo_jax.types import Rollout
 
 

@@ -1,0 +1,1 @@
+"""Hugging Face, GGUF and PEFT files in and out."""

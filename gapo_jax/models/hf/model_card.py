@@ -1,0 +1,107 @@
+"""The README.md of an exported folder: what was trained, from what, how well, how to load it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from flax import linen as nn
+
+from gapo_jax.models.encoder import Encoder
+from gapo_jax.models.heads import Discriminator
+from gapo_jax.models.hf.map import Architecture
+
+MARK = "Exported by gapo_jax"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+_HEAD = """
+## The head
+
+The discriminator is this encoder plus `discriminator_head.safetensors` (kernels are [in, out]):
+{pooled} of the encoder's last hidden states, then {head}, in float32; one logit per text,
+positive = the response obeys its prompt. transformers has no class for this head. With
+`AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)` it runs the
+`modeling_discriminator.py` of this folder, which computes these logits; **without
+`trust_remote_code` it makes up a random head**, and says so in a warning alone (train with pooling
+"hf" for a head that it knows). Without that file, load the parts:
+
+```python
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel
+encoder = AutoModel.from_pretrained({arguments})
+head = load_file(f"{{folder}}/discriminator_head.safetensors")
+{given}hidden = encoder(**batch).last_hidden_state
+{code}
+logits = (pooled @ head["out/kernel"] + head["out/bias"])[:, 0]
+```
+"""
+_GLOBAL = """first = torch.zeros_like(batch["attention_mask"])
+first[:, 0] = 1  # the first token sees all
+batch = {**batch, "global_attention_mask": first}
+"""
+_MEAN = """mask = batch["attention_mask"][..., None].float()
+pooled = (hidden * mask).sum(1) / mask.sum(1)"""
+_CLS = "pooled = hidden[:, 0]"
+_HIDDEN = '\npooled = (pooled @ head["up/kernel"] + head["up/bias"]).tanh()'
+
+
+def write(
+    module: nn.Module,
+    arch: Architecture,
+    dtype: str,
+    method: str | None = None,
+    base: str | None = None,
+    metrics: Mapping[str, Any] | None = None,
+) -> str:
+    """Return the card's text. `metrics` maps names to numbers, text, or {"value", "low", "high"}
+    with a 95% interval; a `base` that is a hub id also goes into the front matter."""
+    front = ["---", "library_name: transformers", "tags:", "- gapo_jax"]
+    if base and _HUB_ID.fullmatch(base):
+        front.append(f"base_model: {base}")
+    kind = type(module).__name__.lower()
+    lines = [
+        *front,
+        "---",
+        "",
+        f"# {arch.class_name}, a {kind}" + (f" trained by {method}" if method else ""),
+        "",
+        f"{MARK} (JAX/Flax) in {dtype}.",
+        "",
+        f"- method: {method or 'none (converted, not trained)'}",
+        f"- base: {base or 'not stated'}",
+    ]
+    if metrics:
+        lines += ["", "| metric | value |", "|---|---|"]
+        lines += [f"| {name} | {_number(value)} |" for name, value in metrics.items()]
+    if isinstance(module, Discriminator) and not module.is_hf:
+        lines.append(_head(module, arch))
+    elif isinstance(module, Encoder):
+        lines += ["", f"Load with `AutoModel.from_pretrained({_arguments(arch)})`."]
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: Any) -> str:
+    """Return one cell of the metrics table."""
+    if isinstance(value, Mapping):
+        return f"{value['value']:.4g} (95% {value['low']:.4g} to {value['high']:.4g})"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _arguments(arch: Architecture) -> str:
+    """Return the arguments that load the encoder without a pooler, which it has not learned."""
+    pooler = arch.model_type in ("bert", "roberta", "longformer")
+    return "folder" + ", add_pooling_layer=False" * pooler
+
+
+def _head(module: Discriminator, arch: Architecture) -> str:
+    """Return the section on a head that transformers has no class for."""
+    hidden = module.hidden_dim is not None
+    return _HEAD.format(
+        pooled="the mean over real tokens" if module.pooling == "mean" else "the first token",
+        head=f"a tanh layer of {module.hidden_dim} and a linear map" if hidden else "a linear map",
+        arguments=_arguments(arch),
+        given=_GLOBAL if module.config.global_first else "",
+        code=(_MEAN if module.pooling == "mean" else _CLS) + (_HIDDEN if hidden else ""),
+    )

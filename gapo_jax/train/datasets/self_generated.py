@@ -1,0 +1,280 @@
+"""The data of a run, made from the starting generator: responses, preferential pairs, prompts.
+
+Nothing is downloaded: our own tasks are answered once by the generator, the verifiers find which
+constraints each answer happens to satisfy (hindsight), and augmentation makes the prompts that it
+violates. What was made lies in the workdir, so that a continued run reads it back. The user's own
+data take the place of all this in `own_data.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from gapo_jax import constraints
+from gapo_jax.config import Config, system_text
+from gapo_jax.constraints.visibility import check_visibility, enforce
+from gapo_jax.data.curriculum import easiest_first
+from gapo_jax.data.discriminator_text import pair_ids
+from gapo_jax.data.preferences import response_pairs
+from gapo_jax.data.preferential import build_pairs
+from gapo_jax.data.prompts import make_prompts
+from gapo_jax.data.sources import read_jsonl, read_pairs, write_jsonl, write_pairs
+from gapo_jax.data.tasks import Task, tasks
+from gapo_jax.rollout.generate import (
+    ended_rows,
+    generate,
+    prompt_lengths,
+    prompt_width,
+    row_keys,
+)
+from gapo_jax.rollout.stops import stop_strings
+from gapo_jax.train.build import Players
+from gapo_jax.types import Preference, PreferentialPair, PromptRow, Rollout
+
+BOOTSTRAP_STREAM = 100
+PAIRS = {"train": "pairs.jsonl", "test": "pairs_heldout.jsonl"}  # of a workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """The prompts of a run: `train` to learn on, `heldout` to measure on; `width` is P of all of
+    them (so that one sampler serves all), `train_width` of the former alone."""
+
+    type_ids: tuple[str, ...]
+    train: list[PromptRow]
+    heldout: dict[str, list[PromptRow]]
+    bootstrap: list[PromptRow]
+    width: int
+    train_width: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """Preferential pairs to train on, and others to measure the discriminator on; `compared` are
+    the former as the discriminator reads them (`data.preference`). With a curriculum the easy ones
+    come first."""
+
+    train: list[PreferentialPair]
+    heldout: list[PreferentialPair]
+    compared: Sequence[Preference]
+
+
+def visible_types(config: Config, players: Players, wanted: Sequence[str]) -> tuple[str, ...]:
+    """Return those of the constraint types that the discriminator can see.
+
+    Raises:
+        ValueError: with `data.on_invisible="refuse"`, naming the types that it cannot see.
+    """
+    limit = config.discriminator.max_tokens
+
+    def encode(prompt: str, response: str) -> list[int]:
+        return pair_ids(players.disc_tokenizer, prompt, response, limit)[0]
+
+    words = max_words(config)
+    report = check_visibility(wanted, encode, max_length=limit, response_words=words)
+    return tuple(enforce(report, on_invisible=config.data.on_invisible))
+
+
+def max_words(config: Config) -> int:
+    """Return the number of words that an answer can hold: English takes 4/3 tokens a word."""
+    return config.sampling.max_new_tokens * 3 // 4
+
+
+def fitting(
+    config: Config, players: Players, rows: list[PromptRow], count: int, name: str
+) -> list[PromptRow]:
+    """Return the first `count` of the composed prompts that are short enough.
+
+    Raises:
+        ValueError: most are too long; gives the lengths and the key to change.
+    """
+    limit = config.data.max_prompt_tokens
+    prompts = [row.prompt for row in rows]
+    lengths = prompt_lengths(players.tokenizer, prompts, system_text(config))
+    short = [row for row, length in zip(rows, lengths, strict=True) if length <= limit]
+    if 2 * len(short) < len(rows):
+        raise ValueError(
+            f"{len(rows) - len(short)} of {len(rows)} composed prompts ({name}) are longer than "
+            f"config.data.max_prompt_tokens={limit}: their median is "
+            f"{sorted(lengths)[len(lengths) // 2]} tokens; raise the limit"
+        )
+    return short[:count]
+
+
+def make_all_prompts(config: Config, players: Players) -> Prompts:
+    """Compose training, held-out and bootstrap prompts; a function of the seed alone.
+
+    Raises:
+        ValueError: as `visible_types` and `fitting`.
+    """
+    type_ids = visible_types(config, players, constraints.resolve(config.data.types))
+    data = config.data
+
+    def make(split: Any, count: int, stream: int, phrasing: str, limit: int) -> list[PromptRow]:
+        rng = np.random.default_rng([config.seed, stream])
+        rows = make_prompts(
+            tasks(split),
+            type_ids,
+            count * 3 // 2,
+            rng,
+            phrasing,
+            limit,
+            max_words=max_words(config),
+        )
+        return fitting(config, players, rows, count, split)
+
+    train = make("train", data.prompts, 10, "train", data.max_constraints)
+    count = config.eval.prompts_per_set
+    heldout = {
+        "heldout_topics": make("heldout_topics", count, 11, "train", data.max_constraints),
+        "heldout_phrasings": make("heldout_phrasings", count, 12, "heldout", data.max_constraints),
+    }
+    starts = bootstrap_prompts(config, players, type_ids)
+    found = prompt_widths(config, players, train, [*heldout.values(), starts])
+    return Prompts(type_ids, train, heldout, starts, *found)
+
+
+def prompt_widths(
+    config: Config,
+    players: Players,
+    train: list[PromptRow],
+    others: Sequence[list[PromptRow]],
+) -> tuple[int, int]:
+    """Return (width, train_width) of `Prompts`.
+
+    Raises:
+        ValueError: as `prompt_width`.
+    """
+    limit, system = config.data.max_prompt_tokens, system_text(config)
+
+    def width(rows: list[PromptRow]) -> int:
+        return prompt_width(players.tokenizer, [row.prompt for row in rows], system, limit)
+
+    trained = width(train)
+    return max([trained, *(width(rows) for rows in others if rows)]), trained
+
+
+def bootstrap_prompts(
+    config: Config, players: Players, type_ids: tuple[str, ...]
+) -> list[PromptRow]:
+    """Return the prompts whose answers become pairs: several for each of some training tasks.
+
+    Half of a task's prompts are bare, half ask for one constraint, so that answers differ in what
+    they satisfy.
+    """
+    data, rng = config.data, np.random.default_rng([config.seed, 13])
+    pool = tasks("train")
+    count = -(-data.bootstrap_responses // data.responses_per_task)
+    chosen = [pool[i] for i in rng.permutation(len(pool))[:count]]
+    asked = data.responses_per_task // 2
+    rows = make_prompts(
+        chosen * asked, type_ids, len(chosen) * asked, rng, "train", 1, max_words=max_words(config)
+    )
+    rows = fitting(config, players, rows, len(rows), "bootstrap")
+    for task in chosen:
+        bare = PromptRow(f"bare-{task.text}", task.text, task.text, ())
+        rows += [bare] * (data.responses_per_task - asked)
+    return rows[: data.bootstrap_responses]
+
+
+def ended_responses(config: Config, players: Players, rollout: Rollout) -> np.ndarray:
+    """Return which responses hold their end-of-sequence token or a stop string, bool [B]."""
+    stops = stop_strings(players.tokenizer, config.sampling.stop)
+    return ended_rows(rollout, players.decoder.config.eos_ids, stops)
+
+
+def bootstrap(
+    config: Config,
+    players: Players,
+    prompts: Prompts,
+    workdir: Path,
+    on_batch: Callable[[int], object] = lambda done: None,
+) -> list[tuple[Task, str]]:
+    """Return (task, response) of the starting generator, sampled once and kept in the workdir."""
+    if not prompts.bootstrap:
+        return []
+    path = workdir / "bootstrap.jsonl"
+    by_text = {task.text: task for task in tasks("train")}
+    if not path.exists():
+        generated = generate(
+            players.sample,
+            players.for_sampling(players.base),
+            players.tokenizer,
+            [row.prompt for row in prompts.bootstrap],
+            row_keys(jax.random.key(config.seed), BOOTSTRAP_STREAM, count=len(prompts.bootstrap)),
+            batch_size=config.sampling.batch_size,
+            width=prompts.width,
+            temperature=config.sampling.temperature,
+            system=system_text(config),
+            stop=config.sampling.stop,
+            on_batch=on_batch,
+        )
+        ended_B = ended_responses(config, players, generated.rollout)
+        records = [
+            {"task": row.task, "prompt": row.prompt, "response": text, "ended": bool(ended)}
+            for row, text, ended in zip(prompts.bootstrap, generated.texts, ended_B, strict=True)
+        ]
+        write_jsonl(path, records)
+    return [(by_text[record["task"]], record["response"]) for record in read_jsonl(path)]
+
+
+def split_rows(rows: list[tuple[Task, str]], seed: int) -> tuple[list[Any], list[Any]]:
+    """Split responses by topic: a tenth of the topics for measuring, the rest for training."""
+    topics = sorted({task.topic for task, _ in rows})
+    order = np.random.default_rng([seed, 15]).permutation(len(topics))
+    held = {topics[i] for i in order[: max(1, len(topics) // 10)]}
+    return (
+        [row for row in rows if row[0].topic not in held],
+        [row for row in rows if row[0].topic in held],
+    )
+
+
+def make_pairs(
+    config: Config, type_ids: tuple[str, ...], rows: list[tuple[Task, str]], workdir: Path
+) -> Pairs:
+    """Return preferential pairs, each proven by the verifiers; kept in the workdir.
+
+    Raises:
+        ValueError: no pair could be made of the responses.
+    """
+    paths = [workdir / name for name in PAIRS.values()]
+    if not paths[1].exists():
+        halves = split_rows(rows, config.seed)
+        counts = config.data.pairs, config.data.pairs_heldout
+        for path, half, count, stream in zip(paths, halves, counts, (16, 17), strict=True):
+            rng = np.random.default_rng([config.seed, stream])
+            pairs = build_pairs(
+                half,
+                type_ids=type_ids,
+                num_pairs=count,
+                rng=rng,
+                edited_fraction=config.data.edited_fraction,
+            )
+            write_pairs(path, pairs)
+    train, heldout = (read_pairs(path) for path in paths)
+    if config.data.curriculum:
+        train = easiest_first(train)
+    return Pairs(train, heldout, compared_pairs(config, train))
+
+
+def compared_pairs(config: Config, pairs: list[PreferentialPair]) -> Sequence[Preference]:
+    """Return pairs as the discriminator reads them, by `data.preference`.
+
+    Raises:
+        ValueError: they cannot be read so.
+    """
+    if config.data.preference == "prompts":
+        return pairs
+    compared = response_pairs(pairs)
+    if not compared:
+        raise ValueError(
+            f"none of the {len(pairs)} pairs has a prompt that occurs both accepted and "
+            "rejected, as config.data.preference='responses' needs; set it to 'prompts'"
+        )
+    return compared

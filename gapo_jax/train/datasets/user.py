@@ -1,0 +1,218 @@
+"""The data of a run, from a folder of preferential pairs that scripts/build_data.py wrote.
+
+What is taken of it is copied into the workdir, so that a continued run does not depend on the
+folder. Pairs come and go in whole cycles (`data/cycles.py`): with a part of one, a prompt would be
+more often accepted than rejected, and give its label away.
+"""
+
+from __future__ import annotations
+
+import collections
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from gapo_jax import constraints
+from gapo_jax.config import ONLINE_METHODS, Config
+from gapo_jax.config.offline import learns_from_pairs
+from gapo_jax.config.online import asks_discriminator
+from gapo_jax.data.curriculum import cycles_of
+from gapo_jax.data.discriminator_text import encode_texts
+from gapo_jax.data.preferences import preferential_responses
+from gapo_jax.data.selection import Cycle
+from gapo_jax.data.sources import (
+    MINED,
+    accepted_prompts,
+    read_pairs,
+    read_prompts,
+    write_pairs,
+    write_prompts,
+)
+from gapo_jax.train.build import Players
+from gapo_jax.train.datasets.self_generated import (
+    PAIRS,
+    Prompts,
+    compared_pairs,
+    fitting,
+    prompt_widths,
+    visible_types,
+)
+from gapo_jax.train.offline.examples import make_examples
+from gapo_jax.types import Constraint, PreferentialPair
+
+log = logging.getLogger("gapo_jax")
+HELDOUT = "heldout_tasks"
+_PROMPTS = {"train": "prompts_train.jsonl", "test": "prompts_heldout.jsonl"}
+
+
+def check_source(config: Config, workdir: Path) -> None:
+    """Check that the method can use what `config.data.source` holds, without any model; nothing to
+    check where a run has taken its part already.
+
+    Raises:
+        FileNotFoundError: the folder is not what build_data.py wrote.
+        ValueError: a row cannot be read, or too few are of use to the method; names the key.
+    """
+    if not config.data.source or (workdir / _PROMPTS["test"]).exists():
+        return
+    mined = {side: _read(config, side) for side in MINED}
+    wanted = set(_found_types(config, mined))
+    pairs, method = mined["train"], config.method
+    pairs = [pair for pair in pairs if all(c.id in wanted for c in asked(pair))]
+    judged = method == "discriminator" or (method in ONLINE_METHODS and asks_discriminator(config))
+    if config.data.preference == "responses" and judged:
+        compared_pairs(config, pairs)
+    if method == "sgpo":
+        found = len(preferential_responses(pairs))
+    elif learns_from_pairs(config):
+        found = len(make_examples(config, pairs))
+    else:
+        return
+    if found < config.offline.batch_size:
+        raise ValueError(
+            f"config.data.source={config.data.source} gives {method} {found} examples, fewer than "
+            f"config.offline.batch_size={config.offline.batch_size}; lower that, or mine more"
+        )
+
+
+def own_prompts(config: Config, players: Players, workdir: Path) -> Prompts:
+    """Return the accepted prompts of mined pairs, those of the test side held out; the pairs go
+    into the workdir, where `prepare.make_pairs` finds them.
+
+    Raises:
+        FileNotFoundError: `config.data.source` is not what build_data.py wrote.
+        ValueError: too little of it can be used: other types, too long, invisible.
+    """
+    if not (workdir / _PROMPTS["test"]).exists():
+        _take(config, players, workdir)
+    rows = {side: read_prompts(workdir / name) for side, name in _PROMPTS.items()}
+    present = {c.id for part in rows.values() for row in part for c in row.constraints}
+    type_ids = tuple(name for name in constraints.types("all") if name in present)
+    found = prompt_widths(config, players, rows["train"], [rows["test"]])
+    return Prompts(type_ids, rows["train"], {HELDOUT: rows["test"]}, [], *found)
+
+
+def _take(config: Config, players: Players, workdir: Path) -> None:
+    """Choose pairs and prompts of the folder and write them; the last file says that all are."""
+    data = config.data
+    mined = {side: _read(config, side) for side in MINED}
+    seen = set(visible_types(config, players, _found_types(config, mined)))
+    counts = {
+        "train": (data.pairs, data.prompts),
+        "test": (data.pairs_heldout, config.eval.prompts_per_set),
+    }
+    limit = config.discriminator.max_tokens
+    for stream, (side, pairs) in enumerate(mined.items(), 10):
+        where = f"{data.source}/{MINED[side]}"
+        reason = "constraints of types that are not in use (config.data.types)"
+        cycles = usable(in_cycles(pairs), lambda part: _ask_only(part, seen), where, reason)
+        reason = f"texts longer than config.discriminator.max_tokens={limit}"
+        cycles = usable(cycles, lambda part: _seen_whole(config, players, part), where, reason)
+        rng = np.random.default_rng([config.seed, stream])
+        write_pairs(workdir / PAIRS[side], some_cycles(cycles, counts[side][0], rng))
+        rows = accepted_prompts(_flat(cycles), side)
+        rows = [rows[i] for i in rng.permutation(len(rows))]
+        write_prompts(
+            workdir / _PROMPTS[side], fitting(config, players, rows, counts[side][1], where)
+        )
+
+
+def _found_types(config: Config, mined: Mapping[str, Cycle]) -> list[str]:
+    present = {c.id for pairs in mined.values() for pair in pairs for c in asked(pair)}
+    found = [name for name in constraints.resolve(config.data.types) if name in present]
+    if not found:
+        raise ValueError(
+            f"config.data.source={config.data.source} has pairs of other types only "
+            f"({sorted(present)}) than config.data.types; name those, or a family such as 'ifeval'"
+        )
+    return found
+
+
+def asked(pair: PreferentialPair) -> tuple[Constraint, ...]:
+    """Return the constraints of both prompts of a pair."""
+    return pair.accepted + pair.rejected
+
+
+def _ask_only(pairs: Sequence[PreferentialPair], type_ids: set[str]) -> list[bool]:
+    return [all(constraint.id in type_ids for constraint in asked(pair)) for pair in pairs]
+
+
+def _read(config: Config, side: str) -> list[PreferentialPair]:
+    source, path = config.data.source, Path(config.data.source) / MINED[side]
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"config.data.source={source} has no {path.name}: wanted a folder that "
+            "`scripts/build_data.py mine --out DIR` wrote"
+        )
+    if side == "test" and not path.stat().st_size:
+        raise ValueError(
+            f"{path} is empty, and the held-out prompts come from it: mine again with a larger "
+            "--test-fraction, or more tasks"
+        )
+    try:
+        return read_pairs(path)
+    except ValueError as error:
+        raise ValueError(
+            f"config.data.source={source}: {error}. config.method={config.method!r} needs an "
+            "accepted and a rejected prompt in every row, as `scripts/build_data.py mine --source "
+            "ROWS.jsonl --out DIR` makes them of tasks and responses"
+        ) from error
+
+
+def _seen_whole(config: Config, players: Players, pairs: Sequence[PreferentialPair]) -> list[bool]:
+    """Return of each pair whether the discriminator sees both texts to their ends."""
+    sides = [side for pair in pairs for side in pair.sides]
+    encoded = encode_texts(
+        players.disc_tokenizer,
+        [prompt for prompt, _ in sides],
+        [response for _, response in sides],
+        config.discriminator.max_tokens,
+    )
+    cut_B = np.asarray(encoded.truncated_B)
+    return [not (first or second) for first, second in zip(cut_B[::2], cut_B[1::2], strict=True)]
+
+
+def in_cycles(pairs: Sequence[PreferentialPair]) -> list[Cycle]:
+    """Return the pairs grouped by cycle, each in the order of its first pair."""
+    cycles: dict[int, Cycle] = collections.defaultdict(list)
+    for pair, cycle in zip(pairs, cycles_of(pairs).tolist(), strict=True):
+        cycles[cycle].append(pair)
+    return list(cycles.values())
+
+
+def _flat(cycles: Sequence[Cycle]) -> Cycle:
+    return [pair for cycle in cycles for pair in cycle]
+
+
+def usable(
+    cycles: Sequence[Cycle],
+    test: Callable[[Sequence[PreferentialPair]], Sequence[bool]],
+    where: str,
+    reason: str,
+) -> list[Cycle]:
+    """Return the cycles all of whose pairs pass `test`, which says so of each of many pairs; say
+    how many pairs are left out, and why.
+
+    Raises:
+        ValueError: none is left.
+    """
+    passed = iter(test(_flat(cycles)))
+    found = [cycle for cycle in cycles if all([next(passed) for _ in cycle])]
+    total, kept = (sum(map(len, part)) for part in (cycles, found))
+    left_out = f"{total - kept} of {total} pairs of {where} are left out: {reason}"
+    if not found:
+        raise ValueError(f"{left_out}; nothing remains to train on, so change that key")
+    if kept < total:
+        log.warning(left_out)
+    return found
+
+
+def some_cycles(cycles: Sequence[Cycle], count: int, rng: np.random.Generator) -> Cycle:
+    """Return at most `count` pairs, in whole cycles chosen at random; one cycle at least."""
+    chosen: Cycle = []
+    for index in rng.permutation(len(cycles)).tolist():
+        if not chosen or len(chosen) + len(cycles[index]) <= count:
+            chosen += cycles[index]
+    return chosen

@@ -1,0 +1,1 @@
+"""The discriminator's batches, steps and updates."""

@@ -1,0 +1,267 @@
+"""The discriminator's side of a round: which texts it sees, with which targets, and how often.
+
+Algorithm 1 of GAPO (arXiv 2503.20194): accepted prompts 1, rejected prompts 0, generated text by
+the label policy. Everything here is decided on the host from (seed, round) alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from gapo_jax.config import DiscriminatorConfig
+from gapo_jax.data.batching import batch_at
+from gapo_jax.data.discriminator_text import encode_discriminator
+from gapo_jax.evaluate.accuracy import Verdict
+from gapo_jax.evaluate.text_health import repetition
+from gapo_jax.train.online.steps import TextBatch
+from gapo_jax.types import ACCEPTED, GENERATED, REJECTED, Preference
+
+
+class LabelledText(NamedTuple):
+    """One text for the discriminator: prompt, response, class id and target in [0, 1]."""
+
+    prompt: str
+    response: str
+    kind: int
+    target: float
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratedText:
+    """A sampled response, and whether it counts as a good answer: see `is_accepted`."""
+
+    prompt: str
+    response: str
+    verified: bool
+    round: int
+
+
+def is_accepted(config: DiscriminatorConfig, verdict: Verdict) -> bool:
+    """Return whether every constraint holds (strict) and the text does not repeat itself."""
+    return all(verdict.strict) and repetition(verdict.response) <= config.max_repetition
+
+
+def pair_texts(pair: Preference, positive: float) -> tuple[LabelledText, LabelledText]:
+    """Return the accepted and the rejected text of a pair."""
+    accepted, rejected = pair.sides
+    return (
+        LabelledText(*accepted, ACCEPTED, positive),
+        LabelledText(*rejected, REJECTED, 0.0),
+    )
+
+
+def label_generated(
+    texts: Sequence[GeneratedText], config: DiscriminatorConfig
+) -> list[LabelledText]:
+    """Give generated text its target by `config.label_policy`; `drop_verified` leaves some out."""
+    labelled = []
+    for text in texts:
+        if config.label_policy == "drop_verified" and text.verified:
+            continue
+        target = {
+            "paper": 0.0,
+            "soft": config.soft_label,
+            "verified": config.positive_label if text.verified else 0.0,
+            "drop_verified": 0.0,
+        }[config.label_policy]
+        labelled.append(LabelledText(text.prompt, text.response, GENERATED, target))
+    return labelled
+
+
+def round_texts(
+    config: DiscriminatorConfig,
+    pairs: Sequence[Preference],
+    fresh: Sequence[GeneratedText],
+    store: Sequence[GeneratedText],
+    *,
+    seed: int,
+    round_index: int,
+) -> list[LabelledText]:
+    """Compose the texts of one round's update, in batches of like length (`like_lengths`).
+
+    Of updates_per_round * batch_size texts, `generated_fraction` are generated (of which
+    `replay_fraction` from earlier rounds, as far as the store holds them) and the rest are half
+    accepted, half rejected, as pairs. Generated texts repeat when there are too
+    few of them, so the mix really has the share that was asked for; when the label policy leaves
+    none, the real texts take their room. For the Bradley-Terry loss the same shares hold of half as
+    many comparisons of two texts, see `compared`.
+    """
+    rng = np.random.default_rng([seed, round_index, 1])
+    pairwise = config.loss == "bradley_terry"
+    total = config.updates_per_round * config.batch_size // (2 if pairwise else 1)
+    wanted = round(total * config.generated_fraction)
+    new, old = label_generated(fresh, config), label_generated(store, config)
+    if not (new or old):
+        wanted = 0
+    from_store = min(round(wanted * config.replay_fraction), len(old))
+    if not new:
+        from_store = wanted
+    generated = _draw(rng, new, wanted - from_store) + _draw(rng, old, from_store)
+    num_pairs = total if pairwise else -(-(total - wanted) // 2)
+    chosen = batch_at(seed, round_index, len(pairs), num_pairs) if num_pairs else []
+    real = [text for i in chosen for text in pair_texts(pairs[i], config.positive_label)]
+    if pairwise:
+        units = compared(rng, generated, real, total)
+    else:
+        units = [(text,) for text in (*generated, *real[: total - wanted])]
+    rows = config.batch_size // (2 if pairwise else 1)
+    return [text for unit in like_lengths(rng, units, rows) for text in unit]
+
+
+def like_lengths(
+    rng: np.random.Generator, units: Sequence[tuple[LabelledText, ...]], rows: int
+) -> list[tuple[LabelledText, ...]]:
+    """Arrange texts (or comparisons) so that `rows` neighbours are a batch of like length; the
+    batches come in a random order, one that is not full last.
+
+    Each kind of text (class and target) is spread over the batches as evenly as it goes, its
+    shortest texts into the first and its longest into the last: a batch has the mix of the round,
+    and is padded to little more than it holds.
+    """
+    kinds: dict[Any, list[int]] = {}
+    for i in rng.permutation(len(units)):
+        kinds.setdefault(tuple((text.kind, text.target > 0.5) for text in units[i]), []).append(i)
+    place = np.zeros(len(units))
+    for members in kinds.values():
+        members.sort(key=lambda i: max(len(text.prompt + text.response) for text in units[i]))
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+    order = np.argsort(place, kind="stable")
+    full = len(units) // rows
+    starts = [int(batch) * rows for batch in rng.permutation(full)] + [full * rows]
+    return [units[i] for start in starts for i in order[start : start + rows]]
+
+
+def compared(
+    rng: np.random.Generator,
+    generated: Sequence[LabelledText],
+    real: Sequence[LabelledText],
+    total: int,
+) -> list[tuple[LabelledText, ...]]:
+    """Arrange texts as `total` comparisons (better, worse) for the Bradley-Terry loss.
+
+    A generated text stands against one of the other label: of the same prompt if the round has
+    sampled such a one, which is what the policy's advantages compare, else a real text (as Eq. 6
+    of GAPO contrasts accepted responses with generated ones). The other comparisons are pairs as
+    they came: accepted, rejected, accepted, ...
+    """
+    by_prompt: dict[tuple[str, bool], list[LabelledText]] = {}
+    for text in generated:
+        by_prompt.setdefault((text.prompt, text.target > 0.5), []).append(text)
+    pairs: list[tuple[LabelledText, ...]] = []
+    for text in generated:
+        good = text.target > 0.5
+        others = by_prompt.get((text.prompt, not good)) or real[good::2]
+        other = others[int(rng.integers(len(others)))]
+        pairs.append((text, other) if good else (other, text))
+    return pairs + list(zip(real[::2], real[1::2], strict=True))[: total - len(pairs)]
+
+
+def _draw(
+    rng: np.random.Generator, texts: Sequence[LabelledText], count: int
+) -> list[LabelledText]:
+    """Draw `count` texts without replacement, starting over when all are used."""
+    drawn: list[LabelledText] = []
+    while len(drawn) < count:
+        order = rng.permutation(len(texts))[: count - len(drawn)]
+        drawn += [texts[i] for i in order]
+    return drawn
+
+
+def update_store(
+    store: Sequence[GeneratedText],
+    fresh: Sequence[GeneratedText],
+    capacity: int,
+    *,
+    seed: int,
+    round_index: int,
+) -> list[GeneratedText]:
+    """Add a round's texts to the replay store: no duplicates, random eviction when it is full."""
+    seen = {(text.prompt, text.response) for text in store}
+    merged = list(store)
+    for text in fresh:
+        if (text.prompt, text.response) not in seen:
+            seen.add((text.prompt, text.response))
+            merged.append(text)
+    if len(merged) <= capacity:
+        return merged
+    rng = np.random.default_rng([seed, round_index, 2])
+    keep = np.sort(rng.permutation(len(merged))[:capacity])
+    return [merged[i] for i in keep]
+
+
+def store_to_json(store: Sequence[GeneratedText]) -> list[dict[str, Any]]:
+    """Return the replay store as JSON-ready records."""
+    return [dataclasses.asdict(text) for text in store]
+
+
+def store_from_json(records: Sequence[dict[str, Any]]) -> list[GeneratedText]:
+    """Rebuild the replay store from `store_to_json`."""
+    return [GeneratedText(**record) for record in records]
+
+
+def class_weights(targets: Sequence[float], balance: bool) -> np.ndarray:
+    """Return a weight for each text, float32 [B], mean 1.
+
+    With `balance` the positive and the negative mass are equal, whatever the label policy makes
+    of the generated text; a batch with one side only keeps weight 1.
+    """
+    targets_B = np.asarray(targets, np.float32)
+    positive, count = float(targets_B.sum()), len(targets_B)
+    if not balance or positive <= 0 or positive >= count:
+        return np.ones(count, np.float32)
+    up, down = count / (2 * positive), count / (2 * (count - positive))
+    return (targets_B * up + (1 - targets_B) * down).astype(np.float32)
+
+
+def widths(max_tokens: int) -> tuple[int, ...]:
+    """Return the padded lengths in use: three eighths, a half, two thirds and all of the limit."""
+    return tuple(sorted({max(8, -(-max_tokens * part // 24)) for part in (9, 12, 16, 24)}))
+
+
+def make_batch(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[LabelledText],
+    weights: Sequence[float] | np.ndarray,
+    config: DiscriminatorConfig,
+) -> TextBatch:
+    """Encode texts as one batch of `config.batch_size` rows; missing rows get weight 0."""
+    padded = list(texts) + [texts[-1]] * (config.batch_size - len(texts))
+    tokens_BT, mask_BT, type_ids_BT = encode_discriminator(
+        tokenizer,
+        [text.prompt for text in padded],
+        [text.response for text in padded],
+        config.max_tokens,
+        pad_to=widths(config.max_tokens),
+    )
+    weights_B = np.zeros(config.batch_size, np.float32)
+    weights_B[: len(texts)] = weights
+    return TextBatch(
+        tokens_BT=jnp.asarray(tokens_BT),
+        mask_BT=jnp.asarray(mask_BT),
+        type_ids_BT=jnp.asarray(type_ids_BT),
+        targets_B=jnp.array([text.target for text in padded], jnp.float32),
+        weights_B=jnp.asarray(weights_B),
+        classes_B=jnp.array([text.kind for text in padded], jnp.int32),
+    )
+
+
+def batches(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[LabelledText],
+    config: DiscriminatorConfig,
+) -> Iterator[TextBatch]:
+    """Yield the texts in their order as encoded batches, weighted over the whole of them.
+
+    Comparisons (Bradley-Terry) have two sides of equal mass anyway and are not weighted.
+    """
+    balance = config.balance_classes and config.loss == "bce"
+    weights_B = class_weights([text.target for text in texts], balance)
+    for start in range(0, len(texts), config.batch_size):
+        part = slice(start, start + config.batch_size)
+        yield make_batch(tokenizer, texts[part], weights_B[part], config)

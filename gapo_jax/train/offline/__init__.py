@@ -1,0 +1,1 @@
+"""Updates of the methods that learn from fixed examples."""

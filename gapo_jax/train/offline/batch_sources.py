@@ -1,0 +1,112 @@
+"""What a round of an offline method learns from: the batch of each update, and the update."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from gapo_jax.data.preferences import Example
+from gapo_jax.train.buckets import at_every_width
+from gapo_jax.train.build import needs_discriminator
+from gapo_jax.train.discriminator.batches import LabelledText, batches, pair_texts
+from gapo_jax.train.discriminator.update import score_texts, warmup_order
+from gapo_jax.train.offline.examples import (
+    cut_off_texts,
+    fit,
+    make_examples,
+    offline_batch,
+)
+from gapo_jax.train.online.phases import Run, pairs_in_use
+from gapo_jax.train.state import Network, RunState
+from gapo_jax.types import GENERATED
+
+log = logging.getLogger("gapo_jax")
+Update = Callable[[Network, Any], tuple[Network, dict[str, jax.Array]]]
+
+
+class Lesson(NamedTuple):
+    """One round: the batch of update number n (counted over the whole run), and the update."""
+
+    batch: Callable[[int], Any]
+    update: Update
+
+
+# (state at the start of a round, its index) -> its lesson
+Teacher = Callable[[RunState, int], Lesson]
+
+
+def policy_update(run: Run, widths: Sequence[int] = ()) -> Update:
+    """Return the compiled update of the generator by the run's method, for batches in a frame of
+    one of the `widths` or, if there are none, without a frame."""
+    step = at_every_width(run.training.offline, widths)
+    return lambda network, batch: step(network, run.players.base, batch)
+
+
+def fixed_teacher(run: Run, state: RunState) -> Teacher:
+    """Return the lessons of a method whose examples are made once, of the pairs.
+
+    Raises:
+        ValueError: the pairs give too few examples that fit.
+    """
+    examples, encoder = fit(
+        run.config,
+        run.players,
+        make_examples(run.config, run.pairs.train),
+        cut_off_texts(run.workdir),
+    )
+    config = run.config
+    seen = config.rounds * run.updates_per_round * config.offline.batch_size
+    log.info("%d examples, each learned from %.1f times", len(examples), seen / len(examples))
+    rewards: dict[tuple[str, str], float] = {}
+    if needs_discriminator(run.config):
+        rewards = discriminator_rewards(run, state, examples)
+    lesson = Lesson(
+        functools.partial(offline_batch, run.config, encoder, examples, rewards),
+        policy_update(run, encoder.widths),
+    )
+    return lambda state, index: lesson
+
+
+def discriminator_rewards(
+    run: Run, state: RunState, examples: list[Example]
+) -> dict[tuple[str, str], float]:
+    """Return the warmed-up discriminator's logit of every (prompt, response)."""
+    sides = list(dict.fromkeys((s.prompt, s.response) for sides in examples for s in sides))
+    logits_N = score_texts(
+        run.training.steps,
+        state.discriminator.params,
+        run.players.disc_tokenizer,
+        [LabelledText(*side, GENERATED, 0.0) for side in sides],
+        run.config.discriminator,
+    )
+    return {side: float(logit) for side, logit in zip(sides, logits_N, strict=True)}
+
+
+def discriminator_teacher(run: Run, state: RunState) -> Teacher:
+    """Return the lessons of the discriminator: the batches of its warm-up, epoch after epoch."""
+    config, pairs = run.config, run.pairs.compared
+    settings, tokenizer = config.discriminator, run.players.disc_tokenizer
+    length = len(warmup_order(pairs, settings.batch_size, config.seed, 0))
+    total = config.rounds * run.updates_per_round
+
+    @functools.lru_cache(maxsize=1)
+    def order(epoch: int) -> list[list[int]]:
+        known = pairs_in_use(run, epoch * length / total)
+        return warmup_order(pairs, settings.batch_size, config.seed, epoch, known)
+
+    key = jax.random.fold_in(state.key, 4)
+
+    def batch(step: int) -> Any:
+        epoch, index = divmod(step, length)
+        group = order(epoch)[index]
+        texts = [text for i in group for text in pair_texts(pairs[i], settings.positive_label)]
+        (only,) = batches(tokenizer, texts, settings)
+        return only
+
+    update = run.training.steps.disc_update
+    lesson = Lesson(batch, lambda network, texts: update(network, texts, key))
+    return lambda state, index: lesson

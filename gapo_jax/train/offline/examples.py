@@ -1,0 +1,258 @@
+"""What the offline methods read: examples of one or more sides, encoded to one static shape."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gapo_jax.config import Config, system_text
+from gapo_jax.data.batching import batch_at
+from gapo_jax.data.curriculum import in_use
+from gapo_jax.data.preferences import (
+    Example,
+    Side,
+    accepted_rows,
+    ends,
+    preferential_prompts,
+    preferential_responses,
+)
+from gapo_jax.data.sources import read_jsonl
+from gapo_jax.data.tokenizer import chat_prompt, encode_prompts, encode_responses, response_ids
+from gapo_jax.losses import mismatched_rows
+from gapo_jax.rollout.generate import prompt_lengths
+from gapo_jax.train.buckets import frame_of, like_lengths, widths
+from gapo_jax.train.build import Players
+from gapo_jax.train.offline.steps import OfflineBatch
+from gapo_jax.types import PreferentialPair, Rollout
+
+log = logging.getLogger("gapo_jax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """Turns sides into rows of width P + R; `cut_off` are the texts that sampling cut. `lengths`
+    are the tokens of the longest side of each example, `widths` those of the batches (() for one).
+    """
+
+    players: Players
+    prompt_width: int
+    response_width: int
+    cut_off: tuple[str, ...] = ()
+    lengths: tuple[int, ...] = ()
+    widths: tuple[int, ...] = ()
+
+    def rows(self, sides: Sequence[Side], system: str | None = None) -> Rollout:
+        """Return the rows as numpy arrays; `logprobs_BR` is not known and 0."""
+        tokenizer = self.players.tokenizer
+        texts = [chat_prompt(tokenizer, side.prompt, system) for side in sides]
+        width = self.prompt_width
+        tokens_BP, mask_BP = encode_prompts(tokenizer, texts, width, buckets=(width,))
+        responses = [side.response for side in sides]
+        tokens_BR, mask_BR = encode_responses(
+            tokenizer,
+            responses,
+            ends(responses, self.cut_off),
+            self.response_width,
+            end_id(self.players),
+        )
+        fields: dict[str, Any] = {
+            "tokens_BT": np.concatenate([tokens_BP, tokens_BR], axis=1),
+            "mask_BT": np.concatenate([mask_BP, mask_BR], axis=1),
+            "response_mask_BR": mask_BR,
+            "logprobs_BR": np.zeros(mask_BR.shape, np.float32),
+        }
+        return Rollout(**fields)
+
+
+def end_id(players: Players) -> int:
+    """Return the token that ends a response: the tokenizer's, if the model ends with it."""
+    ids = players.decoder.config.eos_ids
+    own: Any = players.tokenizer.eos_token_id
+    return own if own in ids or not ids else ids[0]
+
+
+def cut_off_texts(workdir: Path) -> tuple[str, ...]:
+    """Return the bootstrap responses that reached the length limit without an end."""
+    path = workdir / "bootstrap.jsonl"
+    records = read_jsonl(path) if path.exists() else []
+    return tuple(record["response"] for record in records if not record["ended"])
+
+
+def make_examples(config: Config, pairs: Sequence[PreferentialPair]) -> list[Example]:
+    """Return the examples of an offline method, a function of pairs and seed.
+
+    Raises:
+        ValueError: the pairs give none; names the key to change.
+    """
+    if config.method == "sft":
+        return accepted_rows(pairs)
+    make = {"prompts": preferential_prompts, "responses": preferential_responses}
+    preference = config.data.preference
+    if config.method == "inverse_q":
+        preference = "prompts"
+    size = config.rpo.responses if config.method == "rpo" else 2
+    rng = np.random.default_rng([config.seed, 18])
+    examples = make[preference](pairs, size, rng)
+    if not examples:
+        way_out = (
+            "set config.data.preference='prompts': no prompt occurs both accepted and rejected"
+            if size == 2
+            else "lower config.rpo.responses or raise config.data.responses_per_task and "
+            "config.data.pairs"
+        )
+        raise ValueError(
+            f"none of the {len(pairs)} pairs gives an example with {size} {preference}; {way_out}"
+        )
+    return examples
+
+
+def round_up(length: int, limit: int) -> int:
+    """Return a length rounded up to a multiple of 8, at most the limit."""
+    return min(limit, -(-length // 8) * 8)
+
+
+def side_tokens(
+    config: Config, players: Players, examples: Sequence[Example], cut_off: Sequence[str]
+) -> dict[Side, tuple[int, int]]:
+    """Return the (prompt, response) tokens of every side, template and end token included."""
+    prompts = list(dict.fromkeys(side.prompt for sides in examples for side in sides))
+    responses = list(dict.fromkeys(side.response for sides in examples for side in sides))
+    lengths = prompt_lengths(players.tokenizer, prompts, system_text(config))
+    prompt_tokens = dict(zip(prompts, lengths, strict=True))
+    response_tokens = {
+        text: len(ids) + whole
+        for text, ids, whole in zip(
+            responses,
+            response_ids(players.tokenizer, responses),
+            ends(responses, cut_off),
+            strict=True,
+        )
+    }
+    return {
+        side: (prompt_tokens[side.prompt], response_tokens[side.response])
+        for sides in examples
+        for side in sides
+    }
+
+
+def fit(
+    config: Config,
+    players: Players,
+    examples: Sequence[Example],
+    cut_off: Sequence[str],
+    *,
+    prompt_limit: int = 0,
+) -> tuple[list[Example], Encoder]:
+    """Return the examples all of whose sides fit, and the encoder of their widths.
+
+    Prompts may have `data.max_prompt_tokens`, or `prompt_limit` tokens if that is given.
+
+    Raises:
+        ValueError: more than half are too long, or fewer are left than a batch holds; gives the
+            lengths and the keys to change.
+    """
+    limits = (
+        prompt_limit or config.data.max_prompt_tokens,
+        config.offline.max_response_tokens,
+    )
+    tokens = side_tokens(config, players, examples, cut_off)
+    sizes = [
+        tuple(max(tokens[side][axis] for side in sides) for axis in (0, 1)) for sides in examples
+    ]
+    kept = [i for i, size in enumerate(sizes) if size[0] <= limits[0] and size[1] <= limits[1]]
+    if 2 * len(kept) < len(examples) or len(kept) < config.offline.batch_size:
+        median = np.median(np.array(sizes), axis=0)
+        raise ValueError(
+            f"only {len(kept)} of {len(examples)} examples fit (median {median[0]:.0f} prompt and "
+            f"{median[1]:.0f} response tokens) and a batch holds {config.offline.batch_size}; "
+            f"raise the limit on prompts (config.data.max_prompt_tokens, here {limits[0]}), "
+            f"config.offline.max_response_tokens={limits[1]} or config.data.pairs"
+        )
+    if len(kept) < len(examples):
+        log.info("left out %d of %d examples: too long", len(examples) - len(kept), len(examples))
+    prompt, response = (
+        round_up(max(sizes[i][axis] for i in kept), limits[axis]) for axis in (0, 1)
+    )
+    longest = tuple(max(sum(tokens[side]) for side in examples[i]) for i in kept)
+    # KTO puts prompts before the responses of others.
+    top = prompt + response
+    top = top if config.method == "kto" else round_up(max(longest), top)
+    several = widths(config.offline.length_buckets, min(longest), top)
+    encoder = Encoder(players, prompt, response, tuple(cut_off), longest, several)
+    return [examples[i] for i in kept], encoder
+
+
+def mismatched_examples(examples_N: np.ndarray) -> list[int]:
+    """Return `losses.mismatched_rows`, skipping rows of the same example: where one epoch ends and
+    the next begins, a batch may hold it twice."""
+    rows = mismatched_rows(len(examples_N))
+    if (examples_N == examples_N[0]).all():
+        return rows
+    for i, j in enumerate(rows):
+        while examples_N[j] == examples_N[i]:
+            j = (j + 1) % len(examples_N)
+        rows[i] = j
+    return rows
+
+
+def drawn(config: Config, encoder: Encoder, known: int, step: int) -> np.ndarray:
+    """Return the examples of update `step` out of the first `known`, int64 [batch_size].
+
+    Where batches have several widths, those of a round (or of an epoch, if that is shorter) are
+    cut by length out of what they would hold, and come in random order.
+    """
+    offline, seed = config.offline, config.seed
+    if not encoder.widths:
+        return batch_at(seed, step, known, offline.batch_size)
+    together = max(1, min(offline.steps_per_round, known // offline.batch_size))
+    window, place = divmod(step, together)
+    picks = batch_at(seed, window, known, together * offline.batch_size)
+    lengths = np.array(encoder.lengths)[picks]
+    return picks[list(like_lengths(lengths, offline.batch_size, 1, (seed, window)))[place]]
+
+
+def offline_batch(
+    config: Config,
+    encoder: Encoder,
+    examples: Sequence[Example],
+    rewards: Mapping[tuple[str, str], float],
+    step: int,
+) -> OfflineBatch:
+    """Return the batch of update `step`: a function of (seed, step) and the examples alone.
+
+    `rewards`, by (prompt, response), take the place of the sides' own.
+    """
+    size, known = config.offline.batch_size, len(examples)
+    if config.data.curriculum:  # the examples go from easy to hard
+        done = step / (config.rounds * config.offline.steps_per_round)
+        share, start = config.data.curriculum, config.data.curriculum_start
+        # At least a batch of them: KTO puts a prompt beside the response of another.
+        known = min(known, max(size, in_use(known, done, share=share, start=start)))
+    picks = drawn(config, encoder, known, step)
+    chosen = [examples[i] for i in picks]
+    sides = [side for example in chosen for side in example]
+    system = system_text(config)
+    other = None
+    if config.method == "kto":
+        # All accepted rows, then all rejected ones: the rotation by one then goes from one pair to
+        # the next, never to the other side of the same pair, whose response may be the same.
+        sides = [example[k] for k in (0, 1) for example in chosen]
+        rotated = [sides[i].response for i in mismatched_examples(np.tile(picks, 2))]
+        other = encoder.rows(
+            [Side(s.prompt, text, 0.0) for s, text in zip(sides, rotated, strict=True)], system
+        )
+    if config.method == "inverse_q":
+        sides = [example[0] for example in chosen]
+        other = encoder.rows([example[1] for example in chosen], system)
+    rewards_N: Any = np.array(
+        [rewards.get((side.prompt, side.response), side.reward) for side in sides], np.float32
+    )
+    rows = encoder.rows(sides, system)
+    tokens = [np.sum(part.mask_BT, axis=1) for part in (rows, other) if part is not None]
+    frame = frame_of(encoder.widths, np.concatenate(tokens))
+    return OfflineBatch(rows=rows, other=other, rewards_N=rewards_N, frame=frame)

@@ -1,0 +1,105 @@
+"""Inverse-Q*-style learning: own samples, token rewards from the model's better-conditioned self.
+
+Sourced (arXiv 2408.14874, abstract and introduction): token-level rewards without a reward model,
+value model or labels, by estimating a conditionally optimal policy from the model's own responses
+and imitating its rewards. This project's reconstruction: the estimate. It is the frozen starting
+model contrasted under a better and a worse condition and renormalised (`target_logprobs`), and the
+conditions are those that constraints offer (`inverse_q.contrast`): the prompt with and without its
+constraints, with and without a system prompt that asks for exactness, or the two prompts of a
+preferential pair. pi_0 stays frozen, so the target cannot run away.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from gapo_jax.config import Config, system_text
+from gapo_jax.data.batching import batch_at
+from gapo_jax.data.tokenizer import chat_prompt, encode_prompts
+from gapo_jax.evaluate.accuracy import verify
+from gapo_jax.rollout.generate import Generated, generate, prompt_width, row_keys
+from gapo_jax.train.offline.batch_sources import Lesson, Teacher, fixed_teacher, policy_update
+from gapo_jax.train.offline.steps import OfflineBatch
+from gapo_jax.train.online.phases import Run, rollout_metrics, take_rows
+from gapo_jax.train.state import RunState
+from gapo_jax.types import PromptRow, Rollout
+
+SAMPLE_STREAM = 103
+
+
+def inverse_q_teacher(run: Run, state: RunState) -> Teacher:
+    """Return the lessons: pairs under their two prompts, or fresh samples in every round."""
+    if run.config.inverse_q.contrast == "prompts":
+        return fixed_teacher(run, state)
+    update, width = policy_update(run), other_width(run)
+
+    def teach(state: RunState, index: int) -> Lesson:
+        rows, generated = sample_round(run, state, index)
+        other = condition_rows(run.config, run, rows, generated.rollout, width)
+        both = OfflineBatch(rows=generated.rollout, other=other)
+        first = index * run.updates_per_round
+        return Lesson(functools.partial(_part, both, run.config.offline.batch_size, first), update)
+
+    return teach
+
+
+def _part(both: OfflineBatch, size: int, first: int, step: int) -> OfflineBatch:
+    start = (step - first) * size
+    return take_rows(both, slice(start, start + size))
+
+
+def sample_round(run: Run, state: RunState, index: int) -> tuple[list[PromptRow], Generated]:
+    """Sample one response to each prompt of a round from the policy; write how they fare."""
+    config, pool = run.config, run.prompts.train
+    count = run.updates_per_round * config.offline.batch_size
+    rows = [pool[i] for i in batch_at(config.seed, index, len(pool), count)]
+    with run.clock("rollout"):
+        generated = generate(
+            run.players.sample,
+            run.sampling_params(state),
+            run.players.tokenizer,
+            [row.prompt for row in rows],
+            row_keys(state.key, SAMPLE_STREAM, index, count=count),
+            batch_size=config.sampling.batch_size,
+            width=run.prompts.width,
+            temperature=config.sampling.temperature,
+            system=system_text(config),
+            stop=config.sampling.stop,
+        )
+    metrics = rollout_metrics(run, rows, generated, verify(rows, generated.texts, run.judges))
+    metrics["time/rollout_s"] = run.clock.last["rollout"]
+    run.writer.write((index + 1) * run.updates_per_round, index + 1, "rollout", metrics)
+    return rows, generated
+
+
+def other_prompt(config: Config, row: PromptRow) -> tuple[str, str | None]:
+    """Return the other condition of a row as (prompt, system text)."""
+    if config.inverse_q.contrast == "system":
+        return row.prompt, config.inverse_q.system_prompt
+    return row.task, system_text(config)
+
+
+def other_width(run: Run) -> int:
+    """Return the prompt width of the other condition over all training prompts."""
+    config = run.config
+    pairs = [other_prompt(config, row) for row in run.prompts.train]
+    limit = run.players.decoder.config.max_positions - config.sampling.max_new_tokens
+    prompts = list(dict.fromkeys(prompt for prompt, _ in pairs))
+    return prompt_width(run.players.tokenizer, prompts, pairs[0][1], limit)
+
+
+def condition_rows(
+    config: Config, run: Run, rows: list[PromptRow], rollout: Rollout, width: int
+) -> Rollout:
+    """Return the rollout's responses after the prompts of the other condition."""
+    tokenizer = run.players.tokenizer
+    texts = [chat_prompt(tokenizer, *other_prompt(config, row)) for row in rows]
+    tokens_BP, mask_BP = encode_prompts(tokenizer, texts, width, buckets=(width,))
+    mask_BR = np.asarray(rollout.response_mask_BR)
+    tokens_BR = np.asarray(rollout.tokens_BT)[:, -mask_BR.shape[1] :]
+    return rollout.replace(
+        tokens_BT=np.concatenate([tokens_BP, tokens_BR], axis=1),
+        mask_BT=np.concatenate([mask_BP, mask_BR], axis=1),
+    )

@@ -1,0 +1,301 @@
+"""SGPO-style learning: the policy learns to refine its answers, then prefers its refinements.
+
+Sourced (arXiv 2507.20181, abstract and summary): improver and policy are one model; the improver is
+trained for incremental improvements of the current response with the SFT output as a guide; then
+preference optimisation on policy, the refinement chosen and the response rejected, both by that one
+model. Unknown there and this project's reconstruction: templates, filters, weights, sizes, all of
+them in `config.sgpo`. In particular: the answers to refine in stage 1 are responses that violate
+their prompt, and the SFT outputs responses to the same prompt that satisfy it, both of the
+preferential pairs; and in stage 2 the refinement is scored under the plain prompt.
+
+What the two stages learn from lies in the workdir (`sgpo_improver.jsonl`, `sgpo_pairs.jsonl`), the
+latter with the log-probs of its reference, the policy at the end of stage 1.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from gapo_jax.compilation import jit_step
+from gapo_jax.config import SGPOConfig, system_text
+from gapo_jax.data.batching import batch_at
+from gapo_jax.data.preferences import Example, Side, preferential_responses
+from gapo_jax.data.sources import read_jsonl, write_jsonl
+from gapo_jax.losses import sequence_logprobs
+from gapo_jax.rollout.generate import generate, prompt_lengths, row_keys
+from gapo_jax.train.clock import counter
+from gapo_jax.train.offline.batch_sources import Lesson, Teacher, policy_update
+from gapo_jax.train.offline.examples import Encoder, cut_off_texts, fit, offline_batch
+from gapo_jax.train.offline.steps import OfflineBatch, row_logprobs
+from gapo_jax.train.online.phases import Run, ended
+from gapo_jax.train.state import RunState
+from gapo_jax.types import Rollout
+
+REFINE_STREAM, ANSWER_STREAM, IMPROVE_STREAM = 104, 105, 106
+Records = list[dict[str, Any]]
+Item = TypeVar("Item")
+
+
+def edit_distance(first: str, second: str) -> float:
+    """Return the Levenshtein distance of two texts divided by the length of the longer one: 0 for
+    the same text, 1 for nothing in common."""
+    b = np.frombuffer(second.encode("utf-32-le"), np.uint32)
+    places = np.arange(len(b) + 1)
+    row = places.copy()
+    for letter in np.frombuffer(first.encode("utf-32-le"), np.uint32):
+        best = row + 1
+        best[1:] = np.minimum(best[1:], row[:-1] + (b != letter))
+        # Insertions run along the row: each place is at most the one before it plus 1.
+        row = np.minimum.accumulate(best - places) + places
+    return float(row[-1]) / max(len(first), len(second), 1)
+
+
+def ask(
+    run: Run, params: Any, prompts: Sequence[str], stream: int, name: str
+) -> list[tuple[str, bool]]:
+    """Sample one response to each prompt: (text, whether it ended within the limit). `name` is what
+    the console calls them."""
+    config, tokenizer = run.config, run.players.tokenizer
+    system = system_text(config)
+    limit = config.sgpo.max_prompt_tokens
+    width = min(limit, -(-max(prompt_lengths(tokenizer, prompts, system)) // 8) * 8)
+    with run.clock("rollout"), counter(len(prompts), name) as advance:
+        generated = generate(
+            run.players.sample,
+            params,
+            tokenizer,
+            prompts,
+            row_keys(jax.random.key(config.seed), stream, count=len(prompts)),
+            batch_size=config.sampling.batch_size,
+            width=width,
+            temperature=config.sampling.temperature,
+            system=system,
+            stop=config.sampling.stop,
+            on_batch=advance,
+        )
+    ended_B = ended(run, generated.rollout)
+    return list(zip(generated.texts, ended_B.tolist(), strict=True))
+
+
+def short_enough(run: Run, prompts: Sequence[str]) -> list[int]:
+    """Return the indices of the prompts of at most `sgpo.max_prompt_tokens` tokens.
+
+    Raises:
+        ValueError: there is none.
+    """
+    limit = run.config.sgpo.max_prompt_tokens
+    lengths = prompt_lengths(run.players.tokenizer, prompts, system_text(run.config))
+    kept = [index for index, length in enumerate(lengths) if length <= limit]
+    if not kept:
+        raise ValueError(
+            f"none of {len(prompts)} prompts to improve an answer has at most "
+            f"config.sgpo.max_prompt_tokens={limit} tokens (shortest: {min(lengths)}); raise it"
+        )
+    return kept
+
+
+def refinement_verdict(settings: SGPOConfig, text: str, response: str, reference: str) -> str:
+    """Return "kept", or why the refinement `text` of a response is not learned from: a "copy" of
+    the reference, "too_close" to the response, "too_far", or "not_nearer" to the reference."""
+    moved = edit_distance(text, response)
+    if text.strip() == reference.strip():
+        return "copy"
+    if not settings.min_edit <= moved <= settings.max_edit:
+        return "too_close" if moved < settings.min_edit else "too_far"
+    nearer = edit_distance(text, reference) < edit_distance(response, reference)
+    return "kept" if nearer else "not_nearer"
+
+
+def comparison_verdict(settings: SGPOConfig, chosen: str, rejected: str) -> str:
+    """Return "kept", or why two answers are not compared: the "same" (or none), or their
+    "length"."""
+    if chosen.strip() == rejected.strip() or not chosen.strip():
+        return "same"
+    sizes = sorted(max(len(words.split()), 1) for words in (chosen, rejected))
+    return "length" if sizes[1] > settings.max_length_ratio * sizes[0] else "kept"
+
+
+def drawn(run: Run, pool: Sequence[Item], stream: int) -> list[Item]:
+    """Return up to `sgpo.prompts` of the pool, in an order that depends on seed and stream."""
+    config = run.config
+    picks = batch_at(config.seed + stream, 0, len(pool), min(config.sgpo.prompts, len(pool)))
+    return [pool[i] for i in picks]
+
+
+def improver_records(run: Run) -> Records:
+    """Ask the starting policy to refine up to `sgpo.prompts` answers towards good ones; say which
+    results are kept."""
+    settings = run.config.sgpo
+    examples = drawn(run, preferential_responses(run.pairs.train), 2)
+    prompts = [
+        settings.refine_template.format(
+            prompt=good.prompt, response=bad.response, reference=good.response
+        )
+        for good, bad in examples
+    ]
+    chosen = short_enough(run, prompts)
+    start, asked = run.players.for_sampling(run.players.base), [prompts[i] for i in chosen]
+    refined = ask(run, start, asked, REFINE_STREAM, "refinements")
+    records = []
+    for index, (text, whole) in zip(chosen, refined, strict=True):
+        good, bad = examples[index]
+        records.append(
+            {
+                "prompt": good.prompt,
+                "response": bad.response,
+                "reference": good.response,
+                "refined": text,
+                "ended": whole,
+                "verdict": refinement_verdict(settings, text, bad.response, good.response),
+            }
+        )
+    return records
+
+
+def preference_records(run: Run, state: RunState) -> Records:
+    """Let the policy answer and improve its answers; say which comparisons are kept."""
+    config = run.config
+    prompts = [row.prompt for row in drawn(run, run.prompts.train, 1)]
+    params = run.sampling_params(state)
+    answers = ask(run, params, prompts, ANSWER_STREAM, "answers")
+    again = [
+        config.sgpo.improve_template.format(prompt=prompt, response=text)
+        for prompt, (text, _) in zip(prompts, answers, strict=True)
+    ]
+    chosen = short_enough(run, again)
+    improved = ask(run, params, [again[i] for i in chosen], IMPROVE_STREAM, "improvements")
+    records = []
+    for index, (text, whole) in zip(chosen, improved, strict=True):
+        answer, was_whole = answers[index]
+        records.append(
+            {
+                "prompt": prompts[index],
+                "chosen": text,
+                "rejected": answer,
+                "cut_off": [t for t, end in ((text, whole), (answer, was_whole)) if not end],
+                "verdict": comparison_verdict(config.sgpo, text, answer),
+            }
+        )
+    return records
+
+
+def stage_records(run: Run, name: str, make: Any, index: int, first: int) -> Records:
+    """Return the kept records of a stage, made in its first round and read back in the others.
+
+    Raises:
+        ValueError: too few are kept for a batch.
+    """
+    path = run.workdir / name
+    if not path.exists():
+        write_jsonl(path, make())
+    records = read_jsonl(path)
+    counts = collections.Counter(record["verdict"] for record in records)
+    if index == first:
+        metrics = {f"sgpo/{verdict}": float(count) for verdict, count in sorted(counts.items())}
+        metrics |= {"sgpo/asked": float(len(records)), "sgpo/kept": float(counts["kept"])}
+        number = index + 1
+        run.writer.write(number * run.updates_per_round, number, "rollout", metrics)
+    if counts["kept"] < run.config.offline.batch_size:
+        raise ValueError(
+            f"the filters of config.sgpo kept {counts['kept']} of {len(records)} refinements "
+            f"({dict(counts)}), fewer than config.offline.batch_size="
+            f"{run.config.offline.batch_size}; widen sgpo.min_edit, sgpo.max_edit or "
+            "sgpo.max_length_ratio, or raise sgpo.prompts and data.pairs"
+        )
+    return [record for record in records if record["verdict"] == "kept"]
+
+
+def improver_lesson(run: Run, records: Records) -> Lesson:
+    """Return stage 1: imitate the refinement under the improve template, and the good answer under
+    the plain prompt with the weight `sgpo.answer_weight`."""
+    settings = run.config.sgpo
+    examples = [
+        (
+            Side(
+                settings.improve_template.format(prompt=r["prompt"], response=r["response"]),
+                r["refined"],
+                1.0,
+            ),
+            Side(r["prompt"], r["reference"], settings.answer_weight),
+        )
+        for r in records
+    ]
+    cut_off = (*cut_off_texts(run.workdir), *(r["refined"] for r in records if not r["ended"]))
+    examples, encoder = fit(
+        run.config, run.players, examples, cut_off, prompt_limit=settings.max_prompt_tokens
+    )
+    batch = functools.partial(offline_batch, run.config, encoder, examples, {})
+    return Lesson(batch, policy_update(run, encoder.widths))
+
+
+def preference_lesson(run: Run, state: RunState, index: int) -> Lesson:
+    """Return stage 2: DPO on the policy's own answers and refinements."""
+    first = run.config.sgpo.improver_rounds
+    make = functools.partial(preference_records, run, state)
+    records = stage_records(run, "sgpo_pairs.jsonl", make, index, first)
+    examples = [
+        tuple(Side(r["prompt"], r[side], 0.0) for side in ("chosen", "rejected")) for r in records
+    ]
+    cut_off = [text for r in records for text in r["cut_off"]]
+    examples, encoder = fit(run.config, run.players, examples, cut_off)
+    path = run.workdir / "sgpo_reference.jsonl"
+    if not path.exists():
+        write_jsonl(path, reference_records(run, state, encoder, examples))
+    known = {(r["prompt"], r["response"]): r["logprob"] for r in read_jsonl(path)}
+
+    def batch(step: int) -> OfflineBatch:
+        plain = offline_batch(run.config, encoder, examples, known, step)
+        return plain.replace(ref_N=plain.rewards_N, rewards_N=None)
+
+    return Lesson(batch, policy_update(run, encoder.widths))
+
+
+def reference_records(
+    run: Run, state: RunState, encoder: Encoder, examples: Sequence[Example]
+) -> Records:
+    """Return the log-prob of every side under the policy as it is now, stage 2's reference."""
+    sides = list(dict.fromkeys(side for example in examples for side in example))
+    spec = dataclasses.replace(run.players.spec, temperature=1.0)
+
+    def sums(base: Any, trained: Any, rows: Rollout) -> jax.Array:
+        logprobs_BR, _ = row_logprobs(spec, base, trained, False, rows)
+        return sequence_logprobs(logprobs_BR, rows.response_mask_BR)
+
+    score = jit_step(sums, place=spec.place, rows=(2,))
+    size, records = run.config.offline.batch_size, []
+    for start in range(0, len(sides), size):
+        part = [sides[i % len(sides)] for i in range(start, start + size)]
+        rows = encoder.rows(part, system_text(run.config))
+        sums_B = np.asarray(score(run.players.base, state.policy.params, rows))
+        records += [
+            {"prompt": side.prompt, "response": side.response, "logprob": float(value)}
+            for side, value in zip(part, sums_B, strict=True)
+        ]
+    return records[: len(sides)]
+
+
+def sgpo_teacher(run: Run, state: RunState) -> Teacher:
+    """Return the lessons of both stages; what they learn from is made when a stage begins."""
+    del state
+    made: dict[str, Lesson] = {}
+
+    def teach(state: RunState, index: int) -> Lesson:
+        stage = "improver" if index < run.config.sgpo.improver_rounds else "preference"
+        if stage not in made:
+            made.clear()
+            if stage == "improver":
+                make = functools.partial(improver_records, run)
+                records = stage_records(run, "sgpo_improver.jsonl", make, index, 0)
+                made[stage] = improver_lesson(run, records)
+            else:
+                made[stage] = preference_lesson(run, state, index)
+        return made[stage]
+
+    return teach

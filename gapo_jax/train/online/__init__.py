@@ -1,0 +1,1 @@
+"""Rounds of the methods that learn from their own samples."""

@@ -1,0 +1,47 @@
+"""Accepted pairs for an SFT term in the policy loss: what ties the generator to text that obeys.
+
+UniAPL (arXiv 2509.25148) mixes demonstrations into every gradient step; here they are the accepted
+sides of the preferential pairs, so nothing is needed beyond what the discriminator learns from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from gapo_jax.config import Config, system_text
+from gapo_jax.data.batching import batch_at
+from gapo_jax.data.preferences import Side, accepted_rows
+from gapo_jax.train.build import Players
+from gapo_jax.train.offline.examples import Encoder, cut_off_texts, fit
+from gapo_jax.types import PreferentialPair, Rollout
+
+
+@dataclasses.dataclass(frozen=True)
+class Grounding:
+    """The accepted sides that fit, and how they are encoded; `rows` of them make a batch."""
+
+    sides: tuple[Side, ...]
+    encoder: Encoder
+    system: str | None
+    seed: int
+    rows: int
+
+    def batch(self, step: int) -> Rollout:
+        """Return the batch of policy update `step`: a function of seed and step alone."""
+        chosen = batch_at(self.seed + 3, step, len(self.sides), self.rows)
+        return self.encoder.rows([self.sides[i] for i in chosen], self.system)
+
+
+def make_grounding(
+    config: Config, players: Players, pairs: Sequence[PreferentialPair], workdir: Path
+) -> Grounding:
+    """Return the accepted sides of the pairs as examples.
+
+    Raises:
+        ValueError: most are too long; names the limits to raise.
+    """
+    examples, encoder = fit(config, players, accepted_rows(pairs), cut_off_texts(workdir))
+    sides = tuple(side for example in examples for side in example)
+    return Grounding(sides, encoder, system_text(config), config.seed, config.ppo.sft_rows)

@@ -1,0 +1,246 @@
+"""Networks back from wherever they lie: a run's workdir, an imported checkpoint, or any source
+that `models.load_decoder` reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gapo_jax import config as configuration
+from gapo_jax import hub, models
+from gapo_jax.checkpoint import Checkpointer
+from gapo_jax.data.tokenizer import load_tokenizer
+from gapo_jax.data.weights import WEIGHTS, locate
+from gapo_jax.sharding import ONE_DEVICE
+from gapo_jax.train.build import (
+    Players,
+    build_training,
+    initial_state,
+    load_players,
+    tokenizer_and_shape,
+)
+from gapo_jax.train.state import RunState, merge_trainable
+
+IMPORTED = "model.json"
+_KINDS = {
+    "decoder": (models.Decoder, models.DecoderConfig),
+    "encoder": (models.Encoder, models.EncoderConfig),
+    "discriminator": (models.Discriminator, models.EncoderConfig),
+    "rewardmodel": (models.RewardModel, models.DecoderConfig),
+}
+
+
+class Loaded(NamedTuple):
+    """A network, its parameters (float32), its tokenizer, the method and base that made it, what a
+    run measured of it at its end (as `models.save_hf` takes it), and the dtype that its weights had
+    where they were read, in which an export gives them back bit for bit; None if trained."""
+
+    module: nn.Module
+    params: Any
+    tokenizer: Any
+    method: str | None
+    base: str
+    metrics: Mapping[str, Any] | None = None
+    dtype: str | None = None
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is the workdir of a run."""
+    if not (path / "config.json").is_file():
+        return False
+    return (path / "checkpoints").is_dir() or (path / "metrics.jsonl").is_file()
+
+
+def load_any(
+    src: str | os.PathLike[str],
+    *,
+    network: str = "generator",
+    step: int | None = None,
+    base: str | None = None,
+    tokenizer: str | None = None,
+) -> Loaded:
+    """Return a network of `src`: a run's workdir or one of its checkpoints (`WORKDIR/checkpoints/
+    STEP`), a folder written by `save_imported`, an HF folder, a hub id, a `.gguf` file, the name of
+    cached weights, or a PEFT adapter (folder or hub id), which is merged into its base.
+
+    `network` is "generator" or "discriminator", of a run; a folder is what it is, and asking it for
+    a discriminator makes sure that it has a head of its own. `step` picks a run's checkpoint, the
+    newest by default; `base` replaces the base that an adapter names; `tokenizer` is the source of
+    one for a model that brings none that can be read (some `.gguf` files). The tokenizer is read
+    before the weights. Raises FileNotFoundError or ValueError saying what was wanted.
+    """
+    path, step = _checkpoint_of(Path(src), step)
+    own = (path / IMPORTED).is_file() or is_run(path)
+    source = path if own else locate(str(src)) if str(src) in WEIGHTS else hub.resolve(src)
+    adapts = not own and models.is_adapter(source)
+    if tokenizer is not None and (own or adapts):
+        raise ValueError(
+            f"Wanted a tokenizer for a model that lacks one, got {tokenizer} for {src}, which has "
+            "the one that it was trained with. Leave --tokenizer out."
+        )
+    if (path / IMPORTED).is_file():
+        record = json.loads((path / IMPORTED).read_text(encoding="utf-8"))
+        return _load_imported(path)._replace(dtype=record.get("dtype"))
+    if own:
+        return _load_run(path, network, step)
+    kind = None if adapts else models.network_of(source)
+    if network != "generator" and kind not in ("discriminator", "reward model"):
+        raise ValueError(
+            f"Wanted the workdir of a run, which holds its {network}, or a discriminator exported "
+            f"with its head, got {src}. Give the --workdir of a training run."
+        )
+    if adapts:
+        # Merging has changed the weights.
+        return _load_adapter(source, base)._replace(dtype=None)
+    words, _, dtype = tokenizer_and_shape(source, tokenizer)
+    load: Any = {
+        "encoder": models.load_encoder,
+        "discriminator": models.load_discriminator,
+        "reward model": models.load_reward_model,
+    }.get(kind, models.load_decoder)  # pyright: ignore
+    module, params = load(source)
+    # A model card names what it was made from, not where that lay.
+    base = str(src) if not Path(src).expanduser().exists() else Path(src).expanduser().name
+    return Loaded(module, params, words, None, base, dtype=dtype)
+
+
+def trained_system(src: str | os.PathLike[str]) -> str | None:
+    """Return the system turn that a run was trained with, `src` as in `load_any`; None where it
+    left that to the chat template, or `src` is no run."""
+    path, _ = _checkpoint_of(Path(src), None)
+    return configuration.system_text(_read_config(path)) if is_run(path) else None
+
+
+def load_trained_adapters(
+    src: str | os.PathLike[str], step: int | None = None
+) -> tuple[models.Decoder, models.Adapters, str, str]:
+    """Return (decoder, adapters, base, method) of a run that trained adapters, `src` and `step` as
+    in `load_any`.
+
+    Raises:
+        ValueError: `src` is not such a run.
+    """
+    path, step = _checkpoint_of(Path(src), step)
+    config = _read_config(path) if is_run(path) else None
+    if config is None or not config.lora.rank:
+        raise ValueError(
+            f"Wanted the workdir of a run that trained adapters (config.lora.rank above 0), got "
+            f"{src}. Leave out --adapter to export whole weights."
+        )
+    players, state = _restore(path, config, step)
+    adapters = state.policy.params["lora"]
+    return players.decoder, adapters, config.model.generator, config.method
+
+
+def _checkpoint_of(path: Path, step: int | None) -> tuple[Path, int | None]:
+    """Return workdir and step of `WORKDIR/checkpoints/STEP`; anything else as it is."""
+    if path.parent.name == "checkpoints" and path.name.isdigit() and path.is_dir():
+        return path.parent.parent, int(path.name)
+    return path, step
+
+
+def _load_adapter(folder: Path, base: str | None) -> Loaded:
+    """Return the base of a PEFT adapter with the adapter merged into it."""
+    record = json.loads((folder / models.ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    base = base or record.get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"Wanted the base of the adapter {folder}, which names none. Give --base.")
+    loaded = load_any(base)
+    if not isinstance(loaded.module, models.Decoder):
+        raise ValueError(f"Wanted a decoder as base of the adapter {folder}, got {base}.")
+    adapters, _ = models.load_adapter(folder, loaded.module)
+    layers = models.merge_adapters(loaded.params["layers"], adapters)
+    return loaded._replace(params=dict(loaded.params) | {"layers": layers})
+
+
+def _load_run(workdir: Path, network: str, step: int | None) -> Loaded:
+    """Restore a run's checkpoint and return one of its networks."""
+    config = _read_config(workdir)
+    players, state = _restore(workdir, config, step)
+    if network == "discriminator":
+        return Loaded(
+            players.discriminator,
+            state.discriminator.params,
+            players.disc_tokenizer,
+            config.method,
+            config.model.discriminator,
+        )
+    params = merge_trainable(players.base, state.policy.params, players.spec.first)
+    summary, metrics = workdir / "summary.json", None
+    if step is None and summary.is_file():
+        metrics = card_metrics(json.loads(summary.read_text(encoding="utf-8")))
+    base = config.model.generator
+    return Loaded(players.decoder, params, players.tokenizer, config.method, base, metrics)
+
+
+def card_metrics(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the model card of a run's generator says: the strict accuracies after training,
+    with their intervals, of `summary.json`."""
+    return {
+        f"{name} {metric} (strict)": found[f"{metric}_strict"]
+        for name, found in summary.get("after", {}).items()
+        for metric in ("instruction", "prompt")
+    }
+
+
+def _read_config(workdir: Path) -> configuration.Config:
+    return configuration.from_json(json.loads((workdir / "config.json").read_text()))
+
+
+def _restore(
+    workdir: Path, config: configuration.Config, step: int | None
+) -> tuple[Players, RunState]:
+    """Return what is fixed in a run, and a checkpoint of what is not."""
+    players = load_players(config, ONE_DEVICE)  # on one device, whatever mesh it was trained on
+    # The size of the warm-up sets schedules only, no shape.
+    training = build_training(config, players, num_pairs=1)
+    abstract = jax.eval_shape(lambda: initial_state(config, players, training))
+    directory = config.checkpoint.directory or workdir / "checkpoints"
+    # The run may be going on.
+    with Checkpointer(directory, read_only=True) as checkpointer:
+        state, _ = checkpointer.restore(abstract, step)
+    return players, state
+
+
+def save_imported(
+    module: nn.Module,
+    params: Mapping[str, Any],
+    tokenizer: Any,
+    folder: Path,
+    base: str,
+    dtype: str | None = None,
+) -> None:
+    """Write parameters as an Orbax checkpoint beside their config and tokenizer; `dtype` is that of
+    `Loaded`."""
+    kind = type(module).__name__.lower()
+    if kind not in _KINDS:
+        raise ValueError(f"Wanted a module of kind {sorted(_KINDS)}, got {kind}.")
+    with Checkpointer(folder / "checkpoints") as checkpointer:
+        checkpointer.save(0, {"params": params}, {"base": base}, wait=True)
+    tokenizer.save_pretrained(folder)
+    config = dataclasses.asdict(module.config)
+    record = {"kind": kind, "base": base, "dtype": dtype, "config": config}
+    if isinstance(module, models.Discriminator):
+        record["head"] = {"pooling": module.pooling, "hidden_dim": module.hidden_dim}
+    (folder / IMPORTED).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _load_imported(folder: Path) -> Loaded:
+    """Read what `save_imported` wrote."""
+    record = json.loads((folder / IMPORTED).read_text(encoding="utf-8"))
+    make, make_config = _KINDS[record["kind"]]
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in record["config"].items()}
+    module = make(make_config(**fields), **record.get("head", {}))
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    variables = jax.eval_shape(module.init, jax.random.key(0), tokens, jnp.ones_like(tokens))
+    with Checkpointer(folder / "checkpoints", read_only=True) as checkpointer:
+        state, _ = checkpointer.restore({"params": variables["params"]})
+    return Loaded(module, state["params"], load_tokenizer(folder), None, record["base"])
