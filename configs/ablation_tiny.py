@@ -45,10 +45,10 @@ rates were chosen for the baseline and not again for each switch.
 The paper's other comparison (its table 6), preferential prompts or preferential responses:
 
     python scripts/train.py --config configs/ablation_tiny.py:discriminator --config.seed=100 \\
-        --config.data.preference=responses --workdir runs/judge_responses
+        --config.data.preference=responses --workdir runs/verify_responses
     python scripts/ablate.py --config configs/ablation_tiny.py[:METHOD] --out runs/METHOD \\
         --set model.discriminator=runs/judge/export --switch preferential_responses \\
-        --set-switched model.discriminator=runs/judge_responses/export
+        --set-switched model.discriminator=runs/verify_responses/export
 
 Measured 2026-11-22, the same five seeds; points gained, in brackets 95% t intervals of the mean:
 

@@ -5,7 +5,7 @@
         --seeds 3 --set rounds=6 --out runs/ablation_smollm2
     python scripts/ablate.py --config configs/ablation_tiny.py:ppo --out runs/ablation_ppo \
         --set model.discriminator=runs/judge/export --switch preferential_responses \
-        --set-switched model.discriminator=runs/judge_responses/export
+        --set-switched model.discriminator=runs/verify_responses/export
 
 The baseline is GAPO as in the paper (PAPER): the given experiment without what is ours. Every run
 is the one of `scripts/train.py` with a few keys changed (SWITCHES); a run whose summary.json is

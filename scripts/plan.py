@@ -194,14 +194,14 @@ def plan(
     mesh = config.mesh
     devices = devices_of(topology)
     place = Placement(make_mesh(mesh.data, mesh.fsdp, mesh.tensor, devices), described=True)
-    players = planning.abstract_players(config, place)
-    steps, parts = planning.planned_steps(config, players)
+    models = planning.abstract_models(config, place)
+    steps, parts = planning.planned_steps(config, models)
     held = {name: planning.bytes_per_device(part) / _GB for name, part in parts.items()}
     record: dict[str, Any] = {
         "config": config.name,
         "topology": topology,
         "mesh": dict(place.mesh.shape) if place.mesh else {},
-        "sampling_mesh": dict(players.decoding.mesh.shape) if players.decoding.mesh else {},
+        "sampling_mesh": dict(models.decoding.mesh.shape) if models.decoding.mesh else {},
         "chip_hbm_gb": capacity,
         "resident_gb": held,
         "steps": {},

@@ -96,19 +96,19 @@ def _train(config, workdir: Path, path: Path | None = None, join=None) -> None:
     from gapo_jax.checkpoint import CheckpointError
     from gapo_jax.evaluate.console import print_summary
     from gapo_jax.train.main import execute
-    from gapo_jax.train.processes import HostMissing, Hosts
+    from gapo_jax.train.processes import Processes, ProcessMissing
     from gapo_jax.train.runtime import RunInterrupted, RunStopped, stop_requests
 
     again = shlex.join([sys.executable, *sys.argv])
-    hosts = Hosts()
+    processes = Processes()
     try:
-        hosts = join() if join else hosts
+        processes = join() if join else processes
         with stop_requests() as stop:
-            summary = execute(config, workdir, stop, hosts)
-    except HostMissing as missing:
+            summary = execute(config, workdir, stop, processes)
+    except ProcessMissing as missing:
         _leave(f"error: {missing}")
     except RunInterrupted as signal_name:
-        if hosts.index:
+        if processes.index:
             return
         print(f"stopped by {signal_name}; all finished rounds are saved in {workdir}")
         print(f"continue with: {again}")
@@ -131,7 +131,7 @@ def _train(config, workdir: Path, path: Path | None = None, join=None) -> None:
         elif isinstance(error, OSError):
             what = _unwritten(error, workdir)
         message = f"error: {what}\n{hint}(GAPO_JAX_TRACEBACK=1 shows where)"
-        if hosts.count > 1:
+        if processes.count > 1:
             _leave(message)
         sys.exit(message)
     if summary:

@@ -21,7 +21,7 @@ from gapo_jax.checkpoint import Checkpointer, CheckpointError
 
 
 @flax.struct.dataclass
-class Network:
+class TrainState:
     params: dict
     opt_state: optax.OptState
     step: jax.Array
@@ -34,7 +34,7 @@ def make_state(seed: int = 0, width: int = 3) -> dict:
     opt_state = optimizer.init(params)
     _, opt_state = optimizer.update(params, opt_state, params)
     return {
-        "policy": Network(params, opt_state, jnp.int32(seed)),
+        "policy": TrainState(params, opt_state, jnp.int32(seed)),
         "keys": (key, jax.random.split(key, 4)),
         "kl_coef": jnp.float32(0.1 + seed),
         "half": jnp.arange(4, dtype=jnp.bfloat16),

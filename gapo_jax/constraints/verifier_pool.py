@@ -69,7 +69,7 @@ def _begin() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-class JudgePool:
+class VerifierPool:
     """`judge` on `workers` processes, which start with the first question; with 0 in this one."""
 
     def __init__(self, workers: int = 0) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gapo_jax.constraints.verifier_pool import JudgePool, question
+from gapo_jax.constraints.verifier_pool import VerifierPool, question
 from gapo_jax.evaluate.text_health import text_health as text_health
 from gapo_jax.types import PromptRow
 
@@ -34,7 +34,7 @@ class Verdict:
 
 
 def verify(
-    rows: Sequence[PromptRow], responses: Sequence[str], pool: JudgePool | None = None
+    rows: Sequence[PromptRow], responses: Sequence[str], pool: VerifierPool | None = None
 ) -> list[Verdict]:
     """Check responses against the constraints of their prompts, by the processes of a `pool`.
 
@@ -49,7 +49,7 @@ def verify(
         for row, response in zip(rows, responses, strict=True)
     ]
     verdicts = []
-    for row, one, found in zip(rows, asked, (pool or JudgePool()).ask(asked)(), strict=True):
+    for row, one, found in zip(rows, asked, (pool or VerifierPool()).ask(asked)(), strict=True):
         if found.error is not None:
             number = len(verdicts) + 1
             raise ValueError(f"row {number} (key {row.key!r}): {found.error}") from found.error

@@ -52,7 +52,7 @@ def sample_texts(summary: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def judge_line(judge: Mapping[str, Mapping[str, float]]) -> str:
+def discriminator_line(judge: Mapping[str, Mapping[str, float]]) -> str:
     """Return how well the discriminator tells the sides of held-out pairs apart, first and last."""
     parts = [
         f"{label} {100 * judge['first'][name]:.0f}% -> {100 * judge['last'][name]:.0f}%"
@@ -67,7 +67,7 @@ def print_summary(summary: Mapping[str, Any]) -> None:
         print(f"\n{accuracy_table(summary)}\n")
         print(f"{sample_texts(summary)}\n")
     if summary["judge"]:
-        print(judge_line(summary["judge"]))
+        print(discriminator_line(summary["judge"]))
     moved = ", ".join(f"{name} {value:.2e}" for name, value in summary["relative_change"].items())
     print(f"relative change of the weights: {moved}")
     total = sum(summary["time_s"].values())

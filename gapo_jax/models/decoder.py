@@ -37,7 +37,7 @@ from gapo_jax.models.layers import (
 )
 
 
-class Sight(NamedTuple):
+class AttentionInputs(NamedTuple):
     """What the attention of all layers of one kind (with or without a window) has in common:
     rotary tables [B, T, H] (None with learned positions) and the additive bias [B, T, T], or where
     a kernel makes do without it the mask [B, T]."""
@@ -85,11 +85,11 @@ def rope_of(
 
 def sights_of(
     config: DecoderConfig, mask_BT: jax.Array, positions_BT: jax.Array
-) -> tuple[Sight, ...]:
-    """One `Sight` for each kind of layer that the network has: without, then with a window."""
+) -> tuple[AttentionInputs, ...]:
+    """One `AttentionInputs` for each kind of layer of the network: without, then with a window."""
     plain = kernel_of(config) == "xla"
     return tuple(
-        Sight(
+        AttentionInputs(
             *rope_of(config, positions_BT, local),
             causal_bias(mask_BT, config.window if local else 0) if plain else None,
             None if plain else mask_BT,
@@ -98,7 +98,7 @@ def sights_of(
     )
 
 
-def choose_sight(sights: Sequence[Sight], is_local: jax.Array) -> Sight:
+def choose_sight(sights: Sequence[AttentionInputs], is_local: jax.Array) -> AttentionInputs:
     """The sight of one layer, by its row `is_local` (bool) of `config.local_layers`."""
     if len(sights) == 1:
         return sights[0]
@@ -120,7 +120,7 @@ def self_attention(
     q_BTNH: jax.Array,
     k_BTKH: jax.Array,
     v_BTKH: jax.Array,
-    sight: Sight,
+    sight: AttentionInputs,
     is_local: jax.Array,
 ) -> jax.Array:
     """Attention of one layer, [B, T, N, H]: `sight` is the one chosen for it by `is_local`."""
@@ -147,7 +147,7 @@ class Attention(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, sight: Sight, is_local: jax.Array) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, sight: AttentionInputs, is_local: jax.Array) -> jax.Array:
         """Mix tokens as `sight` allows, that of a layer `is_local` (bool); returns [B, T, D]."""
         cfg = self.config
         batch, length = x_BTD.shape[:2]
@@ -201,7 +201,7 @@ class DecoderLayer(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, sights: Sequence[Sight], is_local: jax.Array):
+    def __call__(self, x_BTD: jax.Array, sights: Sequence[AttentionInputs], is_local: jax.Array):
         """Returns (x_BTD, None): the carry of the scan over layers and no output."""
         cfg = self.config
 

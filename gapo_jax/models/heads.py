@@ -98,7 +98,7 @@ class Discriminator(nn.Module):
         """The encoder's input embeddings [B, T, D], without dropout."""
         return self.encoder.embed(tokens_BT, mask_BT, type_ids_BT, True)
 
-    def judge_embedded(self, embedded_BTD: jax.Array, mask_BT: jax.Array) -> jax.Array:
+    def score_embedded(self, embedded_BTD: jax.Array, mask_BT: jax.Array) -> jax.Array:
         """Logits [B] float32 of embedded texts, without dropout."""
         return self.judge(self.encoder.run_layers(embedded_BTD, mask_BT), mask_BT)
 

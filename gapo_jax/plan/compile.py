@@ -30,16 +30,16 @@ from gapo_jax.models import (
 from gapo_jax.models.hf.known_shapes import shape_of
 from gapo_jax.sharding import Placement
 from gapo_jax.train.build import (
-    Players,
-    assemble,
+    Models,
+    assemble_models,
     build_training,
     fresh_state,
     source,
 )
-from gapo_jax.train.forward import GeneratorSpec
+from gapo_jax.train.forward import PolicySpec
 from gapo_jax.train.offline.steps import OfflineBatch
-from gapo_jax.train.online.steps import TextBatch, judge_place
-from gapo_jax.train.state import RunState
+from gapo_jax.train.online.steps import TextBatch, discriminator_placement
+from gapo_jax.train.state import GAPOState
 from gapo_jax.train.toy_models import BUILT_IN, TINY
 from gapo_jax.types import Experience, Rollout
 
@@ -67,7 +67,7 @@ class PlannedStep:
     loop_bytes: float = 0.0
 
 
-def abstract_players(config: Config, place: Placement) -> Players:
+def abstract_models(config: Config, place: Placement) -> Models:
     """Return the players of a run with shapes for weights; nothing is read but `config.json`.
 
     Raises:
@@ -96,30 +96,30 @@ def abstract_players(config: Config, place: Placement) -> Players:
         )
     else:
         judge = RewardModel(dataclasses.replace(judge_shape, **options))
-    return assemble(
+    return assemble_models(
         config,
         place,
         (decoder, shapes(decoder, place), tokenizer),
-        (judge, shapes(judge, judge_place(config, place)), words),
+        (judge, shapes(judge, discriminator_placement(config, place)), words),
     )
 
 
-def abstract_state(config: Config, players: Players) -> tuple[Any, RunState]:
+def abstract_state(config: Config, models: Models) -> tuple[Any, GAPOState]:
     """Return (training, state) of a run with shapes for arrays."""
-    training = build_training(config, players, num_pairs=max(1, config.data.pairs))
-    make = functools.partial(fresh_state, config, players.spec, training.optimizers)
-    state = jax.eval_shape(make, players.base, players.disc_start)
-    place = players.spec.place
-    judging = judge_place(config, place)
+    training = build_training(config, models, num_pairs=max(1, config.data.pairs))
+    make = functools.partial(fresh_state, config, models.spec, training.optimizers)
+    state = jax.eval_shape(make, models.ref_params, models.disc_init_params)
+    place = models.spec.place
+    judging = discriminator_placement(config, place)
     found = place.abstract(state)
     networks = judging.abstract((state.discriminator, state.judge))
     return training, found.replace(discriminator=networks[0], judge=networks[1])
 
 
-def resident(config: Config, players: Players, state: RunState) -> dict[str, Any]:
+def resident(config: Config, models: Models, state: GAPOState) -> dict[str, Any]:
     """Return what lives through a whole round, by name: weights, networks and their optimisers."""
     parts: dict[str, Any] = {
-        "reference": players.base,
+        "reference": models.ref_params,
         "policy": state.policy,
         "critic": state.critic,
         "discriminator": (state.discriminator, state.judge),
@@ -182,29 +182,29 @@ class Flops:
         return 2.0 * rows * length * self.config.d_model * self.config.vocab_size
 
 
-def planned_steps(config: Config, players: Players) -> tuple[list[PlannedStep], dict[str, Any]]:
+def planned_steps(config: Config, models: Models) -> tuple[list[PlannedStep], dict[str, Any]]:
     """Return (the steps of a round, what is resident), see `PlannedStep` and `resident`."""
-    training, state = abstract_state(config, players)
-    parts = resident(config, players, state)
+    training, state = abstract_state(config, models)
+    parts = resident(config, models, state)
     prompt, response = config.data.max_prompt_tokens, config.sampling.max_new_tokens
     steps: list[PlannedStep] = []
     if config.method not in OFFLINE_METHODS:
-        steps += _sampling_steps(config, players, prompt, response)
-        steps += _online_steps(config, players, training, state, prompt, response)
+        steps += _sampling_steps(config, models, prompt, response)
+        steps += _online_steps(config, models, training, state, prompt, response)
     elif config.method != "discriminator":
-        steps.append(_offline_step(config, players, training, state, prompt))
+        steps.append(_offline_step(config, models, training, state, prompt))
     judged = config.method == "discriminator" or (
         config.method not in OFFLINE_METHODS and asks_discriminator(config)
     )
     if judged:
-        steps += _judge_steps(config, players, training, state)
+        steps += _judge_steps(config, models, training, state)
     return steps, parts
 
 
 def _sampling_steps(
-    config: Config, players: Players, prompt: int, response: int
+    config: Config, models: Models, prompt: int, response: int
 ) -> list[PlannedStep]:
-    place, decoder, rows = players.decoding, players.decoder.config, config.sampling.batch_size
+    place, decoder, rows = models.decoding, models.decoder.config, config.sampling.batch_size
     prompts = rows // config.ppo.samples_per_prompt
     dtype = jnp.dtype(decoder.dtype)
     weights = jax.tree_util.tree_map_with_path(
@@ -212,7 +212,7 @@ def _sampling_steps(
             *leaf.shape,
             dtype=leaf.dtype if "norm" in jax.tree_util.keystr(path) else dtype,
         ),
-        players.base,
+        models.ref_params,
     )
     weights = place.abstract(weights)
     tokens = place.abstract_rows(_shape(prompts, prompt, dtype=jnp.int32))
@@ -240,7 +240,7 @@ def _sampling_steps(
         ),
         PlannedStep(
             "decode",
-            lambda: players.sample.lower(weights, tokens, tokens, keys, 1.0),
+            lambda: models.sample.lower(weights, tokens, tokens, keys, 1.0),
             whole + each + decode,
             0.0,
             (),
@@ -251,17 +251,17 @@ def _sampling_steps(
 
 
 def _online_steps(
-    config: Config, players: Players, training: Any, state: RunState, prompt: int, response: int
+    config: Config, models: Models, training: Any, state: GAPOState, prompt: int, response: int
 ) -> list[PlannedStep]:
-    spec, place, size = players.spec, players.spec.place, config.ppo.minibatch_size
+    spec, place, size = models.spec, models.spec.place, config.ppo.minibatch_size
     rollout = place.abstract_rows(rollout_shapes(size, prompt, response))
     critic = None if state.critic is None else state.critic.params
-    inputs = players.base, state.policy.params, critic
+    inputs = models.ref_params, state.policy.params, critic
     scored = place.abstract_rows(training.steps.score.shapes(*inputs, rollout))
     experience = _experience(place, rollout, critic is not None)
     count, length = Flops(spec.config), prompt + response
-    upper = spec.config.num_layers - spec.first
-    lower_all, lower_attention = count.layers(size, length, spec.first)
+    upper = spec.config.num_layers - spec.first_trainable_layer
+    lower_all, lower_attention = count.layers(size, length, spec.first_trainable_layer)
     upper_all, upper_attention = count.layers(size, length, upper)
     head = count.head(size, response)
     passes = 3 if spec.critic == "decoder" else 2
@@ -278,7 +278,12 @@ def _online_steps(
         PlannedStep(
             "policy_step",
             lambda: training.steps.policy.lower(
-                state.policy, players.base, experience, scored.lower_BTD, coefficient, None
+                state.policy,
+                models.ref_params,
+                experience,
+                scored.frozen_hidden_BTD,
+                coefficient,
+                None,
             ),
             _backward(config, spec) * upper_all + (3 if trains_head else 2) * head,
             3 * upper_attention,
@@ -291,7 +296,7 @@ def _online_steps(
             PlannedStep(
                 "critic_step",
                 lambda: training.steps.critic.lower(
-                    state.critic, experience, scored.features_BRD, scored.lower_BTD
+                    state.critic, experience, scored.features_BRD, scored.frozen_hidden_BTD
                 ),
                 3 * upper_all if trunk else 6.0 * size * response * spec.config.d_model,
                 3 * upper_attention if trunk else 0.0,
@@ -318,16 +323,16 @@ def _experience(place: Placement, rollout: Rollout, with_critic: bool) -> Experi
     )
 
 
-def _backward(config: Config, spec: GeneratorSpec) -> float:
+def _backward(config: Config, spec: PolicySpec) -> float:
     """Return the cost of forward and backward in forwards: 3, or 2 where the matrices have no
     gradient (adapters, whose own cost is small)."""
     return 2.0 if config.lora.rank else 3.0
 
 
 def _offline_step(
-    config: Config, players: Players, training: Any, state: RunState, prompt: int
+    config: Config, models: Models, training: Any, state: GAPOState, prompt: int
 ) -> PlannedStep:
-    spec, place = players.spec, players.spec.place
+    spec, place = models.spec, models.spec.place
     sides = {"sft": 1, "inverse_q": 1, "rpo": config.rpo.responses}.get(config.method, 2)
     size = config.offline.batch_size * sides
     response = config.offline.max_response_tokens
@@ -341,11 +346,11 @@ def _offline_step(
     )
     batch = place.abstract_rows(batch)
     count, length = Flops(spec.config), prompt + response
-    lower, attention = count.layers(size, length, spec.first)
-    upper, more = count.layers(size, length, spec.config.num_layers - spec.first)
+    lower, attention = count.layers(size, length, spec.first_trainable_layer)
+    upper, more = count.layers(size, length, spec.config.num_layers - spec.first_trainable_layer)
     return PlannedStep(
         "policy_step",
-        lambda: training.offline.lower(state.policy, players.base, batch),
+        lambda: training.offline.lower(state.policy, models.ref_params, batch),
         lower + _backward(config, spec) * upper + 2 * count.head(size, response),
         attention + 3 * more,
         ("reference", "policy"),
@@ -353,9 +358,12 @@ def _offline_step(
 
 
 def _judge_steps(
-    config: Config, players: Players, training: Any, state: RunState
+    config: Config, models: Models, training: Any, state: GAPOState
 ) -> list[PlannedStep]:
-    place, size = judge_place(config, players.spec.place), config.discriminator.batch_size
+    place, size = (
+        discriminator_placement(config, models.spec.place),
+        config.discriminator.batch_size,
+    )
     length = config.discriminator.max_tokens
     ids = _shape(size, length, dtype=jnp.int32)
     batch = place.abstract_rows(
@@ -370,7 +378,7 @@ def _judge_steps(
     )
     texts = batch.tokens_BT, batch.mask_BT, batch.type_ids_BT
     judge, key = state.discriminator, place.abstract_whole(jax.eval_shape(jax.random.key, 0))
-    shape = players.discriminator.config
+    shape = models.discriminator.config
     whole, attention = Flops(shape).layers(size, length, shape.num_layers)
     steps = [
         PlannedStep(

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 from transformers import PreTrainedTokenizerFast
 
-from gapo_jax import models
+from gapo_jax import models as networks
 from gapo_jax.config import OFFLINE_METHODS, Config, trained_rows, updates_per_round
 from gapo_jax.config.online import has_critic, scores_with_average
 from gapo_jax.data import weights
@@ -27,9 +27,9 @@ from gapo_jax.models import Decoder, DecoderConfig, Discriminator, RewardModel
 from gapo_jax.rollout.generate import SampleFn
 from gapo_jax.rollout.sampler import RESTRICTIONS, make_sampler
 from gapo_jax.sharding import ONE_DEVICE, Placement, make_mesh
-from gapo_jax.train.forward import GeneratorSpec, init_critic, layers_to_unroll
+from gapo_jax.train.forward import PolicySpec, init_critic, layers_to_unroll
 from gapo_jax.train.offline.steps import Metrics, OfflineBatch, make_offline_step
-from gapo_jax.train.online.steps import Steps, judge_place, make_steps
+from gapo_jax.train.online.steps import Steps, discriminator_placement, make_steps
 from gapo_jax.train.optimizers import (
     freeze_rows,
     frozen_parameters,
@@ -39,10 +39,10 @@ from gapo_jax.train.optimizers import (
     warmup_then_rounds,
 )
 from gapo_jax.train.state import (
-    Network,
-    RunState,
+    GAPOState,
+    TrainState,
     copy_tree,
-    first_trained_layer,
+    first_trainable_layer,
     start_policy,
 )
 from gapo_jax.train.toy_models import BUILT_IN
@@ -53,18 +53,18 @@ Params = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Players:
-    """The fixed parts of a run. `base` are the generator's frozen starting weights, which are
-    also the reference; `disc_start` the discriminator's (a `Discriminator` or `RewardModel`).
+class Models:
+    """The fixed parts of a run. `ref_params` are the generator's frozen starting weights, which are
+    also the reference; `disc_init_params` the discriminator's (a `Discriminator` or `RewardModel`).
     `decoding` says where weights lie while `sample` works on them."""
 
     decoder: Decoder
-    base: Params
+    ref_params: Params
     tokenizer: PreTrainedTokenizerFast
     discriminator: Any
-    disc_start: Params
+    disc_init_params: Params
     disc_tokenizer: PreTrainedTokenizerFast
-    spec: GeneratorSpec
+    spec: PolicySpec
     sample: SampleFn
     decoding: Placement = ONE_DEVICE
 
@@ -87,7 +87,7 @@ class Training:
 
     optimizers: dict[str, optax.GradientTransformation]
     steps: Steps
-    offline: Callable[[Network, Params, OfflineBatch], tuple[Network, Metrics]]
+    offline: Callable[[TrainState, Params, OfflineBatch], tuple[TrainState, Metrics]]
 
 
 def source(name: str) -> str | Path:
@@ -111,7 +111,7 @@ def load_generator(
         params = place.init(init, jax.random.key(seed), tokens, jnp.ones_like(tokens))["params"]
         return decoder, params, tokenizer
     tokenizer, _, _ = tokenizer_and_shape(source(name))
-    decoder, params = models.load_decoder(source(name), put=place.put)
+    decoder, params = networks.load_decoder(source(name), put=place.put)
     return decoder, params, tokenizer
 
 
@@ -124,7 +124,7 @@ def tokenizer_and_shape(
     Raises FileNotFoundError or ValueError as `models.inspect` and `load_tokenizer` do, and
     ValueError where the vocabulary exceeds the embedding.
     """
-    shape, dtype = models.inspect(src)
+    shape, dtype = networks.inspect(src)
     words = load_tokenizer(src if tokenizer is None else source(tokenizer))
     check_vocabulary(words, shape.vocab_size)
     return words, shape, dtype
@@ -143,7 +143,7 @@ def _load_reward_model(
             )
     tokenizer, shape, _ = tokenizer_and_shape(source(name))
     _check_length(settings.max_tokens, shape.max_positions, name)
-    module, params = models.load_reward_model(
+    module, params = networks.load_reward_model(
         source(name),
         put=place.put,
         seed=config.seed,
@@ -172,13 +172,13 @@ def load_discriminator(
     scalar head, its own if it has one (a sequence classifier, an exported discriminator)."""
     name, settings = config.model.discriminator, config.discriminator
     pooling, hidden_dim, loaded = config.model.pooling, None, {}
-    if name not in BUILT_IN and models.network_of(source(name)) in ("decoder", "reward model"):
+    if name not in BUILT_IN and networks.network_of(source(name)) in ("decoder", "reward model"):
         return _load_reward_model(config, place)
     if name in BUILT_IN:
         encoder_config, tokenizer = BUILT_IN[name].discriminator()
     else:
         tokenizer, encoder_config, _ = tokenizer_and_shape(source(name))
-        found, loaded = models.load_discriminator(source(name), put=place.put, pooling=pooling)
+        found, loaded = networks.load_discriminator(source(name), put=place.put, pooling=pooling)
         pooling, hidden_dim = found.pooling, found.hidden_dim
     if settings.frozen_layers >= encoder_config.num_layers:
         raise ValueError(
@@ -271,15 +271,15 @@ def warmup_updates(config: Config, num_pairs: int) -> int:
     return config.discriminator.warmup_epochs * -(-texts // config.discriminator.batch_size)
 
 
-def build_training(config: Config, players: Players, num_pairs: int) -> Training:
+def build_training(config: Config, models: Models, num_pairs: int) -> Training:
     """Build optimisers and compiled steps, once the size of the warm-up is known."""
     optimizers = make_optimizers(config, warmup_updates(config, num_pairs))
-    steps = make_steps(players.spec, players.discriminator, config, optimizers)
-    offline = make_offline_step(players.spec, config, optimizers["policy"])
+    steps = make_steps(models.spec, models.discriminator, config, optimizers)
+    offline = make_offline_step(models.spec, config, optimizers["policy"])
     return Training(optimizers, steps, offline)
 
 
-def load_players(config: Config, place: Placement | None = None) -> Players:
+def build_models(config: Config, place: Placement | None = None) -> Models:
     """Load both models and their tokenizers, and put the weights on the mesh of the configuration
     or on another `place`.
 
@@ -292,16 +292,16 @@ def load_players(config: Config, place: Placement | None = None) -> Players:
         place = Placement(make_mesh(mesh.data, mesh.fsdp, mesh.tensor))
     generator = load_generator(config.model.generator, config.seed, place)
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
-    judge = load_discriminator(config, key, judge_place(config, place))
-    return assemble(config, place, generator, judge)
+    judge = load_discriminator(config, key, discriminator_placement(config, place))
+    return assemble_models(config, place, generator, judge)
 
 
-def assemble(
+def assemble_models(
     config: Config,
     place: Placement,
     generator: tuple[Decoder, Params, PreTrainedTokenizerFast],
     judge: tuple[Discriminator | RewardModel, Params, PreTrainedTokenizerFast],
-) -> Players:
+) -> Models:
     """Return the players of (module, parameters, tokenizer) each; shapes do for parameters.
 
     Raises:
@@ -309,7 +309,7 @@ def assemble(
     """
     decoding = place.regrouped(config.mesh.sampling_tensor)
     warn_of_whole_batches(config, place, decoding)
-    decoder, base, tokenizer = generator
+    decoder, ref_params, tokenizer = generator
     decoder = Decoder(
         dataclasses.replace(
             decoder.config,
@@ -318,11 +318,13 @@ def assemble(
             attention=config.model.attention,
         )
     )
-    discriminator, disc_start, disc_tokenizer = judge
-    spec = generator_spec(config, decoder.config, place)
+    discriminator, disc_init_params, disc_tokenizer = judge
+    spec = policy_spec(config, decoder.config, place)
     # What cannot be trained is said before anything slow.
     key = jax.random.key(config.seed)
-    jax.eval_shape(lambda params: start_policy(params, spec.first, config, key), base)
+    jax.eval_shape(
+        lambda params: start_policy(params, spec.first_trainable_layer, config, key), ref_params
+    )
     sample = make_sampler(
         decoder,
         max_new_tokens=config.sampling.max_new_tokens,
@@ -333,12 +335,12 @@ def assemble(
         place=decoding,
         **{name: getattr(config.sampling, name) for name in RESTRICTIONS},
     )
-    return Players(
+    return Models(
         decoder=decoder,
-        base=base,
+        ref_params=ref_params,
         tokenizer=tokenizer,
         discriminator=discriminator,
-        disc_start=disc_start,
+        disc_init_params=disc_init_params,
         disc_tokenizer=disc_tokenizer,
         spec=spec,
         sample=sample,
@@ -346,7 +348,7 @@ def assemble(
     )
 
 
-def generator_spec(config: Config, shape: DecoderConfig, place: Placement) -> GeneratorSpec:
+def policy_spec(config: Config, shape: DecoderConfig, place: Placement) -> PolicySpec:
     """Return the static facts of the generator's steps.
 
     Raises:
@@ -357,10 +359,10 @@ def generator_spec(config: Config, shape: DecoderConfig, place: Placement) -> Ge
             "config.method='inverse_q' contrasts logits, but the generator caps them "
             "(final_softcap): choose another config.model.generator, or another method"
         )
-    first = first_trained_layer(shape.num_layers, config.model)
-    return GeneratorSpec(
+    first = first_trainable_layer(shape.num_layers, config.model)
+    return PolicySpec(
         config=shape,
-        first=first,
+        first_trainable_layer=first,
         temperature=config.sampling.temperature,
         chunk=config.ppo.logprob_chunk,
         critic=config.model.critic if has_critic(config) else "none",
@@ -386,35 +388,37 @@ def warn_of_whole_batches(config: Config, place: Placement, decoding: Placement)
             )  # fmt: skip
 
 
-def initial_state(config: Config, players: Players, training: Training) -> RunState:
+def initial_state(config: Config, models: Models, training: Training) -> GAPOState:
     """Return the state of a run before its first update, on the mesh; a function of seed and
     sources alone."""
-    make = functools.partial(fresh_state, config, players.spec, training.optimizers)
-    place, judging = players.spec.place, judge_place(config, players.spec.place)
-    state = place.init(make, players.base, players.disc_start)
+    make = functools.partial(fresh_state, config, models.spec, training.optimizers)
+    place, judging = models.spec.place, discriminator_placement(config, models.spec.place)
+    state = place.init(make, models.ref_params, models.disc_init_params)
     networks = judging.params((state.discriminator, state.judge))
     return state.replace(discriminator=networks[0], judge=networks[1])
 
 
 def fresh_state(
     config: Config,
-    spec: GeneratorSpec,
+    spec: PolicySpec,
     optimizers: dict[str, optax.GradientTransformation],
-    base: Params,
-    disc_start: Params,
-) -> RunState:
+    ref_params: Params,
+    disc_init_params: Params,
+) -> GAPOState:
     """Return the state before the first update, of the starting parameters of both players."""
     root = jax.random.key(config.seed)
-    policy = start_policy(base, spec.first, config, jax.random.fold_in(root, ADAPTER_STREAM))
+    policy = start_policy(
+        ref_params, spec.first_trainable_layer, config, jax.random.fold_in(root, ADAPTER_STREAM)
+    )
     critic = None
     if has_critic(config):
-        fresh = init_critic(spec, base, jax.random.fold_in(root, 3))
-        critic = Network.create(fresh, optimizers["critic"])
-    disc = copy_tree(disc_start)
-    return RunState(
-        policy=Network.create(policy, optimizers["policy"]),
+        fresh = init_critic(spec, ref_params, jax.random.fold_in(root, 3))
+        critic = TrainState.create(fresh, optimizers["critic"])
+    disc = copy_tree(disc_init_params)
+    return GAPOState(
+        policy=TrainState.create(policy, optimizers["policy"]),
         critic=critic,
-        discriminator=Network.create(disc, optimizers["discriminator"]),
+        discriminator=TrainState.create(disc, optimizers["discriminator"]),
         key=root,
         round=jnp.zeros((), jnp.int32),
         kl_coef=jnp.float32(config.ppo.kl_coef),

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 
 from gapo_jax.config import Config, system_text
-from gapo_jax.constraints.verifier_pool import JudgePool
+from gapo_jax.constraints.verifier_pool import VerifierPool
 from gapo_jax.evaluate.accuracy import Verdict, paired_difference, summarise, verify
 from gapo_jax.rollout.generate import generate, row_keys
-from gapo_jax.train.build import Players
+from gapo_jax.train.build import Models
 from gapo_jax.types import PromptRow
 
 EVAL_STREAM = 101
@@ -20,13 +20,13 @@ EVAL_STREAM = 101
 
 def evaluate_policy(
     config: Config,
-    players: Players,
+    models: Models,
     params: Any,
     rows: Sequence[PromptRow],
     *,
     name: str,
     width: int,
-    judges: JudgePool | None = None,
+    verifiers: VerifierPool | None = None,
     on_batch: Callable[[int], object] = lambda done: None,
 ) -> list[Verdict]:
     """Sample `eval.samples_per_prompt` responses for each row and verify them.
@@ -38,9 +38,9 @@ def evaluate_policy(
     stream = zlib.crc32(name.encode())
     keys_B = row_keys(jax.random.key(config.seed), EVAL_STREAM, stream, count=len(samples))
     generated = generate(
-        players.sample,
+        models.sample,
         params,
-        players.tokenizer,
+        models.tokenizer,
         [row.prompt for row in rows],
         keys_B,
         batch_size=config.sampling.batch_size,
@@ -50,7 +50,7 @@ def evaluate_policy(
         stop=config.sampling.stop,
         on_batch=on_batch,
     )
-    return verify(samples, generated.texts, judges)
+    return verify(samples, generated.texts, verifiers)
 
 
 def summarise_sets(verdicts: Mapping[str, Sequence[Verdict]], resamples: int) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Forward passes of generator, reference and critic over a rollout.
 
-The layers below `first` are frozen and therefore the same in policy and reference: their output
-(`lower_BTD`) is computed once a round and shared by the reference, the old policy, every epoch of
-the policy update and a decoder critic. All passes use the response positions only.
+The layers below `first_trainable_layer` are frozen and therefore the same in policy and reference:
+their output (`frozen_hidden_BTD`) is computed once a round and shared by the reference, the old
+policy, every epoch of the policy update and a decoder critic. All passes use the response positions
+only.
 """
 
 from __future__ import annotations
@@ -34,17 +35,17 @@ CRITICS = ("reference", "policy", "decoder")
 
 
 @dataclasses.dataclass(frozen=True)
-class GeneratorSpec:
+class PolicySpec:
     """The static facts that a compiled step depends on.
 
-    `first` is the lowest trained layer, `temperature` that of sampling (log-probs are scored at
-    it), `chunk` the tokens whose logits exist at one time, `critic` one of CRITICS, or "none",
-    `unroll` the trained layers that one turn of the loop over them holds, and `place` says where
-    its arrays lie.
+    `first_trainable_layer` is the lowest trained layer, `temperature` that of sampling (log-probs
+    are scored at it), `chunk` the tokens whose logits exist at one time, `critic` one of CRITICS,
+    or "none", `unroll` the trained layers that one turn of the loop over them holds, and `place`
+    says where its arrays lie.
     """
 
     config: DecoderConfig
-    first: int
+    first_trainable_layer: int
     temperature: float
     chunk: int
     critic: str
@@ -58,12 +59,12 @@ class GeneratorSpec:
         return ScalarHead(hidden_dim=self.critic_hidden or None)
 
 
-class Scored(flax.struct.PyTreeNode):
-    """What one pass over a rollout gives: `lower_BTD` (or None where nothing is frozen), the
-    critic's `features_BRD`, and float32 [B, R] log-probs and values before the update; features
+class RolloutLogprobs(flax.struct.PyTreeNode):
+    """What one pass over a rollout gives: `frozen_hidden_BTD` (or None where nothing is frozen),
+    the critic's `features_BRD`, and float32 [B, R] log-probs and values before the update; features
     and values are None without a critic."""
 
-    lower_BTD: jax.Array | None
+    frozen_hidden_BTD: jax.Array | None
     features_BRD: jax.Array | None
     old_logprobs_BR: jax.Array
     ref_logprobs_BR: jax.Array
@@ -86,63 +87,65 @@ def _apply(module: nn.Module, params: Params, *args: Any, method: str = "__call_
     return module.apply({"params": params}, *args, method=method)
 
 
-def lower_hidden(spec: GeneratorSpec, base: Params, tokens_BT, mask_BT) -> jax.Array:
+def frozen_hidden(spec: PolicySpec, ref_params: Params, tokens_BT, mask_BT) -> jax.Array:
     """Return the output [B, T, D] of embedding and frozen layers."""
     positions_BT = positions_of(mask_BT)
     decoder = Decoder(spec.config)
-    hidden_BTD = _apply(decoder, base, tokens_BT, positions_BT, method="embed_tokens")
+    hidden_BTD = _apply(decoder, ref_params, tokens_BT, positions_BT, method="embed_tokens")
     # The embedding is split along D over the axis that should split the rows from here on.
     hidden_BTD = spec.place.keep_rows(hidden_BTD)
-    if not spec.first:
+    if not spec.first_trainable_layer:
         return hidden_BTD
-    frozen = jax.tree.map(lambda leaf: leaf[: spec.first], base["layers"])
-    stack = LayerStack(spec.config.part(0, spec.first))
+    frozen = jax.tree.map(lambda leaf: leaf[: spec.first_trainable_layer], ref_params["layers"])
+    stack = LayerStack(spec.config.part(0, spec.first_trainable_layer))
     return _apply(stack, frozen, hidden_BTD, mask_BT, positions_BT)
 
 
-def upper_hidden(spec: GeneratorSpec, params: Params, lower_BTD, mask_BT, length: int) -> jax.Array:
+def upper_hidden(
+    spec: PolicySpec, params: Params, frozen_hidden_BTD, mask_BT, length: int
+) -> jax.Array:
     """Return the final hidden states [B, R, D] that predict the last `length` columns.
 
     `params` holds `layers` (those from `spec.first` on), `final_norm` and, if the layers are
     adapted, `lora`.
     """
-    upper = spec.config.part(spec.first, spec.config.num_layers)
+    upper = spec.config.part(spec.first_trainable_layer, spec.config.num_layers)
     stack = LayerStack(dataclasses.replace(upper, scan_unroll=spec.unroll))
     variables = {"params": params["layers"]}
     if "lora" in params:
         variables["lora"] = params["lora"].collection()
-    hidden_BTD: Any = stack.apply(variables, lower_BTD, mask_BT, positions_of(mask_BT))
+    hidden_BTD: Any = stack.apply(variables, frozen_hidden_BTD, mask_BT, positions_of(mask_BT))
     hidden_BRD = hidden_BTD[:, -length - 1 : -1]
     norm = {"final_norm": params["final_norm"]}
     return _apply(Decoder(spec.config), norm, hidden_BRD, method="final")
 
 
 def response_hidden(
-    spec: GeneratorSpec, base: Params, trained: Params, rollout: Rollout, lower_BTD=None
+    spec: PolicySpec, ref_params: Params, trained: Params, rollout: Rollout, frozen_hidden_BTD=None
 ) -> jax.Array:
     """Return the final hidden states [B, R, D] of the policy on a rollout."""
-    policy = policy_part(spec, base, trained)
+    policy = policy_part(spec, ref_params, trained)
     if "embed" in policy:
-        lower_BTD = lower_hidden(spec, policy, rollout.tokens_BT, rollout.mask_BT)
-    elif lower_BTD is None:
-        lower_BTD = lower_hidden(spec, base, rollout.tokens_BT, rollout.mask_BT)
+        frozen_hidden_BTD = frozen_hidden(spec, policy, rollout.tokens_BT, rollout.mask_BT)
+    elif frozen_hidden_BTD is None:
+        frozen_hidden_BTD = frozen_hidden(spec, ref_params, rollout.tokens_BT, rollout.mask_BT)
     length = rollout.response_mask_BR.shape[1]
-    return upper_hidden(spec, policy, lower_BTD, rollout.mask_BT, length)
+    return upper_hidden(spec, policy, frozen_hidden_BTD, rollout.mask_BT, length)
 
 
 def response_logprobs(
-    spec: GeneratorSpec,
-    base: Params,
+    spec: PolicySpec,
+    ref_params: Params,
     trained: Params,
     rollout: Rollout,
-    lower_BTD=None,
+    frozen_hidden_BTD=None,
     with_entropy: bool = False,
 ) -> tuple[jax.Array, jax.Array | None, jax.Array]:
     """Return (log-probs [B, R], entropy [B, R] or None, hidden [B, R, D]) of the responses; the
     former two are 0 in padding."""
-    hidden_BRD = response_hidden(spec, base, trained, rollout, lower_BTD)
-    policy = policy_part(spec, base, trained)
-    kernel_DV = unembedding(policy if "embed" in policy else base)
+    hidden_BRD = response_hidden(spec, ref_params, trained, rollout, frozen_hidden_BTD)
+    policy = policy_part(spec, ref_params, trained)
+    kernel_DV = unembedding(policy if "embed" in policy else ref_params)
     if spec.place.spread:  # gathered once, in the dtype of the product, not in every chunk of it
         kernel_DV = spec.place.keep_columns(kernel_DV.astype(hidden_BRD.dtype))
     real_BR = rollout.response_mask_BR
@@ -165,23 +168,23 @@ def response_logprobs(
     return logprobs_BR, entropy_BR, hidden_BRD
 
 
-def policy_part(spec: GeneratorSpec, base: Params, trained: Params) -> Params:
+def policy_part(spec: PolicySpec, ref_params: Params, trained: Params) -> Params:
     """Return the trained parameters with the frozen ones of the same layers around them: those that
     `config.model.freeze` holds, or with adapters (`lora`) all of the reference's."""
-    part = reference_part(spec, base)
+    part = reference_part(spec, ref_params)
     if any(name in trained for name in ENDS):
-        part |= {name: base[name] for name in ENDS if name in base}
+        part |= {name: ref_params[name] for name in ENDS if name in ref_params}
     return overlay(part, trained)
 
 
-def reference_part(spec: GeneratorSpec, base: Params) -> Params:
+def reference_part(spec: PolicySpec, ref_params: Params) -> Params:
     """Return the reference's counterpart of the trained parameters."""
-    layers = jax.tree.map(lambda leaf: leaf[spec.first :], base["layers"])
-    return {"layers": layers, "final_norm": base["final_norm"]}
+    layers = jax.tree.map(lambda leaf: leaf[spec.first_trainable_layer :], ref_params["layers"])
+    return {"layers": layers, "final_norm": ref_params["final_norm"]}
 
 
 def critic_values(
-    spec: GeneratorSpec, critic: Params, rollout: Rollout, features_BRD=None, lower_BTD=None
+    spec: PolicySpec, critic: Params, rollout: Rollout, features_BRD=None, frozen_hidden_BTD=None
 ) -> jax.Array:
     """Return values [B, R] float32: V of the prefix that ends just before each response token.
 
@@ -199,52 +202,58 @@ def critic_values(
     """
     if spec.critic == "decoder":
         length = rollout.response_mask_BR.shape[1]
-        features_BRD = upper_hidden(spec, critic["trunk"], lower_BTD, rollout.mask_BT, length)
+        features_BRD = upper_hidden(
+            spec, critic["trunk"], frozen_hidden_BTD, rollout.mask_BT, length
+        )
     return _apply(spec.head, critic["head"], features_BRD)
 
 
-def init_critic(spec: GeneratorSpec, base: Params, key: jax.Array) -> Params:
+def init_critic(spec: PolicySpec, ref_params: Params, key: jax.Array) -> Params:
     """Return fresh critic parameters; a decoder critic starts from the generator's layers."""
     features = jnp.zeros((1, 1, spec.config.d_model), jnp.float32)
     critic = {"head": spec.head.init(key, features)["params"]}
     if spec.critic == "decoder":
         critic["trunk"] = jax.tree.map(
-            lambda leaf: jnp.array(leaf, copy=True), reference_part(spec, base)
+            lambda leaf: jnp.array(leaf, copy=True), reference_part(spec, ref_params)
         )
     return critic
 
 
 def score_rollout(
-    spec: GeneratorSpec,
-    base: Params,
+    spec: PolicySpec,
+    ref_params: Params,
     trained: Params,
     critic: Params | None,
     rollout: Rollout,
     frame: Frame | None = None,
-) -> Scored:
+) -> RolloutLogprobs:
     """Score a rollout with reference, old policy and critic (if any) in one pass over shared
     layers, no wider than `frame` says.
 
     Old log-probs come from the training forward, not from the sampler (design, section 7).
     """
     if frame is not None:
-        tight = score_rollout(spec, base, trained, critic, frame.tight(rollout, rollout.mask_BT))
+        tight = score_rollout(
+            spec, ref_params, trained, critic, frame.tight(rollout, rollout.mask_BT)
+        )
         return frame.wide(tight, rollout.mask_BT, rollout.response_mask_BR.shape[1])
-    lower_BTD = lower_hidden(spec, base, rollout.tokens_BT, rollout.mask_BT)
-    reference = reference_part(spec, base)
+    frozen_hidden_BTD = frozen_hidden(spec, ref_params, rollout.tokens_BT, rollout.mask_BT)
+    reference = reference_part(spec, ref_params)
     ref_logprobs_BR, _, ref_hidden_BRD = response_logprobs(
-        spec, base, reference, rollout, lower_BTD
+        spec, ref_params, reference, rollout, frozen_hidden_BTD
     )
-    old_logprobs_BR, _, old_hidden_BRD = response_logprobs(spec, base, trained, rollout, lower_BTD)
+    old_logprobs_BR, _, old_hidden_BRD = response_logprobs(
+        spec, ref_params, trained, rollout, frozen_hidden_BTD
+    )
     features_BRD = {"reference": ref_hidden_BRD, "policy": old_hidden_BRD}.get(spec.critic)
     if features_BRD is not None:
         features_BRD = features_BRD.astype(jnp.float32)
     values_BR = None
     if critic is not None:
-        values_BR = critic_values(spec, critic, rollout, features_BRD, lower_BTD)
-    keep_lower = spec.first > 0 or spec.critic == "decoder"
-    return Scored(
-        lower_BTD=lower_BTD if keep_lower else None,
+        values_BR = critic_values(spec, critic, rollout, features_BRD, frozen_hidden_BTD)
+    keep_lower = spec.first_trainable_layer > 0 or spec.critic == "decoder"
+    return RolloutLogprobs(
+        frozen_hidden_BTD=frozen_hidden_BTD if keep_lower else None,
         features_BRD=features_BRD,
         old_logprobs_BR=old_logprobs_BR,
         ref_logprobs_BR=ref_logprobs_BR,

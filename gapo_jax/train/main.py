@@ -25,13 +25,13 @@ from gapo_jax import config as configuration
 from gapo_jax.checkpoint import Checkpointer, folder_exists, make_folder
 from gapo_jax.compilation import keep_compiled_programs
 from gapo_jax.config import Config
-from gapo_jax.constraints.verifier_pool import JudgePool
+from gapo_jax.constraints.verifier_pool import VerifierPool
 from gapo_jax.data.sources import read_jsonl, write_jsonl
 from gapo_jax.evaluate.accuracy import Verdict
 from gapo_jax.evaluate.report import write_report
 from gapo_jax.evaluate.text_health import text_health
 from gapo_jax.models import save_adapter, save_hf
-from gapo_jax.train.build import build_training, initial_state, load_players
+from gapo_jax.train.build import build_models, build_training, initial_state
 from gapo_jax.train.clock import PhaseClock, counter, peak_memory_gb
 from gapo_jax.train.datasets.self_generated import bootstrap, make_all_prompts, make_pairs
 from gapo_jax.train.datasets.user import check_source, own_prompts
@@ -40,12 +40,12 @@ from gapo_jax.train.evaluation import compare_sets, evaluate_policy, summarise_s
 from gapo_jax.train.metrics import MetricsWriter, read_metrics
 from gapo_jax.train.offline import loop as offline
 from gapo_jax.train.online import loop as online
-from gapo_jax.train.online.phases import Run
-from gapo_jax.train.online.sft_batches import make_grounding
-from gapo_jax.train.processes import Hosts
+from gapo_jax.train.online.phases import TrainContext
+from gapo_jax.train.online.sft_batches import make_sft_batches
+from gapo_jax.train.processes import Processes
 from gapo_jax.train.restore import card_metrics
 from gapo_jax.train.runtime import RunInterrupted, StopRequest
-from gapo_jax.train.state import RunState, relative_change
+from gapo_jax.train.state import GAPOState, relative_change
 
 log = logging.getLogger("gapo_jax")
 VerdictSets = dict[str, list[Verdict]]
@@ -83,44 +83,44 @@ def write_json(path: Path, record: Any) -> None:
 
 
 def heed_stops(
-    stop: StopRequest, hosts: Hosts, advance: Callable[[int], None]
+    stop: StopRequest, processes: Processes, advance: Callable[[int], None]
 ) -> Callable[[int], None]:
     """Return `advance` for a phase that samples, which ends the run (RunInterrupted) after a batch
     if any process was asked to stop. Such a phase writes its file at its end or not at all."""
 
     def on_batch(done: int) -> None:
         advance(done)
-        if asked := hosts.first_word("batch", stop.signal_name):
+        if asked := processes.first_word("batch", stop.signal_name):
             raise RunInterrupted(asked)
 
     return on_batch
 
 
 def measure(
-    run: Run, params: Callable[[], Any], name: str, sets: Mapping[str, Sequence[Any]]
+    ctx: TrainContext, params: Callable[[], Any], name: str, sets: Mapping[str, Sequence[Any]]
 ) -> VerdictSets:
     """Return the verdicts of all held-out sets; read back from the workdir if already there.
 
     Raises:
         RunInterrupted: a signal asked for a stop; nothing of the measurement is kept.
     """
-    path = run.workdir / f"eval_{name}.jsonl"
+    path = ctx.workdir / f"eval_{name}.jsonl"
     if not path.exists():
-        with run.clock("eval"):
+        with ctx.clock("eval"):
             weights = params()
             records = []
             for set_name, rows in sets.items():
-                total = len(rows) * run.config.eval.samples_per_prompt
+                total = len(rows) * ctx.config.eval.samples_per_prompt
                 with counter(total, f"{name}: {set_name}") as advance:
                     verdicts = evaluate_policy(
-                        run.config,
-                        run.players,
+                        ctx.config,
+                        ctx.models,
                         weights,
                         rows,
                         name=set_name,
-                        width=run.prompts.width,
-                        judges=run.judges,
-                        on_batch=heed_stops(run.stop, run.hosts, advance),
+                        width=ctx.prompts.width,
+                        verifiers=ctx.verifiers,
+                        on_batch=heed_stops(ctx.stop, ctx.processes, advance),
                     )
                 records += [{"set": set_name, **dataclasses.asdict(v)} for v in verdicts]
         write_jsonl(path, records)
@@ -135,28 +135,28 @@ def measure(
     return found
 
 
-def write_eval(run: Run, verdicts: VerdictSets, finished: int) -> None:
+def write_eval(ctx: TrainContext, verdicts: VerdictSets, finished: int) -> None:
     """Write one metrics line with the accuracies of all held-out sets.
 
     A run that is continued after its last round may have written it already.
     """
-    if not run.hosts.first:
+    if not ctx.processes.first:
         return
-    step = finished * run.updates_per_round
-    written = read_metrics(run.workdir)
+    step = finished * ctx.updates_per_round
+    written = read_metrics(ctx.workdir)
     if any(line["phase"] == "eval" and line["step"] == step for line in written):
         return
     metrics: dict[str, float] = {}
-    for set_name, summary in summarise_sets(verdicts, run.config.eval.resamples).items():
+    for set_name, summary in summarise_sets(verdicts, ctx.config.eval.resamples).items():
         for metric in ("instruction_strict", "prompt_strict"):
             for part, value in summary[metric].items():
                 suffix = "" if part == "value" else f"_{part}"
                 metrics[f"eval/{set_name}/{metric}{suffix}"] = value
-    metrics["time/eval_s"] = run.clock.last.get("eval", 0.0)
-    run.writer.write(step, finished, "eval", metrics)
+    metrics["time/eval_s"] = ctx.clock.last.get("eval", 0.0)
+    ctx.writer.write(step, finished, "eval", metrics)
 
 
-def share_workdir(config: Config, workdir: Path, hosts: Hosts) -> tuple[Path, str]:
+def share_workdir(config: Config, workdir: Path, processes: Processes) -> tuple[Path, str]:
     """Return (folder of this process, folder of the checkpoints) of a run.
 
     The first process works in `workdir`. What it has made there already goes to the others, who
@@ -165,23 +165,23 @@ def share_workdir(config: Config, workdir: Path, hosts: Hosts) -> tuple[Path, st
     Raises:
         ValueError, FileNotFoundError: as `check_source` and `claim_workdir`; or another process
             cannot see the checkpoints.
-        HostMissing: a process does not come.
+        ProcessMissing: a process does not come.
     """
     shared = None
-    if hosts.first:
+    if processes.first:
         check_source(config, workdir)
         claim_workdir(config, workdir)
         checkpoints = config.checkpoint.directory or str(workdir.absolute() / "checkpoints")
         make_folder(checkpoints)
-        names = [] if hosts.count == 1 else sorted(workdir.glob("*.jsonl"))
+        names = [] if processes.count == 1 else sorted(workdir.glob("*.jsonl"))
         files = {p.name: p.read_text() for p in names if p.stem not in ("metrics", "samples")}
         shared = {"files": files, "checkpoints": checkpoints}
-    shared = hosts.gather("workdir", shared)[0]
-    if hosts.first:
+    shared = processes.gather("workdir", shared)[0]
+    if processes.first:
         return workdir, shared["checkpoints"]
     if not folder_exists(shared["checkpoints"]):
         raise ValueError(
-            f"process {hosts.index} cannot see the folder {shared['checkpoints']} of the first "
+            f"process {processes.index} cannot see the folder {shared['checkpoints']} of the first "
             "process; set config.checkpoint.directory to one that all see (a shared disk, gs://...)"
         )
     own = Path(tempfile.mkdtemp(prefix="gapo_jax_process_"))
@@ -192,33 +192,31 @@ def share_workdir(config: Config, workdir: Path, hosts: Hosts) -> tuple[Path, st
 
 
 def open_run(
-    config: Config, workdir: Path, stop: StopRequest, hosts: Hosts | None = None
-) -> tuple[Run, RunState]:
+    config: Config, workdir: Path, stop: StopRequest, processes: Processes | None = None
+) -> tuple[TrainContext, GAPOState]:
     """Load, prepare and restore everything that the loop needs.
 
     Raises:
         ValueError, FileNotFoundError: bad configuration, missing weights, another run's workdir.
-        HostMissing: a process of the run does not come to a stage.
+        ProcessMissing: a process of the run does not come to a stage.
         RunInterrupted: a signal asked for a stop while the bootstrap was sampled.
     """
-    clock, hosts = PhaseClock(), hosts or Hosts()
-    workdir, checkpoints = share_workdir(config, workdir, hosts)
+    clock, processes = PhaseClock(), processes or Processes()
+    workdir, checkpoints = share_workdir(config, workdir, processes)
     keep_compiled_programs()
     with clock("load"):
-        players = load_players(config)
-        hosts.gather("load")
+        models = build_models(config)
+        processes.gather("load")
         own = config.data.source
-        prompts = (
-            own_prompts(config, players, workdir) if own else make_all_prompts(config, players)
-        )
+        prompts = own_prompts(config, models, workdir) if own else make_all_prompts(config, models)
     with clock("bootstrap"), counter(len(prompts.bootstrap), "bootstrap") as advance:
-        on_batch = heed_stops(stop, hosts, advance)
-        answers = bootstrap(config, players, prompts, workdir, on_batch)
+        on_batch = heed_stops(stop, processes, advance)
+        answers = bootstrap(config, models, prompts, workdir, on_batch)
     with clock("pairs"):
         pairs = make_pairs(config, prompts.type_ids, answers, workdir)
-        hosts.gather("data")
-    training = build_training(config, players, len(pairs.compared))
-    state = initial_state(config, players, training)
+        processes.gather("data")
+    training = build_training(config, models, len(pairs.compared))
+    state = initial_state(config, models, training)
     checkpointer = Checkpointer(checkpoints, keep=config.checkpoint.keep)
     last_saved, store = None, []
     if checkpointer.latest() is not None:
@@ -226,10 +224,10 @@ def open_run(
         last_saved, store = int(state.round), store_from_json(host["store"])
         clock.add(host["seconds"])
         log.info("continuing after round %d of %s", last_saved, workdir)
-    run = Run(
+    ctx = TrainContext(
         config=config,
         workdir=workdir,
-        players=players,
+        models=models,
         training=training,
         prompts=prompts,
         pairs=pairs,
@@ -239,19 +237,19 @@ def open_run(
         stop=stop,
         store=store,
         last_saved=last_saved,
-        hosts=hosts,
-        judges=JudgePool(config.data.verify_workers),
+        processes=processes,
+        verifiers=VerifierPool(config.data.verify_workers),
     )
     if config.ppo.sft_coef and config.method in configuration.ONLINE_METHODS:
-        run.grounding = make_grounding(config, players, pairs.train, workdir)
-    resume_step = -1 if last_saved is None else last_saved * run.updates_per_round
-    run.writer = MetricsWriter(workdir, resume_step=resume_step)
-    return run, state
+        ctx.sft_batches = make_sft_batches(config, models, pairs.train, workdir)
+    resume_step = -1 if last_saved is None else last_saved * ctx.updates_per_round
+    ctx.writer = MetricsWriter(workdir, resume_step=resume_step)
+    return ctx, state
 
 
-def moved(run: Run, state: RunState) -> dict[str, float]:
+def relative_param_change(ctx: TrainContext, state: GAPOState) -> dict[str, float]:
     """Return |after - before| / |before| of each network: the proof that it learned something."""
-    start = initial_state(run.config, run.players, run.training)
+    start = initial_state(ctx.config, ctx.models, ctx.training)
     names = ["policy", "discriminator", *(["critic"] if state.critic is not None else [])]
     return {
         name: relative_change(getattr(start, name).params, getattr(state, name).params)
@@ -286,7 +284,7 @@ def mean_throughput(workdir: Path) -> dict[str, float]:
     return {name: sum(line[name] for line in lines) / max(len(lines), 1) for name in names}
 
 
-def judge_on_pairs(workdir: Path) -> dict[str, dict[str, float]]:
+def discriminator_on_pairs(workdir: Path) -> dict[str, dict[str, float]]:
     """Return what the discriminator makes of the held-out pairs, when first and when last measured
     ("first", "last"): "accuracy", "acc_accepted", "acc_rejected", "pair_order". Empty without."""
     prefix = "disc/heldout_"
@@ -299,15 +297,15 @@ def judge_on_pairs(workdir: Path) -> dict[str, dict[str, float]]:
 
 
 def summarise_run(
-    run: Run,
-    state: RunState,
+    ctx: TrainContext,
+    state: GAPOState,
     before: VerdictSets,
     after: VerdictSets,
     changes: Mapping[str, float],
 ) -> dict[str, Any]:
     """Return the contents of summary.json; `changes` are those of `moved`."""
-    resamples = run.config.eval.resamples
-    last = read_metrics(run.workdir)[-1]
+    resamples = ctx.config.eval.resamples
+    last = read_metrics(ctx.workdir)[-1]
     health = {
         label: {
             name: text_health([v.prompt for v in found], [v.response for v in found])
@@ -316,7 +314,7 @@ def summarise_run(
         for label, sets in (("before", before), ("after", after))
     }
     return {
-        "method": run.config.method,
+        "method": ctx.config.method,
         "rounds": int(state.round),
         "before": summarise_sets(before, resamples),
         "after": summarise_sets(after, resamples),
@@ -324,82 +322,84 @@ def summarise_run(
         "text_health": health,
         "samples": sample_table(before, after),
         "relative_change": dict(changes),
-        "types": list(run.prompts.type_ids),
-        "pairs": len(run.pairs.train),
-        "judge": judge_on_pairs(run.workdir),
-        "time_s": dict(run.clock.seconds),
-        "throughput": mean_throughput(run.workdir),
+        "types": list(ctx.prompts.type_ids),
+        "pairs": len(ctx.pairs.train),
+        "judge": discriminator_on_pairs(ctx.workdir),
+        "time_s": dict(ctx.clock.seconds),
+        "throughput": mean_throughput(ctx.workdir),
         "compile_count": last["compile/count"],
         "compile_s": round(last["compile/seconds"], 1),
         "peak_memory_gb": peak_memory_gb(),
     }
 
 
-def export(run: Run, params: Any, summary: Mapping[str, Any]) -> Path:
+def export(ctx: TrainContext, params: Any, summary: Mapping[str, Any]) -> Path:
     """Write the trained model, the generator (adapters merged) or the discriminator, as an HF
     folder under the workdir; and adapters beside it as a PEFT folder, `adapter`. `params` are
     those of `exported_params`."""
-    folder, players = run.workdir / "export", run.players
-    if run.config.method == "discriminator":
+    folder, models = ctx.workdir / "export", ctx.models
+    if ctx.config.method == "discriminator":
         save_hf(
-            players.discriminator,
+            models.discriminator,
             params["model"],
             folder,
-            tokenizer=players.disc_tokenizer,
-            method=run.config.method,
-            base=run.config.model.discriminator,
+            tokenizer=models.disc_tokenizer,
+            method=ctx.config.method,
+            base=ctx.config.model.discriminator,
         )
         return folder
     save_hf(
-        players.decoder,
+        models.decoder,
         params["model"],
         folder,
-        tokenizer=players.tokenizer,
-        method=run.config.method,
-        base=run.config.model.generator,
+        tokenizer=models.tokenizer,
+        method=ctx.config.method,
+        base=ctx.config.model.generator,
         metrics=card_metrics(summary),
     )
     if "lora" in params:
         save_adapter(
-            players.decoder,
+            models.decoder,
             params["lora"],
-            run.workdir / "adapter",
-            base=run.config.model.generator,
-            method=run.config.method,
+            ctx.workdir / "adapter",
+            base=ctx.config.model.generator,
+            method=ctx.config.method,
         )
     return folder
 
 
-def exported_params(run: Run, state: RunState) -> dict[str, Any]:
+def exported_params(ctx: TrainContext, state: GAPOState) -> dict[str, Any]:
     """Return the parameters that `export` writes, whole in the first process: {"model": ...} and,
     of a run that trained adapters, {"lora": ...}."""
-    if run.config.method == "discriminator":
+    if ctx.config.method == "discriminator":
         params = {"model": state.discriminator.params}
     else:
-        params = {"model": run.policy_params(state)}
+        params = {"model": ctx.policy_params(state)}
         params |= {k: v for k, v in state.policy.params.items() if k == "lora"}
-    return run.players.spec.place.host(params)
+    return ctx.models.spec.place.host(params)
 
 
-def conclude(run: Run, state: RunState, before: VerdictSets, after: VerdictSets) -> dict[str, Any]:
+def conclude(
+    ctx: TrainContext, state: GAPOState, before: VerdictSets, after: VerdictSets
+) -> dict[str, Any]:
     """Write the export and summary.json; return the latter's contents (nothing in a process that
     is not the first).
 
     Raises:
         OSError: they cannot be written.
     """
-    changes = moved(run, state)
-    params = exported_params(run, state) if run.config.export else {}
-    if not run.hosts.first:
+    changes = relative_param_change(ctx, state)
+    params = exported_params(ctx, state) if ctx.config.export else {}
+    if not ctx.processes.first:
         return {}
-    summary = summarise_run(run, state, before, after, changes)
+    summary = summarise_run(ctx, state, before, after, changes)
     if params:
         try:
-            with run.clock("export"):
-                summary["export"] = str(export(run, params, summary))
+            with ctx.clock("export"):
+                summary["export"] = str(export(ctx, params, summary))
         except SafetensorError as error:
-            raise OSError(errno.EIO, str(error), str(run.workdir / "export")) from error
-    write_json(run.workdir / "summary.json", summary)
+            raise OSError(errno.EIO, str(error), str(ctx.workdir / "export")) from error
+    write_json(ctx.workdir / "summary.json", summary)
     return summary
 
 
@@ -424,7 +424,7 @@ def finished(config: Config, workdir: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def closing(run: Run) -> Iterator[None]:
+def closing(ctx: TrainContext) -> Iterator[None]:
     """Close the judges, the writer and the checkpointer of a run at the end, each whatever the
     others do.
 
@@ -440,7 +440,7 @@ def closing(run: Run) -> Iterator[None]:
         interrupted = stop
     except Exception as error:
         errors.append(error)
-    for close in (run.judges.close, run.writer.close, run.checkpointer.close):
+    for close in (ctx.verifiers.close, ctx.writer.close, ctx.checkpointer.close):
         try:
             close()
         except Exception as error:
@@ -454,7 +454,7 @@ def closing(run: Run) -> Iterator[None]:
 
 
 def execute(
-    config: Config, workdir: Path, stop: StopRequest, hosts: Hosts | None = None
+    config: Config, workdir: Path, stop: StopRequest, processes: Processes | None = None
 ) -> dict[str, Any]:
     """Run a configuration from start to end, or from where the workdir was left; return the
     summary (the contents of summary.json), which only the first of several processes has. A run
@@ -463,29 +463,29 @@ def execute(
     Raises:
         RunInterrupted, RunStopped: see `online.train`; what a continued run needs is saved.
         CheckpointError, OSError: something could not be written.
-        HostMissing: a process of the run does not come to a stage.
+        ProcessMissing: a process of the run does not come to a stage.
     """
-    hosts = hosts or Hosts()
-    summary = finished(config, workdir) if hosts.first else {}
-    if hosts.gather("finished", bool(summary))[0]:
+    processes = processes or Processes()
+    summary = finished(config, workdir) if processes.first else {}
+    if processes.gather("finished", bool(summary))[0]:
         return summary
-    run, state = open_run(config, workdir, stop, hosts)
-    with closing(run):
-        players = run.players
-        start = functools.partial(players.for_sampling, players.base)
-        before = measure(run, start, "before", run.prompts.heldout)
-        write_eval(run, before, 0)
+    ctx, state = open_run(config, workdir, stop, processes)
+    with closing(ctx):
+        models = ctx.models
+        start = functools.partial(models.for_sampling, models.ref_params)
+        before = measure(ctx, start, "before", ctx.prompts.heldout)
+        write_eval(ctx, before, 0)
         train = offline.train if config.method in configuration.OFFLINE_METHODS else online.train
-        state = train(run, state)
+        state = train(ctx, state)
         after = before  # the discriminator's training leaves the policy alone
         if config.method != "discriminator":
-            end = functools.partial(run.sampling_params, state)
-            after = measure(run, end, f"after_{config.rounds}", run.prompts.heldout)
-            run.stop_if_asked(config.rounds)
-        write_eval(run, after, config.rounds)
-        run.checkpointer.wait()
-        summary = conclude(run, state, before, after)
-        run.hosts.gather("end")
-    if run.hosts.first:
+            end = functools.partial(ctx.sampling_params, state)
+            after = measure(ctx, end, f"after_{config.rounds}", ctx.prompts.heldout)
+            ctx.stop_if_asked(config.rounds)
+        write_eval(ctx, after, config.rounds)
+        ctx.checkpointer.wait()
+        summary = conclude(ctx, state, before, after)
+        ctx.processes.gather("end")
+    if ctx.processes.first:
         summary["report"] = str(write_report(workdir))
     return summary

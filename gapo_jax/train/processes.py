@@ -17,11 +17,11 @@ from typing import Any, TextIO
 import jax
 
 
-class HostMissing(RuntimeError):
+class ProcessMissing(RuntimeError):
     """A process did not come to a stage in time; the message names it and the stage."""
 
 
-class Hosts:
+class Processes:
     """The processes of one run; without `join` there is only this one."""
 
     def __init__(self, index: int = 0, count: int = 1, timeout_s: float = 900.0):
@@ -40,7 +40,7 @@ class Hosts:
         """Return what every process gave (JSON-ready), by process; all come to `stage` first.
 
         Raises:
-            HostMissing: a process did not come within `timeout_s`, or has ended.
+            ProcessMissing: a process did not come within `timeout_s`, or has ended.
         """
         if self.count == 1:
             return [value]
@@ -55,9 +55,9 @@ class Hosts:
         except OSError:
             answer = None
         if answer is None:
-            raise HostMissing(self._message([0], stage))
+            raise ProcessMissing(self._message([0], stage))
         if answer["missing"]:
-            raise HostMissing(self._message(answer["missing"], stage))
+            raise ProcessMissing(self._message(answer["missing"], stage))
         return answer["values"]
 
     def first_word(self, stage: str, word: str) -> str:
@@ -82,7 +82,7 @@ class Hosts:
             if other not in missing:
                 _write(line, {"missing": missing, "values": [] if missing else values})
         if missing:
-            raise HostMissing(self._message(missing, stage))
+            raise ProcessMissing(self._message(missing, stage))
         return values
 
     def _message(self, missing: list[int], stage: str) -> str:
@@ -102,13 +102,13 @@ class Hosts:
         self._lines, self._sockets = {}, {}
 
 
-def join(coordinator: str, count: int, index: int, timeout_s: float) -> Hosts:
+def join(coordinator: str, count: int, index: int, timeout_s: float) -> Processes:
     """Meet the other processes, then start JAX's service on `coordinator` (HOST:PORT).
 
     To be called before any other use of jax.
 
     Raises:
-        HostMissing: not all came within `timeout_s`.
+        ProcessMissing: not all came within `timeout_s`.
         ValueError: the flags do not describe one process of several.
     """
     host, _, port = coordinator.rpartition(":")
@@ -117,36 +117,36 @@ def join(coordinator: str, count: int, index: int, timeout_s: float) -> Hosts:
             "wanted --coordinator HOST:PORT, --num_processes N and --process_id from 0 to N - 1, "
             f"got {coordinator!r}, {count} and {index}"
         )
-    hosts = Hosts(index, count, timeout_s)
+    processes = Processes(index, count, timeout_s)
     try:
-        meet(hosts, host, int(port) + 1)
-    except HostMissing:
-        hosts.close()
+        meet(processes, host, int(port) + 1)
+    except ProcessMissing:
+        processes.close()
         raise
     jax.distributed.initialize(
         coordinator, count, index, initialization_timeout=max(1, int(timeout_s))
     )
-    return hosts
+    return processes
 
 
-def meet(hosts: Hosts, host: str, port: int) -> None:
+def meet(processes: Processes, host: str, port: int) -> None:
     """Open the lines between the first process, which listens at HOST:PORT, and the others.
 
     Raises:
-        HostMissing: not all came in time.
+        ProcessMissing: not all came in time.
     """
-    if hosts.first:
-        _receive(hosts, port)
+    if processes.first:
+        _receive(processes, port)
     else:
-        _call(hosts, host, port)
-    hosts.names = hosts.gather("join", socket.gethostname())
+        _call(processes, host, port)
+    processes.names = processes.gather("join", socket.gethostname())
 
 
-def _receive(hosts: Hosts, port: int) -> None:
+def _receive(processes: Processes, port: int) -> None:
     """Take the calls of all other processes."""
-    deadline = time.monotonic() + hosts.timeout_s
-    with socket.create_server(("", port), backlog=hosts.count) as server:
-        while len(hosts._lines) < hosts.count - 1:
+    deadline = time.monotonic() + processes.timeout_s
+    with socket.create_server(("", port), backlog=processes.count) as server:
+        while len(processes._lines) < processes.count - 1:
             try:
                 server.settimeout(max(0.01, deadline - time.monotonic()))
                 caller, _ = server.accept()
@@ -154,30 +154,30 @@ def _receive(hosts: Hosts, port: int) -> None:
                 line = caller.makefile("rw", encoding="utf-8")
                 hello = _read(line)
             except OSError:
-                missing = [i for i in range(1, hosts.count) if i not in hosts._lines]
-                for other in hosts._lines.values():
+                missing = [i for i in range(1, processes.count) if i not in processes._lines]
+                for other in processes._lines.values():
                     _write(other, {"missing": missing, "values": []})
-                raise HostMissing(hosts._message(missing, "join")) from None
+                raise ProcessMissing(processes._message(missing, "join")) from None
             if hello is not None:
-                hosts._sockets[hello["process"]] = caller
-                hosts._lines[hello["process"]] = line
+                processes._sockets[hello["process"]] = caller
+                processes._lines[hello["process"]] = line
 
 
-def _call(hosts: Hosts, host: str, port: int) -> None:
+def _call(processes: Processes, host: str, port: int) -> None:
     """Call the first process until it answers."""
-    deadline = time.monotonic() + hosts.timeout_s
+    deadline = time.monotonic() + processes.timeout_s
     while True:
         try:
             line = socket.create_connection((host, port), timeout=5)
             break
         except OSError:
             if time.monotonic() > deadline:
-                hosts.names[0] = f"{host}:{port}"
-                raise HostMissing(hosts._message([0], "join")) from None
+                processes.names[0] = f"{host}:{port}"
+                raise ProcessMissing(processes._message([0], "join")) from None
             time.sleep(0.2)
-    hosts._sockets = {0: line}
-    hosts._lines = {0: line.makefile("rw", encoding="utf-8")}
-    _write(hosts._lines[0], {"process": hosts.index})
+    processes._sockets = {0: line}
+    processes._lines = {0: line.makefile("rw", encoding="utf-8")}
+    _write(processes._lines[0], {"process": processes.index})
 
 
 def _expected(index: int) -> str:

@@ -15,26 +15,27 @@ import jax
 import jax.numpy as jnp
 
 from gapo_jax import config as configuration
-from gapo_jax import hub, models
+from gapo_jax import hub
+from gapo_jax import models as networks
 from gapo_jax.checkpoint import Checkpointer
 from gapo_jax.data.tokenizer import load_tokenizer
 from gapo_jax.data.weights import WEIGHTS, locate
 from gapo_jax.sharding import ONE_DEVICE
 from gapo_jax.train.build import (
-    Players,
+    Models,
+    build_models,
     build_training,
     initial_state,
-    load_players,
     tokenizer_and_shape,
 )
-from gapo_jax.train.state import RunState, merge_trainable
+from gapo_jax.train.state import GAPOState, merge_trainable
 
 IMPORTED = "model.json"
 _KINDS = {
-    "decoder": (models.Decoder, models.DecoderConfig),
-    "encoder": (models.Encoder, models.EncoderConfig),
-    "discriminator": (models.Discriminator, models.EncoderConfig),
-    "rewardmodel": (models.RewardModel, models.DecoderConfig),
+    "decoder": (networks.Decoder, networks.DecoderConfig),
+    "encoder": (networks.Encoder, networks.EncoderConfig),
+    "discriminator": (networks.Discriminator, networks.EncoderConfig),
+    "rewardmodel": (networks.RewardModel, networks.DecoderConfig),
 }
 
 
@@ -80,7 +81,7 @@ def load_any(
     path, step = _checkpoint_of(Path(src), step)
     own = (path / IMPORTED).is_file() or is_run(path)
     source = path if own else locate(str(src)) if str(src) in WEIGHTS else hub.resolve(src)
-    adapts = not own and models.is_adapter(source)
+    adapts = not own and networks.is_adapter(source)
     if tokenizer is not None and (own or adapts):
         raise ValueError(
             f"Wanted a tokenizer for a model that lacks one, got {tokenizer} for {src}, which has "
@@ -91,7 +92,7 @@ def load_any(
         return _load_imported(path)._replace(dtype=record.get("dtype"))
     if own:
         return _load_run(path, network, step)
-    kind = None if adapts else models.network_of(source)
+    kind = None if adapts else networks.network_of(source)
     if network != "generator" and kind not in ("discriminator", "reward model"):
         raise ValueError(
             f"Wanted the workdir of a run, which holds its {network}, or a discriminator exported "
@@ -102,10 +103,10 @@ def load_any(
         return _load_adapter(source, base)._replace(dtype=None)
     words, _, dtype = tokenizer_and_shape(source, tokenizer)
     load: Any = {
-        "encoder": models.load_encoder,
-        "discriminator": models.load_discriminator,
-        "reward model": models.load_reward_model,
-    }.get(kind, models.load_decoder)  # pyright: ignore
+        "encoder": networks.load_encoder,
+        "discriminator": networks.load_discriminator,
+        "reward model": networks.load_reward_model,
+    }.get(kind, networks.load_decoder)  # pyright: ignore
     module, params = load(source)
     # A model card names what it was made from, not where that lay.
     base = str(src) if not Path(src).expanduser().exists() else Path(src).expanduser().name
@@ -121,7 +122,7 @@ def trained_system(src: str | os.PathLike[str]) -> str | None:
 
 def load_trained_adapters(
     src: str | os.PathLike[str], step: int | None = None
-) -> tuple[models.Decoder, models.Adapters, str, str]:
+) -> tuple[networks.Decoder, networks.Adapters, str, str]:
     """Return (decoder, adapters, base, method) of a run that trained adapters, `src` and `step` as
     in `load_any`.
 
@@ -135,9 +136,9 @@ def load_trained_adapters(
             f"Wanted the workdir of a run that trained adapters (config.lora.rank above 0), got "
             f"{src}. Leave out --adapter to export whole weights."
         )
-    players, state = _restore(path, config, step)
+    models, state = _restore(path, config, step)
     adapters = state.policy.params["lora"]
-    return players.decoder, adapters, config.model.generator, config.method
+    return models.decoder, adapters, config.model.generator, config.method
 
 
 def _checkpoint_of(path: Path, step: int | None) -> tuple[Path, int | None]:
@@ -149,36 +150,38 @@ def _checkpoint_of(path: Path, step: int | None) -> tuple[Path, int | None]:
 
 def _load_adapter(folder: Path, base: str | None) -> Loaded:
     """Return the base of a PEFT adapter with the adapter merged into it."""
-    record = json.loads((folder / models.ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    record = json.loads((folder / networks.ADAPTER_CONFIG).read_text(encoding="utf-8"))
     base = base or record.get("base_model_name_or_path")
     if not base:
         raise ValueError(f"Wanted the base of the adapter {folder}, which names none. Give --base.")
     loaded = load_any(base)
-    if not isinstance(loaded.module, models.Decoder):
+    if not isinstance(loaded.module, networks.Decoder):
         raise ValueError(f"Wanted a decoder as base of the adapter {folder}, got {base}.")
-    adapters, _ = models.load_adapter(folder, loaded.module)
-    layers = models.merge_adapters(loaded.params["layers"], adapters)
+    adapters, _ = networks.load_adapter(folder, loaded.module)
+    layers = networks.merge_adapters(loaded.params["layers"], adapters)
     return loaded._replace(params=dict(loaded.params) | {"layers": layers})
 
 
 def _load_run(workdir: Path, network: str, step: int | None) -> Loaded:
     """Restore a run's checkpoint and return one of its networks."""
     config = _read_config(workdir)
-    players, state = _restore(workdir, config, step)
+    models, state = _restore(workdir, config, step)
     if network == "discriminator":
         return Loaded(
-            players.discriminator,
+            models.discriminator,
             state.discriminator.params,
-            players.disc_tokenizer,
+            models.disc_tokenizer,
             config.method,
             config.model.discriminator,
         )
-    params = merge_trainable(players.base, state.policy.params, players.spec.first)
+    params = merge_trainable(
+        models.ref_params, state.policy.params, models.spec.first_trainable_layer
+    )
     summary, metrics = workdir / "summary.json", None
     if step is None and summary.is_file():
         metrics = card_metrics(json.loads(summary.read_text(encoding="utf-8")))
     base = config.model.generator
-    return Loaded(players.decoder, params, players.tokenizer, config.method, base, metrics)
+    return Loaded(models.decoder, params, models.tokenizer, config.method, base, metrics)
 
 
 def card_metrics(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,17 +200,17 @@ def _read_config(workdir: Path) -> configuration.Config:
 
 def _restore(
     workdir: Path, config: configuration.Config, step: int | None
-) -> tuple[Players, RunState]:
+) -> tuple[Models, GAPOState]:
     """Return what is fixed in a run, and a checkpoint of what is not."""
-    players = load_players(config, ONE_DEVICE)  # on one device, whatever mesh it was trained on
+    models = build_models(config, ONE_DEVICE)  # on one device, whatever mesh it was trained on
     # The size of the warm-up sets schedules only, no shape.
-    training = build_training(config, players, num_pairs=1)
-    abstract = jax.eval_shape(lambda: initial_state(config, players, training))
+    training = build_training(config, models, num_pairs=1)
+    abstract = jax.eval_shape(lambda: initial_state(config, models, training))
     directory = config.checkpoint.directory or workdir / "checkpoints"
     # The run may be going on.
     with Checkpointer(directory, read_only=True) as checkpointer:
         state, _ = checkpointer.restore(abstract, step)
-    return players, state
+    return models, state
 
 
 def save_imported(
@@ -228,7 +231,7 @@ def save_imported(
     tokenizer.save_pretrained(folder)
     config = dataclasses.asdict(module.config)
     record = {"kind": kind, "base": base, "dtype": dtype, "config": config}
-    if isinstance(module, models.Discriminator):
+    if isinstance(module, networks.Discriminator):
         record["head"] = {"pooling": module.pooling, "hidden_dim": module.hidden_dim}
     (folder / IMPORTED).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 

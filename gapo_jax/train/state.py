@@ -20,7 +20,7 @@ Params = Any
 ENDS = ("embed", "position", "lm_head")
 
 
-class Network(flax.struct.PyTreeNode):
+class TrainState(flax.struct.PyTreeNode):
     """One trained network: its parameters, its optimiser's state and its count of updates."""
 
     params: Params
@@ -28,27 +28,27 @@ class Network(flax.struct.PyTreeNode):
     step: jax.Array
 
     @classmethod
-    def create(cls, params: Params, optimizer: optax.GradientTransformation) -> Network:
+    def create(cls, params: Params, optimizer: optax.GradientTransformation) -> TrainState:
         """Return a network at step 0."""
         return cls(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
     def apply_gradients(
         self, gradients: Params, optimizer: optax.GradientTransformation
-    ) -> Network:
+    ) -> TrainState:
         """Return the network after one update."""
         updates, opt_state = optimizer.update(gradients, self.opt_state, self.params)
-        return Network(optax.apply_updates(self.params, updates), opt_state, self.step + 1)
+        return TrainState(optax.apply_updates(self.params, updates), opt_state, self.step + 1)
 
 
-class RunState(flax.struct.PyTreeNode):
+class GAPOState(flax.struct.PyTreeNode):
     """Everything that a checkpoint holds on the device side. `round` counts finished rounds;
     `reward_stats` is the running (count, mean, sum of squares) of scores, float32 [3]. `critic` is
     None for a method without one; `judge` is the moving average of the discriminator's parameters
     that scores with `discriminator.score_with="ema"`, else None."""
 
-    policy: Network
-    critic: Network | None
-    discriminator: Network
+    policy: TrainState
+    critic: TrainState | None
+    discriminator: TrainState
     key: jax.Array
     round: jax.Array
     kl_coef: jax.Array
@@ -62,7 +62,7 @@ def copy_tree(tree: Params) -> Params:
     return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
 
 
-def first_trained_layer(num_layers: int, model: ModelConfig) -> int:
+def first_trainable_layer(num_layers: int, model: ModelConfig) -> int:
     """Return the index of the lowest trained layer (0 when all are trained).
 
     Raises:
@@ -76,7 +76,7 @@ def first_trained_layer(num_layers: int, model: ModelConfig) -> int:
     return num_layers - (model.trainable_layers or num_layers)
 
 
-def start_policy(base: Params, first: int, config: Config, key: jax.Array) -> Params:
+def start_policy(ref_params: Params, first: int, config: Config, key: jax.Array) -> Params:
     """Return the parameters that a run trains, before the first update: `split_trainable`, or with
     `config.lora.rank` {"lora": adapters of the layers from `first` on} and nothing else.
 
@@ -85,14 +85,18 @@ def start_policy(base: Params, first: int, config: Config, key: jax.Array) -> Pa
     """
     lora = config.lora
     if not lora.rank:
-        return split_trainable(base, first, config.model.train_embeddings, config.model.freeze)
-    layers = jax.tree.map(lambda leaf: leaf[first:], base["layers"])
+        return split_trainable(
+            ref_params, first, config.model.train_embeddings, config.model.freeze
+        )
+    layers = jax.tree.map(lambda leaf: leaf[first:], ref_params["layers"])
     return {
         "lora": init_adapters(key, layers, rank=lora.rank, alpha=lora.alpha, targets=lora.targets)
     }
 
 
-def split_trainable(base: Params, first: int, train_embeddings: bool, freeze: str = "") -> Params:
+def split_trainable(
+    ref_params: Params, first: int, train_embeddings: bool, freeze: str = ""
+) -> Params:
     """Return copies of the parameters that are trained: layers `first` and up, the final norm,
     and the embeddings (with the head, if it is not tied) when asked for.
 
@@ -102,8 +106,10 @@ def split_trainable(base: Params, first: int, train_embeddings: bool, freeze: st
     Raises:
         ValueError: `freeze` finds nothing, or leaves nothing to train.
     """
-    names = ["layers", "final_norm"] + [name for name in ENDS if train_embeddings and name in base]
-    chosen = {name: base[name] for name in names}
+    names = ["layers", "final_norm"] + [
+        name for name in ENDS if train_embeddings and name in ref_params
+    ]
+    chosen = {name: ref_params[name] for name in names}
     leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(chosen)}
     kept = [path for path in leaves if not (freeze and re.search(freeze, path))]
     if not kept or (freeze and len(kept) == len(leaves)):
@@ -119,17 +125,19 @@ def split_trainable(base: Params, first: int, train_embeddings: bool, freeze: st
     return trainable
 
 
-def merge_trainable(base: Params, trainable: Params, first: int) -> Params:
+def merge_trainable(ref_params: Params, trainable: Params, first: int) -> Params:
     """Return the full parameter tree with the trained parts in their places, adapters added in."""
     if "lora" in trainable:
-        return dict(base) | {"layers": merge_adapters(base["layers"], trainable["lora"])}
+        return dict(ref_params) | {
+            "layers": merge_adapters(ref_params["layers"], trainable["lora"])
+        }
     layers = overlay(
-        base["layers"],
+        ref_params["layers"],
         trainable.get("layers", {}),
         lambda low, high: jnp.concatenate([low[:first], high]) if first else high,
     )
     rest = {name: part for name, part in trainable.items() if name != "layers"}
-    return overlay(base, rest) | {"layers": layers}
+    return overlay(ref_params, rest) | {"layers": layers}
 
 
 def overlay(

@@ -26,7 +26,7 @@ from gapo_jax.train.main import open_run
 from gapo_jax.train.metrics import read_metrics
 from gapo_jax.train.online.loop import one_round
 from gapo_jax.train.runtime import StopRequest
-from gapo_jax.train.state import Network, merge_trainable
+from gapo_jax.train.state import TrainState, merge_trainable
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "gapo_quickstart.py"
 
@@ -58,7 +58,7 @@ def play(config: Config, workdir: Path) -> dict[str, Any]:
     rounds: list[dict[str, float]] = []
     try:
         prime(
-            state.discriminator, run.training.steps, run.players.disc_tokenizer,
+            state.discriminator, run.training.steps, run.models.disc_tokenizer,
             config.discriminator, state.key,
         )  # fmt: skip
         for index in range(config.rounds):
@@ -105,9 +105,9 @@ def measure_ppo_iteration(args, decoder: Decoder, params, reference) -> dict[str
     def take(tree: Any, start: int) -> Any:
         return jax.tree.map(lambda leaf: leaf[start : start + args.minibatch], tree)
 
-    def iterate() -> dict[str, Network]:
+    def iterate() -> dict[str, TrainState]:
         policy, critic = networks["policy"], networks["critic"]
-        weights = merge_trainable(params, policy.params, spec.first)
+        weights = merge_trainable(params, policy.params, spec.first_trainable_layer)
         rollout = sample(weights, tokens_AP, mask_AP, jax.random.split(key, rows), TEMPERATURE)
         found = [
             steps.score(params, policy.params, critic.params, take(rollout, start))
@@ -120,7 +120,7 @@ def measure_ppo_iteration(args, decoder: Decoder, params, reference) -> dict[str
         )  # fmt: skip
         for start in range(0, rows, args.minibatch):
             part = take(experience, start)
-            features, lower = take((scored.features_BRD, scored.lower_BTD), start)
+            features, lower = take((scored.features_BRD, scored.frozen_hidden_BTD), start)
             critic, _ = update_critic(critic, part, features, lower)
             policy, _ = steps.policy(policy, params, part, lower, 0.0)
         networks.update(policy=policy, critic=critic)
@@ -134,7 +134,9 @@ def measure_ppo_iteration(args, decoder: Decoder, params, reference) -> dict[str
         calls = [reference.sampler(tokens_AP, mask_AP, args.samples, args.new_tokens)]
         calls += [reference.score(part) for part in parts]
         calls += [
-            reference.policy_update(part, spec.first, args.train_embeddings, Config())
+            reference.policy_update(
+                part, spec.first_trainable_layer, args.train_embeddings, Config()
+            )
             for part in parts
         ]
         results["torch"] = timed(

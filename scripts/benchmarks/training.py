@@ -24,11 +24,11 @@ from gapo_jax.compilation import jit_step
 from gapo_jax.config import Config, presets
 from gapo_jax.models import Decoder
 from gapo_jax.train.build import discriminator_optimizer, load_discriminator
-from gapo_jax.train.forward import GeneratorSpec, init_critic, layers_to_unroll
+from gapo_jax.train.forward import PolicySpec, init_critic, layers_to_unroll
 from gapo_jax.train.offline.steps import OfflineBatch, make_offline_step
 from gapo_jax.train.online.steps import Steps, TextBatch, as_rollout, make_steps
 from gapo_jax.train.optimizers import make_optimizer
-from gapo_jax.train.state import Network, copy_tree, start_policy
+from gapo_jax.train.state import TrainState, copy_tree, start_policy
 from gapo_jax.types import Experience
 
 
@@ -43,11 +43,11 @@ def settings(args: argparse.Namespace, method: str = "gapo") -> Config:
     return config
 
 
-def spec_of(args: argparse.Namespace, decoder: Decoder, config: Config) -> GeneratorSpec:
+def spec_of(args: argparse.Namespace, decoder: Decoder, config: Config) -> PolicySpec:
     """Return what the steps need to know of the generator."""
     layers = decoder.config.num_layers
     first = layers - (args.trainable_layers or layers)
-    return GeneratorSpec(
+    return PolicySpec(
         config=decoder.config,
         first=first,
         temperature=TEMPERATURE,
@@ -60,7 +60,7 @@ def spec_of(args: argparse.Namespace, decoder: Decoder, config: Config) -> Gener
 
 def generator_steps(
     args: argparse.Namespace, decoder: Decoder
-) -> tuple[Steps, Callable[[Any], dict[str, Network]], GeneratorSpec]:
+) -> tuple[Steps, Callable[[Any], dict[str, TrainState]], PolicySpec]:
     """Return the compiled steps of the training loop, a function from the base parameters to the
     networks `policy` and `critic`, and what the steps know of the generator."""
     config = settings(args)
@@ -70,13 +70,13 @@ def generator_steps(
     optimizers = {name: optimizer for name in ("policy", "critic", "discriminator")}
     steps = make_steps(spec, nobody, config, optimizers)
 
-    def create(params: Any) -> dict[str, Network]:
+    def create(params: Any) -> dict[str, TrainState]:
         key = jax.random.key(args.seed)
         trained = {
-            "policy": start_policy(params, spec.first, config, key),
+            "policy": start_policy(params, spec.first_trainable_layer, config, key),
             "critic": init_critic(spec, params, key),
         }
-        return {name: Network.create(part, optimizer) for name, part in trained.items()}
+        return {name: TrainState.create(part, optimizer) for name, part in trained.items()}
 
     return steps, create, spec
 
@@ -114,7 +114,9 @@ def measure_score(args, decoder: Decoder, params, reference) -> dict[str, Any]:
     return results
 
 
-def repeated_update(step: Callable[..., Any], network: Network, *inputs: Any) -> Callable[[], Any]:
+def repeated_update(
+    step: Callable[..., Any], network: TrainState, *inputs: Any
+) -> Callable[[], Any]:
     """Return a call that updates the network, which is donated, on and on."""
 
     def update() -> Any:
@@ -133,7 +135,9 @@ def measure_policy_update(args, decoder: Decoder, params, reference) -> dict[str
     counts = token_counts(experience)
     results = {"jax": timed(update, args.repeats, **counts)}
     if reference is not None:
-        call = reference.policy_update(experience, spec.first, args.train_embeddings, Config())
+        call = reference.policy_update(
+            experience, spec.first_trainable_layer, args.train_embeddings, Config()
+        )
         results["torch"] = timed(call, args.repeats, **counts, compiles=False)
     return results
 
@@ -168,15 +172,15 @@ def measure_offline(method: str, args, decoder: Decoder, params, reference) -> d
     optimizer = make_optimizer(config.offline.optim, lambda _: LEARNING_RATE)
     sides = 2 if method == "dpo" else 1
     experience = jax.device_put(make_experience(args, decoder.config.vocab_size, samples=sides))
-    trained = start_policy(params, spec.first, config, jax.random.key(args.seed))
+    trained = start_policy(params, spec.first_trainable_layer, config, jax.random.key(args.seed))
     update = repeated_update(
-        make_offline_step(spec, config, optimizer), Network.create(trained, optimizer), params,
+        make_offline_step(spec, config, optimizer), TrainState.create(trained, optimizer), params,
         OfflineBatch(as_rollout(experience)),
     )  # fmt: skip
     counts = token_counts(experience)
     results = {"jax": timed(update, args.repeats, **counts)}
     if reference is not None:
-        call = reference.offline_update(as_rollout(experience), spec.first, config)
+        call = reference.offline_update(as_rollout(experience), spec.first_trainable_layer, config)
         results["torch"] = timed(call, args.repeats, **counts, compiles=False)
     return results
 
@@ -202,7 +206,7 @@ def measure_discriminator(args, decoder: Decoder, params, reference) -> dict[str
     counts = {"real": size * width, "padded": size * width}
     texts = tokens_BT, ones_BT, 0 * ones_BT
     update = repeated_update(
-        steps.disc_update, Network.create(copy_tree(start), optimizer), batch, key
+        steps.disc_update, TrainState.create(copy_tree(start), optimizer), batch, key
     )
     calls: dict[str, Callable[[], Any]] = {
         "score": lambda: steps.disc_score(start, *texts), "update": update

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gapo_jax.constraints.verifier_pool import Judged, JudgePool, question
+from gapo_jax.constraints.verifier_pool import Judged, VerifierPool, question
 from gapo_jax.evaluate.accuracy import verify
 from gapo_jax.types import Constraint, PromptRow
 
@@ -22,7 +22,7 @@ NO_COMMA, WORDS = (
 
 @pytest.fixture(scope="module")
 def pool():
-    pool = JudgePool(2)
+    pool = VerifierPool(2)
     yield pool
     pool.close()
 
@@ -45,9 +45,9 @@ def test_an_error_names_its_row_wherever_it_was_made(pool):
     rows = _rows(20, NO_COMMA)
     rows[13] = PromptRow("odd", "p", "t", (Constraint("no:such_type"),))
     messages = []
-    for judges in (None, pool):
+    for verifiers in (None, pool):
         with pytest.raises(ValueError, match=r"row 14 \(key 'odd'\)") as caught:
-            verify(rows, ["text"] * 20, judges)
+            verify(rows, ["text"] * 20, verifiers)
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
 
@@ -66,10 +66,10 @@ def test_workers_have_no_jax_and_leave_signals_to_their_parent(pool):
 
 ALONE = """
 import os, signal
-from gapo_jax.constraints.verifier_pool import JudgePool, question
+from gapo_jax.constraints.verifier_pool import VerifierPool, question
 from gapo_jax.records import Constraint
 if __name__ == "__main__":
-    pool = JudgePool(1)
+    pool = VerifierPool(1)
     pool.ask([question("a", (Constraint("punctuation:no_comma"),), "p")])()
     print(*pool._pool._processes, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -26,7 +26,7 @@ from small_steps import (
 
 from gapo_jax.config import OFFLINE_METHODS
 from gapo_jax.train.offline.steps import OfflineBatch, make_offline_step
-from gapo_jax.train.state import Network
+from gapo_jax.train.state import TrainState
 
 METHODS = tuple(method for method in OFFLINE_METHODS if method != "discriminator")
 
@@ -59,7 +59,9 @@ def test_a_network_keeps_its_places_and_its_memory() -> None:
     """After an update every parameter lies where the table puts it, in the buffer it had."""
     config, place = config_of("sft"), placement((1, 4, 2))
     step = make_offline_step(spec_of(config, place), config, OPTIMIZER)
-    policy = place.init(functools.partial(Network.create, optimizer=OPTIMIZER), policy_start("sft"))
+    policy = place.init(
+        functools.partial(TrainState.create, optimizer=OPTIMIZER), policy_start("sft")
+    )
     before = jax.tree.leaves(policy)
     batch = OfflineBatch(rows=rollout(np.random.default_rng(5)))
     after, metrics = step(policy, place.params(weights()[0]), batch)

@@ -34,8 +34,8 @@ from gapo_jax.config import ONLINE_METHODS
 from gapo_jax.models import Decoder
 from gapo_jax.rollout.sampler import make_sampler
 from gapo_jax.train.buckets import Frame, at_every_width
-from gapo_jax.train.forward import Scored
-from gapo_jax.train.online.steps import TextBatch, judge_place, make_steps
+from gapo_jax.train.forward import RolloutLogprobs
+from gapo_jax.train.online.steps import TextBatch, discriminator_placement, make_steps
 from gapo_jax.types import Experience
 
 METHODS = tuple(method for method in ONLINE_METHODS if method != "gapo")  # its policy step is PPO's
@@ -62,7 +62,7 @@ def updates(method: str, sizes) -> tuple:
     noise = functools.partial(rng.normal, size=(ROWS, RESPONSE))
     if critic is None:
         old, ref = ((0.1 * noise() - 4).astype(np.float32) for _ in range(2))
-        scored = Scored(None, None, old, ref, None)
+        scored = RolloutLogprobs(None, None, old, ref, None)
     else:
         scored = steps.score(base, policy.params, critic.params, rows, frame)
     values = scored.values_BR
@@ -80,10 +80,10 @@ def updates(method: str, sizes) -> tuple:
     found = []
     for _ in range(3):
         policy, metrics = steps.policy(
-            policy, base, experience, scored.lower_BTD, jnp.float32(0.1), None, frame
+            policy, base, experience, scored.frozen_hidden_BTD, jnp.float32(0.1), None, frame
         )
         if steps.critic is not None:
-            critic, more = steps.critic(critic, experience, None, scored.lower_BTD, frame)
+            critic, more = steps.critic(critic, experience, None, scored.frozen_hidden_BTD, frame)
             metrics |= more
         found.append(metrics)
     return jax.device_get((policy, found, critic, scored.old_logprobs_BR))
@@ -110,7 +110,7 @@ def judge_updates(kind: str, sizes) -> tuple:
     config, place, rows = config_of("gapo"), placement(sizes), JUDGES[kind]
     config.discriminator.frozen_layers, config.discriminator.batch_size = 0, rows
     steps = make_steps(spec_of(config, place), JUDGE, config, OPTIMIZERS)
-    judge = network(judge_place(config, place), weights()[1])
+    judge = network(discriminator_placement(config, place), weights()[1])
     rng = np.random.default_rng(7)
     mask = (np.arange(12) < rng.integers(4, 13, (rows, 1))).astype(np.int32)
     batch = TextBatch(

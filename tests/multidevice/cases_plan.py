@@ -22,34 +22,34 @@ def planned():
     config.mesh.data, config.mesh.fsdp, config.mesh.sampling_tensor = 1, 8, 2
     place = sharding.Placement(sharding.make_mesh(1, 8, 1), described=True)
     config = finalize(config)
-    players = plan.abstract_players(config, place)
-    steps, parts = plan.planned_steps(config, players)
-    return config, players, {step.name: step for step in steps}, parts
+    models = plan.abstract_models(config, place)
+    steps, parts = plan.planned_steps(config, models)
+    return config, models, {step.name: step for step in steps}, parts
 
 
 def test_a_plan_has_every_step_of_a_round_and_what_lives_through_it(planned) -> None:
-    _, players, steps, parts = planned
+    _, models, steps, parts = planned
     assert list(steps) == [
         "prefill", "decode", "score", "policy_step", "critic_step", "disc_score", "disc_step",
     ]  # fmt: skip
     assert set(parts) == {"reference", "policy", "critic", "discriminator"}
-    shapes = jax.tree.leaves(players.base)
+    shapes = jax.tree.leaves(models.ref_params)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in shapes)
     # Policy: parameters and two moments of the layers; a device holds about an eighth of them.
-    layers = sum(np.prod(x.shape) for x in jax.tree.leaves(players.base["layers"]))
+    layers = sum(np.prod(x.shape) for x in jax.tree.leaves(models.ref_params["layers"]))
     held = plan.bytes_per_device(parts["policy"])
     assert 3 * 4 * layers / 8 < held < 1.2 * 3 * 4 * layers / 8
-    assert players.decoding.mesh is not None and players.decoding.mesh.shape["tensor"] == 2
+    assert models.decoding.mesh is not None and models.decoding.mesh.shape["tensor"] == 2
 
 
 def test_flops_are_those_of_the_matrices(planned) -> None:
     """Six operations a parameter and token of the layers, four of the head; and attention."""
-    config, players, steps, _ = planned
-    base, rows = players.base, config.ppo.minibatch_size
+    config, models, steps, _ = planned
+    base, rows = models.ref_params, config.ppo.minibatch_size
     matrices = sum(np.prod(x.shape) for x in jax.tree.leaves(base["layers"]) if len(x.shape) == 3)
     response = config.sampling.max_new_tokens
     length = config.data.max_prompt_tokens + response
-    shape = players.decoder.config
+    shape = models.decoder.config
     attention = 3 * 4 * rows * length * (length / 2) * shape.num_heads * shape.head_dim
     attention *= shape.num_layers
     head = 4 * rows * response * np.prod(base["embed"]["embedding"].shape)
@@ -59,7 +59,7 @@ def test_flops_are_those_of_the_matrices(planned) -> None:
 
 def test_the_policy_step_updates_in_place_and_gathers_weights_in_bfloat16(planned, tmp_path):
     """Alias equal to the state, no float32 weight gathered, the head gathered outside its loop."""
-    _, players, steps, parts = planned
+    _, models, steps, parts = planned
     options = {"xla_dump_to": str(tmp_path), "xla_dump_hlo_as_text": True}
     options["xla_dump_hlo_pass_re"] = "spmd-partition.*"
     compiled = steps["policy_step"].lower().compile(compiler_options=options)
@@ -73,7 +73,7 @@ def test_the_policy_step_updates_in_place_and_gathers_weights_in_bfloat16(planne
         for opcode, item, times in hlo_cost.collectives(program)
         if opcode == "all-gather"
     ]
-    shape = players.decoder.config
+    shape = models.decoder.config
     head = f"bf16[{shape.d_model},{shape.vocab_size}]"
     layers = {times for what, times in gathers if what != head}
     assert all(what.startswith("bf16") for what, _ in gathers), gathers

@@ -17,8 +17,8 @@ import optax
 from gapo_jax import sharding
 from gapo_jax.config import Config
 from gapo_jax.models import Decoder, DecoderConfig, Discriminator, EncoderConfig
-from gapo_jax.train.forward import GeneratorSpec, init_critic
-from gapo_jax.train.state import Network, start_policy
+from gapo_jax.train.forward import PolicySpec, init_critic
+from gapo_jax.train.state import TrainState, start_policy
 from gapo_jax.types import Rollout
 
 DECODER = DecoderConfig(
@@ -64,9 +64,9 @@ def config_of(method: str) -> Config:
     return config
 
 
-def spec_of(config: Config, place: sharding.Placement) -> GeneratorSpec:
+def spec_of(config: Config, place: sharding.Placement) -> PolicySpec:
     first = 1 if config.model.trainable_layers else 0
-    return GeneratorSpec(DECODER, first, 0.8, 16, "decoder", 8, place=place)
+    return PolicySpec(DECODER, first, 0.8, 16, "decoder", 8, place=place)
 
 
 @functools.cache
@@ -96,10 +96,10 @@ def critic_start():
     return jax.device_get(init_critic(spec, weights()[0], jax.random.key(4)))
 
 
-def network(place: sharding.Placement, params) -> Network:
+def network(place: sharding.Placement, params) -> TrainState:
     """Return a new network in its place. `Placement.init`, as a run makes it, would compile one
     more program for every kind and mesh."""
-    return place.params(Network.create(jax.tree.map(jnp.array, params), OPTIMIZER))
+    return place.params(TrainState.create(jax.tree.map(jnp.array, params), OPTIMIZER))
 
 
 def same(one, many) -> None:

@@ -43,7 +43,7 @@ class Runs:
         config = load(path).get_config(preset)
         return change(config, {path.replace("__", "."): x for path, x in changes.items()})
 
-    def play_here(self, workdir, **changes):
+    def run_here(self, workdir, **changes):
         """Play a run (of `file`) in this process by the function that the script calls; return
         (exit status, what it printed, its last word on stderr)."""
         from gapo_jax.config import finalize
@@ -66,12 +66,12 @@ class Runs:
             for line in self.lines(workdir)
         ]
 
-    def players(self, workdir):
+    def models(self, workdir):
         from gapo_jax.config import finalize, from_json
-        from gapo_jax.train.build import load_players
+        from gapo_jax.train.build import build_models
 
         config = finalize(from_json(json.loads((workdir / "config.json").read_text())))
-        return config, load_players(config)
+        return config, build_models(config)
 
     def host(self, workdir, step):
         """Return what the checkpoint `step` holds beside its arrays."""
@@ -83,9 +83,9 @@ class Runs:
         from gapo_jax.checkpoint import Checkpointer
         from gapo_jax.train.build import build_training, initial_state
 
-        config, players = self.players(workdir)
+        config, models = self.models(workdir)
         pairs = (workdir / "pairs.jsonl").read_text().count("\n")
-        state = initial_state(config, players, build_training(config, players, pairs))
+        state = initial_state(config, models, build_training(config, models, pairs))
         with Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep) as checkpointer:
             return [checkpointer.restore(state, step)[0] for step in steps]
 

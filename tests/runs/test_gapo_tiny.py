@@ -78,18 +78,18 @@ def test_scores_in_samples_are_those_of_the_decoded_text(runs, straight):
     from gapo_jax.data.discriminator_text import encode_discriminator
 
     workdir, _ = straight
-    config, players = runs.players(workdir)
+    config, models = runs.models(workdir)
     (state,) = runs.states(workdir, 0)
     # Round 1 was scored by the snapshot that the warm-up left.
     rows = [row for row in runs.lines(workdir, "samples.jsonl") if row["round"] == 1]
     tokens, mask, types = encode_discriminator(
-        players.disc_tokenizer,
+        models.disc_tokenizer,
         [row["prompt"] for row in rows],
         [row["response"] for row in rows],
         config.discriminator.max_tokens,
     )
-    assert tokens.max() < len(players.disc_tokenizer)
-    logits = jax.jit(players.discriminator.apply)(
+    assert tokens.max() < len(models.disc_tokenizer)
+    logits = jax.jit(models.discriminator.apply)(
         {"params": state.discriminator.params}, tokens, mask, types
     )
     np.testing.assert_allclose(logits, [row["score"] for row in rows], atol=1e-4)
@@ -144,7 +144,7 @@ def test_killed_and_continued_equals_straight_through(runs, straight, tmp_path):
 
 def test_another_configuration_is_refused_by_name(runs, straight):
     workdir, _ = straight
-    code, _, err = runs.play_here(workdir, ppo__clip_low=0.3)
+    code, _, err = runs.run_here(workdir, ppo__clip_low=0.3)
     assert code == 1
     assert "ppo.clip_low: 0.2 -> 0.3" in err
     assert "--workdir" in err

@@ -21,7 +21,7 @@ CHANGES = {
 def workdir(runs, tmp_path_factory):
     """The workdir after two rounds."""
     workdir = tmp_path_factory.mktemp("lora")
-    code, _, err = runs.play_here(workdir, rounds=2, **CHANGES)
+    code, _, err = runs.run_here(workdir, rounds=2, **CHANGES)
     assert code == 0, err
     return workdir
 
@@ -41,8 +41,8 @@ def test_a_run_saves_adapters_alone_and_samples_what_it_trains(runs, workdir):
 def test_what_it_exports_is_the_same_merged_and_in_peft(runs, workdir, tmp_path):
     from transformers import AutoModelForCausalLM
 
-    _, players = runs.players(workdir)
-    save_hf(players.decoder, players.base, tmp_path / "base")
+    _, models = runs.models(workdir)
+    save_hf(models.decoder, models.ref_params, tmp_path / "base")
     tokens = torch.arange(5, 25)[None]
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
     merged = AutoModelForCausalLM.from_pretrained(workdir / "export").eval()

@@ -29,7 +29,7 @@ MADE = ("bootstrap.jsonl", "pairs.jsonl", "pairs_heldout.jsonl", "eval_before.js
 @pytest.fixture(scope="module")
 def ppo(runs, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("ppo")
-    code, _, err = runs.play_here(workdir, method="ppo", rounds=1, **SMALL)
+    code, _, err = runs.run_here(workdir, method="ppo", rounds=1, **SMALL)
     assert code == 0, err
     return workdir
 
@@ -46,7 +46,7 @@ def test_ppo_leaves_the_discriminator_frozen(runs, ppo):
 
 def test_a_finished_run_started_again_is_left_as_it_is(runs, ppo, tmp_path):
     before = {path: path.read_bytes() for path in ppo.iterdir() if path.is_file()}
-    code, out, err = runs.play_here(ppo, method="ppo", rounds=1, **SMALL)
+    code, out, err = runs.run_here(ppo, method="ppo", rounds=1, **SMALL)
     assert code == 0, err
     assert "wall time" in out and f"report: {ppo / 'report.html'}" in out
     assert {path: path.read_bytes() for path in ppo.iterdir() if path.is_file()} == before
@@ -60,14 +60,14 @@ def test_a_finished_run_started_again_is_left_as_it_is(runs, ppo, tmp_path):
 
 def _poison_round_2(monkeypatch):
     """Make the policy's loss NaN in round 2, by its advantages."""
-    learn_phase = online.learn_phase
+    update_policy = online.update_policy
 
     def poisoned(run, state, experience, scored, index):
         if index == 1:
             experience = experience.replace(advantages_BR=experience.advantages_BR * np.nan)
-        return learn_phase(run, state, experience, scored, index)
+        return update_policy(run, state, experience, scored, index)
 
-    monkeypatch.setattr(online, "learn_phase", poisoned)
+    monkeypatch.setattr(online, "update_policy", poisoned)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_collapsing_run_saves_and_stops_itself(runs, ppo, tmp_path, monkeypatc
         shutil.copy(ppo / name, tmp_path)
     if not changes:
         _poison_round_2(monkeypatch)
-    code, _, err = runs.play_here(tmp_path, **SMALL, **changes, checkpoint__every_rounds=3)
+    code, _, err = runs.run_here(tmp_path, **SMALL, **changes, checkpoint__every_rounds=3)
     assert code == 3
     assert reason in err and "after round 1, is saved" in err
     # Round 1 was not due for a checkpoint, and is saved all the same, as it was at its end.
@@ -106,7 +106,7 @@ def test_a_warm_up_that_leaves_no_numbers_saves_nothing(runs, ppo, tmp_path):
     for name in MADE:
         shutil.copy(ppo / name, tmp_path)
     rate = {"discriminator__optim__learning_rate": 1e30}
-    code, _, err = runs.play_here(tmp_path, method="ppo", **SMALL, **rate)
+    code, _, err = runs.run_here(tmp_path, method="ppo", **SMALL, **rate)
     assert code == 3
     assert "warm-up; lower config.discriminator.optim.learning_rate" in err
     assert "nothing is saved" in err and "is saved in" not in err
@@ -144,7 +144,7 @@ def test_a_signal_ends_every_phase_at_its_next_batch(runs, ppo, tmp_path, monkey
 
     def play(*plan):
         asked[:] = plan
-        return runs.play_here(tmp_path, method="ppo", rounds=1, **SMALL)
+        return runs.run_here(tmp_path, method="ppo", rounds=1, **SMALL)
 
     monkeypatch.setattr(os, "_exit", sys.exit)
     code, _, err = play(signal.SIGINT, signal.SIGINT, "bootstrap")
@@ -178,7 +178,7 @@ def test_a_run_closes_its_checkpointer_whatever_its_writer_does(body, wanted):
         raise OSError("writer")
 
     run = SimpleNamespace(
-        judges=SimpleNamespace(close=lambda: closed.append("judges")),
+        verifiers=SimpleNamespace(close=lambda: closed.append("judges")),
         writer=SimpleNamespace(close=fail),
         checkpointer=SimpleNamespace(close=lambda: closed.append("checkpointer")),
     )
@@ -197,7 +197,7 @@ def test_an_export_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(run_module, "export", fail)
     run = SimpleNamespace(
         config=SimpleNamespace(export=True),
-        hosts=SimpleNamespace(first=True),
+        processes=SimpleNamespace(first=True),
         clock=phases.PhaseClock(),
         workdir=tmp_path,
     )
@@ -207,7 +207,7 @@ def test_an_export_that_cannot_be_written_is_named(tmp_path, monkeypatch):
 
 def test_a_workdir_that_cannot_be_made_is_named_with_the_way_out(runs, tmp_path):
     (tmp_path / "file").write_text("")
-    code, _, err = runs.play_here(tmp_path / "file" / "run")
+    code, _, err = runs.run_here(tmp_path / "file" / "run")
     assert code == 1
     assert f"error: cannot use {tmp_path / 'file' / 'run'}: Not a directory" in err
     assert "--workdir" in err and "Traceback" not in err
@@ -228,6 +228,6 @@ def test_a_misspelt_flag_ends_with_the_nearest_key(runs, tmp_path):
     ],
 )
 def test_bad_input_ends_with_what_to_change(runs, tmp_path, change, wanted):
-    code, _, err = runs.play_here(tmp_path / "run", **change)
+    code, _, err = runs.run_here(tmp_path / "run", **change)
     assert code == 1
     assert "error: " in err and wanted in err

@@ -94,7 +94,7 @@ def test_two_processes_play_the_run_of_one_device_and_stop_together(runs, tmp_pa
     before = len(runs.lines(workdir))
     play(runs, workdir, 8, *flags, "--config.mesh.fsdp=4", "--config.mesh.tensor=2")
     assert len(runs.lines(workdir)) > before
-    code, _, err = runs.play_here(alone, file=CONFIG, **SMALL, ppo__length_buckets=buckets)
+    code, _, err = runs.run_here(alone, file=CONFIG, **SMALL, ppo__length_buckets=buckets)
     assert code == 0, err
     same_metrics(runs, alone, workdir)
     one, two = (json.loads((path / "summary.json").read_text()) for path in (alone, workdir))

@@ -13,16 +13,16 @@ from gapo_jax.config import Config, OptimConfig
 from gapo_jax.losses import ppo_loss
 from gapo_jax.models import Decoder, DecoderConfig, Discriminator, EncoderConfig
 from gapo_jax.train import steps
-from gapo_jax.train.forward import GeneratorSpec, init_critic, lower_hidden
+from gapo_jax.train.forward import PolicySpec, frozen_hidden, init_critic
 from gapo_jax.train.optimizers import make_optimizer
-from gapo_jax.train.state import Network, merge_trainable, split_trainable
+from gapo_jax.train.state import TrainState, merge_trainable, split_trainable
 from gapo_jax.types import ACCEPTED, Experience
 
 ROWS, PROMPT, RESPONSE = 4, 5, 6
 DECODER = DecoderConfig(
     vocab_size=31, num_layers=2, d_model=16, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=24
 )
-SPEC = GeneratorSpec(DECODER, 1, 0.7, 8, "decoder", 8)
+SPEC = PolicySpec(DECODER, 1, 0.7, 8, "decoder", 8)
 ENCODER = EncoderConfig(vocab_size=40, num_layers=2, d_model=16, num_heads=2, d_ff=24)
 # A step of plain gradient descent shows the gradient itself.
 DESCENT = optax.sgd(1.0)
@@ -78,13 +78,13 @@ def _assert_same(one, other):
 def test_a_policy_update_in_parts_is_that_of_the_whole_minibatch(base, experience, advantage):
     sft_coef = 0.5 if advantage == "gae" else 0.0
     examples = steps.as_rollout(experience) if sft_coef else None
-    lower_BTD = lower_hidden(SPEC, base, experience.tokens_BT, experience.mask_BT)
+    frozen_hidden_BTD = frozen_hidden(SPEC, base, experience.tokens_BT, experience.mask_BT)
     results = []
     for parts in (1, 2):
         options = {"spec": SPEC, "config": _config(parts, advantage, sft_coef)}
         step = jax.jit(functools.partial(steps.policy_step, **options, optimizer=DESCENT))
-        network = Network.create(_trained(base), DESCENT)
-        results.append(step(network, base, experience, lower_BTD, 0.1, examples))
+        network = TrainState.create(_trained(base), DESCENT)
+        results.append(step(network, base, experience, frozen_hidden_BTD, 0.1, examples))
     assert float(results[0][1]["policy/grad_norm"]) > 1e-3
     _assert_same(*results)
     if sft_coef:
@@ -108,13 +108,15 @@ def _check_sft_term(base, experience, metrics, coef):
 
 
 def test_a_critic_update_in_parts_is_that_of_the_whole_minibatch(base, experience):
-    lower_BTD = lower_hidden(SPEC, base, experience.tokens_BT, experience.mask_BT)
+    frozen_hidden_BTD = frozen_hidden(SPEC, base, experience.tokens_BT, experience.mask_BT)
     critic = init_critic(SPEC, base, jax.random.key(1))
     results = []
     for parts in (1, 4):
         options = {"spec": SPEC, "config": _config(parts), "optimizer": DESCENT}
         step = jax.jit(functools.partial(steps.critic_step, **options))
-        results.append(step(Network.create(critic, DESCENT), experience, None, lower_BTD))
+        results.append(
+            step(TrainState.create(critic, DESCENT), experience, None, frozen_hidden_BTD)
+        )
     _assert_same(*results)
 
 
@@ -153,7 +155,7 @@ def test_a_discriminator_update_in_parts_is_that_of_the_whole_batch(loss):
             accumulate=parts,
             optimizer=DESCENT,
         )
-        network = Network.create(params, DESCENT)
+        network = TrainState.create(params, DESCENT)
         results.append(jax.jit(step)(network, _texts(), jax.random.key(3)))
     _assert_same(*results[:2])
 
@@ -172,8 +174,8 @@ def test_networks_compute_in_bfloat16_on_float32_weights(base, experience):
         for name in ("adamw", "adafactor")
     )
     spec = dataclasses.replace(SPEC, config=dataclasses.replace(DECODER, dtype="bfloat16"))
-    lower_BTD = lower_hidden(spec, base, experience.tokens_BT, experience.mask_BT)
-    assert lower_BTD.dtype == jnp.bfloat16
+    frozen_hidden_BTD = frozen_hidden(spec, base, experience.tokens_BT, experience.mask_BT)
+    assert frozen_hidden_BTD.dtype == jnp.bfloat16
     bound = {"spec": spec, "config": config}
     policy = functools.partial(steps.policy_step, **bound, optimizer=adam)
     critic = functools.partial(steps.critic_step, **bound, optimizer=factored)
@@ -182,11 +184,11 @@ def test_networks_compute_in_bfloat16_on_float32_weights(base, experience):
         steps.disc_update_step, discriminator=judge, dropout=False, frozen=None, optimizer=adam
     )
     for step, start, batch in (
-        (policy, _trained(base), (base, experience, lower_BTD, 0.1)),
-        (critic, init_critic(spec, base, jax.random.key(1)), (experience, None, lower_BTD)),
+        (policy, _trained(base), (base, experience, frozen_hidden_BTD, 0.1)),
+        (critic, init_critic(spec, base, jax.random.key(1)), (experience, None, frozen_hidden_BTD)),
         (disc, params, (_texts(), jax.random.key(3))),
     ):
-        network = Network.create(start, step.keywords["optimizer"])
+        network = TrainState.create(start, step.keywords["optimizer"])
         network, metrics = jax.jit(step)(network, *batch)
         kept = jax.tree.leaves((network.params, network.opt_state))
         assert all(x.dtype == jnp.float32 for x in kept if jnp.issubdtype(x.dtype, jnp.floating))

@@ -25,7 +25,7 @@ from gapo_jax.train import optim, rounds
 from gapo_jax.train.build import load_discriminator
 from gapo_jax.train.discriminator.batches import GeneratedText, LabelledText
 from gapo_jax.train.online.steps import TextBatch, disc_penalty, disc_score, disc_update_step
-from gapo_jax.train.state import Network, RunState
+from gapo_jax.train.state import GAPOState, TrainState
 from gapo_jax.types import ACCEPTED, GENERATED, REJECTED, Constraint, PreferentialPair, Rollout
 
 TOKENIZER = wordpiece_tokenizer()
@@ -59,7 +59,7 @@ def steps(optimizer):
 def network(optimizer):
     tokens = jnp.zeros((1, 8), jnp.int32)
     params = jax.jit(MODULE.init)(jax.random.key(0), tokens, jnp.ones_like(tokens))["params"]
-    return Network.create(params, optimizer)
+    return TrainState.create(params, optimizer)
 
 
 TEXTS = [
@@ -108,7 +108,7 @@ def test_the_moving_average_of_the_snapshots_gives_the_rewards(network, steps, s
     pair = PreferentialPair("t", "abc", comma, comma, "p", "q", "modify", comma[0].id)
     run = types.SimpleNamespace(
         config=config,
-        players=types.SimpleNamespace(
+        models=types.SimpleNamespace(
             tokenizer=character_tokenizer(),
             disc_tokenizer=TOKENIZER,
             decoder=Decoder(DecoderConfig(31, 1, 8, 1, 1, 8, 8)),
@@ -122,19 +122,19 @@ def test_the_moving_average_of_the_snapshots_gives_the_rewards(network, steps, s
     ones = jnp.ones((4, 3), jnp.int32)
     rollout = Rollout(ones, ones, ones, ones * 1.0)
     start = jax.tree.map(np.asarray, network.params)
-    state = RunState(
+    state = GAPOState(
         policy=network, critic=None, discriminator=network, key=jax.random.key(0),
         round=jnp.int32(0), kl_coef=jnp.float32(0), reward_stats=jnp.zeros(3),
         judge=network.params if scores_with_average(config) else None,
     )  # fmt: skip
     assert (state.judge is not None) == (score_with == "ema")
-    state, metrics = rounds.judge_phase(run, state, fresh, 0)
+    state, metrics = rounds.update_discriminator(run, state, fresh, 0)
     assert metrics["disc/pairs_in_use"] == 2
     used = state.discriminator.params
     if score_with == "ema":
         used = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, start, used)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.judge, used)
-    _, logits, rewards = rounds.score_phase(run, state, fresh, rollout, np.zeros(4))
+    _, logits, rewards = rounds.compute_rewards(run, state, fresh, rollout, np.zeros(4))
     texts = [LabelledText(text.prompt, text.response, GENERATED, 0.0) for text in fresh]
     for params, same in ((used, True), (start, False)):
         wanted = phases.score_texts(steps, params, TOKENIZER, texts, config.discriminator)
@@ -142,7 +142,7 @@ def test_the_moving_average_of_the_snapshots_gives_the_rewards(network, steps, s
     np.testing.assert_allclose(rewards, logits, atol=1e-6)
     # Three of at most four tokens: half of the punishment, which begins behind the second.
     config.sampling.max_new_tokens, config.reward.overlong_tokens = 4, 2
-    _, _, rewards = rounds.score_phase(run, state, fresh, rollout, np.zeros(4))
+    _, _, rewards = rounds.compute_rewards(run, state, fresh, rollout, np.zeros(4))
     np.testing.assert_allclose(rewards, logits - 0.5, atol=1e-6)
 
 
@@ -195,7 +195,7 @@ def test_the_gradient_penalty_equals_finite_differences():
         return disc_penalty(module, params, batch, frozen_layers=1)
 
     def judge(embedded):
-        return module.apply({"params": params}, embedded, mask, method="judge_embedded")
+        return module.apply({"params": params}, embedded, mask, method="score_embedded")
 
     embed = functools.partial(module.apply, {"params": params}, method="embed")
     embedded = jax.jit(embed)(tokens, mask, batch.type_ids_BT)
@@ -297,7 +297,7 @@ def test_a_decoder_as_discriminator_learns(tmp_path):
     )
     texts = [LabelledText("p", "ab " * n, ACCEPTED, 1.0) for n in (2, 3)]
     texts += [LabelledText("p", "xy " * n, REJECTED, 0.0) for n in (2, 3)]
-    network = Network.create(start, optimizer)
+    network = TrainState.create(start, optimizer)
     for _ in range(30):
         network, _ = phases.round_update(
             network, steps, tokenizer, texts, config.discriminator, jax.random.key(1)

@@ -12,7 +12,7 @@ from gapo_jax.config import Config
 from gapo_jax.models import Decoder, DecoderConfig
 from gapo_jax.sharding import ONE_DEVICE
 from gapo_jax.train import forward
-from gapo_jax.train.build import generator_spec
+from gapo_jax.train.build import policy_spec
 from gapo_jax.train.state import merge_trainable, split_trainable
 from gapo_jax.types import Rollout
 
@@ -34,7 +34,7 @@ GEMMA = dataclasses.replace(
 
 
 def _spec(critic="reference", first=1, temperature=0.7, config=CONFIG):
-    return forward.GeneratorSpec(config, first, temperature, 3, critic, 8)
+    return forward.PolicySpec(config, first, temperature, 3, critic, 8)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -43,8 +43,8 @@ def _score(spec, base, trained, critic, rollout):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _response_logprobs(spec, base, trained, rollout, lower_BTD=None):
-    return forward.response_logprobs(spec, base, trained, rollout, lower_BTD)
+def _response_logprobs(spec, base, trained, rollout, frozen_hidden_BTD=None):
+    return forward.response_logprobs(spec, base, trained, rollout, frozen_hidden_BTD)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -95,7 +95,7 @@ def test_scores_equal_the_full_forward_at_the_sampling_temperature(base, rollout
         np.testing.assert_allclose(np.asarray(got)[real], wanted[real], atol=2e-5)
     assert np.abs(np.asarray(scored.old_logprobs_BR - scored.ref_logprobs_BR))[real].max() > 1e-3
     # What the update computes from the cached lower layers is the same number: ratio 1.
-    again, _, _ = _response_logprobs(spec, base, trained, rollout, scored.lower_BTD)
+    again, _, _ = _response_logprobs(spec, base, trained, rollout, scored.frozen_hidden_BTD)
     np.testing.assert_allclose(again[real], scored.old_logprobs_BR[real], atol=1e-6)
 
 
@@ -111,18 +111,18 @@ def test_trained_embeddings_are_used_below_and_above(base, rollout):
 def test_steps_score_at_the_temperature_that_the_configuration_samples_at():
     config = Config(method="rloo")
     config.sampling.temperature, config.model.trainable_layers = 0.7, 2
-    spec = generator_spec(config, CONFIG, ONE_DEVICE)
-    assert (spec.temperature, spec.first, spec.critic) == (0.7, 1, "none")
+    spec = policy_spec(config, CONFIG, ONE_DEVICE)
+    assert (spec.temperature, spec.first_trainable_layer, spec.critic) == (0.7, 1, "none")
     # Inverse-Q* adds and subtracts logits as they come out of the product.
     with pytest.raises(ValueError, match=r"final_softcap.*config\.model\.generator"):
-        generator_spec(Config(method="inverse_q"), GEMMA, ONE_DEVICE)
+        policy_spec(Config(method="inverse_q"), GEMMA, ONE_DEVICE)
 
 
 @pytest.mark.parametrize("critic", forward.CRITICS)
 def test_the_critic_is_causal(base, rollout, critic):
     """V before token t must not change with token t or anything after it (defect 22)."""
     spec = _spec(critic)
-    trained = _nudged(split_trainable(base, spec.first, False))
+    trained = _nudged(split_trainable(base, spec.first_trainable_layer, False))
     weights = _nudged(forward.init_critic(spec, base, jax.random.key(1)), 0.5)
 
     def values(tokens):
@@ -139,7 +139,7 @@ def test_the_critic_is_causal(base, rollout, critic):
 
 def test_padding_does_not_change_scores(base, rollout):
     spec = _spec()
-    trained = split_trainable(base, spec.first, False)
+    trained = split_trainable(base, spec.first_trainable_layer, False)
     critic = forward.init_critic(spec, base, jax.random.key(1))
     wide = jax.tree.map(lambda x: x, rollout)
     pad = lambda x, value: jnp.pad(x, ((0, 0), (3, 2)), constant_values=value)  # noqa: E731

@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from gapo_jax.train import hosts
-from gapo_jax.train.processes import HostMissing, Hosts
+from gapo_jax.train import processes
+from gapo_jax.train.processes import Processes, ProcessMissing
 
 
 def free_port() -> int:
@@ -22,15 +22,15 @@ def free_port() -> int:
 
 
 def meet(count: int, timeout_s: float = 5.0, absent: tuple[int, ...] = ()):
-    """Let `count` processes meet; return what came of each: its `Hosts`, or the error."""
+    """Let `count` processes meet; return what came of each: its `Processes`, or the error."""
     port, found = free_port(), {}
 
     def come(index: int) -> None:
-        mine = Hosts(index, count, timeout_s)
+        mine = Processes(index, count, timeout_s)
         try:
-            hosts.meet(mine, "127.0.0.1", port + 1)
+            processes.meet(mine, "127.0.0.1", port + 1)
             found[index] = mine
-        except HostMissing as error:
+        except ProcessMissing as error:
             mine.close()
             found[index] = error
 
@@ -53,7 +53,7 @@ def together(found, function) -> dict[int, object]:
     def call(index: int) -> None:
         try:
             results[index] = function(found[index])
-        except HostMissing as error:
+        except ProcessMissing as error:
             results[index] = error
 
     threads = [threading.Thread(target=call, args=(index,)) for index in found]
@@ -72,7 +72,7 @@ def names(monkeypatch):
 
 
 def test_one_process_meets_nobody():
-    alone = Hosts()
+    alone = Processes()
     assert alone.first and alone.gather("load", {"a": 1}) == [{"a": 1}]
 
 
@@ -110,7 +110,7 @@ def test_a_process_that_ends_or_stays_away_later_is_named_with_the_stage():
     said = together(left, lambda each: each.gather("load"))
     name = found[0].names[1]
     for error in said.values():
-        assert isinstance(error, HostMissing)
+        assert isinstance(error, ProcessMissing)
         assert f"process 1 ({name}) of 3 did not come to the stage 'load'" in str(error)
     for each in left.values():
         each.close()
@@ -121,4 +121,4 @@ def test_a_process_that_ends_or_stays_away_later_is_named_with_the_stage():
 )
 def test_flags_that_describe_no_process_are_refused(coordinator, count, index):
     with pytest.raises(ValueError, match="--coordinator HOST:PORT"):
-        hosts.join(coordinator, count, index, 1.0)
+        processes.join(coordinator, count, index, 1.0)

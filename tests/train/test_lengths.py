@@ -18,16 +18,16 @@ from gapo_jax.models import DecoderConfig
 from gapo_jax.sharding import ONE_DEVICE
 from gapo_jax.train import lengths, rounds, steps
 from gapo_jax.train.buckets import Frame
-from gapo_jax.train.forward import GeneratorSpec, init_critic, score_rollout
+from gapo_jax.train.forward import PolicySpec, init_critic, score_rollout
 from gapo_jax.train.online.objectives import policy_objective
-from gapo_jax.train.state import Network, split_trainable
+from gapo_jax.train.state import TrainState, split_trainable
 from gapo_jax.types import Experience, Rollout
 
 ROWS, PROMPT, RESPONSE, NARROW = 4, 6, 7, 9
 DECODER = DecoderConfig(
     vocab_size=31, num_layers=2, d_model=16, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=24
 )
-SPEC = GeneratorSpec(DECODER, 1, 0.7, 8, "reference", 8)
+SPEC = PolicySpec(DECODER, 1, 0.7, 8, "reference", 8)
 CRITICS = [dataclasses.replace(SPEC, critic=name) for name in ("reference", "policy", "decoder")]
 # A step of plain gradient descent shows the gradient itself.
 DESCENT = optax.sgd(1.0)
@@ -121,8 +121,8 @@ def test_a_narrow_policy_update_is_the_wide_one(base, trained, rollout, scored):
     experience, both = _experience(rollout, wide), []
     for frame in (None, Frame(NARROW)):
         step = jax.jit(functools.partial(steps.policy_step, **options))
-        network = Network.create(trained, DESCENT)
-        both.append(step(network, base, experience, wide.lower_BTD, 0.1, None, frame))
+        network = TrainState.create(trained, DESCENT)
+        both.append(step(network, base, experience, wide.frozen_hidden_BTD, 0.1, None, frame))
         share = float(both[-1][1]["policy/padding"])
         width = NARROW if frame else PROMPT + RESPONSE
         assert share == pytest.approx(1 - int(rollout.mask_BT.sum()) / (ROWS * width))
@@ -150,9 +150,9 @@ def test_what_reduces_over_rows_takes_narrow_ones(rollout, scored, advantage):
 
 def test_a_narrow_critic_update_is_the_wide_one(rollout, scored):
     def step(spec, critic, wide, frame):
-        inputs = _experience(rollout, wide), wide.features_BRD, wide.lower_BTD, frame
+        inputs = _experience(rollout, wide), wide.features_BRD, wide.frozen_hidden_BTD, frame
         options = {"spec": spec, "config": Config(), "optimizer": DESCENT}
-        return steps.critic_step(Network.create(critic, DESCENT), *inputs, **options)
+        return steps.critic_step(TrainState.create(critic, DESCENT), *inputs, **options)
 
     @jax.jit
     def every(scored):
@@ -170,8 +170,8 @@ def _run(buckets, method="ppo", sizes=()) -> Any:
     config = Config(method=method)
     config.ppo.length_buckets, config.ppo.minibatch_size = buckets, 16
     spec = types.SimpleNamespace(place=ONE_DEVICE)
-    players = types.SimpleNamespace(spec=spec)
-    return types.SimpleNamespace(config=config, players=players, widths=sizes)
+    models = types.SimpleNamespace(spec=spec)
+    return types.SimpleNamespace(config=config, models=models, widths=sizes)
 
 
 def _lengths(count, seed=0):

@@ -11,7 +11,7 @@ import pytest
 from gapo_jax import config as configuration
 from gapo_jax.checkpoint import Checkpointer
 from gapo_jax.models import save_hf
-from gapo_jax.train.build import build_training, initial_state, load_players
+from gapo_jax.train.build import build_models, build_training, initial_state
 from gapo_jax.train.restore import load_any, save_imported, trained_system
 from gapo_jax.train.toy_models import TINY
 
@@ -29,8 +29,8 @@ def run(tmp_path_factory):
     config.model.trainable_layers = 2
     config = configuration.finalize(config)
     (workdir / "config.json").write_text(json.dumps(configuration.to_json(config)))
-    players = load_players(config)
-    state = initial_state(config, players, build_training(config, players, num_pairs=7))
+    models = build_models(config)
+    state = initial_state(config, models, build_training(config, models, num_pairs=7))
     states = {}
     with Checkpointer(workdir / "checkpoints") as checkpointer:
         for step in (1, 2):
@@ -46,7 +46,7 @@ def run(tmp_path_factory):
         "prompt_strict": {"value": 0.25, "low": 0.2, "high": 0.3},
     }
     (workdir / "summary.json").write_text(json.dumps({"after": {"topics": found}}))
-    return workdir, players, states
+    return workdir, models, states
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +55,18 @@ def newest(run):
 
 
 def _check_generator(run, loaded, step):
-    _, players, states = run
-    first = players.spec.first
+    _, models, states = run
+    first = models.spec.first_trainable_layer
     assert first > 0
-    layers = (loaded.params["layers"], players.base["layers"], states[step].policy.params["layers"])
+    layers = (
+        loaded.params["layers"],
+        models.ref_params["layers"],
+        states[step].policy.params["layers"],
+    )
     for got, base, trained in zip(*(jax.tree.leaves(tree) for tree in layers)):
         assert np.array_equal(got[:first], base[:first])
         assert np.array_equal(got[first:], trained) and (got[first:] != base[first:]).all()
-    assert (loaded.module, loaded.method, loaded.base) == (players.decoder, "gapo", TINY)
+    assert (loaded.module, loaded.method, loaded.base) == (models.decoder, "gapo", TINY)
 
 
 def test_generator_of_a_run_has_the_trained_layers_in_place(run, newest):
@@ -100,7 +104,7 @@ def test_the_card_of_an_export_has_what_the_run_measured(newest, tmp_path):
 
 
 def test_discriminator_of_a_run(run, tmp_path):
-    workdir, players, states = run
+    workdir, models, states = run
     loaded = load_any(workdir, network="discriminator")
     assert _equal(loaded.params, states[2].discriminator.params)
     save_hf(loaded.module, loaded.params, tmp_path / "export", loaded.tokenizer)

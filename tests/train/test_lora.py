@@ -15,11 +15,11 @@ from gapo_jax.models import Decoder, DecoderConfig, load_adapter, save_adapter, 
 from gapo_jax.rollout.sampler import make_sampler
 from gapo_jax.sharding import PARAMETER_AXES, make_mesh, param_shardings
 from gapo_jax.train import forward
-from gapo_jax.train.build import build_training, initial_state, load_players
+from gapo_jax.train.build import build_models, build_training, initial_state
 from gapo_jax.train.online.steps import policy_step
 from gapo_jax.train.optimizers import make_optimizer, path_name
 from gapo_jax.train.restore import load_any, load_trained_adapters
-from gapo_jax.train.state import Network, merge_trainable, split_trainable, start_policy
+from gapo_jax.train.state import TrainState, merge_trainable, split_trainable, start_policy
 from gapo_jax.train.toy_models import TINY
 from gapo_jax.types import Experience, Rollout
 
@@ -43,7 +43,7 @@ def _config(**lora):
 
 
 def _spec(first):
-    return forward.GeneratorSpec(DECODER, first, TEMPERATURE, 3, "reference", 8)
+    return forward.PolicySpec(DECODER, first, TEMPERATURE, 3, "reference", 8)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def _updated(base, experience, config, first, count=3):
     """The network after `count` policy steps, and what it started from."""
     trained = start_policy(base, first, config, jax.random.key(3))
     optimizer = make_optimizer(config.ppo.optim, lambda _: config.ppo.optim.learning_rate)
-    network = Network.create(trained, optimizer)
+    network = TrainState.create(trained, optimizer)
     spec = _spec(first)
 
     @jax.jit
@@ -282,7 +282,7 @@ def test_the_state_of_a_policy_at_smollm2_size_shrinks_to_a_part_in_forty():
 
     def size(config):
         optimizer = make_optimizer(config.ppo.optim, lambda _: 1e-5)
-        make = lambda base: Network.create(  # noqa: E731
+        make = lambda base: TrainState.create(  # noqa: E731
             start_policy(base, 0, config, jax.random.key(0)), optimizer
         )
         return sum(leaf.size * 4 for leaf in jax.tree.leaves(jax.eval_shape(make, base)))
@@ -307,34 +307,36 @@ def run(tmp_path_factory):
     config.model.trainable_layers = 2
     config = configuration.finalize(config)
     (workdir / "config.json").write_text(json.dumps(configuration.to_json(config)))
-    players = load_players(config)
-    state = initial_state(config, players, build_training(config, players, num_pairs=7))
+    models = build_models(config)
+    state = initial_state(config, models, build_training(config, models, num_pairs=7))
     policy = state.policy.replace(params=_moved(state.policy.params))
     state = state.replace(policy=policy)
     with Checkpointer(workdir / "checkpoints") as checkpointer:
         checkpointer.save(1, state, {}, wait=True)
-    return workdir, players, state
+    return workdir, models, state
 
 
 def test_a_checkpoint_holds_the_adapters_and_gives_them_back(run, tmp_path):
-    workdir, players, state = run
+    workdir, models, state = run
     decoder, adapters, base, method = load_trained_adapters(workdir)
-    assert (decoder, base, method) == (players.decoder, TINY, "gapo")
+    assert (decoder, base, method) == (models.decoder, TINY, "gapo")
     jax.tree.map(np.testing.assert_array_equal, adapters, state.policy.params["lora"])
     # The whole weights come merged: straight from the run, and by way of PEFT's format.
-    merged = merge_trainable(players.base, state.policy.params, players.spec.first)
+    merged = merge_trainable(
+        models.ref_params, state.policy.params, models.spec.first_trainable_layer
+    )
     jax.tree.map(np.testing.assert_array_equal, load_any(workdir).params, merged)
-    save_hf(decoder, players.base, tmp_path / "base", players.tokenizer)
+    save_hf(decoder, models.ref_params, tmp_path / "base", models.tokenizer)
     save_adapter(decoder, adapters, tmp_path / "adapter", base=str(tmp_path / "base"))
     jax.tree.map(np.testing.assert_array_equal, load_any(tmp_path / "adapter").params, merged)
     again, first = load_adapter(tmp_path / "adapter", decoder)
-    assert (first, again.alpha) == (players.spec.first, 6.0)
+    assert (first, again.alpha) == (models.spec.first_trainable_layer, 6.0)
 
 
 def test_exporting_an_adapter_of_what_has_none_is_refused(run, tmp_path):
     with pytest.raises(ValueError, match="config.lora.rank above 0"):
         load_trained_adapters(tmp_path)
-    _, players, state = run
-    save_adapter(players.decoder, state.policy.params["lora"], tmp_path / "adapter")
+    _, models, state = run
+    save_adapter(models.decoder, state.policy.params["lora"], tmp_path / "adapter")
     with pytest.raises(ValueError, match="Give --base"):
         load_any(tmp_path / "adapter")

@@ -10,9 +10,9 @@ from gapo_jax.config import OFFLINE_METHODS, SGPOConfig, finalize
 from gapo_jax.config.presets import tiny
 from gapo_jax.data.batching import batch_at
 from gapo_jax.data.sources import read_jsonl
-from gapo_jax.evaluate.console import judge_line
+from gapo_jax.evaluate.console import discriminator_line
 from gapo_jax.train import inverse_q, offline, run, sgpo
-from gapo_jax.train.build import build_training, load_players
+from gapo_jax.train.build import build_models, build_training
 from gapo_jax.train.discriminator.update import mean_metrics
 from gapo_jax.train.runtime import RunStopped, StopRequest
 from gapo_jax.types import PromptRow
@@ -27,16 +27,16 @@ class Killed(Exception):
 
 
 @pytest.fixture(scope="module")
-def players():
-    return load_players(finalize(tiny("dpo")))
+def models():
+    return build_models(finalize(tiny("dpo")))
 
 
 @pytest.fixture(scope="module")
-def data(players, tmp_path_factory):
+def data(models, tmp_path_factory):
     """(workdir, prompts) that all cases start from: bootstrap and pairs depend on no method."""
     workdir = tmp_path_factory.mktemp("data")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "load_players", lambda config: players)
+        patch.setattr(run, "build_models", lambda config: models)
         opened, _ = run.open_run(finalize(tiny("dpo")), workdir, StopRequest())
     _close(opened)
     return workdir, opened.prompts
@@ -48,18 +48,18 @@ def _close(opened):
 
 
 @pytest.fixture
-def opener(players, data, monkeypatch):
+def opener(models, data, monkeypatch):
     """Opens a run with the networks and compiled steps of the one before it."""
     made, prompts = data
     built = {}
 
-    def training(config, players, num_pairs):
+    def training(config, models, num_pairs):
         if built.get("config") != config:
-            built.update(config=config, steps=build_training(config, players, num_pairs))
+            built.update(config=config, steps=build_training(config, models, num_pairs))
         return built["steps"]
 
-    monkeypatch.setattr(run, "load_players", lambda config: players)
-    monkeypatch.setattr(run, "make_all_prompts", lambda config, players: prompts)
+    monkeypatch.setattr(run, "build_models", lambda config: models)
+    monkeypatch.setattr(run, "make_all_prompts", lambda config, models: prompts)
     monkeypatch.setattr(run, "build_training", training)
 
     def start(config, workdir):
@@ -85,10 +85,10 @@ def _arrays(state):
     return {jax.tree_util.keystr(p): np.array(x) for p, x in jax.tree.leaves_with_path(state)}
 
 
-def test_two_rounds_a_kill_and_the_rest(opener, players, tmp_path, case, smallest):
+def test_two_rounds_a_kill_and_the_rest(opener, models, tmp_path, case, smallest):
     config = smallest(*case)
     opened, state = opener(config, tmp_path)
-    start, base = _arrays(state), jax.tree.map(np.array, players.base)
+    start, base = _arrays(state), jax.tree.map(np.array, models.ref_params)
     straight, save = [], opened.save
 
     def kill(state, finished):
@@ -116,7 +116,7 @@ def test_two_rounds_a_kill_and_the_rest(opener, players, tmp_path, case, smalles
     judged = {"discriminator"} if case[1] == "discriminator" else set()
     assert moved == {network, "round"} | judged
     assert all(line["phase"] in ("rollout", network) for line in before)
-    jax.tree.map(np.testing.assert_array_equal, base, jax.tree.map(np.array, players.base))
+    jax.tree.map(np.testing.assert_array_equal, base, jax.tree.map(np.array, models.ref_params))
     if config.method == "sgpo":  # how many the filters kept, and why the others were left out
         assert len(read_jsonl(tmp_path / "sgpo_improver.jsonl")) <= config.sgpo.prompts
         (counts,) = (line for line in before if "sgpo/asked" in line)
@@ -131,11 +131,11 @@ def test_two_rounds_a_kill_and_the_rest(opener, players, tmp_path, case, smalles
 
 
 def test_what_the_discriminator_makes_of_held_out_pairs(tmp_path):
-    assert run.judge_on_pairs(_written(tmp_path, [{"policy/loss": 1.0}])) == {}
+    assert run.discriminator_on_pairs(_written(tmp_path, [{"policy/loss": 1.0}])) == {}
     rows = [{"disc/heldout_accuracy": x, "disc/heldout_pair_order": 1.0} for x in (0.5, 0.6, 0.75)]
-    judge = run.judge_on_pairs(_written(tmp_path, [*rows, {"policy/loss": 1.0}]))
+    judge = run.discriminator_on_pairs(_written(tmp_path, [*rows, {"policy/loss": 1.0}]))
     assert judge["first"] == {"accuracy": 0.5, "pair_order": 1.0}
-    assert "right 50% -> 75%, accepted above rejected 100% -> 100%" in judge_line(judge)
+    assert "right 50% -> 75%, accepted above rejected 100% -> 100%" in discriminator_line(judge)
 
 
 def _written(workdir, rows):

@@ -15,11 +15,11 @@ from gapo_jax.data.tiny_tokenizer import character_tokenizer
 from gapo_jax.data.tokenizer import chat_prompt
 from gapo_jax.models import Decoder, DecoderConfig
 from gapo_jax.train import offline_steps
-from gapo_jax.train.build import Players
-from gapo_jax.train.forward import GeneratorSpec, reference_part
+from gapo_jax.train.build import Models
+from gapo_jax.train.forward import PolicySpec, reference_part
 from gapo_jax.train.offline.examples import Encoder, drawn, fit, offline_batch
 from gapo_jax.train.optimizers import learning_rate, make_optimizer
-from gapo_jax.train.state import Network, merge_trainable, split_trainable
+from gapo_jax.train.state import TrainState, merge_trainable, split_trainable
 
 TOKENIZER = character_tokenizer()
 CONFIG = DecoderConfig(
@@ -32,7 +32,7 @@ CONFIG = DecoderConfig(
     d_ff=24,
     eos_ids=(TOKENIZER.eos_token_id,),
 )
-SPEC = GeneratorSpec(CONFIG, 1, 1.0, 8, "reference", 8)
+SPEC = PolicySpec(CONFIG, 1, 1.0, 8, "reference", 8)
 WIDTH = 80
 # Prompts and responses of different lengths on the two sides of each pair.
 PAIRS = [
@@ -58,11 +58,11 @@ def trained(base):
 
 @pytest.fixture(scope="module")
 def encoder():
-    players = Players(
+    models = Models(
         decoder=Decoder(CONFIG), base=None, tokenizer=TOKENIZER, discriminator=None,
-        disc_start=None, disc_tokenizer=None, spec=SPEC, sample=None,
+        disc_init_params=None, disc_tokenizer=None, spec=SPEC, sample=None,
     )  # fmt: skip
-    return Encoder(players, prompt_width=48, response_width=24)
+    return Encoder(models, prompt_width=48, response_width=24)
 
 
 def _config(method, **options):
@@ -327,24 +327,24 @@ def test_a_curriculum_draws_from_the_first_examples_first(encoder):
 
 def test_examples_that_do_not_fit_are_left_out_or_refused_with_the_key(encoder):
     config = _config("dpo", offline__batch_size=2, offline__max_response_tokens=8)
-    kept, made = fit(config, encoder.players, EXAMPLES, ())
+    kept, made = fit(config, encoder.models, EXAMPLES, ())
     # "A longer tale of it" takes 19 tokens and its end.
     assert kept == [EXAMPLES[0], EXAMPLES[1], EXAMPLES[3]]
     assert (made.prompt_width, made.response_width) == (40, 8)
     assert made.widths == ()
     config.offline.length_buckets = 8
-    kept, made = fit(config, encoder.players, EXAMPLES, ())
+    kept, made = fit(config, encoder.models, EXAMPLES, ())
     real = [made.rows(list(sides)).mask_BT.sum(axis=1).max() for sides in kept]
     # Multiples of 8, of which so many lie between the shortest example and the longest.
     assert list(made.lengths) == real == [39, 35, 31]
     assert made.widths == (32, 40)
     # A text that was cut off has no end to learn.
-    _, made = fit(config, encoder.players, EXAMPLES, ("Green",))
+    _, made = fit(config, encoder.models, EXAMPLES, ("Green",))
     whole = made.rows([Side("Say hi.", text, 0.0) for text in ("Green", "Hi!")])
     assert (whole.tokens_BT == TOKENIZER.eos_token_id).sum(1).tolist() == [0, 1]
     config.data.max_prompt_tokens = 12
     with pytest.raises(ValueError, match=r"only 0 of 4 examples fit.*max_prompt_tokens, here 12"):
-        fit(config, encoder.players, EXAMPLES, ())
+        fit(config, encoder.models, EXAMPLES, ())
 
 
 def test_the_reference_gets_no_gradient_and_bf16_steps_keep_float32_weights(base, encoder):
@@ -355,7 +355,7 @@ def test_the_reference_gets_no_gradient_and_bf16_steps_keep_float32_weights(base
     start = split_trainable(base, SPEC.first, train_embeddings=False)
     step = offline_steps.make_offline_step(spec, config, optimizer)
     kept = jax.tree.map(np.array, base)
-    network = Network.create(start, optimizer)
+    network = TrainState.create(start, optimizer)
     for _ in range(2):
         network, metrics = step(network, base, _batch(config, encoder))
     assert np.isfinite(float(metrics["policy/loss"])) and float(metrics["policy/grad_norm"]) > 0

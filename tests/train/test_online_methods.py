@@ -19,8 +19,8 @@ from gapo_jax.train.clock import PhaseClock
 from gapo_jax.train.datasets.self_generated import bootstrap, make_all_prompts, make_pairs
 from gapo_jax.train.metrics import MetricsWriter, read_metrics
 from gapo_jax.train.online.loop import one_round
-from gapo_jax.train.online.phases import Run
-from gapo_jax.train.online.sft_batches import make_grounding
+from gapo_jax.train.online.phases import TrainContext
+from gapo_jax.train.online.sft_batches import make_sft_batches
 from gapo_jax.train.runtime import StopRequest
 from gapo_jax.train.state import relative_change
 
@@ -37,42 +37,42 @@ def _small(config, judge_updates=1):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Players, prompts and pairs, which all configurations here share."""
+    """Models, prompts and pairs, which all configurations here share."""
     workdir = tmp_path_factory.mktemp("world")
     config = _small(tiny_rounds("ppo"))
-    players = setup.load_players(config)
-    prompts = make_all_prompts(config, players)
+    models = setup.build_models(config)
+    prompts = make_all_prompts(config, models)
     pairs = make_pairs(
-        config, prompts.type_ids, bootstrap(config, players, prompts, workdir), workdir
+        config, prompts.type_ids, bootstrap(config, models, prompts, workdir), workdir
     )
-    return workdir, players, prompts, pairs
+    return workdir, models, prompts, pairs
 
 
 def _run(world, config, workdir):
-    folder, players, prompts, pairs = world
+    folder, models, prompts, pairs = world
     if config.model.dtype != "float32" or config.discriminator.dropout:
-        players = setup.load_players(config)
-    spec = setup.generator_spec(config, players.decoder.config, players.spec.place)
-    players = dataclasses.replace(players, spec=spec)
-    return Run(
+        models = setup.build_models(config)
+    spec = setup.policy_spec(config, models.decoder.config, models.spec.place)
+    models = dataclasses.replace(models, spec=spec)
+    return TrainContext(
         config=config,
         workdir=workdir,
-        players=players,
-        training=setup.build_training(config, players, len(pairs.train)),
+        models=models,
+        training=setup.build_training(config, models, len(pairs.train)),
         prompts=prompts,
         pairs=pairs,
         writer=MetricsWriter(workdir),
         clock=PhaseClock(),
         checkpointer=Checkpointer(workdir / "checkpoints", keep=2),
         stop=StopRequest(),
-        grounding=(
-            make_grounding(config, players, pairs.train, folder) if config.ppo.sft_coef else None
+        sft_batches=(
+            make_sft_batches(config, models, pairs.train, folder) if config.ppo.sft_coef else None
         ),
     )
 
 
 def _start(run):
-    return setup.initial_state(run.config, run.players, run.training)
+    return setup.initial_state(run.config, run.models, run.training)
 
 
 def _play(run, rounds=1):
@@ -100,7 +100,7 @@ def test_two_rounds_and_the_second_once_more(world, case, smallest, tmp_path):
         # No critic: no parameters, no optimiser, no compiled step, no pass.
         assert start.critic is None and run.training.steps.critic is None
         assert "critic" not in run.training.optimizers
-    base = jax.tree.map(np.asarray, run.players.base)
+    base = jax.tree.map(np.asarray, run.models.ref_params)
     state = one_round(run, _start(run), 0)
     store = run.store
     run.checkpointer.save(1, state, {"store": []}, wait=True)
@@ -116,7 +116,7 @@ def test_two_rounds_and_the_second_once_more(world, case, smallest, tmp_path):
     assert int(straight.policy.step) == 2 * run.updates_per_round > 0
     if not adversary:
         _same(jax.tree.map(_bits, start.discriminator), straight.discriminator)
-    _same(base, run.players.base)
+    _same(base, run.models.ref_params)
     lines = read_metrics(tmp_path)
     names = set().union(*lines)
     assert {"policy/loss", "policy/entropy", "kl/ref", "reward/mean", "reward/rule_mean"} <= names

@@ -7,7 +7,7 @@ import pytest
 
 from gapo_jax.config import OptimConfig
 from gapo_jax.train import optim
-from gapo_jax.train.state import Network, first_trained_layer, relative_change
+from gapo_jax.train.state import TrainState, first_trainable_layer, relative_change
 
 
 def test_schedules_are_sized_for_the_whole_run():
@@ -52,7 +52,7 @@ def test_frozen_parameters_stand_still_without_moments_or_gradients():
     schedule = optim.learning_rate(OptimConfig(learning_rate=0.1), 10)
     optimizer = optim.make_optimizer(OptimConfig(weight_decay=0.1), schedule, frozen)
     params = _params()
-    network = Network.create(params, optimizer)
+    network = TrainState.create(params, optimizer)
     moved = network.apply_gradients(jax.tree.map(jnp.ones_like, params), optimizer)
     word = ("encoder", "embed", "word", "embedding")
     before, after = params, moved.params
@@ -78,7 +78,7 @@ def test_gradients_are_clipped_by_their_norm_over_all_parameters():
     norm = np.sqrt(3 * 16 + 4 * 36)
     settings = OptimConfig(b1=0.0, b2=0.0, eps=1.0, clip_norm=2.0)
     optimizer = optim.make_optimizer(settings, lambda _: 1.0)
-    moved = Network.create(params, optimizer).apply_gradients(gradients, optimizer).params
+    moved = TrainState.create(params, optimizer).apply_gradients(gradients, optimizer).params
     # Without memory Adam's step is g / (|g| + eps), which still shows the size of g.
     for name, value in (("a", 4.0), ("b", -6.0)):
         clipped = value * 2.0 / norm
@@ -93,7 +93,7 @@ def test_adafactor_keeps_little_and_steps_by_the_sign_at_first():
     )
     optimizer = optim.make_optimizer(settings, optim.learning_rate(settings, 10))
     params = {"big": {"kernel": jnp.ones((256, 128))}, "norm": {"scale": jnp.ones(3)}}
-    network = Network.create(params, optimizer)
+    network = TrainState.create(params, optimizer)
     assert sum(leaf.size for leaf in jax.tree.leaves(network.opt_state)) < 256 + 128 + 16
     gradients = {
         "big": {"kernel": jnp.full((256, 128), -2.0)},
@@ -121,7 +121,7 @@ def test_offline_methods_train_one_network_on_schedules_of_the_whole_run():
     config.sgpo.improver_learning_rate, config.offline.optim.learning_rate = 0.25, 0.5
     config.offline.optim.warmup_steps, config.offline.optim.schedule = 0, "linear"
     optimizer = make_optimizers(config, 5)["policy"]
-    network, sizes = Network.create({"a": jnp.zeros(())}, optimizer), []
+    network, sizes = TrainState.create({"a": jnp.zeros(())}, optimizer), []
     for _ in range(config.rounds * config.offline.steps_per_round):
         after = network.apply_gradients({"a": jnp.float32(-1.0)}, optimizer)
         sizes.append(float(after.params["a"] - network.params["a"]))
@@ -134,10 +134,10 @@ def test_offline_methods_train_one_network_on_schedules_of_the_whole_run():
 def test_first_trained_layer():
     from gapo_jax.config import ModelConfig
 
-    assert first_trained_layer(30, ModelConfig(trainable_layers=12)) == 18
-    assert first_trained_layer(30, ModelConfig()) == 0
+    assert first_trainable_layer(30, ModelConfig(trainable_layers=12)) == 18
+    assert first_trainable_layer(30, ModelConfig()) == 0
     with pytest.raises(ValueError, match="trainable_layers=31"):
-        first_trained_layer(30, ModelConfig(trainable_layers=31))
+        first_trainable_layer(30, ModelConfig(trainable_layers=31))
 
 
 def test_relative_change():

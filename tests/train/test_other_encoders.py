@@ -16,7 +16,7 @@ from gapo_jax.train.discriminator.batches import LabelledText, make_batch
 from gapo_jax.train.online.steps import disc_update_step
 from gapo_jax.train.optimizers import frozen_parameters
 from gapo_jax.train.restore import load_any
-from gapo_jax.train.state import Network
+from gapo_jax.train.state import TrainState
 from gapo_jax.train.toy_models import TINY
 from gapo_jax.types import ACCEPTED, REJECTED
 
@@ -74,7 +74,7 @@ def test_a_modernbert_trains_from_its_folder(byte_level, tmp_path):
         optimizer=optimizer,
     )
     step = jax.jit(update)
-    network, losses = Network.create(start, optimizer), []
+    network, losses = TrainState.create(start, optimizer), []
     for _ in range(80):
         network, metrics = step(network, batch, jax.random.key(2))
         losses.append(float(metrics["disc/loss"]))

@@ -53,15 +53,15 @@ SIDES = {"train": "pairs.jsonl", "test": "pairs_test.jsonl"}
 
 
 @pytest.fixture(scope="module")
-def players():
-    return setup.load_players(_config(""))
+def models():
+    return setup.build_models(_config(""))
 
 
-def test_its_pairs_and_prompts_take_the_place_of_ours(mined, players, tmp_path):
+def test_its_pairs_and_prompts_take_the_place_of_ours(mined, models, tmp_path):
     config = _config(mined, *TYPES[:3])
-    prompts = own_prompts(config, players, tmp_path)
+    prompts = own_prompts(config, models, tmp_path)
     assert list(prompts.heldout) == ["heldout_tasks"] and prompts.train
-    answers = prepare.bootstrap(config, players, prompts, tmp_path)
+    answers = prepare.bootstrap(config, models, prompts, tmp_path)
     pairs = prepare.make_pairs(config, prompts.type_ids, answers, tmp_path)
     assert 10 < len(pairs.train) <= 20 and 2 <= len(pairs.heldout) <= 8
 
@@ -83,25 +83,25 @@ def test_its_pairs_and_prompts_take_the_place_of_ours(mined, players, tmp_path):
     assert not tasks[0] & tasks[1]
 
 
-def test_a_continued_run_does_not_need_the_folder(mined, players, tmp_path):
+def test_a_continued_run_does_not_need_the_folder(mined, models, tmp_path):
     folder, workdir = tmp_path / "data", tmp_path / "run"
     shutil.copytree(mined, folder)
     workdir.mkdir()
     config = _config(folder, *TYPES[:3])
-    first = own_prompts(config, players, workdir)
+    first = own_prompts(config, models, workdir)
     pairs = prepare.make_pairs(config, first.type_ids, [], workdir)
     shutil.rmtree(folder)
-    assert own_prompts(config, players, workdir) == first
+    assert own_prompts(config, models, workdir) == first
     assert prepare.make_pairs(config, first.type_ids, [], workdir) == pairs
 
 
-def test_what_the_discriminator_cannot_read_to_its_end_is_left_out(mined, players, tmp_path):
+def test_what_the_discriminator_cannot_read_to_its_end_is_left_out(mined, models, tmp_path):
     def longest(path):
         sides = [side for pair in read_pairs(path) for side in pair.sides]
-        return max(len(pair_ids(players.disc_tokenizer, *side, 999)[0]) for side in sides)
+        return max(len(pair_ids(models.disc_tokenizer, *side, 999)[0]) for side in sides)
 
     limit = longest(mined / "pairs.jsonl") - 1
-    own_prompts(_config(mined, *TYPES[:3], max_tokens=limit), players, tmp_path)
+    own_prompts(_config(mined, *TYPES[:3], max_tokens=limit), models, tmp_path)
     assert longest(tmp_path / "pairs.jsonl") <= limit
 
 
@@ -110,15 +110,15 @@ def test_a_family_stands_for_its_types():
     assert constraints.resolve(["no_comma", "product"])[1:] == constraints.types("product")
 
 
-def test_what_cannot_be_used_is_named(mined, players, tmp_path):
+def test_what_cannot_be_used_is_named(mined, models, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.data\.source.*pairs\.jsonl"):
-        own_prompts(_config(tmp_path, "no_comma"), players, tmp_path)
+        own_prompts(_config(tmp_path, "no_comma"), models, tmp_path)
     with pytest.raises(ValueError, match=r"other types.*no_comma"):
-        own_prompts(_config(mined, "title"), players, tmp_path)
+        own_prompts(_config(mined, "title"), models, tmp_path)
     shutil.copy(mined / "pairs.jsonl", tmp_path)
     (tmp_path / "pairs_test.jsonl").touch()
     with pytest.raises(ValueError, match="--test-fraction"):
-        own_prompts(_config(tmp_path, "no_comma"), players, tmp_path)
+        own_prompts(_config(tmp_path, "no_comma"), models, tmp_path)
 
 
 def _method(folder, method, **data):

@@ -7,7 +7,7 @@ import pytest
 from gapo_jax.config import Config
 from gapo_jax.train import rounds
 from gapo_jax.train.datasets.self_generated import Prompts
-from gapo_jax.train.forward import Scored
+from gapo_jax.train.forward import RolloutLogprobs
 from gapo_jax.train.runtime import RunStopped, stop_requests
 from gapo_jax.types import Rollout
 
@@ -24,8 +24,8 @@ def test_the_best_and_the_worst_of_each_group_are_kept_in_order():
 
 def _scored(kl):
     zeros = jnp.zeros((2, 3))
-    return Scored(
-        lower_BTD=None,
+    return RolloutLogprobs(
+        frozen_hidden_BTD=None,
         features_BRD=None,
         old_logprobs_BR=zeros + kl,
         ref_logprobs_BR=zeros,

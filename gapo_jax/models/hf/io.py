@@ -117,13 +117,13 @@ def network_of(src: str | os.PathLike[str]) -> str | None:
         return "decoder"
     raw = read_json(path / "config.json")
     arch = hf_map.ARCHITECTURES.get(str(raw.get("model_type")))
-    judges = (raw.get("architectures") or [""])[0].endswith("ForSequenceClassification")
+    verifiers = (raw.get("architectures") or [""])[0].endswith("ForSequenceClassification")
     if arch is None:
         return None
     if arch.kind == "encoder":
-        judges = _head_of(path, arch, SafetensorsSource(path)) is not None
-        return "discriminator" if judges else "encoder"
-    return "reward model" if judges else "decoder"
+        verifiers = _head_of(path, arch, SafetensorsSource(path)) is not None
+        return "discriminator" if verifiers else "encoder"
+    return "reward model" if verifiers else "decoder"
 
 
 def _head_of(path: Path, arch: hf_map.Architecture, source: SafetensorsSource) -> str | None:

@@ -34,7 +34,7 @@ from gapo_jax.rollout.generate import (
     row_keys,
 )
 from gapo_jax.rollout.stops import stop_strings
-from gapo_jax.train.build import Players
+from gapo_jax.train.build import Models
 from gapo_jax.types import Preference, PreferentialPair, PromptRow, Rollout
 
 BOOTSTRAP_STREAM = 100
@@ -65,7 +65,7 @@ class Pairs:
     compared: Sequence[Preference]
 
 
-def visible_types(config: Config, players: Players, wanted: Sequence[str]) -> tuple[str, ...]:
+def visible_types(config: Config, models: Models, wanted: Sequence[str]) -> tuple[str, ...]:
     """Return those of the constraint types that the discriminator can see.
 
     Raises:
@@ -74,7 +74,7 @@ def visible_types(config: Config, players: Players, wanted: Sequence[str]) -> tu
     limit = config.discriminator.max_tokens
 
     def encode(prompt: str, response: str) -> list[int]:
-        return pair_ids(players.disc_tokenizer, prompt, response, limit)[0]
+        return pair_ids(models.disc_tokenizer, prompt, response, limit)[0]
 
     words = max_words(config)
     report = check_visibility(wanted, encode, max_length=limit, response_words=words)
@@ -87,7 +87,7 @@ def max_words(config: Config) -> int:
 
 
 def fitting(
-    config: Config, players: Players, rows: list[PromptRow], count: int, name: str
+    config: Config, models: Models, rows: list[PromptRow], count: int, name: str
 ) -> list[PromptRow]:
     """Return the first `count` of the composed prompts that are short enough.
 
@@ -96,7 +96,7 @@ def fitting(
     """
     limit = config.data.max_prompt_tokens
     prompts = [row.prompt for row in rows]
-    lengths = prompt_lengths(players.tokenizer, prompts, system_text(config))
+    lengths = prompt_lengths(models.tokenizer, prompts, system_text(config))
     short = [row for row, length in zip(rows, lengths, strict=True) if length <= limit]
     if 2 * len(short) < len(rows):
         raise ValueError(
@@ -107,13 +107,13 @@ def fitting(
     return short[:count]
 
 
-def make_all_prompts(config: Config, players: Players) -> Prompts:
+def make_all_prompts(config: Config, models: Models) -> Prompts:
     """Compose training, held-out and bootstrap prompts; a function of the seed alone.
 
     Raises:
         ValueError: as `visible_types` and `fitting`.
     """
-    type_ids = visible_types(config, players, constraints.resolve(config.data.types))
+    type_ids = visible_types(config, models, constraints.resolve(config.data.types))
     data = config.data
 
     def make(split: Any, count: int, stream: int, phrasing: str, limit: int) -> list[PromptRow]:
@@ -127,7 +127,7 @@ def make_all_prompts(config: Config, players: Players) -> Prompts:
             limit,
             max_words=max_words(config),
         )
-        return fitting(config, players, rows, count, split)
+        return fitting(config, models, rows, count, split)
 
     train = make("train", data.prompts, 10, "train", data.max_constraints)
     count = config.eval.prompts_per_set
@@ -135,14 +135,14 @@ def make_all_prompts(config: Config, players: Players) -> Prompts:
         "heldout_topics": make("heldout_topics", count, 11, "train", data.max_constraints),
         "heldout_phrasings": make("heldout_phrasings", count, 12, "heldout", data.max_constraints),
     }
-    starts = bootstrap_prompts(config, players, type_ids)
-    found = prompt_widths(config, players, train, [*heldout.values(), starts])
+    starts = bootstrap_prompts(config, models, type_ids)
+    found = prompt_widths(config, models, train, [*heldout.values(), starts])
     return Prompts(type_ids, train, heldout, starts, *found)
 
 
 def prompt_widths(
     config: Config,
-    players: Players,
+    models: Models,
     train: list[PromptRow],
     others: Sequence[list[PromptRow]],
 ) -> tuple[int, int]:
@@ -154,15 +154,13 @@ def prompt_widths(
     limit, system = config.data.max_prompt_tokens, system_text(config)
 
     def width(rows: list[PromptRow]) -> int:
-        return prompt_width(players.tokenizer, [row.prompt for row in rows], system, limit)
+        return prompt_width(models.tokenizer, [row.prompt for row in rows], system, limit)
 
     trained = width(train)
     return max([trained, *(width(rows) for rows in others if rows)]), trained
 
 
-def bootstrap_prompts(
-    config: Config, players: Players, type_ids: tuple[str, ...]
-) -> list[PromptRow]:
+def bootstrap_prompts(config: Config, models: Models, type_ids: tuple[str, ...]) -> list[PromptRow]:
     """Return the prompts whose answers become pairs: several for each of some training tasks.
 
     Half of a task's prompts are bare, half ask for one constraint, so that answers differ in what
@@ -176,22 +174,22 @@ def bootstrap_prompts(
     rows = make_prompts(
         chosen * asked, type_ids, len(chosen) * asked, rng, "train", 1, max_words=max_words(config)
     )
-    rows = fitting(config, players, rows, len(rows), "bootstrap")
+    rows = fitting(config, models, rows, len(rows), "bootstrap")
     for task in chosen:
         bare = PromptRow(f"bare-{task.text}", task.text, task.text, ())
         rows += [bare] * (data.responses_per_task - asked)
     return rows[: data.bootstrap_responses]
 
 
-def ended_responses(config: Config, players: Players, rollout: Rollout) -> np.ndarray:
+def ended_responses(config: Config, models: Models, rollout: Rollout) -> np.ndarray:
     """Return which responses hold their end-of-sequence token or a stop string, bool [B]."""
-    stops = stop_strings(players.tokenizer, config.sampling.stop)
-    return ended_rows(rollout, players.decoder.config.eos_ids, stops)
+    stops = stop_strings(models.tokenizer, config.sampling.stop)
+    return ended_rows(rollout, models.decoder.config.eos_ids, stops)
 
 
 def bootstrap(
     config: Config,
-    players: Players,
+    models: Models,
     prompts: Prompts,
     workdir: Path,
     on_batch: Callable[[int], object] = lambda done: None,
@@ -203,9 +201,9 @@ def bootstrap(
     by_text = {task.text: task for task in tasks("train")}
     if not path.exists():
         generated = generate(
-            players.sample,
-            players.for_sampling(players.base),
-            players.tokenizer,
+            models.sample,
+            models.for_sampling(models.ref_params),
+            models.tokenizer,
             [row.prompt for row in prompts.bootstrap],
             row_keys(jax.random.key(config.seed), BOOTSTRAP_STREAM, count=len(prompts.bootstrap)),
             batch_size=config.sampling.batch_size,
@@ -215,7 +213,7 @@ def bootstrap(
             stop=config.sampling.stop,
             on_batch=on_batch,
         )
-        ended_B = ended_responses(config, players, generated.rollout)
+        ended_B = ended_responses(config, models, generated.rollout)
         records = [
             {"task": row.task, "prompt": row.prompt, "response": text, "ended": bool(ended)}
             for row, text, ended in zip(prompts.bootstrap, generated.texts, ended_B, strict=True)

@@ -30,7 +30,7 @@ from gapo_jax.data.sources import (
     write_pairs,
     write_prompts,
 )
-from gapo_jax.train.build import Players
+from gapo_jax.train.build import Models
 from gapo_jax.train.datasets.self_generated import (
     PAIRS,
     Prompts,
@@ -77,7 +77,7 @@ def check_source(config: Config, workdir: Path) -> None:
         )
 
 
-def own_prompts(config: Config, players: Players, workdir: Path) -> Prompts:
+def own_prompts(config: Config, models: Models, workdir: Path) -> Prompts:
     """Return the accepted prompts of mined pairs, those of the test side held out; the pairs go
     into the workdir, where `prepare.make_pairs` finds them.
 
@@ -86,19 +86,19 @@ def own_prompts(config: Config, players: Players, workdir: Path) -> Prompts:
         ValueError: too little of it can be used: other types, too long, invisible.
     """
     if not (workdir / _PROMPTS["test"]).exists():
-        _take(config, players, workdir)
+        _take(config, models, workdir)
     rows = {side: read_prompts(workdir / name) for side, name in _PROMPTS.items()}
     present = {c.id for part in rows.values() for row in part for c in row.constraints}
     type_ids = tuple(name for name in constraints.types("all") if name in present)
-    found = prompt_widths(config, players, rows["train"], [rows["test"]])
+    found = prompt_widths(config, models, rows["train"], [rows["test"]])
     return Prompts(type_ids, rows["train"], {HELDOUT: rows["test"]}, [], *found)
 
 
-def _take(config: Config, players: Players, workdir: Path) -> None:
+def _take(config: Config, models: Models, workdir: Path) -> None:
     """Choose pairs and prompts of the folder and write them; the last file says that all are."""
     data = config.data
     mined = {side: _read(config, side) for side in MINED}
-    seen = set(visible_types(config, players, _found_types(config, mined)))
+    seen = set(visible_types(config, models, _found_types(config, mined)))
     counts = {
         "train": (data.pairs, data.prompts),
         "test": (data.pairs_heldout, config.eval.prompts_per_set),
@@ -109,13 +109,13 @@ def _take(config: Config, players: Players, workdir: Path) -> None:
         reason = "constraints of types that are not in use (config.data.types)"
         cycles = usable(in_cycles(pairs), lambda part: _ask_only(part, seen), where, reason)
         reason = f"texts longer than config.discriminator.max_tokens={limit}"
-        cycles = usable(cycles, lambda part: _seen_whole(config, players, part), where, reason)
+        cycles = usable(cycles, lambda part: _seen_whole(config, models, part), where, reason)
         rng = np.random.default_rng([config.seed, stream])
         write_pairs(workdir / PAIRS[side], some_cycles(cycles, counts[side][0], rng))
         rows = accepted_prompts(_flat(cycles), side)
         rows = [rows[i] for i in rng.permutation(len(rows))]
         write_prompts(
-            workdir / _PROMPTS[side], fitting(config, players, rows, counts[side][1], where)
+            workdir / _PROMPTS[side], fitting(config, models, rows, counts[side][1], where)
         )
 
 
@@ -161,11 +161,11 @@ def _read(config: Config, side: str) -> list[PreferentialPair]:
         ) from error
 
 
-def _seen_whole(config: Config, players: Players, pairs: Sequence[PreferentialPair]) -> list[bool]:
+def _seen_whole(config: Config, models: Models, pairs: Sequence[PreferentialPair]) -> list[bool]:
     """Return of each pair whether the discriminator sees both texts to their ends."""
     sides = [side for pair in pairs for side in pair.sides]
     encoded = encode_texts(
-        players.disc_tokenizer,
+        models.disc_tokenizer,
         [prompt for prompt, _ in sides],
         [response for _, response in sides],
         config.discriminator.max_tokens,

@@ -23,7 +23,7 @@ from gapo_jax.train.discriminator.batches import (
     widths,
 )
 from gapo_jax.train.online.steps import Steps
-from gapo_jax.train.state import Network
+from gapo_jax.train.state import TrainState
 from gapo_jax.types import ACCEPTED, Preference, PreferentialPair
 
 
@@ -129,7 +129,7 @@ def warmup_order(
 
 
 def warmup_epoch(
-    network: Network,
+    network: TrainState,
     steps: Steps,
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[Preference],
@@ -140,7 +140,7 @@ def warmup_epoch(
     key: jax.Array,
     in_use: int | None = None,
     progress: Any = lambda batches: batches,
-) -> tuple[Network, dict[str, float]]:
+) -> tuple[TrainState, dict[str, float]]:
     """Train one epoch on {(P_acc, R, 1), (P_rej, R, 0)} (Algorithm 1, warm-up), or on the first
     `in_use` pairs for as long."""
     rows = []
@@ -153,13 +153,13 @@ def warmup_epoch(
 
 
 def round_update(
-    network: Network,
+    network: TrainState,
     steps: Steps,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[LabelledText],
     config: DiscriminatorConfig,
     key: jax.Array,
-) -> tuple[Network, dict[str, float]]:
+) -> tuple[TrainState, dict[str, float]]:
     """Update the discriminator on a round's texts, gated by its accuracy on them beforehand.
 
     Above `gate_high` the update is skipped (the generator would only see a saturated judge),
@@ -209,7 +209,7 @@ def longest_text(
 
 
 def prime(
-    network: Network,
+    network: TrainState,
     steps: Steps,
     tokenizer: PreTrainedTokenizerBase,
     config: DiscriminatorConfig,

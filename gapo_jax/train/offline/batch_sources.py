@@ -20,12 +20,12 @@ from gapo_jax.train.offline.examples import (
     make_examples,
     offline_batch,
 )
-from gapo_jax.train.online.phases import Run, pairs_in_use
-from gapo_jax.train.state import Network, RunState
+from gapo_jax.train.online.phases import TrainContext, pairs_in_use
+from gapo_jax.train.state import GAPOState, TrainState
 from gapo_jax.types import GENERATED
 
 log = logging.getLogger("gapo_jax")
-Update = Callable[[Network, Any], tuple[Network, dict[str, jax.Array]]]
+Update = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 
 
 class Lesson(NamedTuple):
@@ -36,66 +36,66 @@ class Lesson(NamedTuple):
 
 
 # (state at the start of a round, its index) -> its lesson
-Teacher = Callable[[RunState, int], Lesson]
+Teacher = Callable[[GAPOState, int], Lesson]
 
 
-def policy_update(run: Run, widths: Sequence[int] = ()) -> Update:
+def policy_update(ctx: TrainContext, widths: Sequence[int] = ()) -> Update:
     """Return the compiled update of the generator by the run's method, for batches in a frame of
     one of the `widths` or, if there are none, without a frame."""
-    step = at_every_width(run.training.offline, widths)
-    return lambda network, batch: step(network, run.players.base, batch)
+    step = at_every_width(ctx.training.offline, widths)
+    return lambda network, batch: step(network, ctx.models.ref_params, batch)
 
 
-def fixed_teacher(run: Run, state: RunState) -> Teacher:
+def fixed_teacher(ctx: TrainContext, state: GAPOState) -> Teacher:
     """Return the lessons of a method whose examples are made once, of the pairs.
 
     Raises:
         ValueError: the pairs give too few examples that fit.
     """
     examples, encoder = fit(
-        run.config,
-        run.players,
-        make_examples(run.config, run.pairs.train),
-        cut_off_texts(run.workdir),
+        ctx.config,
+        ctx.models,
+        make_examples(ctx.config, ctx.pairs.train),
+        cut_off_texts(ctx.workdir),
     )
-    config = run.config
-    seen = config.rounds * run.updates_per_round * config.offline.batch_size
+    config = ctx.config
+    seen = config.rounds * ctx.updates_per_round * config.offline.batch_size
     log.info("%d examples, each learned from %.1f times", len(examples), seen / len(examples))
     rewards: dict[tuple[str, str], float] = {}
-    if needs_discriminator(run.config):
-        rewards = discriminator_rewards(run, state, examples)
+    if needs_discriminator(ctx.config):
+        rewards = discriminator_rewards(ctx, state, examples)
     lesson = Lesson(
-        functools.partial(offline_batch, run.config, encoder, examples, rewards),
-        policy_update(run, encoder.widths),
+        functools.partial(offline_batch, ctx.config, encoder, examples, rewards),
+        policy_update(ctx, encoder.widths),
     )
     return lambda state, index: lesson
 
 
 def discriminator_rewards(
-    run: Run, state: RunState, examples: list[Example]
+    ctx: TrainContext, state: GAPOState, examples: list[Example]
 ) -> dict[tuple[str, str], float]:
     """Return the warmed-up discriminator's logit of every (prompt, response)."""
     sides = list(dict.fromkeys((s.prompt, s.response) for sides in examples for s in sides))
     logits_N = score_texts(
-        run.training.steps,
+        ctx.training.steps,
         state.discriminator.params,
-        run.players.disc_tokenizer,
+        ctx.models.disc_tokenizer,
         [LabelledText(*side, GENERATED, 0.0) for side in sides],
-        run.config.discriminator,
+        ctx.config.discriminator,
     )
     return {side: float(logit) for side, logit in zip(sides, logits_N, strict=True)}
 
 
-def discriminator_teacher(run: Run, state: RunState) -> Teacher:
+def discriminator_teacher(ctx: TrainContext, state: GAPOState) -> Teacher:
     """Return the lessons of the discriminator: the batches of its warm-up, epoch after epoch."""
-    config, pairs = run.config, run.pairs.compared
-    settings, tokenizer = config.discriminator, run.players.disc_tokenizer
+    config, pairs = ctx.config, ctx.pairs.compared
+    settings, tokenizer = config.discriminator, ctx.models.disc_tokenizer
     length = len(warmup_order(pairs, settings.batch_size, config.seed, 0))
-    total = config.rounds * run.updates_per_round
+    total = config.rounds * ctx.updates_per_round
 
     @functools.lru_cache(maxsize=1)
     def order(epoch: int) -> list[list[int]]:
-        known = pairs_in_use(run, epoch * length / total)
+        known = pairs_in_use(ctx, epoch * length / total)
         return warmup_order(pairs, settings.batch_size, config.seed, epoch, known)
 
     key = jax.random.fold_in(state.key, 4)
@@ -107,6 +107,6 @@ def discriminator_teacher(run: Run, state: RunState) -> Teacher:
         (only,) = batches(tokenizer, texts, settings)
         return only
 
-    update = run.training.steps.disc_update
+    update = ctx.training.steps.disc_update
     lesson = Lesson(batch, lambda network, texts: update(network, texts, key))
     return lambda state, index: lesson

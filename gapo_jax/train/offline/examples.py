@@ -26,7 +26,7 @@ from gapo_jax.data.tokenizer import chat_prompt, encode_prompts, encode_response
 from gapo_jax.losses import mismatched_rows
 from gapo_jax.rollout.generate import prompt_lengths
 from gapo_jax.train.buckets import frame_of, like_lengths, widths
-from gapo_jax.train.build import Players
+from gapo_jax.train.build import Models
 from gapo_jax.train.offline.steps import OfflineBatch
 from gapo_jax.types import PreferentialPair, Rollout
 
@@ -39,7 +39,7 @@ class Encoder:
     are the tokens of the longest side of each example, `widths` those of the batches (() for one).
     """
 
-    players: Players
+    models: Models
     prompt_width: int
     response_width: int
     cut_off: tuple[str, ...] = ()
@@ -48,7 +48,7 @@ class Encoder:
 
     def rows(self, sides: Sequence[Side], system: str | None = None) -> Rollout:
         """Return the rows as numpy arrays; `logprobs_BR` is not known and 0."""
-        tokenizer = self.players.tokenizer
+        tokenizer = self.models.tokenizer
         texts = [chat_prompt(tokenizer, side.prompt, system) for side in sides]
         width = self.prompt_width
         tokens_BP, mask_BP = encode_prompts(tokenizer, texts, width, buckets=(width,))
@@ -58,7 +58,7 @@ class Encoder:
             responses,
             ends(responses, self.cut_off),
             self.response_width,
-            end_id(self.players),
+            end_id(self.models),
         )
         fields: dict[str, Any] = {
             "tokens_BT": np.concatenate([tokens_BP, tokens_BR], axis=1),
@@ -69,10 +69,10 @@ class Encoder:
         return Rollout(**fields)
 
 
-def end_id(players: Players) -> int:
+def end_id(models: Models) -> int:
     """Return the token that ends a response: the tokenizer's, if the model ends with it."""
-    ids = players.decoder.config.eos_ids
-    own: Any = players.tokenizer.eos_token_id
+    ids = models.decoder.config.eos_ids
+    own: Any = models.tokenizer.eos_token_id
     return own if own in ids or not ids else ids[0]
 
 
@@ -117,18 +117,18 @@ def round_up(length: int, limit: int) -> int:
 
 
 def side_tokens(
-    config: Config, players: Players, examples: Sequence[Example], cut_off: Sequence[str]
+    config: Config, models: Models, examples: Sequence[Example], cut_off: Sequence[str]
 ) -> dict[Side, tuple[int, int]]:
     """Return the (prompt, response) tokens of every side, template and end token included."""
     prompts = list(dict.fromkeys(side.prompt for sides in examples for side in sides))
     responses = list(dict.fromkeys(side.response for sides in examples for side in sides))
-    lengths = prompt_lengths(players.tokenizer, prompts, system_text(config))
+    lengths = prompt_lengths(models.tokenizer, prompts, system_text(config))
     prompt_tokens = dict(zip(prompts, lengths, strict=True))
     response_tokens = {
         text: len(ids) + whole
         for text, ids, whole in zip(
             responses,
-            response_ids(players.tokenizer, responses),
+            response_ids(models.tokenizer, responses),
             ends(responses, cut_off),
             strict=True,
         )
@@ -142,7 +142,7 @@ def side_tokens(
 
 def fit(
     config: Config,
-    players: Players,
+    models: Models,
     examples: Sequence[Example],
     cut_off: Sequence[str],
     *,
@@ -160,7 +160,7 @@ def fit(
         prompt_limit or config.data.max_prompt_tokens,
         config.offline.max_response_tokens,
     )
-    tokens = side_tokens(config, players, examples, cut_off)
+    tokens = side_tokens(config, models, examples, cut_off)
     sizes = [
         tuple(max(tokens[side][axis] for side in sides) for axis in (0, 1)) for sides in examples
     ]
@@ -183,7 +183,7 @@ def fit(
     top = prompt + response
     top = top if config.method == "kto" else round_up(max(longest), top)
     several = widths(config.offline.length_buckets, min(longest), top)
-    encoder = Encoder(players, prompt, response, tuple(cut_off), longest, several)
+    encoder = Encoder(models, prompt, response, tuple(cut_off), longest, several)
     return [examples[i] for i in kept], encoder
 
 

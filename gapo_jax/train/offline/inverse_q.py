@@ -22,25 +22,25 @@ from gapo_jax.evaluate.accuracy import verify
 from gapo_jax.rollout.generate import Generated, generate, prompt_width, row_keys
 from gapo_jax.train.offline.batch_sources import Lesson, Teacher, fixed_teacher, policy_update
 from gapo_jax.train.offline.steps import OfflineBatch
-from gapo_jax.train.online.phases import Run, rollout_metrics, take_rows
-from gapo_jax.train.state import RunState
+from gapo_jax.train.online.phases import TrainContext, rollout_metrics, take_rows
+from gapo_jax.train.state import GAPOState
 from gapo_jax.types import PromptRow, Rollout
 
 SAMPLE_STREAM = 103
 
 
-def inverse_q_teacher(run: Run, state: RunState) -> Teacher:
+def inverse_q_teacher(ctx: TrainContext, state: GAPOState) -> Teacher:
     """Return the lessons: pairs under their two prompts, or fresh samples in every round."""
-    if run.config.inverse_q.contrast == "prompts":
-        return fixed_teacher(run, state)
-    update, width = policy_update(run), other_width(run)
+    if ctx.config.inverse_q.contrast == "prompts":
+        return fixed_teacher(ctx, state)
+    update, width = policy_update(ctx), other_width(ctx)
 
-    def teach(state: RunState, index: int) -> Lesson:
-        rows, generated = sample_round(run, state, index)
-        other = condition_rows(run.config, run, rows, generated.rollout, width)
+    def teach(state: GAPOState, index: int) -> Lesson:
+        rows, generated = sample_round(ctx, state, index)
+        other = condition_rows(ctx.config, ctx, rows, generated.rollout, width)
         both = OfflineBatch(rows=generated.rollout, other=other)
-        first = index * run.updates_per_round
-        return Lesson(functools.partial(_part, both, run.config.offline.batch_size, first), update)
+        first = index * ctx.updates_per_round
+        return Lesson(functools.partial(_part, both, ctx.config.offline.batch_size, first), update)
 
     return teach
 
@@ -50,27 +50,29 @@ def _part(both: OfflineBatch, size: int, first: int, step: int) -> OfflineBatch:
     return take_rows(both, slice(start, start + size))
 
 
-def sample_round(run: Run, state: RunState, index: int) -> tuple[list[PromptRow], Generated]:
+def sample_round(
+    ctx: TrainContext, state: GAPOState, index: int
+) -> tuple[list[PromptRow], Generated]:
     """Sample one response to each prompt of a round from the policy; write how they fare."""
-    config, pool = run.config, run.prompts.train
-    count = run.updates_per_round * config.offline.batch_size
+    config, pool = ctx.config, ctx.prompts.train
+    count = ctx.updates_per_round * config.offline.batch_size
     rows = [pool[i] for i in batch_at(config.seed, index, len(pool), count)]
-    with run.clock("rollout"):
+    with ctx.clock("rollout"):
         generated = generate(
-            run.players.sample,
-            run.sampling_params(state),
-            run.players.tokenizer,
+            ctx.models.sample,
+            ctx.sampling_params(state),
+            ctx.models.tokenizer,
             [row.prompt for row in rows],
             row_keys(state.key, SAMPLE_STREAM, index, count=count),
             batch_size=config.sampling.batch_size,
-            width=run.prompts.width,
+            width=ctx.prompts.width,
             temperature=config.sampling.temperature,
             system=system_text(config),
             stop=config.sampling.stop,
         )
-    metrics = rollout_metrics(run, rows, generated, verify(rows, generated.texts, run.judges))
-    metrics["time/rollout_s"] = run.clock.last["rollout"]
-    run.writer.write((index + 1) * run.updates_per_round, index + 1, "rollout", metrics)
+    metrics = rollout_metrics(ctx, rows, generated, verify(rows, generated.texts, ctx.verifiers))
+    metrics["time/rollout_s"] = ctx.clock.last["rollout"]
+    ctx.writer.write((index + 1) * ctx.updates_per_round, index + 1, "rollout", metrics)
     return rows, generated
 
 
@@ -81,20 +83,20 @@ def other_prompt(config: Config, row: PromptRow) -> tuple[str, str | None]:
     return row.task, system_text(config)
 
 
-def other_width(run: Run) -> int:
+def other_width(ctx: TrainContext) -> int:
     """Return the prompt width of the other condition over all training prompts."""
-    config = run.config
-    pairs = [other_prompt(config, row) for row in run.prompts.train]
-    limit = run.players.decoder.config.max_positions - config.sampling.max_new_tokens
+    config = ctx.config
+    pairs = [other_prompt(config, row) for row in ctx.prompts.train]
+    limit = ctx.models.decoder.config.max_positions - config.sampling.max_new_tokens
     prompts = list(dict.fromkeys(prompt for prompt, _ in pairs))
-    return prompt_width(run.players.tokenizer, prompts, pairs[0][1], limit)
+    return prompt_width(ctx.models.tokenizer, prompts, pairs[0][1], limit)
 
 
 def condition_rows(
-    config: Config, run: Run, rows: list[PromptRow], rollout: Rollout, width: int
+    config: Config, ctx: TrainContext, rows: list[PromptRow], rollout: Rollout, width: int
 ) -> Rollout:
     """Return the rollout's responses after the prompts of the other condition."""
-    tokenizer = run.players.tokenizer
+    tokenizer = ctx.models.tokenizer
     texts = [chat_prompt(tokenizer, *other_prompt(config, row)) for row in rows]
     tokens_BP, mask_BP = encode_prompts(tokenizer, texts, width, buckets=(width,))
     mask_BR = np.asarray(rollout.response_mask_BR)

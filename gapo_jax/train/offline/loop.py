@@ -21,10 +21,10 @@ from gapo_jax.train.discriminator.update import evaluate_pairs, mean_metrics
 from gapo_jax.train.offline.batch_sources import Teacher, discriminator_teacher, fixed_teacher
 from gapo_jax.train.offline.inverse_q import inverse_q_teacher
 from gapo_jax.train.offline.sgpo import sgpo_teacher
-from gapo_jax.train.online.loop import play_rounds, warmup
-from gapo_jax.train.online.phases import Run
+from gapo_jax.train.online.loop import run_rounds, warmup
+from gapo_jax.train.online.phases import TrainContext
 from gapo_jax.train.runtime import RunStopped
-from gapo_jax.train.state import RunState
+from gapo_jax.train.state import GAPOState
 
 TEACHERS = {
     "discriminator": discriminator_teacher,
@@ -33,7 +33,7 @@ TEACHERS = {
 }
 
 
-def train(run: Run, state: RunState) -> RunState:
+def train(ctx: TrainContext, state: GAPOState) -> GAPOState:
     """Play all rounds that are left, saving at round boundaries; return the final state.
 
     Raises:
@@ -42,49 +42,49 @@ def train(run: Run, state: RunState) -> RunState:
             one, is saved.
         ValueError: the data gives too few examples that fit; names the keys to change.
     """
-    if run.last_saved is None:
-        if needs_discriminator(run.config):
-            state = warmup(run, state)
-        run.save(state, 0)
-    with run.clock("examples"):
-        teach = TEACHERS.get(run.config.method, fixed_teacher)(run, state)
-    return play_rounds(run, state, functools.partial(one_round, teach))
+    if ctx.last_saved is None:
+        if needs_discriminator(ctx.config):
+            state = warmup(ctx, state)
+        ctx.save(state, 0)
+    with ctx.clock("examples"):
+        teach = TEACHERS.get(ctx.config.method, fixed_teacher)(ctx, state)
+    return run_rounds(ctx, state, functools.partial(one_round, teach))
 
 
-def one_round(teach: Teacher, run: Run, state: RunState, index: int) -> RunState:
+def one_round(teach: Teacher, ctx: TrainContext, state: GAPOState, index: int) -> GAPOState:
     """Play round `index` (from 0): its updates one after the other, then one line of metrics.
 
     Raises:
         RunStopped: a loss is not finite or the policy has left the reference.
     """
-    number, updates = index + 1, run.updates_per_round
-    name = "discriminator" if run.config.method == "discriminator" else "policy"
+    number, updates = index + 1, ctx.updates_per_round
+    name = "discriminator" if ctx.config.method == "discriminator" else "policy"
     lesson = teach(state, index)
     network, rows = getattr(state, name), []
     tokens = np.zeros(2)
-    with run.clock(name):
+    with ctx.clock(name):
         for step in range(index * updates, number * updates):
             batch = lesson.batch(step)
             tokens += token_counts(batch)
             network, metrics = lesson.update(network, batch)
             rows.append(metrics)
         found = mean_metrics(rows)
-    seconds = run.clock.last[name]
-    check(run, found, number)
+    seconds = ctx.clock.last[name]
+    check(ctx, found, number)
     if name == "discriminator":
         found |= evaluate_pairs(
-            run.training.steps,
+            ctx.training.steps,
             network.params,
-            run.players.disc_tokenizer,
-            run.pairs.heldout,
-            run.config.discriminator,
+            ctx.models.disc_tokenizer,
+            ctx.pairs.heldout,
+            ctx.config.discriminator,
         )
     found |= {
         f"time/{name}_s": seconds,
         "throughput/real_tokens_per_s": float(tokens[0] / seconds),
         "throughput/padded_tokens_per_s": float(tokens[1] / seconds),
     }
-    run.writer.write(number * updates, number, name, found)
+    ctx.writer.write(number * updates, number, name, found)
     return state.replace(**{name: network}, round=state.round + 1)
 
 
@@ -96,7 +96,7 @@ def token_counts(batch: Any) -> np.ndarray:
     return np.array([mask_BT.sum(), len(mask_BT) * width], np.float64)
 
 
-def check(run: Run, metrics: dict[str, float], number: int) -> None:
+def check(ctx: TrainContext, metrics: dict[str, float], number: int) -> None:
     """Raise RunStopped when a loss or gradient is not finite, or own samples show a collapse."""
     keys = {"policy": "config.offline.optim", "disc": "config.discriminator.optim"}
     for network, key in keys.items():
@@ -106,7 +106,7 @@ def check(run: Run, metrics: dict[str, float], number: int) -> None:
                 raise RunStopped(
                     f"{network}/{name} is {value} in round {number}; lower {key}.learning_rate"
                 )
-    limit = run.config.ppo.kl_limit
+    limit = ctx.config.ppo.kl_limit
     if not metrics.get("kl/ref", 0.0) <= limit:
         raise RunStopped(
             f"KL to the reference is {metrics['kl/ref']:.3f} a token in round {number}, above "

@@ -34,8 +34,8 @@ from gapo_jax.train.clock import counter
 from gapo_jax.train.offline.batch_sources import Lesson, Teacher, policy_update
 from gapo_jax.train.offline.examples import Encoder, cut_off_texts, fit, offline_batch
 from gapo_jax.train.offline.steps import OfflineBatch, row_logprobs
-from gapo_jax.train.online.phases import Run, ended
-from gapo_jax.train.state import RunState
+from gapo_jax.train.online.phases import TrainContext, ended
+from gapo_jax.train.state import GAPOState
 from gapo_jax.types import Rollout
 
 REFINE_STREAM, ANSWER_STREAM, IMPROVE_STREAM = 104, 105, 106
@@ -58,17 +58,17 @@ def edit_distance(first: str, second: str) -> float:
 
 
 def ask(
-    run: Run, params: Any, prompts: Sequence[str], stream: int, name: str
+    ctx: TrainContext, params: Any, prompts: Sequence[str], stream: int, name: str
 ) -> list[tuple[str, bool]]:
     """Sample one response to each prompt: (text, whether it ended within the limit). `name` is what
     the console calls them."""
-    config, tokenizer = run.config, run.players.tokenizer
+    config, tokenizer = ctx.config, ctx.models.tokenizer
     system = system_text(config)
     limit = config.sgpo.max_prompt_tokens
     width = min(limit, -(-max(prompt_lengths(tokenizer, prompts, system)) // 8) * 8)
-    with run.clock("rollout"), counter(len(prompts), name) as advance:
+    with ctx.clock("rollout"), counter(len(prompts), name) as advance:
         generated = generate(
-            run.players.sample,
+            ctx.models.sample,
             params,
             tokenizer,
             prompts,
@@ -80,18 +80,18 @@ def ask(
             stop=config.sampling.stop,
             on_batch=advance,
         )
-    ended_B = ended(run, generated.rollout)
+    ended_B = ended(ctx, generated.rollout)
     return list(zip(generated.texts, ended_B.tolist(), strict=True))
 
 
-def short_enough(run: Run, prompts: Sequence[str]) -> list[int]:
+def short_enough(ctx: TrainContext, prompts: Sequence[str]) -> list[int]:
     """Return the indices of the prompts of at most `sgpo.max_prompt_tokens` tokens.
 
     Raises:
         ValueError: there is none.
     """
-    limit = run.config.sgpo.max_prompt_tokens
-    lengths = prompt_lengths(run.players.tokenizer, prompts, system_text(run.config))
+    limit = ctx.config.sgpo.max_prompt_tokens
+    lengths = prompt_lengths(ctx.models.tokenizer, prompts, system_text(ctx.config))
     kept = [index for index, length in enumerate(lengths) if length <= limit]
     if not kept:
         raise ValueError(
@@ -122,27 +122,27 @@ def comparison_verdict(settings: SGPOConfig, chosen: str, rejected: str) -> str:
     return "length" if sizes[1] > settings.max_length_ratio * sizes[0] else "kept"
 
 
-def drawn(run: Run, pool: Sequence[Item], stream: int) -> list[Item]:
+def drawn(ctx: TrainContext, pool: Sequence[Item], stream: int) -> list[Item]:
     """Return up to `sgpo.prompts` of the pool, in an order that depends on seed and stream."""
-    config = run.config
+    config = ctx.config
     picks = batch_at(config.seed + stream, 0, len(pool), min(config.sgpo.prompts, len(pool)))
     return [pool[i] for i in picks]
 
 
-def improver_records(run: Run) -> Records:
+def improver_records(ctx: TrainContext) -> Records:
     """Ask the starting policy to refine up to `sgpo.prompts` answers towards good ones; say which
     results are kept."""
-    settings = run.config.sgpo
-    examples = drawn(run, preferential_responses(run.pairs.train), 2)
+    settings = ctx.config.sgpo
+    examples = drawn(ctx, preferential_responses(ctx.pairs.train), 2)
     prompts = [
         settings.refine_template.format(
             prompt=good.prompt, response=bad.response, reference=good.response
         )
         for good, bad in examples
     ]
-    chosen = short_enough(run, prompts)
-    start, asked = run.players.for_sampling(run.players.base), [prompts[i] for i in chosen]
-    refined = ask(run, start, asked, REFINE_STREAM, "refinements")
+    chosen = short_enough(ctx, prompts)
+    start, asked = ctx.models.for_sampling(ctx.models.ref_params), [prompts[i] for i in chosen]
+    refined = ask(ctx, start, asked, REFINE_STREAM, "refinements")
     records = []
     for index, (text, whole) in zip(chosen, refined, strict=True):
         good, bad = examples[index]
@@ -159,18 +159,18 @@ def improver_records(run: Run) -> Records:
     return records
 
 
-def preference_records(run: Run, state: RunState) -> Records:
+def preference_records(ctx: TrainContext, state: GAPOState) -> Records:
     """Let the policy answer and improve its answers; say which comparisons are kept."""
-    config = run.config
-    prompts = [row.prompt for row in drawn(run, run.prompts.train, 1)]
-    params = run.sampling_params(state)
-    answers = ask(run, params, prompts, ANSWER_STREAM, "answers")
+    config = ctx.config
+    prompts = [row.prompt for row in drawn(ctx, ctx.prompts.train, 1)]
+    params = ctx.sampling_params(state)
+    answers = ask(ctx, params, prompts, ANSWER_STREAM, "answers")
     again = [
         config.sgpo.improve_template.format(prompt=prompt, response=text)
         for prompt, (text, _) in zip(prompts, answers, strict=True)
     ]
-    chosen = short_enough(run, again)
-    improved = ask(run, params, [again[i] for i in chosen], IMPROVE_STREAM, "improvements")
+    chosen = short_enough(ctx, again)
+    improved = ask(ctx, params, [again[i] for i in chosen], IMPROVE_STREAM, "improvements")
     records = []
     for index, (text, whole) in zip(chosen, improved, strict=True):
         answer, was_whole = answers[index]
@@ -186,13 +186,13 @@ def preference_records(run: Run, state: RunState) -> Records:
     return records
 
 
-def stage_records(run: Run, name: str, make: Any, index: int, first: int) -> Records:
+def stage_records(ctx: TrainContext, name: str, make: Any, index: int, first: int) -> Records:
     """Return the kept records of a stage, made in its first round and read back in the others.
 
     Raises:
         ValueError: too few are kept for a batch.
     """
-    path = run.workdir / name
+    path = ctx.workdir / name
     if not path.exists():
         write_jsonl(path, make())
     records = read_jsonl(path)
@@ -201,21 +201,21 @@ def stage_records(run: Run, name: str, make: Any, index: int, first: int) -> Rec
         metrics = {f"sgpo/{verdict}": float(count) for verdict, count in sorted(counts.items())}
         metrics |= {"sgpo/asked": float(len(records)), "sgpo/kept": float(counts["kept"])}
         number = index + 1
-        run.writer.write(number * run.updates_per_round, number, "rollout", metrics)
-    if counts["kept"] < run.config.offline.batch_size:
+        ctx.writer.write(number * ctx.updates_per_round, number, "rollout", metrics)
+    if counts["kept"] < ctx.config.offline.batch_size:
         raise ValueError(
             f"the filters of config.sgpo kept {counts['kept']} of {len(records)} refinements "
             f"({dict(counts)}), fewer than config.offline.batch_size="
-            f"{run.config.offline.batch_size}; widen sgpo.min_edit, sgpo.max_edit or "
+            f"{ctx.config.offline.batch_size}; widen sgpo.min_edit, sgpo.max_edit or "
             "sgpo.max_length_ratio, or raise sgpo.prompts and data.pairs"
         )
     return [record for record in records if record["verdict"] == "kept"]
 
 
-def improver_lesson(run: Run, records: Records) -> Lesson:
+def improver_lesson(ctx: TrainContext, records: Records) -> Lesson:
     """Return stage 1: imitate the refinement under the improve template, and the good answer under
     the plain prompt with the weight `sgpo.answer_weight`."""
-    settings = run.config.sgpo
+    settings = ctx.config.sgpo
     examples = [
         (
             Side(
@@ -227,53 +227,53 @@ def improver_lesson(run: Run, records: Records) -> Lesson:
         )
         for r in records
     ]
-    cut_off = (*cut_off_texts(run.workdir), *(r["refined"] for r in records if not r["ended"]))
+    cut_off = (*cut_off_texts(ctx.workdir), *(r["refined"] for r in records if not r["ended"]))
     examples, encoder = fit(
-        run.config, run.players, examples, cut_off, prompt_limit=settings.max_prompt_tokens
+        ctx.config, ctx.models, examples, cut_off, prompt_limit=settings.max_prompt_tokens
     )
-    batch = functools.partial(offline_batch, run.config, encoder, examples, {})
-    return Lesson(batch, policy_update(run, encoder.widths))
+    batch = functools.partial(offline_batch, ctx.config, encoder, examples, {})
+    return Lesson(batch, policy_update(ctx, encoder.widths))
 
 
-def preference_lesson(run: Run, state: RunState, index: int) -> Lesson:
+def preference_lesson(ctx: TrainContext, state: GAPOState, index: int) -> Lesson:
     """Return stage 2: DPO on the policy's own answers and refinements."""
-    first = run.config.sgpo.improver_rounds
-    make = functools.partial(preference_records, run, state)
-    records = stage_records(run, "sgpo_pairs.jsonl", make, index, first)
+    first = ctx.config.sgpo.improver_rounds
+    make = functools.partial(preference_records, ctx, state)
+    records = stage_records(ctx, "sgpo_pairs.jsonl", make, index, first)
     examples = [
         tuple(Side(r["prompt"], r[side], 0.0) for side in ("chosen", "rejected")) for r in records
     ]
     cut_off = [text for r in records for text in r["cut_off"]]
-    examples, encoder = fit(run.config, run.players, examples, cut_off)
-    path = run.workdir / "sgpo_reference.jsonl"
+    examples, encoder = fit(ctx.config, ctx.models, examples, cut_off)
+    path = ctx.workdir / "sgpo_reference.jsonl"
     if not path.exists():
-        write_jsonl(path, reference_records(run, state, encoder, examples))
+        write_jsonl(path, reference_records(ctx, state, encoder, examples))
     known = {(r["prompt"], r["response"]): r["logprob"] for r in read_jsonl(path)}
 
     def batch(step: int) -> OfflineBatch:
-        plain = offline_batch(run.config, encoder, examples, known, step)
+        plain = offline_batch(ctx.config, encoder, examples, known, step)
         return plain.replace(ref_N=plain.rewards_N, rewards_N=None)
 
-    return Lesson(batch, policy_update(run, encoder.widths))
+    return Lesson(batch, policy_update(ctx, encoder.widths))
 
 
 def reference_records(
-    run: Run, state: RunState, encoder: Encoder, examples: Sequence[Example]
+    ctx: TrainContext, state: GAPOState, encoder: Encoder, examples: Sequence[Example]
 ) -> Records:
     """Return the log-prob of every side under the policy as it is now, stage 2's reference."""
     sides = list(dict.fromkeys(side for example in examples for side in example))
-    spec = dataclasses.replace(run.players.spec, temperature=1.0)
+    spec = dataclasses.replace(ctx.models.spec, temperature=1.0)
 
-    def sums(base: Any, trained: Any, rows: Rollout) -> jax.Array:
-        logprobs_BR, _ = row_logprobs(spec, base, trained, False, rows)
+    def sums(ref_params: Any, trained: Any, rows: Rollout) -> jax.Array:
+        logprobs_BR, _ = row_logprobs(spec, ref_params, trained, False, rows)
         return sequence_logprobs(logprobs_BR, rows.response_mask_BR)
 
     score = jit_step(sums, place=spec.place, rows=(2,))
-    size, records = run.config.offline.batch_size, []
+    size, records = ctx.config.offline.batch_size, []
     for start in range(0, len(sides), size):
         part = [sides[i % len(sides)] for i in range(start, start + size)]
-        rows = encoder.rows(part, system_text(run.config))
-        sums_B = np.asarray(score(run.players.base, state.policy.params, rows))
+        rows = encoder.rows(part, system_text(ctx.config))
+        sums_B = np.asarray(score(ctx.models.ref_params, state.policy.params, rows))
         records += [
             {"prompt": side.prompt, "response": side.response, "logprob": float(value)}
             for side, value in zip(part, sums_B, strict=True)
@@ -281,21 +281,21 @@ def reference_records(
     return records[: len(sides)]
 
 
-def sgpo_teacher(run: Run, state: RunState) -> Teacher:
+def sgpo_teacher(ctx: TrainContext, state: GAPOState) -> Teacher:
     """Return the lessons of both stages; what they learn from is made when a stage begins."""
     del state
     made: dict[str, Lesson] = {}
 
-    def teach(state: RunState, index: int) -> Lesson:
-        stage = "improver" if index < run.config.sgpo.improver_rounds else "preference"
+    def teach(state: GAPOState, index: int) -> Lesson:
+        stage = "improver" if index < ctx.config.sgpo.improver_rounds else "preference"
         if stage not in made:
             made.clear()
             if stage == "improver":
-                make = functools.partial(improver_records, run)
-                records = stage_records(run, "sgpo_improver.jsonl", make, index, 0)
-                made[stage] = improver_lesson(run, records)
+                make = functools.partial(improver_records, ctx)
+                records = stage_records(ctx, "sgpo_improver.jsonl", make, index, 0)
+                made[stage] = improver_lesson(ctx, records)
             else:
-                made[stage] = preference_lesson(run, state, index)
+                made[stage] = preference_lesson(ctx, state, index)
         return made[stage]
 
     return teach

@@ -28,14 +28,14 @@ from gapo_jax.losses import chunked_logprobs, masked_mean, sequence_logprobs
 from gapo_jax.models import unembedding
 from gapo_jax.train.buckets import Frame
 from gapo_jax.train.forward import (
-    GeneratorSpec,
-    lower_hidden,
+    PolicySpec,
+    frozen_hidden,
     reference_part,
     response_hidden,
     response_logprobs,
 )
 from gapo_jax.train.microbatches import in_parts
-from gapo_jax.train.state import Network
+from gapo_jax.train.state import TrainState
 from gapo_jax.types import Rollout
 
 Params = Any
@@ -71,19 +71,23 @@ def in_frame(batch: OfflineBatch) -> OfflineBatch:
 
 
 def row_logprobs(
-    spec: GeneratorSpec, base: Params, trained: Params, with_reference: bool, rows: Rollout
+    spec: PolicySpec, ref_params: Params, trained: Params, with_reference: bool, rows: Rollout
 ) -> tuple[jax.Array, jax.Array | None]:
     """Return the token log-probs [N, R] of rows under policy and reference, over shared layers."""
-    lower_BTD = jax.lax.stop_gradient(lower_hidden(spec, base, rows.tokens_BT, rows.mask_BT))
-    policy_BR, _, _ = response_logprobs(spec, base, trained, rows, lower_BTD)
+    frozen_hidden_BTD = jax.lax.stop_gradient(
+        frozen_hidden(spec, ref_params, rows.tokens_BT, rows.mask_BT)
+    )
+    policy_BR, _, _ = response_logprobs(spec, ref_params, trained, rows, frozen_hidden_BTD)
     if not with_reference:
         return policy_BR, None
-    ref_BR, _, _ = response_logprobs(spec, base, reference_part(spec, base), rows, lower_BTD)
+    ref_BR, _, _ = response_logprobs(
+        spec, ref_params, reference_part(spec, ref_params), rows, frozen_hidden_BTD
+    )
     return policy_BR, jax.lax.stop_gradient(ref_BR)
 
 
 def target_logprobs(
-    spec: GeneratorSpec, base: Params, strength: float, both: tuple[Rollout, Rollout]
+    spec: PolicySpec, ref_params: Params, strength: float, both: tuple[Rollout, Rollout]
 ) -> jax.Array:
     """Return log-probs [N, R] under pi* = ref(. | rows) (ref(. | rows) / ref(. | other))^strength;
     `both` are (rows, other), the same responses after two prompts.
@@ -91,13 +95,13 @@ def target_logprobs(
     Logits are linear in the final hidden state, so the contrast of the logits is the logits of the
     contrasted hidden states; the log-softmax over them renormalises, in float32.
     """
-    reference = reference_part(spec, base)
+    reference = reference_part(spec, ref_params)
     own_BRD, other_BRD = (
-        response_hidden(spec, base, reference, part).astype(jnp.float32) for part in both
+        response_hidden(spec, ref_params, reference, part).astype(jnp.float32) for part in both
     )
     logprobs_BR, _ = chunked_logprobs(
         own_BRD + strength * (own_BRD - other_BRD),
-        unembedding(base).astype(jnp.float32),
+        unembedding(ref_params).astype(jnp.float32),
         both[0].tokens_BT[:, -both[0].response_mask_BR.shape[1] :],
         temperature=spec.temperature,
         chunk_tokens=spec.chunk,
@@ -189,12 +193,12 @@ def improver_loss(policy_BR: jax.Array, batch: OfflineBatch) -> tuple[jax.Array,
 
 
 def offline_loss(
-    trained: Params, base: Params, batch: OfflineBatch, spec: GeneratorSpec, config: Config
+    trained: Params, ref_params: Params, batch: OfflineBatch, spec: PolicySpec, config: Config
 ) -> tuple[jax.Array, Metrics]:
     """Return (loss, metrics) of a batch under `config.method`; the gradient flows to `trained`."""
     method, parts = config.method, config.offline.accumulate
     with_reference = method not in WITHOUT_REFERENCE
-    score = functools.partial(row_logprobs, spec, base, trained, with_reference)
+    score = functools.partial(row_logprobs, spec, ref_params, trained, with_reference)
     policy_BR, ref_BR = in_parts(score, batch.rows, parts)
     mask_BR = batch.rows.response_mask_BR
     if method == "sft":
@@ -203,13 +207,13 @@ def offline_loss(
         return improver_loss(policy_BR, batch)
     if method == "kto":
         still = jax.lax.stop_gradient(trained)
-        score = functools.partial(row_logprobs, spec, base, still, with_reference)
+        score = functools.partial(row_logprobs, spec, ref_params, still, with_reference)
         return kto_rows_loss(config, policy_BR, ref_BR, in_parts(score, batch.other, parts), batch)
     if method == "inverse_q":
         settings = config.inverse_q
         # The system prompt makes the other condition the better one.
         sign = -1.0 if settings.contrast == "system" else 1.0
-        target = functools.partial(target_logprobs, spec, base, sign * settings.strength)
+        target = functools.partial(target_logprobs, spec, ref_params, sign * settings.strength)
         target_BR = in_parts(target, (batch.rows, batch.other), parts)
         loss, metrics = losses.inverse_q_loss(
             policy_BR, ref_BR, target_BR, mask_BR, beta=settings.beta, clip=settings.clip
@@ -225,19 +229,19 @@ def offline_loss(
 
 
 def offline_step(
-    network: Network,
-    base: Params,
+    network: TrainState,
+    ref_params: Params,
     batch: OfflineBatch,
     *,
-    spec: GeneratorSpec,
+    spec: PolicySpec,
     config: Config,
     optimizer: optax.GradientTransformation,
-) -> tuple[Network, Metrics]:
+) -> tuple[TrainState, Metrics]:
     """One update of the generator by an offline method."""
     batch = in_frame(batch)
 
     def loss_fn(trained: Params) -> tuple[jax.Array, Metrics]:
-        loss, metrics = offline_loss(trained, base, batch, spec, config)
+        loss, metrics = offline_loss(trained, ref_params, batch, spec, config)
         return loss, metrics | {"policy/loss": loss}
 
     gradients, metrics = jax.grad(loss_fn, has_aux=True)(network.params)
@@ -247,8 +251,8 @@ def offline_step(
 
 
 def make_offline_step(
-    spec: GeneratorSpec, config: Config, optimizer: optax.GradientTransformation
-) -> Callable[[Network, Params, OfflineBatch], tuple[Network, Metrics]]:
+    spec: PolicySpec, config: Config, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, Params, OfflineBatch], tuple[TrainState, Metrics]]:
     """Bind the static parts and jit; the network is donated."""
     spec = dataclasses.replace(spec, temperature=1.0)
     step = functools.partial(offline_step, spec=spec, config=config, optimizer=optimizer)

@@ -26,27 +26,27 @@ from gapo_jax.train.discriminator.batches import GeneratedText, is_accepted
 from gapo_jax.train.discriminator.update import evaluate_pairs, longest_text, prime, warmup_epoch
 from gapo_jax.train.metrics import progress
 from gapo_jax.train.online.phases import (
-    Run,
+    TrainContext,
+    build_round_experience,
     check_kl,
+    compute_rewards,
     evaluate_during,
-    experience_phase,
-    judge_phase,
-    learn_phase,
     next_kl_coef,
     pairs_in_use,
-    score_phase,
     score_policy,
     select_rows,
     take_rows,
+    update_discriminator,
+    update_policy,
 )
 from gapo_jax.train.online.rollout import Sampled, sample_round
 from gapo_jax.train.runtime import RunInterrupted, RunStopped
-from gapo_jax.train.state import RunState, copy_tree
+from gapo_jax.train.state import GAPOState, copy_tree
 
 _norm = jax.jit(optax.tree.norm)
 
 
-def warmup(run: Run, state: RunState) -> RunState:
+def warmup(ctx: TrainContext, state: GAPOState) -> GAPOState:
     """Train the discriminator on pairs alone, for `warmup_epochs` epochs (Algorithm 1, part 1).
 
     Raises:
@@ -54,35 +54,35 @@ def warmup(run: Run, state: RunState) -> RunState:
             the seed.
         RunStopped: the discriminator is not finite; nothing is saved.
     """
-    settings, network = run.config.discriminator, state.discriminator
+    settings, network = ctx.config.discriminator, state.discriminator
     key = jax.random.fold_in(state.key, 4)
-    steps, tokenizer = run.training.steps, run.players.disc_tokenizer
-    steps = dataclasses.replace(steps, disc_update=stoppable(run, steps.disc_update))
+    steps, tokenizer = ctx.training.steps, ctx.models.disc_tokenizer
+    steps = dataclasses.replace(steps, disc_update=stoppable(ctx, steps.disc_update))
     for epoch in range(settings.warmup_epochs):
         # In the rounds of an adversarial method the curriculum goes on.
-        done = 0.0 if is_adversarial(run.config) else epoch / settings.warmup_epochs
-        with run.clock("warmup"):
+        done = 0.0 if is_adversarial(ctx.config) else epoch / settings.warmup_epochs
+        with ctx.clock("warmup"):
             network, metrics = warmup_epoch(
                 network,
                 steps,
                 tokenizer,
-                run.pairs.compared,
+                ctx.pairs.compared,
                 settings,
-                seed=run.config.seed,
+                seed=ctx.config.seed,
                 epoch=epoch,
                 key=key,
-                in_use=pairs_in_use(run, done),
+                in_use=pairs_in_use(ctx, done),
                 progress=lambda batches: progress(batches, "discriminator warm-up"),
             )
             check_warmup(metrics, network.params, epoch)
-            metrics |= evaluate_pairs(steps, network.params, tokenizer, run.pairs.heldout, settings)
-        metrics["time/warmup_s"] = run.clock.last["warmup"]
-        run.writer.write(0, 0, "warmup", metrics)
+            metrics |= evaluate_pairs(steps, network.params, tokenizer, ctx.pairs.heldout, settings)
+        metrics["time/warmup_s"] = ctx.clock.last["warmup"]
+        ctx.writer.write(0, 0, "warmup", metrics)
     average = None if state.judge is None else copy_tree(network.params)
     return state.replace(discriminator=network, judge=average)
 
 
-def stoppable(run: Run, update: Callable[..., Any]) -> Callable[..., Any]:
+def stoppable(ctx: TrainContext, update: Callable[..., Any]) -> Callable[..., Any]:
     """Return an update that first stops the run (RunInterrupted) if a signal asked for it.
 
     It waits for the update before its own: on a CPU, XLA takes 16 of them ahead, and all would have
@@ -93,7 +93,7 @@ def stoppable(run: Run, update: Callable[..., Any]) -> Callable[..., Any]:
     def step(*inputs: Any) -> Any:
         nonlocal last
         jax.block_until_ready(last)
-        if asked := run.asked_to_stop():
+        if asked := ctx.asked_to_stop():
             raise RunInterrupted(asked)
         network, last = update(*inputs)
         return network, last
@@ -117,12 +117,12 @@ def check_warmup(metrics: dict[str, float], params: Any, epoch: int) -> None:
 
 
 def write_samples(
-    run: Run, round_index: int, sampled: Sampled, logits_B: np.ndarray | None
+    ctx: TrainContext, round_index: int, sampled: Sampled, logits_B: np.ndarray | None
 ) -> None:
     """Append the round's responses with score and verdicts to samples.jsonl."""
-    step = round_index * run.updates_per_round
+    step = round_index * ctx.updates_per_round
     for i, (row, verdict) in enumerate(zip(sampled.rows, sampled.verdicts, strict=True)):
-        run.writer.sample(
+        ctx.writer.sample(
             {
                 "step": step,
                 "round": round_index,
@@ -136,76 +136,78 @@ def write_samples(
         )
 
 
-def one_round(run: Run, state: RunState, index: int) -> RunState:
+def one_round(ctx: TrainContext, state: GAPOState, index: int) -> GAPOState:
     """Play round `index` (from 0): rollout, verify, judge, score, learn.
 
     Raises:
         RunInterrupted: a signal asked for a stop, and the last round boundary is saved.
         RunStopped: KL or a loss left its bounds.
     """
-    number, config = index + 1, run.config
-    step = number * run.updates_per_round
-    with run.clock("rollout"):
-        sampled = sample_round(run, state, index)
+    number, config = index + 1, ctx.config
+    step = number * ctx.updates_per_round
+    with ctx.clock("rollout"):
+        sampled = sample_round(ctx, state, index)
         texts = sampled.generated.texts
         fresh = [
             GeneratedText(row.prompt, text, is_accepted(config.discriminator, verdict), number)
             for row, text, verdict in zip(sampled.rows, texts, sampled.verdicts, strict=True)
         ]
-    metrics = sampled.metrics | throughput(sampled.tokens, run.clock.last["rollout"])
-    run.stop_if_asked(index)
+    metrics = sampled.metrics | throughput(sampled.tokens, ctx.clock.last["rollout"])
+    ctx.stop_if_asked(index)
 
     judged: dict[str, float] = {}
     judge_first = config.discriminator.score_with != "pre"
     if judge_first:
-        state, judged = judge(run, state, fresh, index)
-    with run.clock("score"):
-        state, logits_B, rewards_B = score_phase(
-            run, state, fresh, sampled.generated.rollout, sampled.rules_B
+        state, judged = judge(ctx, state, fresh, index)
+    with ctx.clock("score"):
+        state, logits_B, rewards_B = compute_rewards(
+            ctx, state, fresh, sampled.generated.rollout, sampled.rules_B
         )
         chosen = select_rows(rewards_B, config.ppo.samples_per_prompt, config.ppo.train_samples)
-    with run.clock("experience"):
+    with ctx.clock("experience"):
         rollout = take_rows(sampled.generated.rollout, chosen)
-        scored = score_policy(run, state, rollout)
-        write_samples(run, number, sampled, logits_B)  # while the device scores
+        scored = score_policy(ctx, state, rollout)
+        write_samples(ctx, number, sampled, logits_B)  # while the device scores
         check_kl(config, scored, rollout.response_mask_BR, index)
-    run.stop_if_asked(index)
+    ctx.stop_if_asked(index)
     if not judge_first:
-        state, judged = judge(run, state, fresh, index)
+        state, judged = judge(ctx, state, fresh, index)
 
     learn_B = sampled.learn_B[chosen]
-    experience, found = experience_phase(run, state, rollout, scored, rewards_B[chosen], learn_B)
+    experience, found = build_round_experience(
+        ctx, state, rollout, scored, rewards_B[chosen], learn_B
+    )
     metrics |= found
     if logits_B is not None:
         metrics["reward/score_mean"] = float(logits_B.mean())
     metrics |= {
-        f"time/{name}_s": run.clock.last[name] for name in ("rollout", "experience", "score")
+        f"time/{name}_s": ctx.clock.last[name] for name in ("rollout", "experience", "score")
     }
-    run.writer.write(step, number, "rollout", metrics)
+    ctx.writer.write(step, number, "rollout", metrics)
     if judged:
-        run.writer.write(step, number, "discriminator", judged)
+        ctx.writer.write(step, number, "discriminator", judged)
 
-    with run.clock("policy"):
-        state, learned = learn_phase(run, state, experience, scored, index)
+    with ctx.clock("policy"):
+        state, learned = update_policy(ctx, state, experience, scored, index)
         state = next_kl_coef(config, state, found["kl/ref"], len(chosen))
     learned |= {
         "kl/coef": float(state.kl_coef),
-        "time/policy_s": run.clock.last["policy"],
-        "device/wait": device_wait(run, sampled.generated.device_s),
+        "time/policy_s": ctx.clock.last["policy"],
+        "device/wait": device_wait(ctx, sampled.generated.device_s),
     }
-    run.writer.write(step, number, "policy", learned)
+    ctx.writer.write(step, number, "policy", learned)
     return state.replace(round=state.round + 1)
 
 
 def judge(
-    run: Run, state: RunState, fresh: Sequence[GeneratedText], index: int
-) -> tuple[RunState, dict[str, float]]:
+    ctx: TrainContext, state: GAPOState, fresh: Sequence[GeneratedText], index: int
+) -> tuple[GAPOState, dict[str, float]]:
     """Update the discriminator, unless the method keeps it frozen."""
-    if not is_adversarial(run.config):
+    if not is_adversarial(ctx.config):
         return state, {}
-    with run.clock("discriminator"):
-        state, metrics = judge_phase(run, state, fresh, index)
-    return state, metrics | {"time/discriminator_s": run.clock.last["discriminator"]}
+    with ctx.clock("discriminator"):
+        state, metrics = update_discriminator(ctx, state, fresh, index)
+    return state, metrics | {"time/discriminator_s": ctx.clock.last["discriminator"]}
 
 
 def throughput(tokens: tuple[int, int], seconds: float) -> dict[str, float]:
@@ -216,30 +218,30 @@ def throughput(tokens: tuple[int, int], seconds: float) -> dict[str, float]:
     }
 
 
-def device_wait(run: Run, sampling_s: float) -> float:
+def device_wait(ctx: TrainContext, sampling_s: float) -> float:
     """Return the share of a round in which only the host worked: text decoded and verified. In the
     other phases batches are tokenised and text is written while the device computes."""
-    last = run.clock.last
+    last = ctx.clock.last
     names = ("rollout", "score", "experience", "policy")
-    names += ("discriminator",) if is_adversarial(run.config) else ()
+    names += ("discriminator",) if is_adversarial(ctx.config) else ()
     total = sum(last[name] for name in names)
     return (last["rollout"] - sampling_s) / total
 
 
-def during(run: Run, state: RunState, finished: int) -> None:
+def maybe_evaluate(ctx: TrainContext, state: GAPOState, finished: int) -> None:
     """Measure the policy by rule on held-out prompts, if it is due after `finished` rounds."""
-    every = run.config.eval.every_rounds
-    if not every or finished % every or finished == run.config.rounds:
+    every = ctx.config.eval.every_rounds
+    if not every or finished % every or finished == ctx.config.rounds:
         return
-    if run.config.method == "discriminator":  # the policy is the one that was measured before
+    if ctx.config.method == "discriminator":  # the policy is the one that was measured before
         return
-    with run.clock("eval"):
-        metrics = evaluate_during(run, state)
-    metrics["time/eval_s"] = run.clock.last["eval"]
-    run.writer.write(finished * run.updates_per_round, finished, "eval", metrics)
+    with ctx.clock("eval"):
+        metrics = evaluate_during(ctx, state)
+    metrics["time/eval_s"] = ctx.clock.last["eval"]
+    ctx.writer.write(finished * ctx.updates_per_round, finished, "eval", metrics)
 
 
-def train(run: Run, state: RunState) -> RunState:
+def train(ctx: TrainContext, state: GAPOState) -> GAPOState:
     """Play all rounds that are left, saving at round boundaries; return the final state.
 
     Raises:
@@ -247,26 +249,26 @@ def train(run: Run, state: RunState) -> RunState:
         RunStopped: the run stopped itself; the last good round boundary, if there is one, is
             saved.
     """
-    config, steps, tokenizer = run.config, run.training.steps, run.players.disc_tokenizer
+    config, steps, tokenizer = ctx.config, ctx.training.steps, ctx.models.disc_tokenizer
     judged = asks_discriminator(config)
     if judged:
-        with run.clock("compile"):
+        with ctx.clock("compile"):
             longest = longest_text(
                 tokenizer,
-                [*run.pairs.compared, *run.pairs.heldout],
-                [row.prompt for row in run.prompts.train],
+                [*ctx.pairs.compared, *ctx.pairs.heldout],
+                [row.prompt for row in ctx.prompts.train],
                 config.sampling.max_new_tokens,
                 config.discriminator,
             )
             prime(state.discriminator, steps, tokenizer, config.discriminator, state.key, longest)
-    if run.last_saved is None:
+    if ctx.last_saved is None:
         if judged:
-            state = warmup(run, state)
-        run.save(state, 0)
-    return play_rounds(run, state, one_round)
+            state = warmup(ctx, state)
+        ctx.save(state, 0)
+    return run_rounds(ctx, state, one_round)
 
 
-def host_copy(state: RunState) -> RunState:
+def host_copy(state: GAPOState) -> GAPOState:
     """Return a copy in the memory of the host, in the same shards on every process."""
 
     def copy(leaf: jax.Array) -> jax.Array:
@@ -275,32 +277,34 @@ def host_copy(state: RunState) -> RunState:
     return jax.tree.map(copy, state)
 
 
-def play_rounds(
-    run: Run, state: RunState, one_round: Callable[[Run, RunState, int], RunState]
-) -> RunState:
+def run_rounds(
+    ctx: TrainContext,
+    state: GAPOState,
+    one_round: Callable[[TrainContext, GAPOState, int], GAPOState],
+) -> GAPOState:
     """Play the rounds that are left by `one_round(run, state, index)`, saving at their boundaries.
 
     Raises:
         RunInterrupted, RunStopped: as `train`.
     """
-    config = run.config
+    config = ctx.config
     for index in progress(range(int(state.round), config.rounds), "rounds"):
-        run.stop_if_asked(index)
+        ctx.stop_if_asked(index)
         # The updates of a round take the memory of this state.
-        boundary = None if run.last_saved == index else host_copy(state)
-        store = run.store
+        boundary = None if ctx.last_saved == index else host_copy(state)
+        store = ctx.store
         try:
-            state = one_round(run, state, index)
+            state = one_round(ctx, state, index)
         except RunStopped as stopped:
             if boundary is not None:
-                run.store = store
-                run.save(boundary, index)
-            run.checkpointer.wait()
+                ctx.store = store
+                ctx.save(boundary, index)
+            ctx.checkpointer.wait()
             stopped.saved = index
             raise
-        during(run, state, index + 1)
-        if run.asked_to_stop() or (index + 1) % config.checkpoint.every_rounds == 0:
-            run.save(state, index + 1)
-    run.save(state, config.rounds)
-    run.stop_if_asked(config.rounds)
+        maybe_evaluate(ctx, state, index + 1)
+        if ctx.asked_to_stop() or (index + 1) % config.checkpoint.every_rounds == 0:
+            ctx.save(state, index + 1)
+    ctx.save(state, config.rounds)
+    ctx.stop_if_asked(config.rounds)
     return state

@@ -17,7 +17,7 @@ import optax
 from gapo_jax.checkpoint import Checkpointer
 from gapo_jax.config import Config, system_text, updates_per_round
 from gapo_jax.config.online import asks_discriminator, estimator, group_size
-from gapo_jax.constraints.verifier_pool import JudgePool
+from gapo_jax.constraints.verifier_pool import VerifierPool
 from gapo_jax.data.batching import batch_at, epoch_order
 from gapo_jax.data.curriculum import in_use
 from gapo_jax.evaluate.accuracy import Verdict, summarise
@@ -31,7 +31,7 @@ from gapo_jax.rollout.experience import (
 )
 from gapo_jax.rollout.generate import Generated, generate, prompt_lengths, row_keys
 from gapo_jax.train.buckets import Frame, at_every_width, frame_of, like_lengths, widths
-from gapo_jax.train.build import Players, Training
+from gapo_jax.train.build import Models, Training
 from gapo_jax.train.clock import PhaseClock
 from gapo_jax.train.datasets.self_generated import Pairs, Prompts, ended_responses
 from gapo_jax.train.discriminator.batches import (
@@ -48,27 +48,27 @@ from gapo_jax.train.discriminator.update import (
     score_texts,
 )
 from gapo_jax.train.evaluation import evaluate_policy
-from gapo_jax.train.forward import Scored
+from gapo_jax.train.forward import RolloutLogprobs
 from gapo_jax.train.metrics import MetricsWriter
-from gapo_jax.train.online.sft_batches import Grounding
+from gapo_jax.train.online.sft_batches import SFTBatches
 from gapo_jax.train.online.steps import Steps
-from gapo_jax.train.processes import Hosts
+from gapo_jax.train.processes import Processes
 from gapo_jax.train.runtime import RunInterrupted, RunStopped, StopRequest
-from gapo_jax.train.state import Network, RunState, merge_trainable
+from gapo_jax.train.state import GAPOState, TrainState, merge_trainable
 from gapo_jax.types import GENERATED, Experience, PromptRow, Rollout
 
 ROLLOUT_STREAM = 102
 
 
 @dataclasses.dataclass
-class Run:
+class TrainContext:
     """All that the loop works with; `store` is the replay of generated text, `grounding` the
     accepted pairs of an SFT term (`ppo.sft_coef`), `hosts` the processes that play together,
     `judges` those that verify text."""
 
     config: Config
     workdir: Path
-    players: Players
+    models: Models
     training: Training
     prompts: Prompts
     pairs: Pairs
@@ -78,9 +78,9 @@ class Run:
     stop: StopRequest
     store: list[GeneratedText] = dataclasses.field(default_factory=list)
     last_saved: int | None = None
-    grounding: Grounding | None = None
-    hosts: Hosts = dataclasses.field(default_factory=Hosts)
-    judges: JudgePool = dataclasses.field(default_factory=JudgePool)
+    sft_batches: SFTBatches | None = None
+    processes: Processes = dataclasses.field(default_factory=Processes)
+    verifiers: VerifierPool = dataclasses.field(default_factory=VerifierPool)
 
     @property
     def updates_per_round(self) -> int:
@@ -95,7 +95,7 @@ class Run:
         if config.ppo.length_buckets == 1:
             return ()
         prompts = [row.prompt for row in rows]
-        lengths = prompt_lengths(self.players.tokenizer, prompts, system_text(config))
+        lengths = prompt_lengths(self.models.tokenizer, prompts, system_text(config))
         limit = self.prompts.train_width + config.sampling.max_new_tokens
         return widths(config.ppo.length_buckets, float(np.median(lengths)), limit)
 
@@ -108,15 +108,17 @@ class Run:
         ready = {name: step and at_every_width(step, self.widths) for name, step in framed.items()}
         return dataclasses.replace(steps, **ready)
 
-    def policy_params(self, state: RunState) -> Any:
+    def policy_params(self, state: GAPOState) -> Any:
         """Return the generator's full parameters, trained parts in place."""
-        return merge_trainable(self.players.base, state.policy.params, self.players.spec.first)
+        return merge_trainable(
+            self.models.ref_params, state.policy.params, self.models.spec.first_trainable_layer
+        )
 
-    def sampling_params(self, state: RunState) -> Any:
+    def sampling_params(self, state: GAPOState) -> Any:
         """Return the full parameters as they lie for sampling; made once a round."""
-        return self.players.for_sampling(self.policy_params(state))
+        return self.models.for_sampling(self.policy_params(state))
 
-    def save(self, state: RunState, finished: int) -> None:
+    def save(self, state: GAPOState, finished: int) -> None:
         """Start an asynchronous checkpoint of everything, after `finished` rounds."""
         if self.last_saved == finished:
             return
@@ -129,7 +131,7 @@ class Run:
 
     def asked_to_stop(self) -> str:
         """Return the name of the signal that asked any of the processes to stop, or ""."""
-        return self.hosts.first_word("play", self.stop.signal_name)
+        return self.processes.first_word("play", self.stop.signal_name)
 
     def stop_if_asked(self, finished: int) -> None:
         """Raise RunInterrupted when a signal asked for it and round `finished` is saved.
@@ -146,33 +148,33 @@ def take_rows(tree: Any, rows: np.ndarray | slice) -> Any:
     return jax.tree.map(lambda leaf: leaf[rows], tree)
 
 
-def rollout_phase(
-    run: Run, state: RunState, round_index: int, attempt: int = 0
+def sample_responses(
+    ctx: TrainContext, state: GAPOState, round_index: int, attempt: int = 0
 ) -> tuple[list[PromptRow], Generated]:
     """Sample `samples_per_prompt` responses to each of the round's prompts.
 
     Further attempts (see `sampling.py`) take the prompts in other orders, with other keys.
     """
-    ppo, sampling = run.config.ppo, run.config.sampling
-    pool, path = run.prompts.train, (ROLLOUT_STREAM, round_index, *([attempt] if attempt else []))
+    ppo, sampling = ctx.config.ppo, ctx.config.sampling
+    pool, path = ctx.prompts.train, (ROLLOUT_STREAM, round_index, *([attempt] if attempt else []))
     chosen = batch_at(
-        run.config.seed + 7919 * attempt, round_index, len(pool), ppo.prompts_per_round
+        ctx.config.seed + 7919 * attempt, round_index, len(pool), ppo.prompts_per_round
     )
     asked = [pool[i] for i in chosen]
     rows = [row for row in asked for _ in range(ppo.samples_per_prompt)]
     generated = generate(
-        run.players.sample,
-        run.sampling_params(state),
-        run.players.tokenizer,
+        ctx.models.sample,
+        ctx.sampling_params(state),
+        ctx.models.tokenizer,
         [row.prompt for row in asked],
         row_keys(state.key, *path, count=len(rows)),
         batch_size=sampling.batch_size,
-        width=run.prompts.width,
+        width=ctx.prompts.width,
         temperature=sampling.temperature,
-        system=system_text(run.config),
+        system=system_text(ctx.config),
         stop=sampling.stop,
     )
-    return rows, generated._replace(rollout=without_spare(run.prompts, generated.rollout))
+    return rows, generated._replace(rollout=without_spare(ctx.prompts, generated.rollout))
 
 
 def without_spare(prompts: Prompts, rollout: Rollout) -> Rollout:
@@ -184,13 +186,13 @@ def without_spare(prompts: Prompts, rollout: Rollout) -> Rollout:
     )
 
 
-def ended(run: Run, rollout: Rollout) -> np.ndarray:
+def ended(ctx: TrainContext, rollout: Rollout) -> np.ndarray:
     """Return which responses hold their end-of-sequence token or a stop string, bool [B]."""
-    return ended_responses(run.config, run.players, rollout)
+    return ended_responses(ctx.config, ctx.models, rollout)
 
 
 def rollout_metrics(
-    run: Run, rows: Sequence[PromptRow], generated: Generated, verdicts: Sequence[Verdict]
+    ctx: TrainContext, rows: Sequence[PromptRow], generated: Generated, verdicts: Sequence[Verdict]
 ) -> dict[str, float]:
     """Return constraint accuracy (by rule) and the health of the sampled text."""
     summary = summarise(verdicts, resamples=1)
@@ -198,7 +200,7 @@ def rollout_metrics(
         "constraint/instruction_strict": summary["instruction_strict"]["value"],
         "constraint/prompt_strict": summary["prompt_strict"]["value"],
         "response/length": float(np.asarray(generated.rollout.response_mask_BR).sum(1).mean()),
-        "response/eos_rate": float(ended(run, generated.rollout).mean()),
+        "response/eos_rate": float(ended(ctx, generated.rollout).mean()),
     }
     metrics |= text_health([row.prompt for row in rows], generated.texts)
     for name, entry in summary["types"].items():
@@ -206,67 +208,71 @@ def rollout_metrics(
     return metrics
 
 
-def score_policy(run: Run, state: RunState, rollout: Rollout) -> Scored:
+def score_policy(ctx: TrainContext, state: GAPOState, rollout: Rollout) -> RolloutLogprobs:
     """Score a rollout with reference, policy and critic, a minibatch at a time."""
-    size, total = run.config.ppo.minibatch_size, rollout.tokens_BT.shape[0]
+    size, total = ctx.config.ppo.minibatch_size, rollout.tokens_BT.shape[0]
     lengths_B = np.asarray(rollout.mask_BT).sum(axis=1)
     batches: list[Any] = [slice(start, start + size) for start in range(0, total, size)]
-    if run.widths:
+    if ctx.widths:
         batches = list(like_lengths(lengths_B, size, 1, None))
     parts = [
-        run.steps.score(
-            run.players.base,
+        ctx.steps.score(
+            ctx.models.ref_params,
             state.policy.params,
             state.critic.params if state.critic is not None else None,
             take_rows(rollout, chosen),
-            frame_of(run.widths, lengths_B[chosen]),
+            frame_of(ctx.widths, lengths_B[chosen]),
         )
         for chosen in batches
     ]
     scored = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
-    return take_rows(scored, np.argsort(np.concatenate(batches))) if run.widths else scored
+    return take_rows(scored, np.argsort(np.concatenate(batches))) if ctx.widths else scored
 
 
 def minibatches(
-    run: Run, experience: Experience, round_index: int, epochs: int, stream: int
+    ctx: TrainContext, experience: Experience, round_index: int, epochs: int, stream: int
 ) -> Iterator[tuple[np.ndarray, Frame | None]]:
     """Yield the rows of each minibatch, int64 [minibatch_size], and their frame, epoch after epoch.
 
     For rpo the samples of a prompt stay next to each other; the rest is shuffled freely. Where
     batches have several widths (`ppo.length_buckets`), they are cut by length and then shuffled.
     """
-    config, total = run.config, experience.tokens_BT.shape[0]
+    config, total = ctx.config, experience.tokens_BT.shape[0]
     size = config.ppo.minibatch_size
     group = group_size(config) if estimator(config) == "rpo" else 1
     lengths_B = np.zeros(total, np.int64)
-    if run.widths:
-        lengths_B = np.asarray(run.players.spec.place.host(experience.mask_BT)).sum(axis=1)
+    if ctx.widths:
+        lengths_B = np.asarray(ctx.models.spec.place.host(experience.mask_BT)).sum(axis=1)
     for epoch in range(epochs):
         seed = config.seed + stream, round_index * 1000 + epoch
-        if run.widths:
+        if ctx.widths:
             batches = like_lengths(lengths_B, size, group, seed)
         else:
             order_A = epoch_order(*seed, total // group)
             order_B = (order_A[:, None] * group + np.arange(group)).reshape(-1)
             batches = order_B.reshape(-1, size)
         for chosen in batches:
-            yield chosen, frame_of(run.widths, lengths_B[chosen])
+            yield chosen, frame_of(ctx.widths, lengths_B[chosen])
 
 
-def learn_critic(
-    run: Run, state: RunState, experience: Experience, scored: Scored, round_index: int
-) -> tuple[Network | None, dict[str, float]]:
+def update_critic(
+    ctx: TrainContext,
+    state: GAPOState,
+    experience: Experience,
+    scored: RolloutLogprobs,
+    round_index: int,
+) -> tuple[TrainState | None, dict[str, float]]:
     """Run the critic's epochs over one experience; nothing to do for a method without one."""
-    ppo, critic, update = run.config.ppo, state.critic, run.steps.critic
+    ppo, critic, update = ctx.config.ppo, state.critic, ctx.steps.critic
     if critic is None or update is None:
         return None, {}
     rows = []
-    for chosen, frame in minibatches(run, experience, round_index, ppo.critic_epochs, 1):
+    for chosen, frame in minibatches(ctx, experience, round_index, ppo.critic_epochs, 1):
         critic, metrics = update(
             critic,
             take_rows(experience, chosen),
             take_rows(scored.features_BRD, chosen),
-            take_rows(scored.lower_BTD, chosen),
+            take_rows(scored.frozen_hidden_BTD, chosen),
             frame,
         )
         rows.append(metrics)
@@ -275,21 +281,25 @@ def learn_critic(
     return critic, found
 
 
-def learn_phase(
-    run: Run, state: RunState, experience: Experience, scored: Scored, round_index: int
-) -> tuple[RunState, dict[str, float]]:
+def update_policy(
+    ctx: TrainContext,
+    state: GAPOState,
+    experience: Experience,
+    scored: RolloutLogprobs,
+    round_index: int,
+) -> tuple[GAPOState, dict[str, float]]:
     """Run the critic's and the policy's epochs of minibatches over one experience."""
-    ppo, policy, done = run.config.ppo, state.policy, round_index * run.updates_per_round
-    critic, found = learn_critic(run, state, experience, scored, round_index)
+    ppo, policy, done = ctx.config.ppo, state.policy, round_index * ctx.updates_per_round
+    critic, found = update_critic(ctx, state, experience, scored, round_index)
     rows: list[dict[str, Any]] = []
-    for chosen, frame in minibatches(run, experience, round_index, ppo.epochs, 2):
-        policy, metrics = run.steps.policy(
+    for chosen, frame in minibatches(ctx, experience, round_index, ppo.epochs, 2):
+        policy, metrics = ctx.steps.policy(
             policy,
-            run.players.base,
+            ctx.models.ref_params,
             take_rows(experience, chosen),
-            take_rows(scored.lower_BTD, chosen),
+            take_rows(scored.frozen_hidden_BTD, chosen),
             state.kl_coef,
-            run.grounding.batch(done + len(rows)) if run.grounding else None,
+            ctx.sft_batches.batch(done + len(rows)) if ctx.sft_batches else None,
             frame,
         )
         rows.append(metrics)
@@ -309,7 +319,7 @@ def check_finite(metrics: dict[str, float], round_index: int) -> None:
             )
 
 
-def check_kl(config: Config, scored: Scored, mask_BR: jax.Array, round_index: int) -> None:
+def check_kl(config: Config, scored: RolloutLogprobs, mask_BR: jax.Array, round_index: int) -> None:
     """Raise RunStopped when the policy has left the reference by more than the limit (nats a
     token, k1 estimate)."""
     gap_BR = scored.old_logprobs_BR - scored.ref_logprobs_BR
@@ -322,49 +332,49 @@ def check_kl(config: Config, scored: Scored, mask_BR: jax.Array, round_index: in
         )
 
 
-def pairs_in_use(run: Run, done: float) -> int:
+def pairs_in_use(ctx: TrainContext, done: float) -> int:
     """Return how many pairs the discriminator draws from after a part `done` of its training."""
-    data = run.config.data
-    return in_use(len(run.pairs.compared), done, share=data.curriculum, start=data.curriculum_start)
+    data = ctx.config.data
+    return in_use(len(ctx.pairs.compared), done, share=data.curriculum, start=data.curriculum_start)
 
 
-def judge_phase(
-    run: Run, state: RunState, fresh: Sequence[GeneratedText], round_index: int
-) -> tuple[RunState, dict[str, float]]:
+def update_discriminator(
+    ctx: TrainContext, state: GAPOState, fresh: Sequence[GeneratedText], round_index: int
+) -> tuple[GAPOState, dict[str, float]]:
     """Update the discriminator on pairs, new text and replayed text (Algorithm 1, odd steps)."""
-    settings = run.config.discriminator
-    known = pairs_in_use(run, round_index / run.config.rounds)
+    settings = ctx.config.discriminator
+    known = pairs_in_use(ctx, round_index / ctx.config.rounds)
     texts = round_texts(
         settings,
-        run.pairs.compared[:known],
+        ctx.pairs.compared[:known],
         fresh,
-        run.store,
-        seed=run.config.seed,
+        ctx.store,
+        seed=ctx.config.seed,
         round_index=round_index,
     )
     network, metrics = round_update(
         state.discriminator,
-        run.training.steps,
-        run.players.disc_tokenizer,
+        ctx.training.steps,
+        ctx.models.disc_tokenizer,
         texts,
         settings,
         jax.random.fold_in(state.key, 4),
     )
     check_finite(metrics, round_index)
     metrics["disc/pairs_in_use"] = float(known)
-    if (round_index + 1) % run.config.eval.pairs_every == 0 or round_index + 1 == run.config.rounds:
+    if (round_index + 1) % ctx.config.eval.pairs_every == 0 or round_index + 1 == ctx.config.rounds:
         metrics |= evaluate_pairs(
-            run.training.steps,
+            ctx.training.steps,
             network.params,
-            run.players.disc_tokenizer,
-            run.pairs.heldout,
+            ctx.models.disc_tokenizer,
+            ctx.pairs.heldout,
             settings,
         )
-    run.store = update_store(
-        run.store,
+    ctx.store = update_store(
+        ctx.store,
         fresh,
         settings.replay_capacity,
-        seed=run.config.seed,
+        seed=ctx.config.seed,
         round_index=round_index,
     )
     average = state.judge
@@ -373,13 +383,13 @@ def judge_phase(
     return state.replace(discriminator=network, judge=average), metrics
 
 
-def score_phase(
-    run: Run,
-    state: RunState,
+def compute_rewards(
+    ctx: TrainContext,
+    state: GAPOState,
     fresh: Sequence[GeneratedText],
     rollout: Rollout,
     rules_B: np.ndarray,
-) -> tuple[RunState, np.ndarray | None, jax.Array]:
+) -> tuple[GAPOState, np.ndarray | None, jax.Array]:
     """Return (state with new reward statistics, logits [B], rewards [B]) of one snapshot.
 
     `rules_B` are the rule rewards; the logits are None where `reward.source` does not ask the
@@ -388,16 +398,16 @@ def score_phase(
     units of the rewards' deviation, and before the choice of the rows to learn from.
     """
     logits_B = None
-    if asks_discriminator(run.config):
+    if asks_discriminator(ctx.config):
         texts = [LabelledText(text.prompt, text.response, GENERATED, 0.0) for text in fresh]
         logits_B = score_texts(
-            run.training.steps,
+            ctx.training.steps,
             state.discriminator.params if state.judge is None else state.judge,
-            run.players.disc_tokenizer,
+            ctx.models.disc_tokenizer,
             texts,
-            run.config.discriminator,
+            ctx.config.discriminator,
         )
-    reward = run.config.reward
+    reward = ctx.config.reward
     scores_B = response_scores(
         logits_B,
         rules_B,
@@ -408,16 +418,16 @@ def score_phase(
     if reward.overlong_tokens:
         mask_BR = rollout.response_mask_BR
         scores_B += overlong_penalty(
-            mask_BR.sum(axis=1), run.config.sampling.max_new_tokens, reward.overlong_tokens
+            mask_BR.sum(axis=1), ctx.config.sampling.max_new_tokens, reward.overlong_tokens
         )
     rewards_B, stats = standardise_rewards(
         scores_B,
         state.reward_stats,
         mode=reward.standardise,
-        group_size=run.config.ppo.samples_per_prompt,
+        group_size=ctx.config.ppo.samples_per_prompt,
         clip=reward.clip,
     )
-    rewards_B -= reward.missing_eos_penalty * jnp.asarray(~ended(run, rollout), jnp.float32)
+    rewards_B -= reward.missing_eos_penalty * jnp.asarray(~ended(ctx, rollout), jnp.float32)
     return state.replace(reward_stats=stats), logits_B, rewards_B
 
 
@@ -433,17 +443,17 @@ def select_rows(rewards_B: jax.Array, group: int, keep: int) -> np.ndarray:
     return np.sort((chosen_AK + np.arange(len(rewards_AG))[:, None] * group).reshape(-1))
 
 
-def experience_phase(
-    run: Run,
-    state: RunState,
+def build_round_experience(
+    ctx: TrainContext,
+    state: GAPOState,
     rollout: Rollout,
-    scored: Scored,
+    scored: RolloutLogprobs,
     rewards_B: jax.Array,
     learn_B: np.ndarray | None = None,
 ) -> tuple[Experience, dict[str, float]]:
     """Turn rewards into advantages by the run's estimator; `learn_B` marks the rows to learn
     from (None: all)."""
-    config, ppo, chosen = run.config, run.config.ppo, estimator(run.config)
+    config, ppo, chosen = ctx.config, ctx.config.ppo, estimator(ctx.config)
     options: dict[str, Any] = {"lam": ppo.lam, "whiten_advantages": ppo.whiten_advantages}
     if chosen != "gae":
         options = {
@@ -466,7 +476,7 @@ def experience_phase(
     return experience, {key: float(value) for key, value in metrics.items()}
 
 
-def next_kl_coef(config: Config, state: RunState, kl_per_token: float, rows: int) -> RunState:
+def next_kl_coef(config: Config, state: GAPOState, kl_per_token: float, rows: int) -> GAPOState:
     """Adapt the KL coefficient towards `ppo.kl_target`, if one is set (arXiv 1909.08593)."""
     if not config.ppo.kl_target:
         return state
@@ -480,19 +490,19 @@ def next_kl_coef(config: Config, state: RunState, kl_per_token: float, rows: int
     return state.replace(kl_coef=jnp.float32(coef))
 
 
-def evaluate_during(run: Run, state: RunState) -> dict[str, float]:
+def evaluate_during(ctx: TrainContext, state: GAPOState) -> dict[str, float]:
     """Measure the policy on a part of the first held-out set, by rule."""
-    rows = next(iter(run.prompts.heldout.values()))[: run.config.eval.prompts_during]
+    rows = next(iter(ctx.prompts.heldout.values()))[: ctx.config.eval.prompts_during]
     verdicts = evaluate_policy(
-        run.config,
-        run.players,
-        run.sampling_params(state),
+        ctx.config,
+        ctx.models,
+        ctx.sampling_params(state),
         rows,
         name="during",
-        width=run.prompts.width,
-        judges=run.judges,
+        width=ctx.prompts.width,
+        verifiers=ctx.verifiers,
     )
-    found = summarise(verdicts, resamples=run.config.eval.resamples)
+    found = summarise(verdicts, resamples=ctx.config.eval.resamples)
     metrics = {}
     for name in ("instruction_strict", "prompt_strict"):
         for part in ("value", "low", "high"):

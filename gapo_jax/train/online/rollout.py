@@ -17,8 +17,14 @@ from gapo_jax.config.online import estimator
 from gapo_jax.evaluate.accuracy import Verdict, verify
 from gapo_jax.evaluate.text_health import repetition
 from gapo_jax.rollout.generate import Generated
-from gapo_jax.train.online.phases import Run, ended, rollout_metrics, rollout_phase, take_rows
-from gapo_jax.train.state import RunState
+from gapo_jax.train.online.phases import (
+    TrainContext,
+    ended,
+    rollout_metrics,
+    sample_responses,
+    take_rows,
+)
+from gapo_jax.train.state import GAPOState
 from gapo_jax.types import PromptRow
 
 
@@ -62,22 +68,22 @@ def informative(rules_B: np.ndarray, group: int) -> np.ndarray:
     return rules_AG.max(axis=1) > rules_AG.min(axis=1)
 
 
-def sample_round(run: Run, state: RunState, round_index: int) -> Sampled:
+def sample_round(ctx: TrainContext, state: GAPOState, round_index: int) -> Sampled:
     """Sample and verify the responses of a round, again for groups without a signal if asked."""
-    config, group = run.config, run.config.ppo.samples_per_prompt
+    config, group = ctx.config, ctx.config.ppo.samples_per_prompt
     dynamic = estimator(config) == "grpo" and config.grpo.dynamic_sampling
     rows, verdicts, parts, wanted = [], [], [], config.ppo.prompts_per_round
     rules_B, useful_A = np.zeros(0, np.float32), np.zeros(0, bool)
     for attempt in range(1 + (config.grpo.max_resamples if dynamic else 0)):
-        more, generated = rollout_phase(run, state, round_index, attempt)
+        more, generated = sample_responses(ctx, state, round_index, attempt)
         rows, parts = rows + more, [*parts, generated]
-        verdicts += verify(more, generated.texts, run.judges)
+        verdicts += verify(more, generated.texts, ctx.verifiers)
         rules_B = rule_rewards(config, verdicts)
         useful_A = informative(rules_B, group)
         if useful_A.sum() >= wanted:
             break
     every = merge(parts)
-    metrics = rollout_metrics(run, rows, every, verdicts)
+    metrics = rollout_metrics(ctx, rows, every, verdicts)
     mask_BR = np.asarray(every.rollout.response_mask_BR)
     tokens = (int(mask_BR.sum()), mask_BR.size)
     # Those with a signal first; where there are too few, others fill the static shape unlearned.
@@ -90,7 +96,7 @@ def sample_round(run: Run, state: RunState, round_index: int) -> Sampled:
     texts = [every.texts[i] for i in chosen]
     kept = Generated(texts, take_rows(every.rollout, chosen), every.device_s)
     if estimator(config) == "grpo" and config.grpo.mask_truncated:
-        learn_B &= ended(run, kept.rollout)
+        learn_B &= ended(ctx, kept.rollout)
     return Sampled(
         rows=[rows[i] for i in chosen],
         generated=kept,

@@ -13,13 +13,13 @@ from pathlib import Path
 from gapo_jax.config import Config, system_text
 from gapo_jax.data.batching import batch_at
 from gapo_jax.data.preferences import Side, accepted_rows
-from gapo_jax.train.build import Players
+from gapo_jax.train.build import Models
 from gapo_jax.train.offline.examples import Encoder, cut_off_texts, fit
 from gapo_jax.types import PreferentialPair, Rollout
 
 
 @dataclasses.dataclass(frozen=True)
-class Grounding:
+class SFTBatches:
     """The accepted sides that fit, and how they are encoded; `rows` of them make a batch."""
 
     sides: tuple[Side, ...]
@@ -34,14 +34,14 @@ class Grounding:
         return self.encoder.rows([self.sides[i] for i in chosen], self.system)
 
 
-def make_grounding(
-    config: Config, players: Players, pairs: Sequence[PreferentialPair], workdir: Path
-) -> Grounding:
+def make_sft_batches(
+    config: Config, models: Models, pairs: Sequence[PreferentialPair], workdir: Path
+) -> SFTBatches:
     """Return the accepted sides of the pairs as examples.
 
     Raises:
         ValueError: most are too long; names the limits to raise.
     """
-    examples, encoder = fit(config, players, accepted_rows(pairs), cut_off_texts(workdir))
+    examples, encoder = fit(config, models, accepted_rows(pairs), cut_off_texts(workdir))
     sides = tuple(side for example in examples for side in example)
-    return Grounding(sides, encoder, system_text(config), config.seed, config.ppo.sft_rows)
+    return SFTBatches(sides, encoder, system_text(config), config.seed, config.ppo.sft_rows)

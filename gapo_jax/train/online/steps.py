@@ -34,8 +34,8 @@ from gapo_jax.models.encoder import encode_above
 from gapo_jax.sharding import Placement
 from gapo_jax.train.buckets import Frame
 from gapo_jax.train.forward import (
-    GeneratorSpec,
-    Scored,
+    PolicySpec,
+    RolloutLogprobs,
     critic_values,
     response_logprobs,
     score_rollout,
@@ -43,7 +43,7 @@ from gapo_jax.train.forward import (
 from gapo_jax.train.microbatches import in_parts
 from gapo_jax.train.online.objectives import policy_objective
 from gapo_jax.train.optimizers import frozen_parameters, stop_gradients
-from gapo_jax.train.state import Network
+from gapo_jax.train.state import TrainState
 from gapo_jax.types import ACCEPTED, Experience, Rollout
 
 Params = Any
@@ -65,11 +65,13 @@ class TextBatch(flax.struct.PyTreeNode):
 class Steps:
     """The compiled functions of a run; `critic` is None for a method without one."""
 
-    score: Callable[..., Scored]
-    policy: Callable[..., tuple[Network, dict[str, jax.Array]]]
-    critic: Callable[..., tuple[Network, dict[str, jax.Array]]] | None
+    score: Callable[..., RolloutLogprobs]
+    policy: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    critic: Callable[..., tuple[TrainState, dict[str, jax.Array]]] | None
     disc_score: Callable[[Params, jax.Array, jax.Array, jax.Array], jax.Array]
-    disc_update: Callable[[Network, TextBatch, jax.Array], tuple[Network, dict[str, jax.Array]]]
+    disc_update: Callable[
+        [TrainState, TextBatch, jax.Array], tuple[TrainState, dict[str, jax.Array]]
+    ]
 
 
 def as_rollout(experience: Experience) -> Rollout:
@@ -83,18 +85,18 @@ def as_rollout(experience: Experience) -> Rollout:
 
 
 def policy_step(
-    network: Network,
-    base: Params,
+    network: TrainState,
+    ref_params: Params,
     experience: Experience,
-    lower_BTD: jax.Array | None,
+    frozen_hidden_BTD: jax.Array | None,
     kl_coef: jax.Array | float = 0.0,
     examples: Rollout | None = None,
     frame: Frame | None = None,
     *,
-    spec: GeneratorSpec,
+    spec: PolicySpec,
     config: Config,
     optimizer: optax.GradientTransformation,
-) -> tuple[Network, dict[str, jax.Array]]:
+) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update of the generator by the run's estimator (`objectives.policy_objective`).
     `policy/padding` is the share of padding in the tokens that it passes through the layers, no
     more of a row than `frame` says.
@@ -103,19 +105,23 @@ def policy_step(
     `ppo.sft_coef`.
     """
     if frame is not None:
-        experience, lower_BTD = frame.tight((experience, lower_BTD), experience.mask_BT)
+        experience, frozen_hidden_BTD = frame.tight(
+            (experience, frozen_hidden_BTD), experience.mask_BT
+        )
     mask_BR, parts = experience.response_mask_BR, config.ppo.accumulate
 
     def loss_fn(trained: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
         def score(rows: tuple[Rollout, jax.Array | None]) -> tuple[jax.Array, jax.Array | None]:
-            return response_logprobs(spec, base, trained, *rows, with_entropy=True)[:2]
+            return response_logprobs(spec, ref_params, trained, *rows, with_entropy=True)[:2]
 
-        logprobs_BR, entropy_BR = in_parts(score, (as_rollout(experience), lower_BTD), parts)
+        logprobs_BR, entropy_BR = in_parts(
+            score, (as_rollout(experience), frozen_hidden_BTD), parts
+        )
         loss, metrics = policy_objective(config, logprobs_BR, experience, kl_coef)
         metrics["policy/entropy"] = masked_mean(entropy_BR, mask_BR)
         if examples is not None:
             plain = dataclasses.replace(spec, temperature=1.0)
-            likely = functools.partial(response_logprobs, plain, base, trained)
+            likely = functools.partial(response_logprobs, plain, ref_params, trained)
             logprobs_SR = in_parts(lambda rows: likely(rows)[0], examples, parts)
             likelihood, found = sft_loss(logprobs_SR, examples.response_mask_BR)
             loss = loss + config.ppo.sft_coef * likelihood
@@ -129,25 +135,25 @@ def policy_step(
 
 
 def critic_step(
-    network: Network,
+    network: TrainState,
     experience: Experience,
     features_BRD: jax.Array | None,
-    lower_BTD: jax.Array | None,
+    frozen_hidden_BTD: jax.Array | None,
     frame: Frame | None = None,
     *,
-    spec: GeneratorSpec,
+    spec: PolicySpec,
     config: Config,
     optimizer: optax.GradientTransformation,
-) -> tuple[Network, dict[str, jax.Array]]:
+) -> tuple[TrainState, dict[str, jax.Array]]:
     """One clipped value update of the critic against the GAE returns, of rows in `frame`."""
     if frame is not None:
-        inputs = experience, features_BRD, lower_BTD
-        experience, features_BRD, lower_BTD = frame.tight(inputs, experience.mask_BT)
+        inputs = experience, features_BRD, frozen_hidden_BTD
+        experience, features_BRD, frozen_hidden_BTD = frame.tight(inputs, experience.mask_BT)
     assert experience.values_BR is not None and experience.returns_BR is not None
     old_BR, returns_BR = experience.values_BR, experience.returns_BR
 
     def loss_fn(critic: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
-        inputs = as_rollout(experience), features_BRD, lower_BTD
+        inputs = as_rollout(experience), features_BRD, frozen_hidden_BTD
         values_BR = in_parts(
             lambda rows: critic_values(spec, critic, *rows), inputs, config.ppo.accumulate
         )
@@ -187,7 +193,7 @@ def disc_logits(
 
 
 def disc_update_step(
-    network: Network,
+    network: TrainState,
     batch: TextBatch,
     key: jax.Array,
     *,
@@ -199,7 +205,7 @@ def disc_update_step(
     gradient_penalty: float = 0.0,
     accumulate: int = 1,
     optimizer: optax.GradientTransformation,
-) -> tuple[Network, dict[str, jax.Array]]:
+) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update of the discriminator: binary cross-entropy (GAPO, Eq. 6) or Bradley-Terry.
 
     For "bradley_terry" the rows alternate: the better text of a pair, then the worse. With a
@@ -217,7 +223,7 @@ def disc_update_step(
             (batch.tokens_BT, batch.mask_BT, batch.type_ids_BT),
             accumulate,
         )
-        total, metrics = judge_loss(loss, logits_B, batch)
+        total, metrics = discriminator_loss(loss, logits_B, batch)
         metrics["disc/loss"] = total
         if gradient_penalty:
             slope = disc_penalty(discriminator, params, batch, frozen_layers)
@@ -231,7 +237,7 @@ def disc_update_step(
     return network.apply_gradients(gradients, optimizer), metrics
 
 
-def judge_loss(
+def discriminator_loss(
     loss: str, logits_B: jax.Array, batch: TextBatch
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Return the loss of a batch and its metrics, those of the classes among them."""
@@ -264,7 +270,7 @@ def disc_penalty(
         return discriminator.apply({"params": params}, *arguments, method=method)
 
     def total(embedded_BTD: jax.Array) -> jax.Array:
-        return jnp.sum(apply(embedded_BTD, batch.mask_BT, method="judge_embedded"))
+        return jnp.sum(apply(embedded_BTD, batch.mask_BT, method="score_embedded"))
 
     embedded_BTD = apply(batch.tokens_BT, batch.mask_BT, batch.type_ids_BT, method="embed")
     accepted_B = batch.weights_B * (batch.classes_B == ACCEPTED)
@@ -276,7 +282,7 @@ def disc_score(discriminator: Discriminator, params: Params, tokens_BT, mask_BT,
     return discriminator.apply({"params": params}, tokens_BT, mask_BT, type_ids_BT)
 
 
-def judge_place(config: Config, place: Placement) -> Placement:
+def discriminator_placement(config: Config, place: Placement) -> Placement:
     """Return where the discriminator lives on the devices of a run. Its batches are much smaller
     than the policy's (8 texts in the paper): computed whole on every device, they would take as
     long on many devices as on one."""
@@ -301,7 +307,7 @@ def on_rows(place: Placement, step: functools.partial) -> Callable[..., Any]:
 
 
 def make_steps(
-    spec: GeneratorSpec,
+    spec: PolicySpec,
     discriminator: Discriminator,
     config: Config,
     optimizers: dict[str, optax.GradientTransformation],
@@ -313,7 +319,7 @@ def make_steps(
     if has_critic(config):
         value = functools.partial(critic_step, **bound, optimizer=optimizers["critic"])
         critic = jit_step(value, donate=0, place=place, keep="network", rows=(1, 2, 3))
-    settings, judging = config.discriminator, judge_place(config, place)
+    settings, judging = config.discriminator, discriminator_placement(config, place)
     update = functools.partial(
         disc_update_step,
         discriminator=discriminator,
