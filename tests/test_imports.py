@@ -22,6 +22,7 @@ LAYERS = (
     {"types", "hub"},
     {"config", "sharding", "constraints"},
     {"losses", "models", "data", "checkpoint"},
+    {"methods"},
     {"rollout"},
     {"train", "evaluate"},
 )
