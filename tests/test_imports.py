@@ -19,7 +19,7 @@ SCRIPTS = sorted((ROOT / "scripts").rglob("*.py")) + sorted((ROOT / "configs").g
 # (except its own folder) and never of a layer below.
 LAYERS = (
     {"records", "io"},
-    {"types", "hub"},
+    {"types", "rng", "hub"},
     {"config", "sharding", "constraints"},
     {"losses", "models", "data", "checkpoint"},
     {"methods"},
