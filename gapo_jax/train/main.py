@@ -25,7 +25,7 @@ from gapo_jax import config as configuration
 from gapo_jax.checkpoint import Checkpointer, folder_exists, make_folder
 from gapo_jax.compilation import keep_compiled_programs
 from gapo_jax.config import Config
-from gapo_jax.constraints.verifier_pool import VerifierPool
+from gapo_jax.constraints.verifiers import VerifierPool
 from gapo_jax.data.sources import read_jsonl, write_jsonl
 from gapo_jax.evaluate.accuracy import Verdict
 from gapo_jax.evaluate.report import write_report
