@@ -1,18 +1,19 @@
-"""Length types: words, sentences, paragraphs, and the first word of a paragraph."""
+"""IFEval types about length: words, sentences, paragraphs, and the first word of a paragraph."""
 
 from __future__ import annotations
 
 import re
 
-from gapo_jax.constraints import official
 from gapo_jax.constraints.base import (
-    ConstraintType,
+    TrainableType,
     counted,
     pick,
     relation_near_misses,
     shuffled,
     threshold,
 )
+from gapo_jax.constraints.fields import RELATIONS
+from gapo_jax.constraints.text import split_sentences
 from gapo_jax.constraints.words import COMMON_WORDS, absent_words, content_words
 
 
@@ -23,11 +24,11 @@ def count_words(text: str) -> int:
 
 def count_sentences(text: str) -> int:
     """Return the number of sentences as the official checkers count them."""
-    return len(official.sentence_tokenizer().tokenize(text))
+    return len(split_sentences(text))
 
 
-class NumberWords(ConstraintType):
-    """At least, or fewer than, so many words."""
+class NumberWords(TrainableType):
+    """At least N words, or fewer than N words."""
 
     id = "length_constraints:number_words"
     relation = "relation"
@@ -67,7 +68,7 @@ class NumberWords(ConstraintType):
         ),
     )
     difference = "how many words there are"
-    # Sizes of a short answer; a discriminator learns no exact counting, so misses are not by one.
+    # Sizes of a short answer, far apart: a discriminator learns no exact counting.
     _SIZES = (10, 12, 15, 20, 25, 30, 35, 40, 50, 60)
 
     def fields(self, kwargs):
@@ -78,7 +79,7 @@ class NumberWords(ConstraintType):
 
     def propose(self, rng, response, satisfied, words, task):
         if response is None:
-            relation = pick(rng, official.RELATIONS)
+            relation = pick(rng, RELATIONS)
             return {"num_words": pick(rng, self._SIZES), "relation": relation}
         count = count_words(response)
         found = threshold(
@@ -104,8 +105,8 @@ class NumberWords(ConstraintType):
         return max(5, round(0.6 * count))
 
 
-class NumberSentences(ConstraintType):
-    """At least, or fewer than, so many sentences."""
+class NumberSentences(TrainableType):
+    """At least N sentences, or fewer than N sentences."""
 
     id = "length_constraints:number_sentences"
     relation = "relation"
@@ -154,9 +155,9 @@ class NumberSentences(ConstraintType):
 
     def propose(self, rng, response, satisfied, words, task):
         if response is None:
-            relation = pick(rng, official.RELATIONS)
+            relation = pick(rng, RELATIONS)
             return {"num_sentences": int(rng.integers(2, 5)), "relation": relation}
-        # "At least 1" is empty and "fewer than 1" impossible, hence numbers from 2.
+        # "At least 1" always holds and "fewer than 1" never does, hence numbers from 2.
         count = count_sentences(response)
         found = threshold(rng, count, satisfied, low=2, high=200, spread=2 + count // 4)
         return None if found is None else {"num_sentences": found[1], "relation": found[0]}
@@ -170,8 +171,8 @@ class NumberSentences(ConstraintType):
             yield {"num_sentences": number, "relation": relation}
 
 
-class NumberParagraphs(ConstraintType):
-    """Exactly so many paragraphs, divided by `***`."""
+class NumberParagraphs(TrainableType):
+    """Exactly N paragraphs, divided by `***`."""
 
     id = "length_constraints:number_paragraphs"
     train = (
@@ -212,8 +213,8 @@ class NumberParagraphs(ConstraintType):
         return sum(bool(part.strip()) for part in response.split("***"))
 
 
-class NthParagraphFirstWord(ConstraintType):
-    """So many paragraphs divided by blank lines, one of which starts with a given word."""
+class NthParagraphFirstWord(TrainableType):
+    """N paragraphs divided by blank lines, one of which starts with a given word."""
 
     id = "length_constraints:nth_paragraph_first_word"
     train = (
@@ -279,7 +280,7 @@ class NthParagraphFirstWord(ConstraintType):
 
     @staticmethod
     def _first_words(response):
-        """The first word of each paragraph as the official checker reads it ("" if none)."""
+        """Return the first word of each paragraph as the official checker reads it ("" if none)."""
         found = []
         for paragraph in response.split("\n\n"):
             if paragraph.strip():

@@ -1,4 +1,4 @@
-"""Keyword types: words to include, to avoid, to use so many times, and counted letters."""
+"""IFEval types about words and letters: include them, avoid them, use them a number of times."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections import Counter
 
 from gapo_jax.constraints.base import (
-    ConstraintType,
+    TrainableType,
     other_relation,
     pick,
     quoted,
@@ -18,16 +18,16 @@ from gapo_jax.constraints.words import COMMON_WORDS, absent_words, content_words
 
 
 def _draw(rng, candidates, most=2):
-    """One word, or sometimes two."""
+    """Return one word, or sometimes two."""
     size = 1 if most < 2 or len(candidates) < 2 or rng.random() < 0.7 else 2
     return shuffled(rng, candidates)[:size]
 
 
-class Existence(ConstraintType):
+class Existence(TrainableType):
     """Every keyword occurs (as a substring, ignoring case: the official rule)."""
 
     id = "keywords:existence"
-    # Style by style the twin of ForbiddenWords: the two differ in nothing but the polarity.
+    # Each style is worded like that of ForbiddenWords: the two differ in nothing but the polarity.
     train = (
         "Include {noun} {listed} in your answer.",
         "Make sure to use {noun} {listed}.",
@@ -64,14 +64,14 @@ class Existence(ConstraintType):
         return {"keywords": _draw(rng, absent_words(response, words))}
 
     def near_misses(self, rng, kwargs, response, words):
-        # One keyword swapped for one that is absent; the others stay.
+        # One keyword is replaced by an absent word; the others stay.
         keywords = list(kwargs["keywords"])
         for word in shuffled(rng, absent_words(response, words))[:4]:
             place = int(rng.integers(len(keywords)))
             yield {"keywords": keywords[:place] + [word] + keywords[place + 1 :]}
 
 
-class ForbiddenWords(ConstraintType):
+class ForbiddenWords(TrainableType):
     """None of the words occurs as a whole word, ignoring case."""
 
     id = "keywords:forbidden_words"
@@ -107,7 +107,7 @@ class ForbiddenWords(ConstraintType):
         return {"forbidden_words": _draw(rng, inside)} if inside else None
 
     def near_misses(self, rng, kwargs, response, words):
-        # One forbidden word swapped for one that the response does use.
+        # One forbidden word is replaced by a word that the response uses.
         forbidden = list(kwargs["forbidden_words"])
         for word in shuffled(rng, content_words(response))[:4]:
             place = int(rng.integers(len(forbidden)))
@@ -123,8 +123,8 @@ def _times(number):
     return "once" if number == 1 else "twice" if number == 2 else f"{number} times"
 
 
-class Frequency(ConstraintType):
-    """A keyword occurs at least, or fewer than, so many times (substrings count)."""
+class Frequency(TrainableType):
+    """A keyword occurs at least N times, or fewer than N times (substrings count)."""
 
     id = "keywords:frequency"
     relation = "relation"
@@ -175,7 +175,7 @@ class Frequency(ConstraintType):
         if keyword is None or (not satisfied and rng.random() < 0.3):
             keyword = pick(rng, absent_words(response, words))
         found = threshold(rng, self._count(keyword, response), satisfied, low=1, high=8)
-        # "Fewer than 1 times" is forbidden_words under another name.
+        # "Fewer than 1 times" would be forbidden_words under another name.
         if found is None or found == ("less than", 1):
             return None if not inside else self._kwargs(pick(rng, inside), "at least", 1)
         return self._kwargs(keyword, *found)
@@ -197,8 +197,8 @@ class Frequency(ConstraintType):
         return {"keyword": keyword, "frequency": number, "relation": relation}
 
 
-class LetterFrequency(ConstraintType):
-    """A letter occurs at least, or fewer than, so many times, ignoring case."""
+class LetterFrequency(TrainableType):
+    """A letter occurs at least N times, or fewer than N times, ignoring case."""
 
     id = "keywords:letter_frequency"
     relation = "let_relation"
@@ -248,7 +248,7 @@ class LetterFrequency(ConstraintType):
         spread = max(2, count // 4)
         found = threshold(rng, count, satisfied, low=1, high=200, spread=spread)
         if found is None:
-            # Seldom letters have no "less than" below them: ask for one instead.
+            # A rare letter has no "less than" below its count: ask for more of it instead.
             return self._kwargs(letter, "at least", 1 + count) if not satisfied else None
         return self._kwargs(letter, *found)
 
@@ -267,10 +267,11 @@ class LetterFrequency(ConstraintType):
 
 
 def polarity_twin(type_id: str, kwargs: dict) -> tuple[str, dict] | None:
-    """Return the same words (or count) under the opposite demand, or None if there is no such.
+    """Return (id, arguments) of the opposite constraint on the same words, or None.
 
-    Include <-> avoid for the two word types: the pair from which a discriminator learns to read
-    the polarity, since word and response are the same on both sides.
+    Include and avoid are opposites, and so are the two relations of `keywords:frequency`. From such
+    a pair a discriminator learns to read the polarity: words and response are the same on both
+    sides.
     """
     if type_id == Existence.id:
         return ForbiddenWords.id, {"forbidden_words": list(kwargs["keywords"])}

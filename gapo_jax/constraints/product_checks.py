@@ -1,15 +1,15 @@
-"""Verifiers of product facts: which "property: value" facts a text states, and which others.
+"""Verdicts on product facts: which "property: value" facts a text states, and which others.
 
-A fact is a text "property: value". A text states it where the value occurs as whole words and is
-not denied. Before comparing, both sides are made alike: case, hyphens, plurals, spelled-out units
-and small numbers ("two-litre", "2 l"), British and American spellings. A mention is denied by
-"not", "no", "without", "rather than" and their like up to four words before it in the same clause.
-A value of one fact that lies inside the mention of another (steel in stainless steel) is no mention
-of its own. All of it is linear in the text, and never raises.
+A text states a fact where its value occurs as whole words and is not denied. Before the comparison
+both sides are normalised: case, hyphens, plurals, spelled-out units and small numbers ("two-litre",
+"2 l"), British and American spellings. A mention is denied by "not", "no", "without", "rather than"
+and similar words up to four words before it in the same clause. A value of one fact that lies
+inside the mention of another (steel in stainless steel) is no mention of its own. Every check is
+linear in the text and never raises.
 
-What it cannot see: paraphrase ("crimson" for red), values split over a clause, and which property
-a bare number belongs to. On 40 sentences labelled by hand, 25 of them stating the value, precision
-is 24/24 and recall 24/25; a test holds it.
+It cannot see paraphrase ("crimson" for red), values split over a clause, or which property a bare
+number belongs to. On 40 sentences labelled by hand, 25 of which state the value, precision is 24/24
+and recall 24/25; a test holds both.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ import functools
 import itertools
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from gapo_jax.constraints import official
+from gapo_jax.constraints.fields import clean_kwargs
+from gapo_jax.constraints.text import CACHE_SIZE, short_marks
 
 _TOKEN = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+|[%°.,;:!?()\n]")
 _BREAKS = frozenset((*".,;:!?()\n", "but"))
@@ -52,10 +53,10 @@ def split_fact(fact: str) -> tuple[str, str]:
     return left.strip(), right.strip()
 
 
-@functools.lru_cache(maxsize=4_096)
+@functools.lru_cache(maxsize=CACHE_SIZE)
 def tokens(text: str) -> tuple[str, ...]:
-    """Return the words, numbers and clause marks of a text in their common form."""
-    text = unicodedata.normalize("NFKC", official.short_marks(text)).lower()
+    """Return the words, numbers and clause marks of a text in their normal form."""
+    text = unicodedata.normalize("NFKC", short_marks(text)).lower()
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
     found = []
     for token in _TOKEN.findall(text):
@@ -67,7 +68,7 @@ def tokens(text: str) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=256)
 def _places(text: str) -> dict[str, list[int]]:
-    """Return where each token of a text stands, so that looking for a value is no search."""
+    """Return the positions of each token of a text, so that a value is looked up, not searched."""
     found: dict[str, list[int]] = {}
     for place, word in enumerate(tokens(text)):
         found.setdefault(word, []).append(place)
@@ -123,7 +124,7 @@ def _affirmed(
 
 
 def stated(text: str, facts: Iterable[str]) -> list[str]:
-    """Return those of the facts whose value the text states."""
+    """Return the facts whose value the text states."""
     facts = list(facts)
     values = [tokens(split_fact(fact)[1]) for fact in facts]
     found = _affirmed(text, values)
@@ -135,14 +136,14 @@ def others_stated(text: str, facts: Sequence[str], values: Sequence[str]) -> lis
 
     Args:
       text: any string.
-      facts: what may be stated.
+      facts: the facts that may be stated.
       values: "property: value | value | ...", everything a product of the kind could have.
     """
     given = {tokens(split_fact(fact)[1]): split_fact(fact)[1] for fact in facts}
     spans = sorted(span for value in given.values() for span in mentions(text, value))
     starts = [low for low, _ in spans]
-    # The furthest end of all mentions up to each one: a part lies inside one of them if it ends
-    # before the furthest end of those that start no later.
+    # The furthest end of all mentions up to each one: a part lies inside a mention if it ends
+    # before the furthest end of the mentions that start no later.
     ends = list(itertools.accumulate((high for _, high in spans), max))
 
     def outside(start: int, end: int) -> bool:
@@ -158,8 +159,13 @@ def others_stated(text: str, facts: Sequence[str], values: Sequence[str]) -> lis
     return [fact for fact, value in known if value in others]
 
 
-def follows(type_id: str, kwargs: Mapping[str, Any], response: str) -> bool:
-    """Return the verdict on a response; kwargs cleaned. An empty response follows nothing."""
+def follows(type_id: str, items: tuple[tuple[str, Any], ...], response: str) -> bool:
+    """Return the verdict on a response; `items` are the arguments as sorted pairs.
+
+    Raises:
+      ValueError: invalid arguments.
+    """
+    kwargs = clean_kwargs(type_id, dict(items))
     if not response.strip():
         return False
     if type_id == "product:states_facts":

@@ -1,15 +1,15 @@
-"""Format types: bullets, title, JSON, highlights, sections, fixed answers."""
+"""IFEval types about form: bullets, title, JSON, highlights, sections, fixed answers."""
 
 from __future__ import annotations
 
 import re
 
-from gapo_jax.constraints import official
-from gapo_jax.constraints.base import ConstraintType, counted, pick, shuffled
+from gapo_jax.constraints.base import TrainableType, counted, pick, shuffled
+from gapo_jax.constraints.text import LONG_TEXT, squeeze_spaces
 
 
-class BulletLists(ConstraintType):
-    """Exactly so many lines that start with `*` or `-`."""
+class BulletLists(TrainableType):
+    """Exactly N lines that start with `*` or `-`."""
 
     id = "detectable_format:number_bullet_lists"
     train = (
@@ -65,13 +65,13 @@ class BulletLists(ConstraintType):
 
     @staticmethod
     def _count(response):
-        if len(response) > official.LONG_TEXT:
-            response = official.squeeze_spaces(response)
+        if len(response) > LONG_TEXT:
+            response = squeeze_spaces(response)
         stars = re.findall(r"^\s*\*[^\*].*$", response, flags=re.MULTILINE)
         return len(stars) + len(re.findall(r"^\s*-.*$", response, flags=re.MULTILINE))
 
 
-class Title(ConstraintType):
+class Title(TrainableType):
     """A title in double angle brackets somewhere."""
 
     id = "detectable_format:title"
@@ -101,7 +101,7 @@ class Title(ConstraintType):
     difference = "double angle brackets"
 
 
-class JsonFormat(ConstraintType):
+class JsonFormat(TrainableType):
     """The whole response is JSON, in markdown ticks or bare."""
 
     id = "detectable_format:json_format"
@@ -127,8 +127,8 @@ class JsonFormat(ConstraintType):
     difference = "braces"
 
 
-class HighlightedSections(ConstraintType):
-    """At least so many passages between markdown asterisks."""
+class HighlightedSections(TrainableType):
+    """At least N passages between markdown asterisks."""
 
     id = "detectable_format:number_highlighted_sections"
     train = (
@@ -179,8 +179,8 @@ class HighlightedSections(ConstraintType):
         )
 
 
-class MultipleSections(ConstraintType):
-    """At least so many sections, each marked with a word and a number."""
+class MultipleSections(TrainableType):
+    """At least N sections, each marked with a word and a number."""
 
     id = "detectable_format:multiple_sections"
     train = (
@@ -244,7 +244,7 @@ class MultipleSections(ConstraintType):
         return {"section_spliter": mark, "num_sections": number}
 
 
-class ConstrainedResponse(ConstraintType):
+class ConstrainedResponse(TrainableType):
     """The response holds one of the release's three fixed answers."""
 
     id = "detectable_format:constrained_response"

@@ -1,12 +1,12 @@
-"""Types about how a text begins or ends and what marks it bears: ending, postscript, quotation
-marks, placeholders, commas."""
+"""IFEval types about edges and marks: ending, postscript, quotation, placeholders, commas."""
 
 from __future__ import annotations
 
-from gapo_jax.constraints import official
-from gapo_jax.constraints.base import ConstraintType, counted, pick, shuffled
+from gapo_jax.constraints.base import TrainableType, counted, pick, shuffled
+from gapo_jax.constraints.ifeval_checks import count_placeholders
+from gapo_jax.constraints.text import split_sentences
 
-# Closing lines to ask for; ours.
+# Closing lines to ask for, written for this project.
 END_PHRASES: tuple[str, ...] = (
     "I hope this helps.",
     "That is all for now.",
@@ -23,7 +23,7 @@ END_PHRASES: tuple[str, ...] = (
 )
 
 
-class EndChecker(ConstraintType):
+class EndChecker(TrainableType):
     """The response ends with an exact phrase (closing quotation marks aside)."""
 
     id = "startend:end_checker"
@@ -60,8 +60,8 @@ class EndChecker(ConstraintType):
                 return {"end_phrase": pick(rng, known)}
             tail = self._tail(response, rng)
             return {"end_phrase": tail} if tail else None
-        # Half from inside the response: a phrase of the response's own is no sign of a true end.
-        inner = official.sentence_tokenizer().tokenize(response)[:-1]
+        # Half of them come from inside the response, so that being its own is no sign of an ending.
+        inner = split_sentences(response)[:-1]
         if inner and rng.random() < 0.5:
             tail = self._tail(pick(rng, inner), rng)
             if tail:
@@ -84,7 +84,7 @@ class EndChecker(ConstraintType):
         return " ".join(words[-size:]) if len(words) > size else None
 
 
-class Postscript(ConstraintType):
+class Postscript(TrainableType):
     """A postscript with its marker."""
 
     id = "detectable_content:postscript"
@@ -112,7 +112,11 @@ class Postscript(ConstraintType):
     def propose(self, rng, response, satisfied, words, task):
         if response is None:
             return {"postscript_marker": self._MARKERS[int(rng.random() < 0.2)]}
-        fitting = [m for m in self._MARKERS if self._follows(m, response) == satisfied]
+        fitting = [
+            m
+            for m in self._MARKERS
+            if self.follows({"postscript_marker": m}, response) == satisfied
+        ]
         if not fitting:
             return None
         if len(fitting) == 1:
@@ -123,11 +127,8 @@ class Postscript(ConstraintType):
         for marker in self._MARKERS:
             yield {"postscript_marker": marker}
 
-    def _follows(self, marker, response):
-        return official.follows(self.id, {"postscript_marker": marker}, response)
 
-
-class Quotation(ConstraintType):
+class Quotation(TrainableType):
     """The whole response stands between double quotation marks."""
 
     id = "startend:quotation"
@@ -153,8 +154,8 @@ class Quotation(ConstraintType):
     difference = "quotation marks at both ends"
 
 
-class Placeholders(ConstraintType):
-    """At least so many placeholders in square brackets."""
+class Placeholders(TrainableType):
+    """At least N placeholders in square brackets."""
 
     id = "detectable_content:number_placeholders"
     train = (
@@ -176,12 +177,12 @@ class Placeholders(ConstraintType):
         return {**kwargs, "placeholders": counted(kwargs["num_placeholders"], "placeholder")}
 
     def measure(self, kwargs, response):
-        return official.count_placeholders(response), "at least", kwargs["num_placeholders"]
+        return count_placeholders(response), "at least", kwargs["num_placeholders"]
 
     def propose(self, rng, response, satisfied, words, task):
         if response is None:
             return {"num_placeholders": int(rng.integers(1, 4))}
-        count = official.count_placeholders(response)
+        count = count_placeholders(response)
         if not satisfied:
             return {"num_placeholders": count + int(rng.integers(1, 3))}
         return (
@@ -190,10 +191,10 @@ class Placeholders(ConstraintType):
 
     def near_misses(self, rng, kwargs, response, words):
         for step in shuffled(rng, (1, 2)):
-            yield {"num_placeholders": official.count_placeholders(response) + step}
+            yield {"num_placeholders": count_placeholders(response) + step}
 
 
-class NoComma(ConstraintType):
+class NoComma(TrainableType):
     """No comma anywhere."""
 
     id = "punctuation:no_comma"

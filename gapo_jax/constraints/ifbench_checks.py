@@ -1,14 +1,14 @@
 """Official verdicts of the 58 IFBench types (arXiv 2507.02833), made safe to call.
 
-The checkers are those of the package `if-verifiable`. What is added, as in `official.py`:
+The checkers are those of the package `if-verifiable`. Added here:
 
-* Nothing is downloaded and nothing of NLTK is replaced outside the package: sentences and words
-  come from `official.py`, stop words from the list below (NLTK's English list; entries with an
-  apostrophe are left out, since the checker counts tokens of letters and never meets one).
+* Nothing is downloaded, and NLTK outside the package is unchanged: sentences and words come from
+  `text.py`, stop words from the list below (NLTK's English list without the entries that have an
+  apostrophe: the checker counts tokens of letters and never meets one).
 * `words:start_verb` needs NLTK's part-of-speech tagger, which no package carries; without it the
   type is refused with the command that installs it.
 * Arguments that the package would draw at random where they are 0 are set as the row gives them.
-* Texts that make a checker raise (an empty sentence, a broken CSV) follow nothing.
+* A text that makes a checker raise (an empty sentence, a broken CSV) does not follow.
 * Beyond `LONG_TEXT` characters the slow checkers run in linear forms, runs of more than 1,000 equal
   white space characters are shortened to 1,000, and runs of combining marks to 32.
 """
@@ -22,7 +22,7 @@ import string
 import types
 from typing import Any
 
-from gapo_jax.constraints import official
+from gapo_jax.constraints import text
 from gapo_jax.constraints.fields import clean_kwargs
 
 STOP_WORDS: tuple[str, ...] = tuple(
@@ -36,20 +36,20 @@ STOP_WORDS: tuple[str, ...] = tuple(
     couldn didn doesn hadn hasn haven isn ma mightn mustn needn shan shouldn wasn weren won
     wouldn""".split()
 )
-START_VERB = "words:start_verb"
+START_VERB, REPEAT_SPAN = "words:start_verb", "repeat:repeat_span"
 _TAGGER = "taggers/averaged_perceptron_tagger_eng"
-_MAX_LINES = 5_000  # stairs that long would need a text beyond any limit
-_RUNS = re.compile(r"(\s)\1+")  # the whole run: a repeat with a lower limit is searched for again
-# What the checkers raise on odd texts; each means that the text does not follow.
+_MAX_LINES = 5_000  # a longer staircase would need a text beyond MAX_TEXT
+_RUNS = re.compile(r"(\s)\1+")  # the whole run: with a lower limit the search starts over and over
+# What the checkers raise on malformed texts; each means that the text does not follow.
 _RAISED = (IndexError, ValueError, KeyError, ZeroDivisionError, RecursionError, csv.Error)
 
 
 @functools.cache
 def registry() -> dict[str, type]:
-    """Return the official checker class of each IFBench id, the replacements put in."""
+    """Return the official checker class of each IFBench id, with the replacements put in."""
     import nltk
 
-    # The package's module downloads NLTK data while it is imported; nothing of it is needed.
+    # The package's module downloads NLTK data while it is imported; none of it is needed.
     download, nltk.download = nltk.download, lambda *args, **kwargs: False
     try:
         from if_verifiable.ifbench import instructions as module
@@ -61,7 +61,7 @@ def registry() -> dict[str, type]:
     mine = types.SimpleNamespace(
         tokenize=nltk.tokenize,
         corpus=types.SimpleNamespace(stopwords=words),
-        word_tokenize=official.word_tokenize,
+        word_tokenize=text.word_tokenize,
         ngrams=nltk.ngrams,
         pos_tag=_pos_tag,
     )
@@ -80,7 +80,7 @@ def _tagger_is_there() -> bool:
     return True
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=text.CACHE_SIZE)
 def _tagged(words: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     import nltk
 
@@ -100,47 +100,59 @@ def missing_data(type_id: str) -> str | None:
 
 
 def require(type_id: str) -> None:
-    """Raise ValueError if a type cannot be judged on this machine; the message has the command."""
+    """Raise ValueError if a type cannot be verified on this machine; names the command to run."""
     command = missing_data(type_id)
     if command:
-        raise ValueError(f"{type_id} needs data of NLTK that is not installed: run `{command}`")
+        raise ValueError(f"{type_id} needs NLTK data that is not installed: run `{command}`")
 
 
 # Attributes to set after `build_description`, which takes 0 for "not given" or draws from the
 # keyword: class attribute -> field.
 _EXACT = {
-    "repeat:repeat_span": {"_n_start": "n_start", "_n_end": "n_end"},
+    REPEAT_SPAN: {"_n_start": "n_start", "_n_end": "n_end"},
     "words:keywords_specific_position": {"_n": "n", "_m": "m"},
 }
 
 
-@functools.lru_cache(maxsize=4096)
-def _checker(type_id: str, items: tuple[tuple[str, Any], ...]) -> Any:
+@functools.lru_cache(maxsize=text.CACHE_SIZE)
+def _checker(type_id: str, items: tuple[tuple[str, Any], ...]) -> tuple[Any, str]:
+    """Return the official checker and the official wording of its instruction."""
     kwargs = clean_kwargs(type_id, dict(items))
-    require(type_id)
     checker: Any = registry()[type_id](type_id)
     given = dict(kwargs)
-    if type_id == "repeat:repeat_span":
+    if type_id == REPEAT_SPAN:
         given |= {"n_start": 1, "n_end": 1}  # not 0, for which the package draws a number
-    checker.build_description(**given)
+    wording = checker.build_description(**given)
+    if type_id == REPEAT_SPAN:
+        wording = checker._description_pattern.format(**kwargs)
     for attribute, field in _EXACT.get(type_id, {}).items():
         setattr(checker, attribute, kwargs[field])
-    return checker
+    return checker, wording
+
+
+def describe(type_id: str, items: tuple[tuple[str, Any], ...]) -> str:
+    """Return the official wording of an instruction; `items` are the arguments as sorted pairs.
+
+    Raises:
+      ValueError: invalid arguments.
+    """
+    return _checker(type_id, items)[1]
 
 
 def follows(type_id: str, items: tuple[tuple[str, Any], ...], response: str) -> bool:
-    """Return the strict official verdict; `items` are the kwargs as sorted pairs.
+    """Return the strict official verdict; `items` are the arguments as sorted pairs.
 
     Raises:
-      ValueError: kwargs that do not fit, or NLTK data that is missing (`require`).
+      ValueError: invalid arguments, or NLTK data that is missing (`require`).
     """
-    checker = _checker(type_id, items)
+    require(type_id)
+    checker, _ = _checker(type_id, items)
     if not response.strip():
         return False
-    if len(response) > official.LONG_TEXT:
+    if len(response) > text.LONG_TEXT:
         response = _RUNS.sub(lambda match: match[0][:1000], response)
         if type_id in _NORMALISED:
-            response = official.short_marks(response)
+            response = text.short_marks(response)
         if type_id in _LINEAR:
             return _LINEAR[type_id](checker, response)
     try:
@@ -149,27 +161,27 @@ def follows(type_id: str, items: tuple[tuple[str, Any], ...], response: str) -> 
         return False
 
 
-def word_a_line(checker: Any, text: str) -> bool:
-    """`format:newline` in linear time: as many lines that are not empty as words."""
-    text = text.translate(str.maketrans("", "", string.punctuation))
-    lines = text.strip().split("\n")
-    return sum(line != "" for line in lines) == len(text.split())
+def word_a_line(checker: Any, response: str) -> bool:
+    """Check `format:newline` in linear time: the number of non-empty lines is that of the words."""
+    response = response.translate(str.maketrans("", "", string.punctuation))
+    lines = response.strip().split("\n")
+    return sum(line != "" for line in lines) == len(response.split())
 
 
-def stairs(checker: Any, text: str) -> bool:
-    """`format:line_indent`, whose removal of blank lines is quadratic, with bounded lines."""
-    return text.count("\n") <= _MAX_LINES and bool(checker.check_following(text))
+def stairs(checker: Any, response: str) -> bool:
+    """Check `format:line_indent` with a limit on the lines: removing blank lines is quadratic."""
+    return response.count("\n") <= _MAX_LINES and bool(checker.check_following(response))
 
 
-def special_character(checker: Any, text: str) -> bool:
-    r"""`custom:csv_special_character`, its pattern `".*[^\d\w\s].*"` in linear time."""
-    text = text.replace('"', '"""')
+def special_character(checker: Any, response: str) -> bool:
+    r"""Check `custom:csv_special_character`, with its pattern `".*[^\d\w\s].*"` in linear time."""
+    response = response.replace('"', '"""')
     try:
-        rows = list(csv.reader(text.split("\n")))
+        rows = list(csv.reader(response.split("\n")))
     except csv.Error:
         return False
     head = "ProductID,Category,Brand,Price,Stock"
-    if not rows or re.sub(r'["\s]', "", text.split("\n")[0]) != head or len(rows) != 15:
+    if not rows or re.sub(r'["\s]', "", response.split("\n")[0]) != head or len(rows) != 15:
         return False
     for row in rows[1:]:
         if len(row) != 5:
@@ -182,13 +194,15 @@ def special_character(checker: Any, text: str) -> bool:
     return False
 
 
-def prose_then_bullets(checker: Any, text: str) -> bool:
-    """`format:no_bullets_bullets`, which splits every line into sentences, splitting only until two
-    are found; what it asks of later lines is whether they are blank."""
+def prose_then_bullets(checker: Any, response: str) -> bool:
+    """Check `format:no_bullets_bullets`, splitting lines into sentences only until two are found.
+
+    The official form splits every line, though of later lines it uses only whether they are blank.
+    """
     from if_verifiable.ifbench.instructions_util import split_into_sentences
 
     prose, sentences, bullets = True, 0, 0
-    for line in map(str.strip, text.split("\n")):
+    for line in map(str.strip, response.split("\n")):
         if line.startswith("*"):
             prose = False
             if sentences < 2:
@@ -202,7 +216,7 @@ def prose_then_bullets(checker: Any, text: str) -> bool:
     return bullets >= 2
 
 
-# Types that bring the text into a normal form of Unicode and read its ASCII letters only.
+# Types that normalise the text (Unicode) and read its ASCII letters only.
 _NORMALISED = ("custom:reverse_newline", "custom:european_capitals_sort")
 _LINEAR = {
     "format:no_bullets_bullets": prose_then_bullets,
