@@ -1,8 +1,8 @@
 """Verify responses by rule, or generate them first, and write the files of the IFEval release.
 
-    python scripts/evaluate.py --prompts P.jsonl --model DIR --out DIR
-    python scripts/evaluate.py --prompts P.jsonl --responses R.jsonl --out DIR
-    python scripts/evaluate.py --prompts P.jsonl --model DIR --out AFTER --compare BEFORE
+    gapo-jax evaluate --prompts P.jsonl --model DIR --out DIR
+    gapo-jax evaluate --prompts P.jsonl --responses R.jsonl --out DIR
+    gapo-jax evaluate --prompts P.jsonl --model DIR --out AFTER --compare BEFORE
 
 Prompts are IFEval or IFBench rows (JSONL, CSV, Parquet, or a dataset of the hub such as
 google/IFEval) or rows written by gapo_jax. Writes eval_results_strict.jsonl,
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from gapo_jax import io
+from gapo_jax.cli import program
 from gapo_jax.data import sources
 from gapo_jax.evaluate import accuracy
 from gapo_jax.evaluate.compare import compare, format_comparison
@@ -37,7 +38,9 @@ _SHOWN = 5  # rows that do not fit named on the screen; summary.json names all
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse and check the command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        program("evaluate"),
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--prompts", required=True, help="prompts: file, or dataset of the hub")
     parser.add_argument("--name", default=None, help="configuration of a hub dataset")

@@ -24,7 +24,7 @@ from gapo_jax import io
 from gapo_jax.checkpoint import Checkpointer, folder_exists, make_folder
 from gapo_jax.compilation import keep_compiled_programs
 from gapo_jax.config import Config
-from gapo_jax.constraints.verifier_pool import VerifierPool
+from gapo_jax.constraints.verifiers import VerifierPool
 from gapo_jax.evaluate.accuracy import Verdict
 from gapo_jax.evaluate.report import write_report
 from gapo_jax.evaluate.text_health import text_health
