@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gapo_jax.config import OptimConfig
-from gapo_jax.train import optim
+from gapo_jax.train import optimizers as optim
 from gapo_jax.train.state import TrainState, first_trainable_layer, relative_change
 
 
