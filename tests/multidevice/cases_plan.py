@@ -9,8 +9,8 @@ from by_path import load
 
 from gapo_jax import sharding
 from gapo_jax.config import finalize, presets
+from gapo_jax.plan import compile as plan
 from gapo_jax.plan import cost as hlo_cost
-from gapo_jax.plan import plan
 
 
 @pytest.fixture(scope="module")
