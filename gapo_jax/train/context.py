@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gapo_jax.checkpoint import Checkpointer
 from gapo_jax.config import Config, updates_per_round
-from gapo_jax.constraints.verifier_pool import VerifierPool
+from gapo_jax.constraints.verifiers import VerifierPool
 from gapo_jax.train.build import Models, TrainSteps
 from gapo_jax.train.clock import PhaseClock
 from gapo_jax.train.datasets.self_generated import Pairs, Prompts

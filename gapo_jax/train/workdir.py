@@ -6,15 +6,14 @@ Whatever is done lies in the workdir, so the same command continues an interrupt
 from __future__ import annotations
 
 import atexit
-import json
 import logging
-import os
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from gapo_jax import config as configuration
+from gapo_jax import io
 from gapo_jax.checkpoint import folder_exists, make_folder
 from gapo_jax.config import Config
 from gapo_jax.train.datasets.user import check_source
@@ -37,7 +36,7 @@ def claim_workdir(config: Config, workdir: Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / CONFIG
     if path.exists():
-        before = configuration.from_json(json.loads(path.read_text()))
+        before = configuration.from_json(io.read_json(path))
         changed = configuration.differences(
             configuration.identity(before), configuration.identity(config)
         )
@@ -46,7 +45,7 @@ def claim_workdir(config: Config, workdir: Path) -> None:
                 f"{workdir} holds a run of another configuration ({'; '.join(changed)}); pass "
                 "another --workdir, or the configuration that it was started with"
             )
-    write_json(path, configuration.to_json(config))
+    io.write_json(path, configuration.to_json(config))
 
 
 def share_workdir(config: Config, workdir: Path, processes: Processes) -> tuple[Path, str]:
@@ -95,17 +94,10 @@ def finished_summary(config: Config, workdir: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     claim_workdir(config, workdir)
-    summary = json.loads(path.read_text())
+    summary = io.read_json(path)
     exported = not config.export or ("export" in summary and (workdir / EXPORT).is_dir())
     report = workdir / REPORT
     if summary["rounds"] != config.rounds or not exported or not report.is_file():
         return {}
     log.info("%s holds this run, finished; more rounds go on from there: --config.rounds", workdir)
     return summary | {"report": str(report)}
-
-
-def write_json(path: Path, record: Any) -> None:
-    """Write a JSON file so that it is either the old one or the new one, never half of it."""
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(json.dumps(record, indent=2))
-    os.replace(partial, path)
