@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
+
+from gapo_jax.train.processes import Processes
 
 
 class RunInterrupted(Exception):
@@ -45,3 +47,17 @@ def stop_requests() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def stop_between_batches(
+    stop: StopRequest, processes: Processes, advance: Callable[[int], None]
+) -> Callable[[int], None]:
+    """Return `advance` for a phase that samples, which ends the run (RunInterrupted) after a batch
+    if any process was asked to stop. Such a phase writes its file at its end or not at all."""
+
+    def on_batch(done: int) -> None:
+        advance(done)
+        if signal_name := processes.first_word("batch", stop.signal_name):
+            raise RunInterrupted(signal_name)
+
+    return on_batch

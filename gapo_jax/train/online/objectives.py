@@ -9,9 +9,7 @@ import jax
 from gapo_jax.config import Config
 from gapo_jax.config.online import estimator, group_size, kl_in_loss
 from gapo_jax.losses import kl_loss, ppo_loss, rpo_loss, sequence_logprobs
-from gapo_jax.types import Experience
-
-Metrics = dict[str, jax.Array]
+from gapo_jax.types import Experience, Metrics
 
 
 def reduction(config: Config, experience: Experience) -> dict[str, Any]:
