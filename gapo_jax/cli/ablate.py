@@ -1,28 +1,28 @@
-"""Measure what each switch does: a few seeds with it, the same seeds without, a table.
+"""Measure what each switch does: train a few seeds with it and without it, print a table.
 
-    python scripts/ablate.py --config configs/ablation_tiny.py --seeds 5 --out runs/ablation
-    python scripts/ablate.py --config configs/gapo_quickstart.py --switch verified_labels ema \
+    gapo-jax ablate --config configs/ablation_tiny.py --seeds 5 --out runs/ablation
+    gapo-jax ablate --config configs/gapo_quickstart.py --switch verified_labels ema \
         --seeds 3 --set rounds=6 --out runs/ablation_smollm2
-    python scripts/ablate.py --config configs/ablation_tiny.py:ppo --out runs/ablation_ppo \
-        --set model.discriminator=runs/judge/export --switch preferential_responses \
-        --set-switched model.discriminator=runs/verify_responses/export
+    gapo-jax ablate --config configs/ablation_tiny.py:ppo --out runs/ablation_ppo \
+        --set model.discriminator=runs/reward_model/export --switch preferential_responses \
+        --set-switched model.discriminator=runs/response_model/export
 
-The baseline is GAPO as in the paper (PAPER): the given experiment without what is ours. Every run
-is the one of `scripts/train.py` with a few keys changed (SWITCHES); a run whose summary.json is
-there already is not made again, so the table can be built up over days, a switch at a time.
+The baseline is the given experiment with the settings of the paper (PAPER). Every run is a run of
+`train` with a few keys changed (SWITCHES). A run whose summary.json exists is read instead of
+repeated, so a table can be built up over days, one switch at a time.
 
-The numbers are by rule: the held-out constraint accuracy (strict, topics) after training, and for
-methods that play rounds the share of constraints that hold in the samples of the last third of the
-rounds. The effect of a switch is its mean difference to the baseline, paired by seed (same prompts,
-same starting networks, same sampling keys), with a 95% t interval over seeds. The table goes to
-the console and, with all single numbers, to OUT/ablation.json.
+The numbers come from the verifiers: the held-out constraint accuracy (strict, topics) after
+training and, for online methods, the share of constraints that hold in the samples of the last
+third of the rounds. The effect of a switch is its mean difference to the baseline, paired by seed
+(same prompts, starting networks and sampling keys), with a 95% t interval over seeds. The table
+goes to the console and, with every single number, to OUT/ablation.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ import numpy as np
 import scipy.stats
 
 from gapo_jax import io
+from gapo_jax.cli import program
+from gapo_jax.cli.experiment import load_config
 from gapo_jax.config import Config, change, finalize, lookup
 
 BASELINE = "baseline"
@@ -63,8 +65,8 @@ METRICS = ("instruction_strict", "prompt_strict", "samples_strict")
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Return the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(program("ablate"), description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True, help="an experiment: FILE.py or FILE.py:PRESET")
     parser.add_argument("--out", required=True, type=Path, help="folder of all runs")
     parser.add_argument("--seeds", type=int, default=5, help="how many")
@@ -81,17 +83,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="keys changed in every run but the baseline's",
     )
     return parser.parse_args(argv)
-
-
-def load_config(name: str) -> Config:
-    """Return `get_config(PRESET)` of an experiment file, given as FILE.py or FILE.py:PRESET."""
-    path, _, preset = name.partition(":")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    if spec is None or spec.loader is None or not Path(path).is_file():
-        raise FileNotFoundError(f"wanted an experiment file for --config, got {name}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(preset)
 
 
 def parse_value(text: str, like: Any) -> Any:
@@ -112,8 +103,8 @@ def experiment(args: argparse.Namespace, name: str, seed: int) -> Config:
     return change(config, SWITCHES.get(name, {}) | {"seed": seed, "export": False})
 
 
-def play(args: argparse.Namespace, name: str, seed: int) -> dict[str, float]:
-    """Run one (switch, seed), or read it if it was run before; return its metrics."""
+def measure(args: argparse.Namespace, name: str, seed: int) -> dict[str, float]:
+    """Run one (switch, seed), or read what an earlier call left; return its metrics."""
     from gapo_jax.train.main import execute
     from gapo_jax.train.runtime import stop_requests
 
@@ -125,7 +116,7 @@ def play(args: argparse.Namespace, name: str, seed: int) -> dict[str, float]:
 
 
 def measured(workdir: Path) -> dict[str, float]:
-    """Return the METRICS of a finished run; `samples_strict` only if it played rounds."""
+    """Return the METRICS of a finished run; `samples_strict` only of online methods."""
     summary = io.read_json(workdir / "summary.json")
     heldout = next(iter(summary["after"].values()))
     found = {name: heldout[name]["value"] for name in METRICS if name in heldout}
@@ -162,21 +153,22 @@ def table(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run all that is missing, then print and write the table."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the missing runs, then print and write the table."""
     args = parse(argv)
     names = [BASELINE, *(args.switch or SWITCHES)]
-    # Seed by seed, so that a table of fewer seeds is whole when the runs are cut short.
+    # Seed by seed: if the runs are cut short, there is a complete table of fewer seeds.
     results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for seed in range(args.first, args.first + args.seeds):
         for name in names:
-            results[name].append(play(args, name, seed))
+            results[name].append(measure(args, name, seed))
         args.out.mkdir(parents=True, exist_ok=True)
         given = {"config": args.config, "set": args.set, "set_switched": args.set_switched}
         record = given | {"results": results}
         io.write_json(args.out / "ablation.json", record)
     print(table(results))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,17 +1,17 @@
 r"""Throughput of sampling, scoring, every update and whole rounds, as JSON.
 
-    python scripts/benchmark.py sample --batch 32 --compare
-    python scripts/benchmark.py sample --batch 12 --samples 8
-    python scripts/benchmark.py sample --skewed --batch 16 --rows 64 --new-tokens 512 \
+    gapo-jax benchmark sample --batch 32 --compare
+    gapo-jax benchmark sample --batch 12 --samples 8
+    gapo-jax benchmark sample --skewed --batch 16 --rows 64 --new-tokens 512 \
         --layers 10 --repeats 1
-    python scripts/benchmark.py forward score policy_update --batch 8 --compare
-    python scripts/benchmark.py sft_step dpo_step --batch 8 --compare
-    python scripts/benchmark.py ppo_iteration --batch 16 --compare
-    python scripts/benchmark.py discriminator --compare
-    python scripts/benchmark.py round
-    python scripts/benchmark.py policy_memory --batch 8 --lora-rank 16
-    python scripts/benchmark.py logprob_memory --batch 32
-    python scripts/benchmark.py scaling --batch 4 --repeats 1
+    gapo-jax benchmark forward score policy_update --batch 8 --compare
+    gapo-jax benchmark sft_step dpo_step --batch 8 --compare
+    gapo-jax benchmark ppo_iteration --batch 16 --compare
+    gapo-jax benchmark discriminator --compare
+    gapo-jax benchmark round
+    gapo-jax benchmark policy_memory --batch 8 --lora-rank 16
+    gapo-jax benchmark logprob_memory --batch 32
+    gapo-jax benchmark scaling --batch 4 --repeats 1
 
 Each measurement runs once to compile and `--repeats` times to be measured, and reports median,
 least and greatest seconds, real and padded tokens and both per second (of the median), the seconds
@@ -33,14 +33,17 @@ import argparse
 import functools
 import json
 import sys
+from collections.abc import Sequence
 
 import jax
-from benchmarks.common import load
-from benchmarks.costs import measure_logprob_memory, measure_scaling
-from benchmarks.peers import TorchReference
-from benchmarks.rounds import measure_ppo_iteration, measure_round
-from benchmarks.sampling import measure_sample
-from benchmarks.training import (
+
+from gapo_jax.cli import program
+from gapo_jax.cli.benchmarks.common import load
+from gapo_jax.cli.benchmarks.costs import measure_logprob_memory, measure_scaling
+from gapo_jax.cli.benchmarks.peers import TorchReference
+from gapo_jax.cli.benchmarks.rounds import measure_ppo_iteration, measure_round
+from gapo_jax.cli.benchmarks.sampling import measure_sample
+from gapo_jax.cli.benchmarks.training import (
     measure_discriminator,
     measure_forward,
     measure_offline,
@@ -69,10 +72,12 @@ SHAPES = (
 ).split()
 
 
-def parse() -> argparse.Namespace:
-    """Return the command line."""
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse and check the command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        program("benchmark"),
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("what", nargs="+", choices=sorted(MEASUREMENTS))
     parser.add_argument("--model", help="HF folder, hub id or .gguf; default: the cached SmolLM2")
@@ -102,7 +107,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compare", action="store_true", help="run torch on the same too")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.compare and args.lora_rank:
         parser.error("--compare has no adapters in torch; leave out --lora-rank")
     if args.batch * args.samples % args.minibatch and "ppo_iteration" in args.what:
@@ -112,9 +117,9 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure what was asked for and print one JSON object."""
-    args = parse()
+    args = parse(argv)
     try:
         decoder, params, weights = load(args)
         reference = TorchReference(decoder, params, args.dtype) if args.compare else None

@@ -1,12 +1,12 @@
 """Preferential prompts out of anyone's data; look at data; make the product description set.
 
-    python scripts/build_data.py mine --source F [--responses R] --out DIR [--pairs N]
-    python scripts/build_data.py lint --source F [--model DIR] [--limit TOKENS]
-    python scripts/build_data.py products --out DIR [--products N]
+    gapo-jax build-data mine --source F [--responses R] --out DIR [--pairs N]
+    gapo-jax build-data lint --source F [--model DIR] [--limit TOKENS]
+    gapo-jax build-data products --out DIR [--products N]
 
 A source is a JSONL, JSON, CSV or Parquet file, a folder of `datasets`, or a dataset of the hub; its
 schema is recognised (README, "Your own data"). `mine` writes pairs.jsonl and pairs_test.jsonl,
-split by task, prompts_test.jsonl (prompts for scripts/evaluate.py), response_pairs.jsonl, README.md
+split by task, prompts_test.jsonl (prompts for `evaluate`), response_pairs.jsonl, README.md
 (the data card) and card.json; with --tfds a TFDS folder as well. --beam mines on many machines and
 writes all of these but response_pairs.jsonl. Rows that do not fit are named (`mine` writes them
 into left_out.txt) and counted; `mine --strict` ends at the first one.
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from gapo_jax import constraints, io
+from gapo_jax.cli import program
 from gapo_jax.data import mining, schemas, selection, sources, tables
 from gapo_jax.data.card import card, card_markdown
 from gapo_jax.data.lint import LintReport, lint
@@ -46,7 +47,9 @@ def _source_arguments(parser: argparse.ArgumentParser) -> None:
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse and check the command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        program("build-data"),
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
     look = commands.add_parser("lint", help="say what is in a source and what is wrong with it")

@@ -1,9 +1,9 @@
 """Models in and out, and the proof that they are the same.
 
-    python scripts/convert.py import SRC DST     HF folder, hub id or .gguf file -> Orbax
-    python scripts/convert.py export SRC DST     run, checkpoint or import -> HF folder
-    python scripts/convert.py export RUN DST --adapter    a LoRA run's adapter -> PEFT folder
-    python scripts/convert.py verify SRC         against transformers (needs torch)
+    gapo-jax convert import SRC DST     HF folder, hub id or .gguf file -> Orbax
+    gapo-jax convert export SRC DST     run, checkpoint or import -> HF folder
+    gapo-jax convert export RUN DST --adapter    a LoRA run's adapter -> PEFT folder
+    gapo-jax convert verify SRC         against transformers (needs torch)
 
 `import` and `export` also take a PEFT adapter (folder or hub id) and merge it into its base, the
 one that it names or --base. `export` takes the workdir of a run (its newest checkpoint, or --step),
@@ -32,6 +32,7 @@ import numpy as np
 
 from gapo_jax import hub, models
 from gapo_jax.checkpoint import CheckpointError
+from gapo_jax.cli import program
 from gapo_jax.data.tokenizer import chat_prompt, encode_prompts
 from gapo_jax.data.weights import WEIGHTS, locate
 from gapo_jax.rollout.sampler import make_sampler
@@ -306,7 +307,7 @@ def _greedy_equal(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(program("convert"), description=__doc__.splitlines()[0])
     tokenizer = "its source (HF folder, hub id), for a .gguf whose own we cannot read"
     base = "the base of a PEFT adapter, if not the one it names"
     dtype = "default: that of the source; float32 for what was trained and for GGUF"
@@ -338,9 +339,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run one of the three commands; errors go to standard error, with exit status 1."""
-    args = _parser().parse_args()
+    args = _parser().parse_args(argv)
     try:
         return args.run(args)
     except (FileNotFoundError, ValueError, CheckpointError) as error:

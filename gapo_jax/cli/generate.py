@@ -1,20 +1,22 @@
-"""Text from a model: an HF folder, a hub id, a .gguf file or the workdir of a run.
+"""Sample text from a model: an HF folder, a hub id, a .gguf file or the workdir of a run.
 
-    python scripts/generate.py --model runs/quickstart --prompt "Name three rivers." [--greedy]
+    gapo-jax generate --model runs/quickstart --prompt "Name three rivers." [--greedy]
 
 Several --prompt arguments are answered together. The system turn is the one that a run was trained
-with, of any other model that of its chat template; --system replaces it ("" leaves it empty).
---stop cuts the answer before a string.
+with, and for any other model the one of its chat template; --system replaces it ("" leaves it
+empty). --stop cuts the answer before a string.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 import jax
 
 from gapo_jax.checkpoint import CheckpointError
+from gapo_jax.cli import program
 from gapo_jax.rollout.generate import generate, prompt_width, row_keys
 from gapo_jax.rollout.sampler import make_sampler
 from gapo_jax.train.restore import load_any, trained_system
@@ -22,9 +24,9 @@ from gapo_jax.train.restore import load_any, trained_system
 SLOTS = 32  # rows decoded at a time where there are more prompts
 
 
-def parse() -> argparse.Namespace:
-    """Return the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(program("generate"), description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="HF folder, hub id, .gguf or workdir")
     parser.add_argument("--prompt", required=True, action="append", help="repeat for a batch")
     parser.add_argument("--tokenizer", help="its source, for a .gguf whose own we cannot read")
@@ -38,12 +40,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--stop", action="append", default=[], help="repeat for several strings")
     parser.add_argument("--greedy", action="store_true", help="temperature 0")
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> int:
-    """Load, sample, print."""
-    args = parse()
+def main(argv: Sequence[str] | None = None) -> int:
+    """Load, sample and print; return the exit status."""
+    args = parse(argv)
     try:
         loaded = load_any(args.model, step=args.step, tokenizer=args.tokenizer)
         if args.system is None:

@@ -10,6 +10,7 @@ import pytest
 from by_path import ROOT, load
 
 from gapo_jax import constraints, io
+from gapo_jax.cli import build_data as script
 from gapo_jax.constraints.text import MAX_TEXT
 from gapo_jax.data import mining, selection, sources
 from gapo_jax.data.card import card, card_markdown, histogram
@@ -18,7 +19,6 @@ from gapo_jax.data.recipe import Recipe
 from gapo_jax.types import Constraint, PreferentialPair
 
 ROWS = load("tests/data/rows.py").rows()
-script = load("scripts/build_data.py")
 TYPES = constraints.resolve(
     "no_comma number_words existence forbidden_words title number_sentences numbers".split()
 )

@@ -1,1 +1,1 @@
-"""The measurements of scripts/benchmark.py, by kind."""
+"""The measurements of gapo-jax benchmark, by kind."""

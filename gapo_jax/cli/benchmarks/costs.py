@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.common import SMOLLM2_SIZE, compiled, random_decoder
-from benchmarks.sampling import measure_sample
-from benchmarks.training import measure_policy_update
+from gapo_jax.cli.benchmarks.common import SMOLLM2_SIZE, compiled, random_decoder
+from gapo_jax.cli.benchmarks.sampling import measure_sample
+from gapo_jax.cli.benchmarks.training import measure_policy_update
 from gapo_jax.config import PPOConfig
 from gapo_jax.losses import chunked_logprobs
 from gapo_jax.models import Decoder

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import LEARNING_RATE, TEMPERATURE
+from gapo_jax.cli.benchmarks.common import LEARNING_RATE, TEMPERATURE
 from gapo_jax.config import Config
 from gapo_jax.models import Decoder, save_hf
 

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.common import TEMPERATURE, make_experience, make_prompts, spread, timed
-from benchmarks.training import generator_steps, token_counts
+from gapo_jax.cli.benchmarks.common import TEMPERATURE, make_experience, make_prompts, spread, timed
+from gapo_jax.cli.benchmarks.training import generator_steps, token_counts
 from gapo_jax.config import Config, finalize
 from gapo_jax.models import Decoder
 from gapo_jax.rollout.experience import build_experience

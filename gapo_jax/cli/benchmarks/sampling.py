@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.common import TEMPERATURE, make_prompts, timed
+from gapo_jax.cli.benchmarks.common import TEMPERATURE, make_prompts, timed
 from gapo_jax.models import Decoder
 from gapo_jax.rollout.sampler import make_sampler
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.common import (
+from gapo_jax.cli.benchmarks.common import (
     LEARNING_RATE,
     TEMPERATURE,
     compiled,
@@ -19,7 +19,7 @@ from benchmarks.common import (
     shapes_of,
     timed,
 )
-from benchmarks.peers import TorchDiscriminator
+from gapo_jax.cli.benchmarks.peers import TorchDiscriminator
 from gapo_jax.compilation import jit_step
 from gapo_jax.config import Config, presets
 from gapo_jax.models import Decoder
@@ -49,7 +49,7 @@ def spec_of(args: argparse.Namespace, decoder: Decoder, config: Config) -> Polic
     first = layers - (args.trainable_layers or layers)
     return PolicySpec(
         config=decoder.config,
-        first=first,
+        first_trainable_layer=first,
         temperature=TEMPERATURE,
         chunk=config.ppo.logprob_chunk,
         critic=config.model.critic,

@@ -8,32 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import ml_dtypes
 import numpy as np
-from flax import linen as nn
 
-from gapo_jax import hub, io
+from gapo_jax import hub
 from gapo_jax.models.decoder import Decoder
 from gapo_jax.models.encoder import Encoder
-from gapo_jax.models.head_code import AUTO_MAP, CODE, HEAD_FILE, MODULE
 from gapo_jax.models.heads import Discriminator, RewardModel
-from gapo_jax.models.hf import gguf as gguf_io
-from gapo_jax.models.hf import map as hf_map
-from gapo_jax.models.hf import model_card
+from gapo_jax.models.hf import gguf_file, parameter_map
 from gapo_jax.models.hf.files import (
     SafetensorsSource,
     open_safetensors,
     read_json,
-    replacing_folder,
-    save_tensors,
-    write_shards,
 )
+from gapo_jax.models.hf.head_code import HEAD_FILE
 
-DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 _Module = TypeVar("_Module")
 
 
@@ -69,10 +60,10 @@ def _check_vocabulary(folder: Path, vocab_size: int) -> None:
 
 def _open_folder(
     folder: Path, kind: str
-) -> tuple[hf_map.Architecture, hf_map.Config, SafetensorsSource]:
+) -> tuple[parameter_map.Architecture, parameter_map.Config, SafetensorsSource]:
     """Return architecture, config and tensors of an HF folder, having read no weight."""
     raw = read_json(folder / "config.json")
-    arch = hf_map.architecture(raw.get("model_type"), kind)
+    arch = parameter_map.architecture(raw.get("model_type"), kind)
     if raw.get("quantization_config"):
         method = raw["quantization_config"].get("quant_method", "unknown")
         raise ValueError(
@@ -89,7 +80,7 @@ def _open_folder(
     return arch, config, SafetensorsSource(folder)
 
 
-def inspect(src: str | os.PathLike[str]) -> tuple[hf_map.Config, str]:
+def inspect(src: str | os.PathLike[str]) -> tuple[parameter_map.Config, str]:
     """Return the config of an HF folder, a hub id or a `.gguf` file, and the one of `DTYPES` that
     all its weights have, having read no weight.
 
@@ -98,8 +89,8 @@ def inspect(src: str | os.PathLike[str]) -> tuple[hf_map.Config, str]:
     """
     path = hub.resolve(src)
     if path.is_file():
-        return gguf_io.read_config(hub.open_gguf(path))[1], "float32"
-    arch = hf_map.ARCHITECTURES.get(str(read_json(path / "config.json").get("model_type")))
+        return gguf_file.read_config(hub.open_gguf(path))[1], "float32"
+    arch = parameter_map.ARCHITECTURES.get(str(read_json(path / "config.json").get("model_type")))
     _, config, source = _open_folder(path, arch.kind if arch else "decoder")
     # Old BERT checkpoints also hold their positions, which are integers.
     found = {kind for kind in source.dtypes if kind.startswith(("F", "BF"))}
@@ -115,7 +106,7 @@ def network_of(src: str | os.PathLike[str]) -> str | None:
     if path.is_file():
         return "decoder"
     raw = read_json(path / "config.json")
-    arch = hf_map.ARCHITECTURES.get(str(raw.get("model_type")))
+    arch = parameter_map.ARCHITECTURES.get(str(raw.get("model_type")))
     verifiers = (raw.get("architectures") or [""])[0].endswith("ForSequenceClassification")
     if arch is None:
         return None
@@ -125,17 +116,17 @@ def network_of(src: str | os.PathLike[str]) -> str | None:
     return "reward model" if verifiers else "decoder"
 
 
-def _head_of(path: Path, arch: hf_map.Architecture, source: SafetensorsSource) -> str | None:
+def _head_of(path: Path, arch: parameter_map.Architecture, source: SafetensorsSource) -> str | None:
     """Return whose scalar head an encoder's folder has: "own" (`HEAD_FILE`), "hf", or None."""
     if (path / HEAD_FILE).is_file():
         return "own"
-    rules = hf_map.CLASSIFIERS[arch.model_type].rules
+    rules = parameter_map.CLASSIFIERS[arch.model_type].rules
     (last,) = (rule.hf for rule in rules if rule.path == "head/out/kernel")
     return "hf" if source.shapes.get(last, ())[:1] == (1,) else None
 
 
 def load_decoder(
-    src: str | os.PathLike[str], put: hf_map.Put | None = None, **overrides: Any
+    src: str | os.PathLike[str], put: parameter_map.Put | None = None, **overrides: Any
 ) -> tuple[Decoder, dict[str, Any]]:
     """Return `(decoder, params)` of an HF folder, a hub id or a `.gguf` file.
 
@@ -148,15 +139,18 @@ def load_decoder(
     """
     path = hub.resolve(src)
     if path.is_file():
-        config, params = gguf_io.load_gguf(path, put)
+        config, params = gguf_file.load_gguf(path, put)
     else:
         arch, config, source = _open_folder(path, "decoder")
-        params = hf_map.import_params(arch, config, source, put)
+        params = parameter_map.import_params(arch, config, source, put)
     return Decoder(dataclasses.replace(config, **overrides)), params  # type: ignore[arg-type]
 
 
 def load_reward_model(
-    src: str | os.PathLike[str], put: hf_map.Put | None = None, seed: int = 0, **overrides: Any
+    src: str | os.PathLike[str],
+    put: parameter_map.Put | None = None,
+    seed: int = 0,
+    **overrides: Any,
 ) -> tuple[RewardModel, dict[str, Any]]:
     """Return `(reward model, params)`: a decoder with a scalar head on its last real token.
 
@@ -172,16 +166,16 @@ def load_reward_model(
                 return leaf
             return put(f"decoder/{name}", leaf)
 
-        config, decoder = gguf_io.load_gguf(path, place)
+        config, decoder = gguf_file.load_gguf(path, place)
         decoder.pop("lm_head", None)
         params: dict[str, Any] = {"decoder": decoder}
     else:
         arch, config, source = _open_folder(path, "decoder")
-        arch = hf_map.reward_architecture(arch)
+        arch = parameter_map.reward_architecture(arch)
         if "score.weight" not in source.shapes:
             rules = tuple(rule for rule in arch.rules if rule.hf != "score.weight")
             arch = dataclasses.replace(arch, rules=rules)
-        params = hf_map.import_params(arch, config, source, put)
+        params = parameter_map.import_params(arch, config, source, put)
     if "head" not in params:
         kernel = np.random.default_rng(seed).normal(0.0, 0.02, (config.d_model, 1))
         leaf = kernel.astype(np.float32)
@@ -190,14 +184,14 @@ def load_reward_model(
 
 
 def load_encoder(
-    src: str | os.PathLike[str], put: hf_map.Put | None = None, **overrides: Any
+    src: str | os.PathLike[str], put: parameter_map.Put | None = None, **overrides: Any
 ) -> tuple[Encoder, dict[str, Any]]:
     """Return `(encoder, params)` of an HF folder or hub id; as `load_decoder`, no GGUF.
 
     BERT's pooler and task heads are left out: the encoder ends with its hidden states.
     """
     arch, config, source = _open_folder(_encoder_folder(src), "encoder")
-    params = hf_map.import_params(arch, config, source, put)
+    params = parameter_map.import_params(arch, config, source, put)
     return Encoder(dataclasses.replace(config, **overrides)), params  # type: ignore[arg-type]
 
 
@@ -211,7 +205,7 @@ def _encoder_folder(src: str | os.PathLike[str]) -> Path:
 
 def load_discriminator(
     src: str | os.PathLike[str],
-    put: hf_map.Put | None = None,
+    put: parameter_map.Put | None = None,
     pooling: str = "mean",
     hidden_dim: int | None = None,
     **overrides: Any,
@@ -228,17 +222,19 @@ def load_discriminator(
     head = _head_of(path, arch, source)
     fields = dataclasses.replace(config, **overrides)
     if head == "hf":
-        params = hf_map.import_params(hf_map.CLASSIFIERS[arch.model_type], config, source, put)
+        params = parameter_map.import_params(
+            parameter_map.CLASSIFIERS[arch.model_type], config, source, put
+        )
         return Discriminator(fields, "hf"), params  # type: ignore[arg-type]
     params: dict[str, Any] = {}
     if head == "own":
         params["head"], pooling, hidden_dim = _read_head(path / HEAD_FILE, put)
     place = None if put is None else lambda name, leaf: put(f"encoder/{name}", leaf)
-    params["encoder"] = hf_map.import_params(arch, config, source, place)
+    params["encoder"] = parameter_map.import_params(arch, config, source, place)
     return Discriminator(fields, pooling, hidden_dim), params  # type: ignore[arg-type]
 
 
-def _read_head(path: Path, put: hf_map.Put | None) -> tuple[dict[str, Any], str, int | None]:
+def _read_head(path: Path, put: parameter_map.Put | None) -> tuple[dict[str, Any], str, int | None]:
     """Return parameters, pooling and hidden width of a head that `save_hf` wrote."""
     with open_safetensors(path) as file:
         pooling = (file.metadata() or {}).get("pooling")
@@ -255,113 +251,3 @@ def _read_head(path: Path, put: hf_map.Put | None) -> tuple[dict[str, Any], str,
         layer, part = name.split("/")
         head[layer][part] = leaf if put is None else put(f"head/{name}", leaf)
     return head, pooling, leaves["up/bias"].shape[0] if "up" in layers else None
-
-
-def save_hf(
-    module: nn.Module,
-    params: Mapping[str, Any],
-    folder: str | os.PathLike[str],
-    tokenizer: Any = None,
-    *,
-    dtype: str = "float32",
-    method: str | None = None,
-    base: str | None = None,
-    metrics: Mapping[str, Any] | None = None,
-    max_shard_bytes: int = 5 * 10**9,
-) -> Path:
-    """Write a `Decoder`, `Encoder`, `Discriminator` or `RewardModel` for transformers to load.
-
-    config.json, safetensors in `dtype` (sharded with an index above `max_shard_bytes`), tokenizer
-    files with the chat template, generation_config.json for decoders, and a README.md that names
-    `method`, `base` and `metrics`. The folder appears when whole; an earlier export there is
-    replaced. A discriminator with pooling "hf" (or a head that is the same function) becomes the
-    AutoModelForSequenceClassification of its family; any other one is written as its encoder
-    (without pooler), discriminator_head.safetensors, which the card explains, and the Python file
-    with which AutoModelForSequenceClassification loads both under `trust_remote_code=True`. Returns
-    the folder.
-
-    Raises ValueError for an unknown dtype, parameters that are not the module's, a tokenizer with
-    ids outside the embedding, or a folder that holds something else.
-    """
-    if dtype not in DTYPES:
-        raise ValueError(f"Wanted dtype in {sorted(DTYPES)}, got {dtype!r}.")
-    arch, config, trees = _layout(module, params)
-    if tokenizer is not None and max(tokenizer.get_vocab().values()) >= config.vocab_size:
-        raise ValueError(
-            f"Wanted token ids below the vocabulary of {config.vocab_size}, got a tokenizer "
-            f"of {len(tokenizer)} tokens. Pass the tokenizer that belongs to the model."
-        )
-    raw = {
-        "architectures": [arch.class_name],
-        "model_type": arch.model_type,
-        "dtype": dtype,
-        "torch_dtype": dtype,
-        **arch.from_config(config),
-    }
-    _check_family(arch, config, raw)
-    if isinstance(module, (RewardModel, Discriminator)):
-        raw |= {"id2label": {"0": "OBEYS"}, "label2id": {"OBEYS": 0}}
-    if "head" in trees:
-        raw["auto_map"] = AUTO_MAP
-    with replacing_folder(Path(folder)) as target:
-        tensors = hf_map.export_tensors(arch, config, trees["model"])
-        write_shards(target, tensors, np.dtype(DTYPES[dtype]), max_shard_bytes)
-        io.write_json(target / "config.json", raw)
-        if isinstance(module, Decoder):
-            keys = ("eos_token_id", "pad_token_id", "bos_token_id")
-            io.write_json(target / "generation_config.json", {key: raw[key] for key in keys})
-        if tokenizer is not None:
-            _write_tokenizer(target, tokenizer)
-        if "head" in trees:
-            head = {path: np.asarray(leaf) for path, leaf in hf_map.flatten(trees["head"])}
-            save_tensors(target / HEAD_FILE, head, "np", pooling=module.pooling)
-            (target / f"{MODULE}.py").write_text(CODE, encoding="utf-8")
-        card = model_card.write(module, arch, dtype, method, base, metrics)
-        (target / "README.md").write_text(card, encoding="utf-8")
-    return Path(folder)
-
-
-def _layout(
-    module: nn.Module, params: Mapping[str, Any]
-) -> tuple[hf_map.Architecture, hf_map.Config, dict[str, Any]]:
-    """Return the architecture to write as, the config, and the trees {"model"[, "head"]}."""
-    if isinstance(module, (Decoder, Encoder)):
-        return hf_map.architecture_of(module.config), module.config, {"model": params}
-    if isinstance(module, RewardModel):
-        arch = hf_map.reward_architecture(hf_map.architecture_of(module.config))
-        return arch, module.config, {"model": params}
-    if not isinstance(module, Discriminator):
-        raise ValueError(
-            "Wanted a Decoder, Encoder, Discriminator or RewardModel, got a "
-            f"{type(module).__name__}. Pass the network and its own parameter tree."
-        )
-    if module.is_hf:
-        return hf_map.classifier_of(module.config), module.config, {"model": params}
-    trees = {"model": params["encoder"], "head": params["head"]}
-    return hf_map.architecture_of(module.config), module.config, trees
-
-
-def _check_family(arch: hf_map.Architecture, config: hf_map.Config, raw: Mapping[str, Any]) -> None:
-    """Raise ValueError if config.json of the family cannot say what the network's config says."""
-    back = arch.to_config(raw)
-    # How to compute, which no config.json holds.
-    skipped = ("dtype", "remat", "scan_unroll", "attention")
-    lost = {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(config)
-        if field.name not in skipped and getattr(config, field.name) != getattr(back, field.name)
-    }
-    if lost:
-        raise ValueError(
-            f"Wanted a network that config.json of {arch.model_type!r} can describe, got {lost}, "
-            f"which it cannot. Set `family` of the {type(config).__name__} to the one that has it."
-        )
-
-
-def _write_tokenizer(folder: Path, tokenizer: Any) -> None:
-    """Write tokenizer files, under the class name that transformers 4 and 5 both know."""
-    tokenizer.save_pretrained(folder)
-    path = folder / "tokenizer_config.json"
-    settings = read_json(path)
-    if settings.get("tokenizer_class") == "TokenizersBackend":
-        io.write_json(path, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})

@@ -2,7 +2,7 @@
 
 All families but GPT-2 spell what they share alike, so one list of rows serves them; which rows
 exist follows from the config. To add a family: extend the rows, write its two config translations
-in `hf_config`, and add an `Architecture`.
+in `decoder_configs`, and add an `Architecture`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 
 from gapo_jax.models.decoder_config import DecoderConfig
-from gapo_jax.models.hf import config as hf_config
-from gapo_jax.models.hf.rules import Architecture, Rule
+from gapo_jax.models.hf import decoder_configs
+from gapo_jax.models.hf.architecture import Architecture, Rule
 
 # Conditions on the config.
 
@@ -166,8 +166,8 @@ LLAMA = Architecture(
     class_name="LlamaForCausalLM",
     kind="decoder",
     rules=_LLAMA_RULES,
-    to_config=hf_config.llama_to_config,
-    from_config=hf_config.llama_from_config,
+    to_config=decoder_configs.llama_to_config,
+    from_config=decoder_configs.llama_from_config,
     # Rotary tables that old versions stored.
     ignored=(r".*\.rotary_emb\.inv_freq",),
     gguf_name="llama",
@@ -192,22 +192,22 @@ _GPT2 = Architecture(
     class_name="GPT2LMHeadModel",
     kind="decoder",
     rules=_GPT2_RULES,
-    to_config=hf_config.gpt2_to_config,
-    from_config=hf_config.gpt2_from_config,
+    to_config=decoder_configs.gpt2_to_config,
+    from_config=decoder_configs.gpt2_from_config,
     # Causal masks; the first releases also lack the prefix.
     ignored=(r".*\.attn\.(masked_)?bias",),
     aliases=((r"^(h\.\d+|wte|wpe|ln_f)\.", r"transformer.\g<0>"),),
 )
 DECODERS = (
     LLAMA,
-    _like_llama("qwen2", "Qwen2ForCausalLM", hf_config.qwen2_to_config, "qwen2"),
-    _like_llama("qwen3", "Qwen3ForCausalLM", hf_config.qwen3_to_config, "qwen3"),
+    _like_llama("qwen2", "Qwen2ForCausalLM", decoder_configs.qwen2_to_config, "qwen2"),
+    _like_llama("qwen3", "Qwen3ForCausalLM", decoder_configs.qwen3_to_config, "qwen3"),
     # llama.cpp calls Mistral "llama", and has no window for it.
-    _like_llama("mistral", "MistralForCausalLM", hf_config.mistral_to_config, None),
-    _like_llama("gemma2", "Gemma2ForCausalLM", hf_config.gemma2_to_config, "gemma2"),
-    _like_llama("gemma3_text", "Gemma3ForCausalLM", hf_config.gemma3_to_config, "gemma3"),
-    _like_llama("phi3", "Phi3ForCausalLM", hf_config.phi3_to_config, "phi3", _PHI3_RULES),
-    _like_llama("olmo2", "Olmo2ForCausalLM", hf_config.olmo2_to_config, "olmo2"),
+    _like_llama("mistral", "MistralForCausalLM", decoder_configs.mistral_to_config, None),
+    _like_llama("gemma2", "Gemma2ForCausalLM", decoder_configs.gemma2_to_config, "gemma2"),
+    _like_llama("gemma3_text", "Gemma3ForCausalLM", decoder_configs.gemma3_to_config, "gemma3"),
+    _like_llama("phi3", "Phi3ForCausalLM", decoder_configs.phi3_to_config, "phi3", _PHI3_RULES),
+    _like_llama("olmo2", "Olmo2ForCausalLM", decoder_configs.olmo2_to_config, "olmo2"),
     _GPT2,
 )
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gapo_jax.models.encoder_config import EncoderConfig
-from gapo_jax.models.hf.config import accept_only, required
+from gapo_jax.models.hf.decoder_configs import accept_only, required
 
 
 def _shape(raw: Mapping[str, Any], **fields: Any) -> EncoderConfig:

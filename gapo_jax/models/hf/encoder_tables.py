@@ -1,5 +1,5 @@
 """The tables of the encoder families, and of the sequence classifiers as which discriminators are
-exported. To add a family: write its rows here and its translations in `hf_encoder_config`."""
+exported. To add a family: write its rows here and its translations in `encoder_configs`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gapo_jax.models.encoder_config import EncoderConfig
-from gapo_jax.models.hf import encoder_config as translate
-from gapo_jax.models.hf.rules import Architecture, Rule
+from gapo_jax.models.hf import encoder_configs
+from gapo_jax.models.hf.architecture import Architecture, Rule
 
 
 def _affine(hf: str, path: str, shape: str, bias: bool = True) -> list[Rule]:
@@ -142,32 +142,32 @@ _FAMILIES = (
         "Bert",
         BERT_RULES,
         _head("bert.pooler.dense", "classifier"),
-        translate.bert_to_config,
-        translate.bert_from_config,
+        encoder_configs.bert_to_config,
+        encoder_configs.bert_from_config,
     ),
     _family(
         "roberta",
         "Roberta",
         BERT_RULES,
         _TANH_HEAD,
-        translate.roberta_to_config,
-        translate.roberta_from_config,
+        encoder_configs.roberta_to_config,
+        encoder_configs.roberta_from_config,
     ),
     _family(
         "longformer",
         "Longformer",
         LONGFORMER_RULES,
         _TANH_HEAD,
-        translate.longformer_to_config,
-        translate.longformer_from_config,
+        encoder_configs.longformer_to_config,
+        encoder_configs.longformer_from_config,
     ),
     _family(
         "modernbert",
         "ModernBert",
         MODERNBERT_RULES,
         _head("head.dense", "classifier", bias=False) + _norm("head.norm", "head/norm", bias=False),
-        translate.modernbert_to_config,
-        translate.modernbert_from_config,
+        encoder_configs.modernbert_to_config,
+        encoder_configs.modernbert_from_config,
         prefix="model",
     ),
     _family(
@@ -175,8 +175,8 @@ _FAMILIES = (
         "DebertaV2",
         DEBERTA_RULES,
         _head("pooler.dense", "classifier"),
-        translate.deberta_to_config,
-        translate.deberta_from_config,
+        encoder_configs.deberta_to_config,
+        encoder_configs.deberta_from_config,
         prefix="deberta",
     ),
 )

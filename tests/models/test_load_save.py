@@ -18,7 +18,10 @@ from gapo_jax import hub, models
 from gapo_jax.data.tiny_tokenizer import character_tokenizer
 from gapo_jax.data.tokenizer import chat_prompt, load_tokenizer
 from gapo_jax.models import Decoder, DecoderConfig, Encoder, EncoderConfig
-from gapo_jax.models.hf.io import load_decoder, load_encoder, save_hf
+from gapo_jax.models.hf import parameter_map
+from gapo_jax.models.hf.files import SafetensorsSource
+from gapo_jax.models.hf.load import load_decoder, load_encoder
+from gapo_jax.models.hf.save import save_hf
 
 CONFIG = DecoderConfig(
     vocab_size=110,
@@ -177,7 +180,7 @@ def test_parameters_are_streamed(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert params["layers"]["mlp"]["up"]["kernel"] == "layers/mlp/up/kernel"
-    assert sizes.keys() == {path for path, _ in models.hf_map.flatten(params)}
+    assert sizes.keys() == {path for path, _ in parameter_map.flatten(params)}
     largest = max(sizes.values())
     assert largest + largest / 6 < peak < 1.5 * largest < 0.5 * sum(sizes.values())
 
@@ -229,7 +232,7 @@ def test_vocabulary_larger_than_the_embedding(folder):
 def test_a_vocabulary_in_older_files_is_checked_too(folder, monkeypatch, name, text):
     (folder / "tokenizer.json").unlink()
     (folder / name).write_text(text)
-    monkeypatch.setattr(models.hf_io.SafetensorsSource, "__init__", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr(SafetensorsSource, "__init__", lambda *_: pytest.fail("read"))
     with pytest.raises(ValueError, match=f"below vocab_size 110 .*, got id 110 in {name}"):
         load_decoder(folder)
 
@@ -277,8 +280,8 @@ def write_gguf(path, params, quantise=None, replaced=None, config=CONFIG, **meta
     for key, value in metadata.items():
         add = writer.add_string if isinstance(value, str) else writer.add_uint32
         add(key.replace("__", "."), value)
-    names = {rule.hf: rule for rule in models.hf_map.rules_of(arch, config)}
-    for name, tensor in models.hf_map.export_tensors(arch, config, params):
+    names = {rule.hf: rule for rule in parameter_map.rules_of(arch, config)}
+    for name, tensor in parameter_map.export_tensors(arch, config, params):
         layer = name.split(".")[2] if ".layers." in name else None
         generic = name if layer is None else name.replace(f".{layer}.", ".{layer}.", 1)
         if "q_proj" in name or "k_proj" in name:
@@ -354,7 +357,7 @@ def test_a_reward_model_out_of_gguf_places_what_it_keeps(tmp_path):
         path, put=lambda name, leaf: placed.setdefault(name, leaf)
     )
     assert module.config == config
-    flat = dict(models.hf_map.flatten(params))
+    flat = dict(parameter_map.flatten(params))
     assert placed.keys() == flat.keys() and all(placed[name] is flat[name] for name in placed)
     shapes = jax.eval_shape(module.init, jax.random.key(0), *[np.zeros((1, 2), np.int32)] * 2)
     assert jax.tree.structure(params) == jax.tree.structure(shapes["params"])

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from gapo_jax.models import Decoder, DecoderConfig, Discriminator, Encoder, EncoderConfig
-from gapo_jax.models.hf import map as hf_map
-from gapo_jax.models.hf.config import (
+from gapo_jax.models.hf import parameter_map
+from gapo_jax.models.hf.decoder_configs import (
     gemma2_to_config,
     gemma3_to_config,
     gpt2_to_config,
@@ -20,7 +20,7 @@ from gapo_jax.models.hf.config import (
     phi3_to_config,
     qwen2_to_config,
 )
-from gapo_jax.models.hf.encoder_config import bert_to_config
+from gapo_jax.models.hf.encoder_configs import bert_to_config
 
 DECODER = DecoderConfig(
     vocab_size=40, num_layers=3, d_model=12, num_heads=3, num_kv_heads=1, head_dim=6, d_ff=20
@@ -50,14 +50,14 @@ def _params(module):
 
 
 CASES = {
-    "tied decoder": (hf_map.ARCHITECTURES["llama"], DECODER, Decoder(DECODER)),
+    "tied decoder": (parameter_map.ARCHITECTURES["llama"], DECODER, Decoder(DECODER)),
     "untied decoder": (
-        hf_map.ARCHITECTURES["llama"],
+        parameter_map.ARCHITECTURES["llama"],
         dataclasses.replace(DECODER, tie_embeddings=False),
         Decoder(dataclasses.replace(DECODER, tie_embeddings=False)),
     ),
-    "encoder": (hf_map.ARCHITECTURES["bert"], ENCODER, Encoder(ENCODER)),
-    "classifier": (hf_map.classifier_of(ENCODER), ENCODER, Discriminator(ENCODER, "hf")),
+    "encoder": (parameter_map.ARCHITECTURES["bert"], ENCODER, Encoder(ENCODER)),
+    "classifier": (parameter_map.classifier_of(ENCODER), ENCODER, Discriminator(ENCODER, "hf")),
 }
 
 
@@ -65,11 +65,11 @@ CASES = {
 def test_tables_cover_the_networks_and_both_directions_agree(case):
     arch, config, module = CASES[case]
     params = _params(module)
-    tensors = Tensors(hf_map.export_tensors(arch, config, params))
-    back = hf_map.import_params(arch, config, tensors)
+    tensors = Tensors(parameter_map.export_tensors(arch, config, params))
+    back = parameter_map.import_params(arch, config, tensors)
     assert jax.tree.structure(back) == jax.tree.structure(params)
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, back, params)))
-    again = dict(hf_map.export_tensors(arch, config, back))
+    again = dict(parameter_map.export_tensors(arch, config, back))
     assert again.keys() == tensors.keys()
     assert all(np.array_equal(again[name], tensors[name]) for name in tensors)
     assert tensors.reads == len(tensors)
@@ -78,7 +78,7 @@ def test_tables_cover_the_networks_and_both_directions_agree(case):
 @pytest.fixture
 def llama():
     arch, config, module = CASES["tied decoder"]
-    return arch, config, Tensors(hf_map.export_tensors(arch, config, _params(module)))
+    return arch, config, Tensors(parameter_map.export_tensors(arch, config, _params(module)))
 
 
 def test_missing_and_unknown_tensors_are_both_listed_before_any_read(llama):
@@ -86,7 +86,7 @@ def test_missing_and_unknown_tensors_are_both_listed_before_any_read(llama):
     del tensors["model.layers.1.mlp.up_proj.weight"]
     tensors["model.layers.3.input_layernorm.weight"] = np.zeros(12, np.float32)
     with pytest.raises(ValueError) as error:
-        hf_map.import_params(arch, config, tensors)
+        parameter_map.import_params(arch, config, tensors)
     assert "without a parameter: 1 (model.layers.3.input_layernorm.weight)" in str(error.value)
     assert "without a tensor: 1 (model.layers.1.mlp.up_proj.weight)" in str(error.value)
     assert tensors.reads == 0
@@ -94,20 +94,20 @@ def test_missing_and_unknown_tensors_are_both_listed_before_any_read(llama):
 
 def test_one_tensor_under_two_spellings_is_refused():
     arch, config, module = CASES["encoder"]
-    tensors = Tensors(hf_map.export_tensors(arch, config, _params(module)))
+    tensors = Tensors(parameter_map.export_tensors(arch, config, _params(module)))
     name = "embeddings.LayerNorm.weight"
     tensors["bert.embeddings.LayerNorm.gamma"] = tensors[name]
     with pytest.raises(ValueError, match=r"without a parameter: 1 \(bert.embeddings"):
-        hf_map.import_params(arch, config, tensors)
+        parameter_map.import_params(arch, config, tensors)
     del tensors[name]
-    hf_map.import_params(arch, config, tensors)
+    parameter_map.import_params(arch, config, tensors)
 
 
 def test_wrong_shape_is_refused_before_any_read(llama):
     arch, config, tensors = llama
     tensors["model.layers.0.self_attn.k_proj.weight"] = np.zeros((12, 12), np.float32)
     with pytest.raises(ValueError, match=r"Wanted shape \(6, 12\) for model.layers.0.self_attn.k"):
-        hf_map.import_params(arch, config, tensors)
+        parameter_map.import_params(arch, config, tensors)
     assert tensors.reads == 0
 
 
@@ -115,9 +115,9 @@ def test_what_carries_nothing_is_ignored(llama):
     arch, config, tensors = llama
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(3, np.float32)
-    hf_map.import_params(arch, config, tensors)
+    parameter_map.import_params(arch, config, tensors)
     untied = dataclasses.replace(config, tie_embeddings=False)
-    assert "lm_head" in hf_map.import_params(arch, untied, tensors)
+    assert "lm_head" in parameter_map.import_params(arch, untied, tensors)
 
 
 def test_export_refuses_another_tree():
@@ -126,22 +126,22 @@ def test_export_refuses_another_tree():
     params["adapter"] = {"kernel": np.zeros(3)}
     del params["final_norm"]
     with pytest.raises(ValueError) as error:
-        hf_map.export_tensors(arch, config, params)
+        parameter_map.export_tensors(arch, config, params)
     assert "1 (adapter/kernel)" in str(error.value) and "1 (final_norm/scale)" in str(error.value)
     with pytest.raises(ValueError, match=r"for parameter embed/embedding, got \(40, 12\)"):
         other = dataclasses.replace(config, vocab_size=41)
-        hf_map.export_tensors(arch, other, _params(module))
+        parameter_map.export_tensors(arch, other, _params(module))
 
 
 def test_unknown_architecture_names_the_nearest():
     with pytest.raises(ValueError, match="got model_type 'llama4'.*nearest supported.*'llama'"):
-        hf_map.architecture("llama4", "decoder")
+        parameter_map.architecture("llama4", "decoder")
     with pytest.raises(ValueError, match="got model_type 'gemma3'.*choice is 'gemma3_text'"):
-        hf_map.architecture("gemma3", "decoder")
+        parameter_map.architecture("gemma3", "decoder")
     with pytest.raises(ValueError, match="got model_type 'rwkv'.*choice is 'llama'"):
-        hf_map.architecture("rwkv", "decoder")
+        parameter_map.architecture("rwkv", "decoder")
     with pytest.raises(ValueError, match="Wanted an encoder"):
-        hf_map.architecture("llama", "encoder")
+        parameter_map.architecture("llama", "encoder")
 
 
 LLAMA = {

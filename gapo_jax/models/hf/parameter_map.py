@@ -1,4 +1,4 @@
-"""Hugging Face tensors <-> parameters, by the tables of `hf_decoders` and `hf_encoders`, both ways.
+"""Hugging Face tensors <-> parameters, by `decoder_tables` and `encoder_tables`, both ways.
 
 A row (`Rule`) names a tensor and the parameter or parameters that it fills. Import uses every
 tensor exactly once and fills every parameter exactly once, or raises with both lists; export is the
@@ -16,9 +16,9 @@ import numpy as np
 
 from gapo_jax.models.decoder_config import DecoderConfig
 from gapo_jax.models.encoder_config import EncoderConfig
-from gapo_jax.models.hf.decoders import DECODERS, reward_architecture
-from gapo_jax.models.hf.encoders import CLASSIFIERS, ENCODERS
-from gapo_jax.models.hf.rules import Architecture, Config, Rule, TensorSource
+from gapo_jax.models.hf.architecture import Architecture, Config, Rule, TensorSource
+from gapo_jax.models.hf.decoder_tables import DECODERS, reward_architecture
+from gapo_jax.models.hf.encoder_tables import CLASSIFIERS, ENCODERS
 
 __all__ = ["Architecture", "Config", "Rule", "TensorSource", "reward_architecture"]
 

@@ -1,4 +1,4 @@
-"""The rows that the tables of `hf_decoders` and `hf_encoders` are made of; `hf_map` reads them."""
+"""The rows of `decoder_tables` and `encoder_tables`, which `parameter_map` reads."""
 
 from __future__ import annotations
 

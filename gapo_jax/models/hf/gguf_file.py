@@ -19,10 +19,12 @@ from gguf.quants import dequantize
 
 from gapo_jax import hub
 from gapo_jax.models.decoder_config import DecoderConfig
-from gapo_jax.models.hf import map as hf_map
+from gapo_jax.models.hf import parameter_map
 
 # llama.cpp's names of the families whose files we read.
-_FAMILIES = {arch.gguf_name: arch for arch in hf_map.ARCHITECTURES.values() if arch.gguf_name}
+_FAMILIES = {
+    arch.gguf_name: arch for arch in parameter_map.ARCHITECTURES.values() if arch.gguf_name
+}
 # GGUF metadata key (behind the architecture's name) -> config.json key.
 _CONFIG_KEYS = {
     "block_count": "num_hidden_layers",
@@ -47,7 +49,7 @@ _QUANTISATIONS = tuple(
 )
 
 
-def read_config(reader: gguf.GGUFReader) -> tuple[hf_map.Architecture, DecoderConfig]:
+def read_config(reader: gguf.GGUFReader) -> tuple[parameter_map.Architecture, DecoderConfig]:
     """Return the architecture and config that the metadata states.
 
     Raises ValueError for an architecture or a feature (rope scaling, experts) that we lack, and for
@@ -129,19 +131,19 @@ def _shape(tensor: gguf.ReaderTensor) -> tuple[int, ...]:
 
 
 class GGUFSource:
-    """The tensors of a GGUF file under HF names: a `hf_map.TensorSource`.
+    """The tensors of a GGUF file under HF names: a `parameter_map.TensorSource`.
 
     A tensor that the table does not know keeps its GGUF name, and so turns up in `match`'s error.
     """
 
     def __init__(
-        self, reader: gguf.GGUFReader, arch: hf_map.Architecture, config: DecoderConfig
+        self, reader: gguf.GGUFReader, arch: parameter_map.Architecture, config: DecoderConfig
     ) -> None:
         """Index the file. Raises ValueError on a quantisation we do not expand."""
         self._config = config
         self._heads = {"N": config.num_heads, "K": config.num_kv_heads}
-        rules = hf_map.rules_of(arch, config)
-        self._tensors: dict[str, tuple[gguf.ReaderTensor, hf_map.Rule | None]] = {}
+        rules = parameter_map.rules_of(arch, config)
+        self._tensors: dict[str, tuple[gguf.ReaderTensor, parameter_map.Rule | None]] = {}
         for tensor in reader.tensors:
             if tensor.tensor_type not in _QUANTISATIONS:
                 names = [kind.name for kind in _QUANTISATIONS]
@@ -169,7 +171,9 @@ class GGUFSource:
         return pairs.swapaxes(1, 2).reshape(values.shape)
 
 
-def _hf_name(name: str, rules: Sequence[hf_map.Rule]) -> tuple[str, hf_map.Rule | None]:
+def _hf_name(
+    name: str, rules: Sequence[parameter_map.Rule]
+) -> tuple[str, parameter_map.Rule | None]:
     """Return the HF name and row of a GGUF tensor, or its own name and None."""
     layer = re.match(r"blk\.(\d+)\.", name)
     generic = re.sub(r"^blk\.\d+\.", "blk.{layer}.", name)
@@ -179,12 +183,14 @@ def _hf_name(name: str, rules: Sequence[hf_map.Rule]) -> tuple[str, hf_map.Rule 
     return name, None
 
 
-def load_gguf(path: Path, put: hf_map.Put | None = None) -> tuple[DecoderConfig, dict[str, Any]]:
+def load_gguf(
+    path: Path, put: parameter_map.Put | None = None
+) -> tuple[DecoderConfig, dict[str, Any]]:
     """Return `(config, params)` of a GGUF file; params float32 numpy, or as `put` places them.
 
     Raises FileNotFoundError and ValueError as `hub.open_gguf`, `read_config` and
-    `hf_map.import_params` do.
+    `parameter_map.import_params` do.
     """
     reader = hub.open_gguf(path)
     arch, config = read_config(reader)
-    return config, hf_map.import_params(arch, config, GGUFSource(reader, arch, config), put)
+    return config, parameter_map.import_params(arch, config, GGUFSource(reader, arch, config), put)

@@ -1,7 +1,8 @@
 """LoRA adapters in and out in the format of PEFT: adapter_config.json, adapter_model.safetensors.
 
-The names come from the architecture's table in `hf_map`, as those of whole models do. PEFT keeps
-`lora_A.weight` [E, in] and `lora_B.weight` [out, E] a layer and puts alpha / E into the forward.
+The names come from the architecture's table, as they do for whole models. PEFT stores
+`lora_A.weight` [E, in] and `lora_B.weight` [out, E] per layer and multiplies by alpha / E in the
+forward pass.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from gapo_jax import io
 from gapo_jax.models.decoder import Decoder
 from gapo_jax.models.decoder_config import DecoderConfig
-from gapo_jax.models.hf import map as hf_map
+from gapo_jax.models.hf import parameter_map
 from gapo_jax.models.hf.files import open_safetensors, replacing_folder, save_tensors
 from gapo_jax.models.hf.model_card import MARK
 from gapo_jax.models.lora import Adapters, kernels, put
@@ -71,7 +72,7 @@ def _modules(config: DecoderConfig) -> dict[str, list[str]]:
     """Return {"model.layers.{layer}.self_attn.q_proj": ["attn/q"]} of all matrices of a layer; one
     that the Hugging Face model keeps joined lists its parts in order."""
     found = {}
-    for rule in hf_map.rules_of(hf_map.architecture_of(config), config):
+    for rule in parameter_map.rules_of(parameter_map.architecture_of(config), config):
         parts = [re.fullmatch(r"layers/(.+)/kernel", path) for path in rule.path.split()]
         if "{layer}" in rule.hf and all(parts):
             found[rule.hf.removesuffix(".weight")] = [part[1] for part in parts if part]
@@ -182,7 +183,7 @@ def _record(
     base: str | None,
 ) -> dict[str, Any]:
     """Return the contents of adapter_config.json."""
-    arch = hf_map.architecture_of(config)
+    arch = parameter_map.architecture_of(config)
     rank = next(iter(adapters.pairs.values()))["a"].shape[-1]
     suffixes = _suffixes(_modules(config))
     ranks = {suffixes[module]: a_LDE.shape[-1] for module, (a_LDE, _) in joined.items()}
