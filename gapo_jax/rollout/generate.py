@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Key
 from transformers import PreTrainedTokenizerFast
 
+from gapo_jax.data.batching import round_up
 from gapo_jax.data.tokenizer import chat_prompt, decode_responses, encode_prompts
 from gapo_jax.rollout.continuous import ContinuousSampler
 from gapo_jax.rollout.sampler import Sampler
@@ -74,7 +75,7 @@ def prompt_width(
             f"a prompt has {lengths[longest]} tokens, but config.data.max_prompt_tokens={limit} "
             f"(the prompt: {prompts[longest]!r}); raise the limit or shorten the prompt"
         )
-    return min(limit, -(-lengths[longest] // 8) * 8)
+    return round_up(lengths[longest], limit)
 
 
 def generate(
