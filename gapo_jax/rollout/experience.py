@@ -165,6 +165,7 @@ def build_experience(
     rewards_B: Float[Array, "B"],
     kl_coef: ScalarLike,
     learn_B: Shaped[Array, "B"] | None = None,
+    counted_B: Shaped[Array, "B"] | None = None,
     *,
     estimator: str = "gae",
     gamma: float = 1.0,
@@ -178,8 +179,9 @@ def build_experience(
 
     With `gae`: r_t = -kl_coef * k1_t + 1[t = last] * reward (GAPO as its code does it, Eq. 7 and 9
     being shorthand); advantages are whitened over the real tokens of the whole rollout. The other
-    estimators: `critic_free_advantages`, `values_BR` being None. Rows whose
-    `learn_B` is 0 stay in the statistics, but none of their tokens is left to learn from.
+    estimators: `critic_free_advantages`, `values_BR` being None. Rows whose `learn_B` is 0 stay in
+    the statistics, but none of their tokens is left to learn from; means over rows count them all
+    the same, unless `counted_B` is 0 (None: all count).
     """
     mask_BR, returns_BR = rollout.response_mask_BR, None
     logprobs = old_logprobs_BR, ref_logprobs_BR
@@ -214,5 +216,6 @@ def build_experience(
         values_BR=values_BR,
         returns_BR=returns_BR,
         rewards_B=rewards_B,
+        counted_B=None if counted_B is None else (counted_B != 0).astype(jnp.int32),
     )
     return experience, metrics
