@@ -161,7 +161,9 @@ def orpo_loss(
 ) -> tuple[Float[Array, ""], Metrics]:
     """NLL(chosen) - beta ls(log odds(chosen) - log odds(rejected)): ORPO (2403.07691, Eq. 6-7).
 
-    log odds = l - log(1 - exp(l)) of the mean token log-prob l, in float32.
+    log odds = l - log(1 - exp(l)) of the mean token log-prob l, in float32. The NLL is of the
+    response given its prompt, as in the paper (Eq. 2) and in our `sft_loss`. TRL's ORPOTrainer
+    takes it over prompt and response, so its loss of the same pairs is another number.
 
     Args:
       chosen_BR, rejected_BR: token log-probs under the policy; there is no reference.
