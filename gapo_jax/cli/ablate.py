@@ -21,7 +21,6 @@ goes to the console and, with every single number, to OUT/ablation.json.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -31,6 +30,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
+from gapo_jax import io
 from gapo_jax.cli import program
 from gapo_jax.cli.experiment import load_config
 from gapo_jax.config import Config, change, finalize, lookup
@@ -117,10 +117,10 @@ def measure(args: argparse.Namespace, name: str, seed: int) -> dict[str, float]:
 
 def measured(workdir: Path) -> dict[str, float]:
     """Return the METRICS of a finished run; `samples_strict` only of online methods."""
-    summary = json.loads((workdir / "summary.json").read_text())
+    summary = io.read_json(workdir / "summary.json")
     heldout = next(iter(summary["after"].values()))
     found = {name: heldout[name]["value"] for name in METRICS if name in heldout}
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for _, line in io.iter_jsonl(workdir / "metrics.jsonl")]
     rates = [x["constraint/instruction_strict"] for x in lines if x["phase"] == "rollout"]
     if rates:
         found["samples_strict"] = float(np.mean(rates[-(-2 * len(rates) // 3) :]))
@@ -165,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
         given = {"config": args.config, "set": args.set, "set_switched": args.set_switched}
         record = given | {"results": results}
-        (args.out / "ablation.json").write_text(json.dumps(record, indent=2) + "\n")
+        io.write_json(args.out / "ablation.json", record)
     print(table(results))
     return 0
 

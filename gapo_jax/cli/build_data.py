@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gapo_jax import constraints
+from gapo_jax import constraints, io
 from gapo_jax.cli import program
 from gapo_jax.data import mining, schemas, selection, sources, tables
 from gapo_jax.data.card import card, card_markdown
@@ -189,7 +188,7 @@ def _write_left_out(out: Path, problems: Sequence[str]) -> None:
     path = out / "left_out.txt"
     path.unlink(missing_ok=True)  # of an earlier run
     if problems:
-        path.write_text("\n".join(problems) + "\n", encoding="utf-8")
+        io.write_text(path, "\n".join(problems) + "\n")
 
 
 def _require_pairs(train: Sequence[PreferentialPair], made: int, options: Any) -> None:
@@ -204,8 +203,8 @@ def _require_pairs(train: Sequence[PreferentialPair], made: int, options: Any) -
 
 def _write_card(out: Path, splits: dict[str, Any], facts: dict[str, Any], seed: int) -> None:
     record = card(splits, facts, seed)
-    (out / "card.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    (out / "README.md").write_text(card_markdown(record), encoding="utf-8")
+    io.write_json(out / "card.json", record)
+    io.write_text(out / "README.md", card_markdown(record))
 
 
 def run_mine(options: argparse.Namespace) -> dict[str, Any]:
@@ -234,7 +233,7 @@ def run_mine(options: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
     options.out.mkdir(parents=True, exist_ok=True)
     _write_splits(options.out, splits)
-    sources.write_jsonl(options.out / "response_pairs.jsonl", mining.response_pairs(train))
+    io.write_jsonl(options.out / "response_pairs.jsonl", mining.response_pairs(train))
     _write_left_out(options.out, problems)
     _write_card(options.out, splits, facts, options.seed)
     if options.tfds:

@@ -15,13 +15,13 @@ the workdir of a run on other data, whose discriminator scores the responses bes
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from gapo_jax import io
 from gapo_jax.cli import program
 from gapo_jax.data import sources
 from gapo_jax.evaluate import accuracy
@@ -164,7 +164,7 @@ def ask_model(
     asker = make_asker(rows, options, params, tokenizer, sample, limit)
     responses = generate_responses(rows, options, asker)
     rows = [row for row in rows for _ in range(options.samples)]
-    sources.write_jsonl(
+    io.write_jsonl(
         options.out / "responses.jsonl",
         (
             {"key": row.key, "prompt": row.prompt, "response": text}
@@ -297,7 +297,7 @@ def load_scorer(workdir: Path, batch_size: int) -> Callable[..., Any]:
     loaded = load_any(workdir, network="discriminator")
     limit = min(loaded.module.config.max_positions, _SCORED_TOKENS)
     if is_run(workdir):
-        record = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+        record = io.read_json(workdir / "config.json")
         limit = int(record["discriminator"]["max_tokens"])
     return make_scorer(
         loaded.module, loaded.params, loaded.tokenizer, max_tokens=limit, batch_size=batch_size
@@ -354,8 +354,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
             before, verdicts, seed=options.seed, resamples=options.resamples
         )
     write_results(options.out, verdicts)
-    text = json.dumps(summary, indent=2)
-    (options.out / "summary.json").write_text(text + "\n", encoding="utf-8")
+    io.write_json(options.out / "summary.json", summary)
     if options.model:  # not before: a kill while verifying must not cost the responses
         (options.out / ResponseStore.NAME).unlink(missing_ok=True)
     return summary

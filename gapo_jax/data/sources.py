@@ -7,13 +7,11 @@ Every error names the file and the line. IFEval rows are those of the public rel
 from __future__ import annotations
 
 import collections
-import json
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gapo_jax import constraints
+from gapo_jax import constraints, io
 from gapo_jax.constraints.ifbench_official import require
 from gapo_jax.constraints.official import clean_kwargs
 from gapo_jax.data import schemas, tables
@@ -21,39 +19,6 @@ from gapo_jax.types import Constraint, PreferentialPair, PromptRow
 
 # The files of preferential pairs that scripts/build_data.py writes into a folder.
 MINED = {"train": "pairs.jsonl", "test": "pairs_test.jsonl"}
-
-
-def iter_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number from 1, object) for each line that is not blank.
-
-    Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: for a line that is not a JSON object in UTF-8, with its number.
-    """
-    for number, record in tables.scan_jsonl(path):
-        if isinstance(record, str):
-            raise ValueError(f"{path}, line {number}: {record}")
-        yield number, record
-
-
-def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """Return all objects of a JSONL file; as `iter_jsonl`, and ValueError when there is none."""
-    records = [record for _, record in iter_jsonl(path)]
-    if not records:
-        raise ValueError(f"{path} has no rows: wanted one JSON object a line")
-    return records
-
-
-def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> int:
-    """Write one JSON object a line, UTF-8; return the number of lines. The file is there when it is
-    whole: a run that was killed in between must not find half of it."""
-    count, partial = 0, Path(f"{path}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            count += 1
-    os.replace(partial, path)
-    return count
 
 
 def _string(record: Mapping[str, Any], name: str) -> str:
@@ -141,7 +106,7 @@ def _reason(error: Exception) -> str:
 
 def write_prompts(path: str | Path, rows: Iterable[PromptRow]) -> int:
     """Write prompt rows as JSONL; return their number."""
-    return write_jsonl(path, (row.to_json() for row in rows))
+    return io.write_jsonl(path, (row.to_json() for row in rows))
 
 
 def to_ifeval(row: PromptRow) -> dict[str, Any]:
@@ -206,7 +171,7 @@ def scan_responses(
 def read_pairs(path: str | Path) -> list[PreferentialPair]:
     """Read preferential pairs from JSONL; errors name the line."""
     pairs = []
-    for number, record in iter_jsonl(path):
+    for number, record in io.iter_jsonl(path):
         try:
             pairs.append(PreferentialPair.from_json(record))
         except (ValueError, KeyError, TypeError) as error:
@@ -227,4 +192,4 @@ def accepted_prompts(pairs: Iterable[PreferentialPair], prefix: str) -> list[Pro
 
 def write_pairs(path: str | Path, pairs: Iterable[PreferentialPair]) -> int:
     """Write preferential pairs as JSONL; return their number."""
-    return write_jsonl(path, (pair.to_json() for pair in pairs))
+    return io.write_jsonl(path, (pair.to_json() for pair in pairs))

@@ -6,12 +6,11 @@ One JSON object a line: `follow_all_instructions`, `follow_instruction_list`,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from gapo_jax.data.sources import iter_jsonl
+from gapo_jax import io
 from gapo_jax.evaluate.accuracy import Verdict
 
 FILES = {"strict": "eval_results_strict.jsonl", "loose": "eval_results_loose.jsonl"}
@@ -35,9 +34,8 @@ def write_results(folder: str | Path, verdicts: Sequence[Verdict]) -> list[Path]
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for mode, name in FILES.items():
-        lines = [json.dumps(result_record(verdict, mode)) + "\n" for verdict in verdicts]  # type: ignore[arg-type]
         path = folder / name
-        path.write_text("".join(lines), encoding="utf-8")
+        io.write_jsonl(path, (result_record(verdict, mode) for verdict in verdicts))  # type: ignore[arg-type]
         paths.append(path)
     return paths
 
@@ -52,7 +50,7 @@ _FIELDS = {
 
 def _read(path: Path) -> list[dict[str, Any]]:
     rows = []
-    for number, record in iter_jsonl(path):
+    for number, record in io.iter_jsonl(path):
         odd = [name for name, kind in _FIELDS.items() if not isinstance(record.get(name), kind)]
         if odd:
             raise ValueError(

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jinja2
 
+from gapo_jax import io
 from gapo_jax.evaluate import plots
 
 SETS = {
@@ -68,9 +69,7 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
         )
     )
     path = workdir / "report.html"
-    temporary = workdir / "report.html.tmp"
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
+    io.write_text(path, page)
     return path
 
 
@@ -105,27 +104,14 @@ def _duration(seconds: float) -> str:
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); mend or remove it") from error
+    return io.read_json(path) if path.exists() else {}
 
 
 def _read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
     """Return the records of a JSONL file; a last line that a kill cut off is left out."""
     if not path.exists():
         return []
-    records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(True), start=1):
-        if not line.endswith("\n"):
-            break
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error}); mend it") from error
-    return records
+    return [record for _, record in io.iter_jsonl(path, drop_torn=True)]
 
 
 def _facts(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> dict[str, str]:

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gapo_jax import io
+
 
 def model_mark(source: str) -> str:
     """Return a mark that changes when a model's folder or file is written anew; "" for a hub id."""
@@ -61,18 +63,16 @@ class ResponseStore:
         """Read settings and whole batches; a line torn by a kill is cut off."""
         if not self.path.exists():
             return None
-        lines = self.path.read_bytes().split(b"\n")
-        records = [json.loads(line) for line in lines[:-1]]
+        records = [record for _, record in io.iter_jsonl(self.path, drop_torn=True)]
         if not records:
             return None
-        if lines[-1]:
-            os.truncate(self.path, sum(len(line) + 1 for line in lines[:-1]))
+        io.write_jsonl(self.path, records, sync=True)
         self.batches = {record["batch"]: record["texts"] for record in records[1:]}
         return records[0]
 
     def _append(self, record: Mapping[str, Any], mode: str = "a") -> None:
         with self.path.open(mode, encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(io.json_line(record))
             file.flush()
             os.fsync(file.fileno())
 

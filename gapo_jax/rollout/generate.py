@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from gapo_jax.data.tokenizer import chat_prompt, decode_responses, encode_prompts
 from gapo_jax.rollout.continuous import ContinuousSampler
 from gapo_jax.rollout.stops import StopStrings, stop_strings
-from gapo_jax.types import Rollout
+from gapo_jax.types import Params, Rollout
 
 SampleFn = Callable[..., Rollout]
 
@@ -77,7 +77,7 @@ def prompt_width(
 
 def generate(
     sample: SampleFn,
-    params: Any,
+    params: Params,
     tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[str],
     keys_B: jax.Array,

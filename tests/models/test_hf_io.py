@@ -200,7 +200,7 @@ def test_missing_files(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="Wanted config.json"):
         load_decoder(tmp_path)
     (folder / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="Wanted JSON"):
+    with pytest.raises(ValueError, match="config.json is not JSON"):
         load_decoder(folder)
 
 

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 from flax import linen as nn
 
-from gapo_jax import hub
+from gapo_jax import hub, io
 from gapo_jax.models.decoder import Decoder
 from gapo_jax.models.encoder import Encoder
 from gapo_jax.models.head_code import AUTO_MAP, CODE, HEAD_FILE, MODULE
@@ -30,7 +30,6 @@ from gapo_jax.models.hf.files import (
     read_json,
     replacing_folder,
     save_tensors,
-    write_json,
     write_shards,
 )
 
@@ -307,10 +306,10 @@ def save_hf(
     with replacing_folder(Path(folder)) as target:
         tensors = hf_map.export_tensors(arch, config, trees["model"])
         write_shards(target, tensors, np.dtype(DTYPES[dtype]), max_shard_bytes)
-        write_json(target / "config.json", raw)
+        io.write_json(target / "config.json", raw)
         if isinstance(module, Decoder):
             keys = ("eos_token_id", "pad_token_id", "bos_token_id")
-            write_json(target / "generation_config.json", {key: raw[key] for key in keys})
+            io.write_json(target / "generation_config.json", {key: raw[key] for key in keys})
         if tokenizer is not None:
             _write_tokenizer(target, tokenizer)
         if "head" in trees:
@@ -365,4 +364,4 @@ def _write_tokenizer(folder: Path, tokenizer: Any) -> None:
     path = folder / "tokenizer_config.json"
     settings = read_json(path)
     if settings.get("tokenizer_class") == "TokenizersBackend":
-        write_json(path, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
+        io.write_json(path, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})

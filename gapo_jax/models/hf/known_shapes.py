@@ -3,11 +3,10 @@ for a machine that is not here) with nothing downloaded. Nothing is trained from
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
-from gapo_jax import hub
+from gapo_jax import hub, io
 from gapo_jax.models.decoder_config import DecoderConfig
 from gapo_jax.models.encoder_config import EncoderConfig
 from gapo_jax.models.hf import gguf as gguf_io
@@ -83,7 +82,7 @@ def shape_of(src: str | os.PathLike[str]) -> DecoderConfig | EncoderConfig:
             ) from error
         if path.is_file():
             return gguf_io.load_gguf(path, lambda name, leaf: None)[0]
-        raw = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        raw = io.read_json(path / "config.json")
     known = hf_map.ARCHITECTURES.get(str(raw.get("model_type")))
     kind = "decoder" if known is None else known.kind
     return hf_map.architecture(raw.get("model_type"), kind).to_config(raw)

@@ -6,7 +6,6 @@ The names come from the architecture's table in `hf_map`, as those of whole mode
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -16,10 +15,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from gapo_jax import io
 from gapo_jax.models.decoder import Decoder
 from gapo_jax.models.decoder_config import DecoderConfig
 from gapo_jax.models.hf import map as hf_map
-from gapo_jax.models.hf.files import open_safetensors, replacing_folder, save_tensors, write_json
+from gapo_jax.models.hf.files import open_safetensors, replacing_folder, save_tensors
 from gapo_jax.models.hf.model_card import MARK
 from gapo_jax.models.lora import Adapters, kernels, put
 
@@ -130,7 +130,7 @@ def save_adapter(
     with replacing_folder(Path(folder)) as target:
         joined = _join(adapters, modules, widths)
         save_tensors(target / WEIGHTS, _tensors(joined, first), "pt")
-        write_json(target / CONFIG, _record(config, adapters, joined, first, base))
+        io.write_json(target / CONFIG, _record(config, adapters, joined, first, base))
         (target / "README.md").write_text(card, encoding="utf-8")
     return Path(folder)
 
@@ -268,7 +268,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"Wanted {CONFIG} in {folder}, got no such file. Give a PEFT folder."
         )
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = io.read_json(path)
     if record.get("peft_type") != "LORA":
         raise ValueError(f"Wanted an adapter of type LORA, got {record.get('peft_type')!r}.")
     odd = [key for key in _UNSUPPORTED if record.get(key)]
