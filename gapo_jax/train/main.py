@@ -40,9 +40,8 @@ from gapo_jax.train.offline import loop as offline
 from gapo_jax.train.online import loop as online
 from gapo_jax.train.online.phases import TrainContext
 from gapo_jax.train.online.sft_batches import make_sft_batches
-from gapo_jax.train.processes import Processes
 from gapo_jax.train.restore import card_metrics
-from gapo_jax.train.runtime import RunInterrupted, StopRequest
+from gapo_jax.train.runtime import Processes, RunInterrupted, StopRequest
 from gapo_jax.train.state import GAPOState, relative_change
 
 log = logging.getLogger("gapo_jax")

@@ -52,8 +52,7 @@ from gapo_jax.train.forward import RolloutLogprobs
 from gapo_jax.train.metrics import MetricsWriter
 from gapo_jax.train.online.sft_batches import SFTBatches
 from gapo_jax.train.online.steps import Steps
-from gapo_jax.train.processes import Processes
-from gapo_jax.train.runtime import RunInterrupted, RunStopped, StopRequest
+from gapo_jax.train.runtime import Processes, RunInterrupted, RunStopped, StopRequest
 from gapo_jax.train.state import GAPOState, TrainState, merge_trainable
 from gapo_jax.types import GENERATED, Experience, PromptRow, Rollout
 
