@@ -30,9 +30,8 @@ from gapo_jax.train.offline import loop as offline
 from gapo_jax.train.online import loop as online
 from gapo_jax.train.online.rollout import rollout_widths
 from gapo_jax.train.online.sft_batches import make_sft_batches
-from gapo_jax.train.processes import Processes
 from gapo_jax.train.restore import restore_state
-from gapo_jax.train.runtime import RunInterrupted, StopRequest, stop_between_batches
+from gapo_jax.train.runtime import Processes, RunInterrupted, StopRequest, stop_between_batches
 from gapo_jax.train.state import GAPOState
 from gapo_jax.train.summary import relative_param_change, summarise_run
 from gapo_jax.train.workdir import (
