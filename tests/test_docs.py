@@ -145,6 +145,9 @@ def test_files_functions_and_modules_that_are_named_exist(page):
             missing.append(path)
         elif name and path.startswith("gapo_jax/") and name not in defined(file):
             missing.append(f"{path}:{name}")
+    for name, path in re.findall(r"\[`(\w[\w.]*)`\]\(\.\./(gapo_jax/[\w/]+\.py)\)", prose(page)):
+        if (ROOT / path).exists() and not name.endswith(".py") and name not in defined(ROOT / path):
+            missing.append(f"{path}:{name}")
     for dotted in re.findall(r"\bgapo_jax(?:\.\w+)+", text):
         if not importable(dotted):
             missing.append(dotted)
