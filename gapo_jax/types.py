@@ -21,6 +21,9 @@ including the end-of-sequence token.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
 import flax.struct
 import jax
 
@@ -41,12 +44,21 @@ __all__ = [
     "REJECTED",
     "Constraint",
     "Experience",
+    "Metrics",
+    "Params",
     "Preference",
     "PreferentialPair",
     "PreferentialResponses",
     "PromptRow",
     "Rollout",
 ]
+
+# The parameters of a network: names to arrays, or to the parameters of a part, at any depth. The
+# leaves of a tree that only describes one are `jax.ShapeDtypeStruct`, shardings or None.
+Params: TypeAlias = Mapping[str, Any]
+
+# Float32 scalars under the names that metrics.jsonl has: what a loss or step measured.
+Metrics: TypeAlias = dict[str, jax.Array]
 
 
 class Rollout(flax.struct.PyTreeNode):

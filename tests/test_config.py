@@ -127,7 +127,7 @@ def test_fields_that_contradict_each_other():
         ({"discriminator.accumulate": 3}, r"must divide config.discriminator.batch_size=32"),
         (
             {"discriminator.accumulate": 2, "discriminator.dropout": 0.1},
-            r"dropout=0.1 would drop the same units in every part",
+            r"dropout=0.1 would drop the same units in every microbatch",
         ),
     ],
 )

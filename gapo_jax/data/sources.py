@@ -6,54 +6,17 @@ Every error names the file and the line. IFEval rows are those of the public rel
 
 from __future__ import annotations
 
-import collections
-import json
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gapo_jax import constraints
-from gapo_jax.constraints.ifbench_official import require
-from gapo_jax.constraints.official import clean_kwargs
+from gapo_jax import io
+from gapo_jax.constraints.rows import constraints_of, prompt_text
 from gapo_jax.data import schemas, tables
-from gapo_jax.types import Constraint, PreferentialPair, PromptRow
+from gapo_jax.types import PreferentialPair, PromptRow
 
 # The files of preferential pairs that scripts/build_data.py writes into a folder.
 MINED = {"train": "pairs.jsonl", "test": "pairs_test.jsonl"}
-
-
-def iter_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number from 1, object) for each line that is not blank.
-
-    Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: for a line that is not a JSON object in UTF-8, with its number.
-    """
-    for number, record in tables.scan_jsonl(path):
-        if isinstance(record, str):
-            raise ValueError(f"{path}, line {number}: {record}")
-        yield number, record
-
-
-def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """Return all objects of a JSONL file; as `iter_jsonl`, and ValueError when there is none."""
-    records = [record for _, record in iter_jsonl(path)]
-    if not records:
-        raise ValueError(f"{path} has no rows: wanted one JSON object a line")
-    return records
-
-
-def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> int:
-    """Write one JSON object a line, UTF-8; return the number of lines. The file is there when it is
-    whole: a run that was killed in between must not find half of it."""
-    count, partial = 0, Path(f"{path}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            count += 1
-    os.replace(partial, path)
-    return count
 
 
 def _string(record: Mapping[str, Any], name: str) -> str:
@@ -63,43 +26,20 @@ def _string(record: Mapping[str, Any], name: str) -> str:
     return schemas.encodable(text, name)
 
 
-def _ifeval_constraints(record: Mapping[str, Any]) -> tuple[Constraint, ...]:
-    ids = record.get("instruction_id_list")
-    if not isinstance(ids, list) or not all(isinstance(item, str) for item in ids):
-        raise ValueError(f"wanted a list of ids under 'instruction_id_list', got {ids!r}")
-    kwargs = record.get("kwargs") or [{} for _ in ids]
-    if not isinstance(kwargs, list) or len(kwargs) != len(ids):
-        raise ValueError(f"wanted {len(ids)} dictionaries under 'kwargs', got {kwargs!r}")
-    made = []
-    for name, arguments in zip(ids, kwargs, strict=True):
-        if not isinstance(arguments or {}, Mapping):
-            raise ValueError(f"wanted a dictionary of arguments for {name}, got {arguments!r}")
-        full = constraints.get(name).id  # raises, naming the nearest id that exists
-        require(full)
-        made.append(Constraint(full, clean_kwargs(full, arguments)))
-    return tuple(made)
-
-
 def prompt_row(record: Mapping[str, Any], default_key: str = "") -> PromptRow:
-    """Turn an IFEval row or a row written by `write_prompts` into a PromptRow.
+    """Turn a row that asks for constraints, in any form of `constraints/rows.py`, into a PromptRow.
 
-    An IFEval row states task and constraints in one text, so its task is the whole prompt.
+    An IFEval row has task and constraints in one text, so its task is the whole prompt.
 
     Raises:
-        ValueError: for a missing field, an unknown instruction id, kwargs that do not fit.
+        ValueError: for a missing field, an unknown instruction id, invalid arguments.
     """
-    prompt = _string(record, "prompt")
+    prompt = schemas.encodable(prompt_text(record), "prompt")
     key = str(default_key if record.get("key") is None else record["key"])
+    made = constraints_of(record)
     # A table whose other rows are ours has the column, with a null, for an IFEval row too.
-    if record.get("constraints") is None:
-        return PromptRow(key, prompt, prompt, _ifeval_constraints(record))
-    if not isinstance(record["constraints"], list):
-        raise ValueError(f"wanted a list under 'constraints', got {record['constraints']!r}")
-    made = tuple(Constraint.from_json(item) for item in record["constraints"])
-    for constraint in made:
-        clean_kwargs(constraints.get(constraint.id).id, constraint.kwargs)
-        require(constraint.id)
-    return PromptRow(key, prompt, _string(record, "task"), made)
+    task = prompt if record.get("constraints") is None else _string(record, "task")
+    return PromptRow(key, prompt, task, made)
 
 
 def scan_prompts(
@@ -141,7 +81,7 @@ def _reason(error: Exception) -> str:
 
 def write_prompts(path: str | Path, rows: Iterable[PromptRow]) -> int:
     """Write prompt rows as JSONL; return their number."""
-    return write_jsonl(path, (row.to_json() for row in rows))
+    return io.write_jsonl(path, (row.to_json() for row in rows))
 
 
 def to_ifeval(row: PromptRow) -> dict[str, Any]:
@@ -154,59 +94,10 @@ def to_ifeval(row: PromptRow) -> dict[str, Any]:
     }
 
 
-def scan_responses(
-    path: str | Path, prompts: Sequence[str], partial: bool = False
-) -> tuple[list[list[str]], list[str]]:
-    """Read the responses to `prompts` from {"prompt", "response"} rows of any file.
-
-    They are matched by the prompt's text, as in the IFEval release. Several responses to one prompt
-    are samples of it; a prompt that stands in several rows has its responses shared out in file
-    order, equally many to each.
-
-    Args:
-        path: file of the responses.
-        prompts: what was asked.
-        partial: leave responses to other prompts aside.
-
-    Returns:
-        The responses to each prompt, none where there is none, and one line for each row of the
-        file that does not fit and each prompt without a response.
-
-    Raises:
-        ValueError: responses that no prompt asked for, a sign of files that do not belong together,
-            or that cannot be shared out.
-    """
-    found, odd = tables.scan_responses(path)
-    unit, times = tables.unit(path), collections.Counter(prompts)
-    problems = [f"{path}, {unit} {number}: {problem}" for number, problem in odd]
-    unused = [number for prompt, made in found.items() if not times[prompt] for number, _ in made]
-    if unused and not partial:
-        raise ValueError(
-            f"{path}: {len(unused)} responses answer no prompt (first: {unit} {min(unused)}); "
-            "give the prompts file that they were made for"
-        )
-    taken: collections.Counter[str] = collections.Counter()
-    shared = []
-    for index, prompt in enumerate(prompts):
-        made = [response for _, response in found.get(prompt, ())]
-        each, rest = divmod(len(made), times[prompt])
-        if each and rest:
-            raise ValueError(
-                f"{path}: {len(made)} responses cannot be shared out among the {times[prompt]} "
-                f"rows of the prompt {prompt[:80]!r}: give equally many to each"
-            )
-        start = taken[prompt] * each if each else taken[prompt]
-        shared.append(made[start : start + max(each, 1)])
-        taken[prompt] += 1
-        if not shared[-1]:
-            problems.append(f"{path}: no response for prompt {index + 1}: {prompt[:80]!r}")
-    return shared, problems
-
-
 def read_pairs(path: str | Path) -> list[PreferentialPair]:
     """Read preferential pairs from JSONL; errors name the line."""
     pairs = []
-    for number, record in iter_jsonl(path):
+    for number, record in io.iter_jsonl(path):
         try:
             pairs.append(PreferentialPair.from_json(record))
         except (ValueError, KeyError, TypeError) as error:
@@ -227,4 +118,4 @@ def accepted_prompts(pairs: Iterable[PreferentialPair], prefix: str) -> list[Pro
 
 def write_pairs(path: str | Path, pairs: Iterable[PreferentialPair]) -> int:
     """Write preferential pairs as JSONL; return their number."""
-    return write_jsonl(path, (pair.to_json() for pair in pairs))
+    return io.write_jsonl(path, (pair.to_json() for pair in pairs))

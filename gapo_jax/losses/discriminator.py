@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from gapo_jax.losses.masked import masked_fill, masked_mean, weighted_mean
-from gapo_jax.types import ACCEPTED, GENERATED, REJECTED
+from gapo_jax.types import ACCEPTED, GENERATED, REJECTED, Metrics
 
 
 def binary_cross_entropy(logits_B: jax.Array, targets_B: jax.Array) -> jax.Array:
@@ -18,7 +18,7 @@ def binary_cross_entropy(logits_B: jax.Array, targets_B: jax.Array) -> jax.Array
 
 def class_metrics(
     logits_B: jax.Array, classes_B: jax.Array, weights_B: jax.Array | None = None
-) -> dict[str, jax.Array]:
+) -> Metrics:
     """How the discriminator treats each class of text, as float32 scalars.
 
     Args:
@@ -58,7 +58,7 @@ def bce_loss(
     weights_B: jax.Array | None = None,
     *,
     classes_B: jax.Array | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> tuple[jax.Array, Metrics]:
     """Binary cross-entropy with a target and a weight for each sample (GAPO, Eq. 6).
 
     Args:
@@ -87,7 +87,7 @@ def bce_loss(
 
 def bradley_terry_loss(
     better_B: jax.Array, worse_B: jax.Array, weights_B: jax.Array | None = None
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> tuple[jax.Array, Metrics]:
     """-log s(better - worse), weighted mean: only differences of logits matter.
 
     For the discriminator: D(P_acc, R) against D(P_rej, R), and D(P_acc, R) against

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from gapo_jax.losses.masked import masked_fill, masked_mean
+from gapo_jax.types import Metrics
 
 
 def inverse_q_loss(
@@ -23,7 +24,7 @@ def inverse_q_loss(
     *,
     beta: float = 1.0,
     clip: float = 5.0,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> tuple[jax.Array, Metrics]:
     """Mean over tokens of 1/2 (beta log(pi / ref) - r)^2, r = clip(beta log(pi* / ref), +-clip).
 
     Under soft optimality with the reference, beta log(pi* / ref) = Q* - V* is the advantage of pi*

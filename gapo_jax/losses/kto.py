@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from gapo_jax.losses.masked import masked_fill, masked_mean, weighted_mean
+from gapo_jax.types import Metrics
 
 
 def mismatched_rows(batch: int) -> list[int]:
@@ -36,7 +37,7 @@ def kto_loss(
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
     weights_B: jax.Array | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> tuple[jax.Array, Metrics]:
     """Mean of w_D (1 - s(beta (rho - z0))) and w_U (1 - s(beta (z0 - rho))) (Eq. 7-8).
 
     rho = log(pi / ref) of a row; z0 = max(0, mean rho of the mismatched rows), no gradient. The

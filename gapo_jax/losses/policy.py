@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from gapo_jax.losses.masked import aggregate, masked_fill, masked_mean
+from gapo_jax.types import Metrics
 
 # exp(20) is far outside every clip range; beyond it the ratio would overflow and 0 * inf be NaN.
 MAX_LOG_RATIO = 20.0
@@ -34,7 +35,7 @@ def ppo_loss(
     aggregation: str = "token",
     ratio_level: str = "token",
     denominator: jax.Array | float | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> tuple[jax.Array, Metrics]:
     """Mean of max(-A w, -A clip(w, 1 - clip_low, 1 + clip_high)), w = pi / pi_old per token.
 
     Args:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from gapo_jax.losses.masked import masked_fill, masked_mean, weighted_mean
+from gapo_jax.types import Metrics
 
 DPO_VARIANTS = ("sigmoid", "cdpo", "robust", "exo", "hinge", "ipo")
 
@@ -36,7 +37,7 @@ def sft_loss(
     mask_BR: jax.Array,
     *,
     denominator: jax.Array | float | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> tuple[jax.Array, Metrics]:
     """Negative log-likelihood, mean over all real tokens of the batch.
 
     Args:
@@ -62,7 +63,7 @@ def dpo_loss(
     variant: str = "sigmoid",
     label_smoothing: float = 0.0,
     weights_B: jax.Array | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> tuple[jax.Array, Metrics]:
     """Direct preference optimisation (arXiv 2305.18290, Eq. 7) and its variants.
 
     With Delta = log(pi / ref)(chosen) - log(pi / ref)(rejected), m = beta Delta, e =
@@ -109,7 +110,7 @@ def simpo_loss(
     gamma: float = 1.0,
     label_smoothing: float = 0.0,
     weights_B: jax.Array | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> tuple[jax.Array, Metrics]:
     """-ls(beta (chosen - rejected) - gamma): SimPO (arXiv 2405.14734, Eq. 6), no reference.
 
     Args:
@@ -156,7 +157,7 @@ def orpo_loss(
     *,
     beta: float = 0.1,
     weights_B: jax.Array | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> tuple[jax.Array, Metrics]:
     """NLL(chosen) - beta ls(log odds(chosen) - log odds(rejected)): ORPO (2403.07691, Eq. 6-7).
 
     log odds = l - log(1 - exp(l)) of the mean token log-prob l, in float32.
@@ -226,7 +227,7 @@ def _weights(weights_B: jax.Array | None, like_B: jax.Array) -> jax.Array:
     return jax.lax.stop_gradient(weights_B.astype(jnp.float32))
 
 
-def _pairwise(losses_B, good_B, bad_B, weights_B) -> tuple[jax.Array, dict[str, jax.Array]]:
+def _pairwise(losses_B, good_B, bad_B, weights_B) -> tuple[jax.Array, Metrics]:
     """Weighted mean of the losses, and the metrics that all pairwise losses share."""
     loss = weighted_mean(losses_B, weights_B)
     metrics = {

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from gapo_jax.losses.masked import masked_fill, masked_mean, weighted_mean
+from gapo_jax.types import Metrics
 
 DISTANCES = ("sq", "sqloo", "bwd_kl", "fwd_kl")
 
@@ -19,7 +20,7 @@ def rpo_loss(
     eta: float = 1.0,
     distance: str = "bwd_kl",
     weights_B: jax.Array | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> tuple[jax.Array, Metrics]:
     """Distance between the implicit rewards a = beta log(pi / ref) and the given b = eta r*.
 
     Rows are prompts, columns their G responses (order is free, ties inform too):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from gapo_jax.losses.masked import masked_fill, masked_mean, masked_variance
+from gapo_jax.types import Metrics
 
 
 def explained_variance(values_BR: jax.Array, returns_BR: jax.Array, mask_BR: jax.Array):
@@ -28,7 +29,7 @@ def value_loss(
     *,
     clip: float | None = 0.2,
     denominator: jax.Array | float | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> tuple[jax.Array, Metrics]:
     """0.5 * mean of max((V - G)^2, (clip(V, V_old +- clip) - G)^2) over real tokens.
 
     Args:

@@ -15,7 +15,7 @@ The buffers are donated from call to call, so the cache is updated in place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +24,7 @@ import numpy as np
 
 from gapo_jax.models import generation
 from gapo_jax.rollout.draws import Repeats, Settings, draw_next, no_repeats
-from gapo_jax.types import Rollout
+from gapo_jax.types import Params, Rollout
 
 # Prompts of one prefill, and slots that are decoded when few rows are left, as parts of the slots.
 POOL, SHRINK = 4, 4
@@ -98,7 +98,7 @@ class ContinuousSampler:
 
     def __call__(
         self,
-        params: Mapping[str, Any],
+        params: Params,
         tokens_AP: np.ndarray,
         mask_AP: np.ndarray,
         keys_B: jax.Array,
@@ -136,7 +136,7 @@ class ContinuousSampler:
         return Rollout(**found)
 
     def _fill(
-        self, params: Any, book: _Book, slots: Slots | None, row_S: np.ndarray
+        self, params: Params, book: _Book, slots: Slots | None, row_S: np.ndarray
     ) -> tuple[Any, np.ndarray]:
         """Give the free slots to waiting rows, and prefill prompts as they are needed."""
         while book.waiting < book.total and (row_S < 0).any():

@@ -19,7 +19,7 @@ from gapo_jax.losses import (
     token_rewards,
     whiten,
 )
-from gapo_jax.types import Experience, Rollout
+from gapo_jax.types import Experience, Metrics, Rollout
 
 
 def merge_stats(stats_3: jax.Array, values_B: jax.Array) -> jax.Array:
@@ -169,7 +169,7 @@ def build_experience(
     lam: float = 0.95,
     whiten_advantages: bool = True,
     **options: Any,
-) -> tuple[Experience, dict[str, jax.Array]]:
+) -> tuple[Experience, Metrics]:
     """Place rewards on tokens, estimate advantages; return the experience and its metrics.
 
     With `gae`: r_t = -kl_coef * k1_t + 1[t = last] * reward (GAPO as its code does it, Eq. 7 and 9

@@ -10,10 +10,11 @@ import jax
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from gapo_jax.data.batching import round_up
 from gapo_jax.data.tokenizer import chat_prompt, decode_responses, encode_prompts
 from gapo_jax.rollout.continuous import ContinuousSampler
 from gapo_jax.rollout.stops import StopStrings, stop_strings
-from gapo_jax.types import Rollout
+from gapo_jax.types import Params, Rollout
 
 SampleFn = Callable[..., Rollout]
 
@@ -72,12 +73,12 @@ def prompt_width(
             f"a prompt has {lengths[longest]} tokens, but config.data.max_prompt_tokens={limit} "
             f"(the prompt: {prompts[longest]!r}); raise the limit or shorten the prompt"
         )
-    return min(limit, -(-lengths[longest] // 8) * 8)
+    return round_up(lengths[longest], limit)
 
 
 def generate(
     sample: SampleFn,
-    params: Any,
+    params: Params,
     tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[str],
     keys_B: jax.Array,

@@ -7,7 +7,7 @@ room for the next ones (`continuous.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ from gapo_jax.models import Decoder, generation
 from gapo_jax.rollout.continuous import ContinuousSampler, samples_per_prompt
 from gapo_jax.rollout.draws import Drawn, Repeats, Settings, draw_next, no_repeats
 from gapo_jax.sharding import ONE_DEVICE, Placement
-from gapo_jax.types import Rollout
+from gapo_jax.types import Params, Rollout
 
 Sampler = Callable[..., Rollout]
 # The options of `make_sampler` that have a field of the same name in the configuration.
@@ -87,7 +87,7 @@ def make_sampler(
         return ContinuousSampler(settings, slots, chunk)
 
     def sample(
-        params: Mapping[str, Any],
+        params: Params,
         tokens_AP: jax.Array,
         mask_AP: jax.Array,
         keys_B: jax.Array,

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from gapo_jax.config import Config, system_text
-from gapo_jax.constraints.verifier_pool import VerifierPool
+from gapo_jax.constraints.verifiers import VerifierPool
 from gapo_jax.evaluate.accuracy import Verdict, paired_difference, summarise, verify
 from gapo_jax.rollout.generate import generate, row_keys
 from gapo_jax.train.build import Models

@@ -10,9 +10,7 @@ import contextlib
 import dataclasses
 import errno
 import functools
-import json
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,11 +20,11 @@ from typing import Any
 from safetensors import SafetensorError
 
 from gapo_jax import config as configuration
+from gapo_jax import io
 from gapo_jax.checkpoint import Checkpointer, folder_exists, make_folder
 from gapo_jax.compilation import keep_compiled_programs
 from gapo_jax.config import Config
-from gapo_jax.constraints.verifier_pool import VerifierPool
-from gapo_jax.data.sources import read_jsonl, write_jsonl
+from gapo_jax.constraints.verifiers import VerifierPool
 from gapo_jax.evaluate.accuracy import Verdict
 from gapo_jax.evaluate.report import write_report
 from gapo_jax.evaluate.text_health import text_health
@@ -63,7 +61,7 @@ def claim_workdir(config: Config, workdir: Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "config.json"
     if path.exists():
-        before = configuration.from_json(json.loads(path.read_text()))
+        before = configuration.from_json(io.read_json(path))
         changed = configuration.differences(
             configuration.identity(before), configuration.identity(config)
         )
@@ -72,14 +70,7 @@ def claim_workdir(config: Config, workdir: Path) -> None:
                 f"{workdir} holds a run of another configuration ({'; '.join(changed)}); pass "
                 "another --workdir, or the configuration that it was started with"
             )
-    write_json(path, configuration.to_json(config))
-
-
-def write_json(path: Path, record: Any) -> None:
-    """Write a JSON file so that it is either the old one or the new one, never half of it."""
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(json.dumps(record, indent=2))
-    os.replace(partial, path)
+    io.write_json(path, configuration.to_json(config))
 
 
 def heed_stops(
@@ -123,9 +114,9 @@ def measure(
                         on_batch=heed_stops(ctx.stop, ctx.processes, advance),
                     )
                 records += [{"set": set_name, **dataclasses.asdict(v)} for v in verdicts]
-        write_jsonl(path, records)
+        io.write_jsonl(path, records)
     found: VerdictSets = {}
-    for record in read_jsonl(path):
+    for record in io.read_jsonl(path):
         set_name = record.pop("set")
         fields: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
@@ -399,7 +390,7 @@ def conclude(
                 summary["export"] = str(export(ctx, params, summary))
         except SafetensorError as error:
             raise OSError(errno.EIO, str(error), str(ctx.workdir / "export")) from error
-    write_json(ctx.workdir / "summary.json", summary)
+    io.write_json(ctx.workdir / "summary.json", summary)
     return summary
 
 
@@ -414,7 +405,7 @@ def finished(config: Config, workdir: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     claim_workdir(config, workdir)
-    summary = json.loads(path.read_text())
+    summary = io.read_json(path)
     exported = not config.export or ("export" in summary and (workdir / "export").is_dir())
     report = workdir / "report.html"
     if summary["rounds"] != config.rounds or not exported or not report.is_file():

@@ -6,7 +6,6 @@ an uninterrupted run would have written: lines of steps after the checkpoint are
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import pathlib
@@ -18,6 +17,7 @@ from typing import Any, TextIO, TypeVar
 import jax
 from tqdm import tqdm
 
+from gapo_jax import io
 from gapo_jax.compilation import CompileCounter
 
 Item = TypeVar("Item")
@@ -168,7 +168,7 @@ class MetricsWriter:
 
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
         # One write of a whole line, so that a killed run loses at most its last line.
-        self._files[name].write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+        self._files[name].write(io.json_line(record, allow_nan=False))
         self._files[name].flush()
 
 
@@ -182,13 +182,8 @@ def drop_after(path: pathlib.Path, step: int) -> None:
     """
     if not path.exists():
         return
-    kept = [line for line, record in _records(path) if record["step"] <= step]
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.writelines(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    kept = [record for record in _records(path) if record["step"] <= step]
+    io.write_jsonl(path, kept, sync=True)
 
 
 def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:
@@ -201,24 +196,20 @@ def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:
     """
     path = pathlib.Path(path)
     path = path / "metrics.jsonl" if path.is_dir() else path
-    return [record for _, record in _records(path)]
+    return list(_records(path))
 
 
-def _records(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (line, record); an unfinished last line, as a kill leaves it, is left out."""
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith("\n"):
-                return
-            try:
-                record = json.loads(line)
-                record["step"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{path}, line {number}: wanted a JSON object with a 'step', got "
-                    f"{line.strip()[:80]!r}. Mend or remove the line."
-                ) from error
-            yield line, record
+def _records(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+    """Yield the records; an unfinished last line, as a kill leaves it, is left out."""
+    for number, record in io.scan_jsonl(path, drop_torn=True):
+        if isinstance(record, str):
+            raise ValueError(f"{path}, line {number}: {record}. Mend or remove the line.")
+        if "step" not in record:
+            raise ValueError(
+                f"{path}, line {number}: wanted a JSON object with a 'step', got "
+                f"{str(record)[:80]!r}. Mend or remove the line."
+            )
+        yield record
 
 
 def _number(name: str, value: Any, step: int) -> float | int | None:

@@ -4,7 +4,6 @@ that `models.load_decoder` reads."""
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from gapo_jax import config as configuration
-from gapo_jax import hub
+from gapo_jax import hub, io
 from gapo_jax import models as networks
 from gapo_jax.checkpoint import Checkpointer
 from gapo_jax.data.tokenizer import load_tokenizer
@@ -88,7 +87,7 @@ def load_any(
             "the one that it was trained with. Leave --tokenizer out."
         )
     if (path / IMPORTED).is_file():
-        record = json.loads((path / IMPORTED).read_text(encoding="utf-8"))
+        record = io.read_json(path / IMPORTED)
         return _load_imported(path)._replace(dtype=record.get("dtype"))
     if own:
         return _load_run(path, network, step)
@@ -150,7 +149,7 @@ def _checkpoint_of(path: Path, step: int | None) -> tuple[Path, int | None]:
 
 def _load_adapter(folder: Path, base: str | None) -> Loaded:
     """Return the base of a PEFT adapter with the adapter merged into it."""
-    record = json.loads((folder / networks.ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    record = io.read_json(folder / networks.ADAPTER_CONFIG)
     base = base or record.get("base_model_name_or_path")
     if not base:
         raise ValueError(f"Wanted the base of the adapter {folder}, which names none. Give --base.")
@@ -179,7 +178,7 @@ def _load_run(workdir: Path, network: str, step: int | None) -> Loaded:
     )
     summary, metrics = workdir / "summary.json", None
     if step is None and summary.is_file():
-        metrics = card_metrics(json.loads(summary.read_text(encoding="utf-8")))
+        metrics = card_metrics(io.read_json(summary))
     base = config.model.generator
     return Loaded(models.decoder, params, models.tokenizer, config.method, base, metrics)
 
@@ -195,7 +194,7 @@ def card_metrics(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_config(workdir: Path) -> configuration.Config:
-    return configuration.from_json(json.loads((workdir / "config.json").read_text()))
+    return configuration.from_json(io.read_json(workdir / "config.json"))
 
 
 def _restore(
@@ -233,12 +232,12 @@ def save_imported(
     record = {"kind": kind, "base": base, "dtype": dtype, "config": config}
     if isinstance(module, networks.Discriminator):
         record["head"] = {"pooling": module.pooling, "hidden_dim": module.hidden_dim}
-    (folder / IMPORTED).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    io.write_json(folder / IMPORTED, record)
 
 
 def _load_imported(folder: Path) -> Loaded:
     """Read what `save_imported` wrote."""
-    record = json.loads((folder / IMPORTED).read_text(encoding="utf-8"))
+    record = io.read_json(folder / IMPORTED)
     make, make_config = _KINDS[record["kind"]]
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in record["config"].items()}
     module = make(make_config(**fields), **record.get("head", {}))

@@ -9,8 +9,9 @@ import sys
 import pytest
 from by_path import ROOT, load
 
-from gapo_jax import constraints
-from gapo_jax.constraints.official import MAX_TEXT
+from gapo_jax import constraints, io
+from gapo_jax.cli import build_data as script
+from gapo_jax.constraints.text import MAX_TEXT
 from gapo_jax.data import mining, selection, sources
 from gapo_jax.data.card import card, card_markdown, histogram
 from gapo_jax.data.groups import asked_for, compatible
@@ -18,7 +19,6 @@ from gapo_jax.data.recipe import Recipe
 from gapo_jax.types import Constraint, PreferentialPair
 
 ROWS = load("tests/data/rows.py").rows()
-script = load("scripts/build_data.py")
 TYPES = constraints.resolve(
     "no_comma number_words existence forbidden_words title number_sentences numbers".split()
 )
@@ -182,7 +182,7 @@ def test_responses_may_answer_the_prompts_of_any_source(tmp_path):
     paths = [tmp_path / "p1.jsonl", tmp_path / "p2.jsonl", tmp_path / "r.jsonl"]
     for path, prompts in zip(paths, ("ab", "cd", "abcdz"), strict=True):
         rows = [{"prompt": p, **({"response": p * 2} if path == paths[2] else {})} for p in prompts]
-        sources.write_jsonl(path, rows)
+        io.write_jsonl(path, rows)
     with paths[2].open("a") as file:
         file.write("{torn\n")
     both = Recipe(tuple(map(str, paths[:2])), SETTINGS, responses=str(paths[2]))
@@ -267,7 +267,7 @@ def test_a_clean_mine_into_an_old_folder_leaves_no_old_list(tmp_path):
 
 def test_mining_nothing_is_an_error_that_says_what_to_change(tmp_path, capsys):
     source, out = tmp_path / "rows.jsonl", tmp_path / "out"
-    sources.write_jsonl(source, [{"prompt": "Say hi.", "completion": "Hi there."}])
+    io.write_jsonl(source, [{"prompt": "Say hi.", "completion": "Hi there."}])
     arguments = ["mine", "--source", str(source), "--out", str(out), "--types", "json_format"]
     assert script.main([*arguments, "--pairing", "closed", "--edited-fraction", "0"]) == 1
     error = capsys.readouterr().err
@@ -280,7 +280,7 @@ def test_sources_are_mixed_by_weight(tmp_path):
     for name in ("a", "b"):
         rows = [{"prompt": f"{name}{i}", "completion": "x"} for i in range(30)]
         paths.append(str(tmp_path / f"{name}.jsonl"))
-        sources.write_jsonl(paths[-1], rows)
+        io.write_jsonl(paths[-1], rows)
     arguments = ["mine", "--source", paths[0], "--also", paths[1], "--out", str(tmp_path / "o")]
     counts = []
     for extra in ([], ["--weights", "3", "1"]):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from gapo_jax import io
 from gapo_jax.data import sources
 from gapo_jax.types import Constraint, PreferentialPair, PromptRow
 
@@ -92,12 +93,12 @@ def test_bytes_that_are_not_utf8_are_named(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"prompt": "x"}\n{"prompt": "\xff"}\n')
     with pytest.raises(ValueError, match="line 2: not valid JSON"):
-        sources.read_jsonl(path)
+        io.read_jsonl(path)
 
 
 def test_empty_and_missing_files(tmp_path):
     path = _file(tmp_path, "", "  ")
-    for read in (sources.read_jsonl, sources.read_prompts, sources.read_pairs):
+    for read in (io.read_jsonl, sources.read_prompts, sources.read_pairs):
         with pytest.raises(ValueError, match="has no"):
             read(path)
     with pytest.raises(FileNotFoundError, match=r"nowhere\.jsonl"):

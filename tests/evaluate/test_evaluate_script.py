@@ -1,4 +1,4 @@
-"""scripts/evaluate.py, both modes, from the command line's side."""
+"""`gapo-jax evaluate`, both modes, from the command line's side."""
 
 import json
 from pathlib import Path
@@ -6,12 +6,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-from by_path import load
 
 from gapo_jax import models
+from gapo_jax.cli import evaluate as script
 from gapo_jax.data.tiny_tokenizer import character_tokenizer, wordpiece_tokenizer
-
-script = load("scripts/evaluate.py")
 
 ROWS = [
     {"key": 1, "prompt": "Say hi. No commas.", "kwargs": [{}],

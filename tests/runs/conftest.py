@@ -46,12 +46,13 @@ class Runs:
     def run_here(self, workdir, **changes):
         """Play a run (of `file`) in this process by the function that the script calls; return
         (exit status, what it printed, its last word on stderr)."""
+        from gapo_jax.cli.train import train
         from gapo_jax.config import finalize
 
         out, err, code = io.StringIO(), io.StringIO(), 0
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
-                load("scripts/train.py")._train(finalize(self.config(**changes)), workdir)
+                code = train(finalize(self.config(**changes)), workdir)
             except SystemExit as end:
                 code = end.code if isinstance(end.code, int) else 1
                 err.write("" if isinstance(end.code, int) else str(end.code))

@@ -9,8 +9,8 @@ import pytest
 from gapo_jax.config import OFFLINE_METHODS, SGPOConfig, finalize
 from gapo_jax.config.presets import tiny
 from gapo_jax.data.batching import batch_at
-from gapo_jax.data.sources import read_jsonl
 from gapo_jax.evaluate.console import discriminator_line
+from gapo_jax.io import read_jsonl
 from gapo_jax.train import inverse_q, offline, run, sgpo
 from gapo_jax.train.build import build_models, build_training
 from gapo_jax.train.discriminator.update import mean_metrics

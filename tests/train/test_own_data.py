@@ -1,13 +1,13 @@
-"""Training from data that scripts/build_data.py mined instead of our own."""
+"""Training from data that `gapo-jax build-data` mined instead of our own."""
 
 import collections
 import json
 import shutil
 
 import pytest
-from by_path import load
 
 from gapo_jax import constraints
+from gapo_jax.cli import build_data
 from gapo_jax.config import finalize
 from gapo_jax.config.presets import tiny
 from gapo_jax.data.discriminator_text import pair_ids
@@ -36,7 +36,7 @@ def mined(tmp_path_factory):
     rows = [{"prompt": row["task"], "completion": row["response"]} for row in _rows()]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     options = f"--source {folder / 'rows.jsonl'} --out {folder} --types {','.join(TYPES)}"
-    code = load("scripts/build_data.py").main(["mine", *options.split(), "--test-fraction", "0.3"])
+    code = build_data.main(["mine", *options.split(), "--test-fraction", "0.3"])
     assert code == 0
     return folder
 

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors import numpy as safetensors_numpy
 
+from gapo_jax import io
 from gapo_jax.models.hf.model_card import MARK
 
+DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class SafetensorsSource:
-    """The tensors of a folder's safetensors, single or sharded: a `hf_map.TensorSource`.
+    """The tensors of a folder's safetensors, single or sharded: a `parameter_map.TensorSource`.
 
     `dtypes` are those that occur, in the spelling of the files ("F32", "BF16")."""
 
@@ -81,10 +81,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"Wanted {path.name} in {path.parent}, got no such file. Give an HF model folder."
         )
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"Wanted JSON in {path}, got a broken file ({error}).") from error
+    return io.read_json(path)
 
 
 def save_tensors(path: Path, tensors: dict[str, np.ndarray], kind: str, **notes: str) -> None:
@@ -125,13 +122,7 @@ def write_shards(
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         (folder / f"shard-{number}").rename(folder / file)
         weight_map |= dict.fromkeys(names, file)
-    write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-
-
-def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a JSON object, indented."""
-    text = json.dumps(record, indent=2, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    io.write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 @contextlib.contextmanager
@@ -144,16 +135,5 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
                 f"Wanted a new, empty or earlier export folder, got {folder}, which holds other "
                 "files. Choose another folder."
             )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    try:
+    with io.replace_folder(folder) as scratch:
         yield scratch
-        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-        if folder.exists():
-            folder.rename(old)
-        scratch.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

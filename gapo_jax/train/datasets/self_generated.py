@@ -24,8 +24,9 @@ from gapo_jax.data.discriminator_text import pair_ids
 from gapo_jax.data.preferences import response_pairs
 from gapo_jax.data.preferential import build_pairs
 from gapo_jax.data.prompts import make_prompts
-from gapo_jax.data.sources import read_jsonl, read_pairs, write_jsonl, write_pairs
+from gapo_jax.data.sources import read_pairs, write_pairs
 from gapo_jax.data.tasks import Task, tasks
+from gapo_jax.io import read_jsonl, write_jsonl
 from gapo_jax.rollout.generate import (
     ended_rows,
     generate,

@@ -21,8 +21,8 @@ from gapo_jax.data.preferences import (
     preferential_prompts,
     preferential_responses,
 )
-from gapo_jax.data.sources import read_jsonl
 from gapo_jax.data.tokenizer import chat_prompt, encode_prompts, encode_responses, response_ids
+from gapo_jax.io import read_jsonl
 from gapo_jax.losses import mismatched_rows
 from gapo_jax.rollout.generate import prompt_lengths
 from gapo_jax.train.buckets import frame_of, like_lengths, widths

@@ -27,7 +27,7 @@ from gapo_jax.compilation import jit_step
 from gapo_jax.config import SGPOConfig, system_text
 from gapo_jax.data.batching import batch_at
 from gapo_jax.data.preferences import Example, Side, preferential_responses
-from gapo_jax.data.sources import read_jsonl, write_jsonl
+from gapo_jax.io import read_jsonl, write_jsonl
 from gapo_jax.losses import sequence_logprobs
 from gapo_jax.rollout.generate import generate, prompt_lengths, row_keys
 from gapo_jax.train.clock import counter

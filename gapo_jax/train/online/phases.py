@@ -17,7 +17,7 @@ import optax
 from gapo_jax.checkpoint import Checkpointer
 from gapo_jax.config import Config, system_text, updates_per_round
 from gapo_jax.config.online import asks_discriminator, estimator, group_size
-from gapo_jax.constraints.verifier_pool import VerifierPool
+from gapo_jax.constraints.verifiers import VerifierPool
 from gapo_jax.data.batching import batch_at, epoch_order
 from gapo_jax.data.curriculum import in_use
 from gapo_jax.evaluate.accuracy import Verdict, summarise

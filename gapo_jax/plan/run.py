@@ -1,0 +1,218 @@
+"""Compile the steps of a run for a machine that is not here, and derive what they cost there.
+
+`plan` returns one record for a configuration and a topology; `gapo_jax/cli/plan.py` prints it and
+says where each figure comes from. The environment has to be prepared first (`chips.prepare`).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from gapo_jax.config import change, finalize, from_json, lookup, to_json
+from gapo_jax.config.online import has_critic
+from gapo_jax.plan import compile as shapes
+from gapo_jax.plan import cost
+from gapo_jax.plan.chips import CHIPS
+from gapo_jax.sharding import Placement, make_mesh
+
+# What a record of a step holds, in this order; None where the compiler does not say.
+_FIGURES = (
+    "hbm_gb", "together_gb", "argument_gb", "output_gb", "temp_gb", "alias_gb", "fits",
+    "model_tflops", "compute_s_estimate", "mfu_upper_bound", "wire_total_gb", "wire_gb",
+    "lower_s", "compile_s",
+)  # fmt: skip
+_GB = 1e9
+
+
+def devices_of(topology: str) -> Any:
+    """Return the devices of a topology, here or described."""
+    kind = topology.partition(":")[0]
+    if kind == "cpu":
+        return jax.devices()
+    try:
+        return topologies.get_topology_desc(topology_name=topology, platform="tpu").devices
+    except Exception as error:  # what libtpu raises has no common type
+        raise ValueError(
+            f"the TPU compiler does not describe {topology!r}: {str(error).splitlines()[0]}. "
+            "Install it with `pip install libtpu`; a shape is written as v5e:8x8 or v5p:2x2x4"
+        ) from error
+
+
+def compile_step(step: Any, topology: str, folder: Path) -> dict[str, Any]:
+    """Compile one step and return its figures; the text of its program is written to `folder`."""
+    kind = topology.partition(":")[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    # as_text() fails for large TPU programs, so the compiler dumps them. On a CPU the dump would be
+    # thousands of files, and as_text() works.
+    options = {"xla_dump_to": str(folder), "xla_dump_hlo_as_text": "True"} if kind in CHIPS else {}
+    start = time.perf_counter()
+    lowered = step.lower()
+    record: dict[str, Any] = dict.fromkeys(_FIGURES)
+    record |= {"model_tflops": step.flops / 1e12, "lower_s": round(time.perf_counter() - start, 1)}
+    start = time.perf_counter()
+    try:
+        compiled = lowered.compile(compiler_options=options)
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return record | {"fits": False, "error": _used(str(error))}
+    record["compile_s"] = round(time.perf_counter() - start, 1)
+    if kind not in CHIPS:
+        (folder / f"{step.name}.after_optimizations.txt").write_text(compiled.as_text())
+    memory = compiled.memory_analysis()
+    record |= {
+        "argument_gb": memory.argument_size_in_bytes / _GB,
+        "output_gb": memory.output_size_in_bytes / _GB,
+        "alias_gb": memory.alias_size_in_bytes / _GB,
+        "temp_gb": memory.temp_size_in_bytes / _GB,
+    }
+    record["hbm_gb"] = (
+        record["argument_gb"] + record["output_gb"] - record["alias_gb"] + record["temp_gb"]
+    )
+    return record | {"fits": True} | costs(step, kind, folder)
+
+
+def _used(message: str) -> str:
+    """Return the line of the compiler's message that gives the memory it needed."""
+    lines = [line for line in message.splitlines() if "xceeded" in line or "Used" in line]
+    return (lines or message.splitlines())[0].strip()[:300]
+
+
+def costs(step: Any, kind: str, folder: Path) -> dict[str, Any]:
+    """Return the estimates of time and communication from the text of a compiled program."""
+    files = sorted(folder.glob("*after_codegen.txt")) or sorted(
+        folder.glob("*after_optimizations.txt")
+    )
+    if not files:
+        return {}
+    text = max(files, key=lambda path: path.stat().st_size).read_text()
+    program = cost.read_program(text)
+    wire = cost.wire_bytes(program)
+    record: dict[str, Any] = {
+        "wire_total_gb": sum(wire.values()) / _GB,
+        "wire_gb": {cause: size / _GB for cause, size in list(wire.items())[:12]},
+    }
+    if kind not in CHIPS:
+        return record
+    chip = CHIPS[kind]
+    seconds = cost.cycles(program) / (chip["ghz"] * 1e9)
+    count = int(text.partition("num_partitions=")[2].split(",")[0] or 1)
+    if "tpu_custom_call" in text:
+        seconds += step.attention_flops / count / (chip["tflops"] * 1e12)
+    record["compute_s_estimate"] = seconds
+    record["mfu_upper_bound"] = step.flops / count / (chip["tflops"] * 1e12) / max(seconds, 1e-12)
+    if step.loop:
+        turn = cost.loop_cycles(program, step.loop) / (chip["ghz"] * 1e9)
+        record["token_ms_estimate"] = 1e3 * turn
+        record["token_ms_floor"] = 1e3 * step.loop_bytes / (chip["gb_s"] * 1e9)
+    return record
+
+
+def plan(
+    config: Config, topology: str, dump: Path, wanted: list[str], capacity: float | None
+) -> dict[str, Any]:
+    """Compile the steps of a configuration for a topology and return the record of the plan.
+
+    Args:
+        config: the experiment.
+        topology: KIND:SHAPE, for which `chips.prepare` has prepared the environment.
+        dump: folder for the texts of the compiled programs.
+        wanted: names of the steps to compile; empty for all.
+        capacity: memory of a device in GB; None for no limit.
+
+    Raises:
+        ValueError: the mesh does not fit the topology.
+        FileNotFoundError: the shape of a network is unknown.
+    """
+    mesh = config.mesh
+    devices = devices_of(topology)
+    place = Placement(make_mesh(mesh.data, mesh.fsdp, mesh.tensor, devices), described=True)
+    models = shapes.abstract_models(config, place)
+    steps, parts = shapes.planned_steps(config, models)
+    held = {name: shapes.bytes_per_device(part) / _GB for name, part in parts.items()}
+    record: dict[str, Any] = {
+        "config": config.name,
+        "topology": topology,
+        "mesh": dict(place.mesh.shape) if place.mesh else {},
+        "sampling_mesh": dict(models.decoding.mesh.shape) if models.decoding.mesh else {},
+        "chip_hbm_gb": capacity,
+        "resident_gb": held,
+        "steps": {},
+    }
+    for step in steps:
+        if wanted and step.name not in wanted:
+            continue
+        print(f"compiling {step.name} for {topology} ...", file=sys.stderr, flush=True)
+        found = compile_step(step, topology, dump / step.name)
+        if found["hbm_gb"] is not None:
+            others = sum(size for name, size in held.items() if name not in step.holds)
+            found["together_gb"] = found["hbm_gb"] + others
+            found["fits"] = capacity is None or found["together_gb"] <= capacity
+        record["steps"][step.name] = found
+    record["fits"] = all(found["fits"] for found in record["steps"].values())
+    return record
+
+
+def changes(config: Config, failing: list[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Return changes of the configuration that could make the failing steps fit.
+
+    Each is (command-line flags, fields to set). The cheapest comes first and each contains the one
+    before it, except that a higher number of microbatches replaces a lower one.
+    """
+    base: dict[str, Any] = {}
+    if set(failing) & {"prefill", "decode"}:
+        base["sampling.batch_size"] = max(1, config.sampling.batch_size // 4)
+    if config.model.remat != "full" and set(failing) - {"prefill", "decode"}:
+        base["model.remat"] = "full"
+    found = [base] if base else []
+    microbatches = {
+        "ppo.accumulate": (config.ppo.minibatch_size, {"policy_step", "critic_step"}),
+        "discriminator.accumulate": (config.discriminator.batch_size, {"disc_step"}),
+    }
+    for count in (2, 4, 8):
+        more = {
+            key: count
+            for key, (size, steps) in microbatches.items()
+            if steps & set(failing) and size % count == 0
+        }
+        found += [base | more] if more else []
+    # Then reduce what a device holds through a round: shard every network, drop the critic's own
+    # decoder, drop the optimizer moments of the full policy.
+    held: list[dict[str, Any]] = []
+    mesh = {"mesh.data": 1, "mesh.fsdp": -1, "mesh.tensor": 1}
+    if any(lookup(config, key) != value for key, value in mesh.items()):
+        held.append(mesh)
+    if has_critic(config) and config.model.critic == "decoder":
+        held.append({"model.critic": "reference"})
+    if not config.lora.rank and not config.model.train_embeddings:
+        held.append({"lora.rank": 16})
+    for more in held:
+        found.append((found[-1] if found else {}) | more)
+    return [(" ".join(f"--config.{k}={v}" for k, v in each.items()), each) for each in found]
+
+
+def find_change(config: Config, topology: str, record: dict[str, Any], dump: Path) -> str:
+    """Compile the steps that do not fit under one change after the other until they do.
+
+    Returns one line that says what was found, "" if everything fits already. `record` (of `plan`)
+    gets the change as "change" and the figures of all tries as "tried".
+    """
+    failing = [name for name, found in record["steps"].items() if not found["fits"]]
+    possible = changes(config, failing) if failing else []
+    for flag, fields in possible:
+        changed = finalize(change(from_json(to_json(config)), fields))
+        tried = plan(changed, topology, dump / "changed", failing, record["chip_hbm_gb"])
+        record.setdefault("tried", {})[flag] = tried["steps"]
+        if tried["fits"]:
+            record["change"] = flag
+            return f"does not fit as it is; compiled, and fits, with: {flag}"
+    if not failing:
+        return ""
+    names = "; ".join(flag for flag, _ in possible)
+    return f"does not fit, nor with any of: {names}. Take more chips, or shorter texts"
