@@ -18,8 +18,14 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
 
-from gapo_jax.data.weights import locate
+# Before any of the package is imported: the shapes and dtypes that signatures promise are checked
+# whenever a function is called or traced.
+CHECKED = ("losses", "rewards", "rollout")
+install_import_hook([f"gapo_jax.{name}" for name in CHECKED], "beartype.beartype")
+
+from gapo_jax.data.weights import locate  # noqa: E402
 
 # Before jax is imported. Test processes and the programs that tests start inherit it.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

@@ -13,8 +13,7 @@ from gapo_jax.train.clock import PhaseClock
 from gapo_jax.train.datasets.self_generated import Pairs, Prompts
 from gapo_jax.train.metrics import MetricsWriter
 from gapo_jax.train.online.sft_batches import SFTBatches
-from gapo_jax.train.processes import Processes
-from gapo_jax.train.runtime import RunInterrupted, StopRequest
+from gapo_jax.train.runtime import Processes, RunInterrupted, StopRequest
 from gapo_jax.train.state import GAPOState, merge_trainable
 from gapo_jax.types import Params
 

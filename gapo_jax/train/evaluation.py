@@ -22,8 +22,7 @@ from gapo_jax.train.build import Models
 from gapo_jax.train.clock import counter
 from gapo_jax.train.context import TrainContext
 from gapo_jax.train.metrics import read_metrics
-from gapo_jax.train.processes import Processes
-from gapo_jax.train.runtime import RunInterrupted, StopRequest
+from gapo_jax.train.runtime import stop_between_batches
 from gapo_jax.train.state import GAPOState
 from gapo_jax.types import Params, PromptRow
 
@@ -122,20 +121,6 @@ def _strict_accuracies(summary: Mapping[str, Any], prefix: str) -> dict[str, flo
         for part, value in summary[name].items():
             metrics[f"{prefix}/{name}" + ("" if part == "value" else f"_{part}")] = value
     return metrics
-
-
-def stop_between_batches(
-    stop: StopRequest, processes: Processes, advance: Callable[[int], None]
-) -> Callable[[int], None]:
-    """Return `advance` for a phase that samples, which ends the run (RunInterrupted) after a batch
-    if any process was asked to stop. Such a phase writes its file at its end or not at all."""
-
-    def on_batch(done: int) -> None:
-        advance(done)
-        if signal_name := processes.first_word("batch", stop.signal_name):
-            raise RunInterrupted(signal_name)
-
-    return on_batch
 
 
 def evaluate_policy(

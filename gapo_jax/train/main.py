@@ -24,16 +24,15 @@ from gapo_jax.train.clock import PhaseClock, counter
 from gapo_jax.train.context import TrainContext
 from gapo_jax.train.datasets.self_generated import bootstrap, make_all_prompts, make_pairs
 from gapo_jax.train.datasets.user import own_prompts
-from gapo_jax.train.evaluation import VerdictSets, measure, stop_between_batches, write_eval
+from gapo_jax.train.evaluation import VerdictSets, measure, write_eval
 from gapo_jax.train.export import export, exported_params
 from gapo_jax.train.metrics import MetricsWriter
 from gapo_jax.train.offline import loop as offline
 from gapo_jax.train.online import loop as online
 from gapo_jax.train.online.rollout import rollout_widths
 from gapo_jax.train.online.sft_batches import make_sft_batches
-from gapo_jax.train.processes import Processes
 from gapo_jax.train.restore import restore_state
-from gapo_jax.train.runtime import RunInterrupted, StopRequest
+from gapo_jax.train.runtime import Processes, RunInterrupted, StopRequest, stop_between_batches
 from gapo_jax.train.state import GAPOState
 from gapo_jax.train.summary import relative_param_change, summarise_run
 from gapo_jax.train.workdir import EXPORT, SUMMARY, finished_summary, share_workdir

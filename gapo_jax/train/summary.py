@@ -43,7 +43,7 @@ def summarise_run(
         "relative_change": dict(changes),
         "types": list(ctx.prompts.type_ids),
         "pairs": len(ctx.pairs.train),
-        "discriminator_on_pairs": discriminator_on_pairs(ctx.workdir),
+        "discriminator": discriminator_on_pairs(ctx.workdir),
         "time_s": dict(ctx.clock.seconds),
         "throughput": mean_throughput(ctx.workdir),
         "compile_count": last_line["compile/count"],

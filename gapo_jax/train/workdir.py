@@ -17,7 +17,7 @@ from gapo_jax import io
 from gapo_jax.checkpoint import folder_exists, make_folder
 from gapo_jax.config import Config
 from gapo_jax.train.datasets.user import check_source
-from gapo_jax.train.processes import Processes
+from gapo_jax.train.runtime import Processes
 
 log = logging.getLogger("gapo_jax")
 CONFIG, SUMMARY, REPORT = "config.json", "summary.json", "report.html"

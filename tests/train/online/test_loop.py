@@ -35,9 +35,8 @@ from gapo_jax.train.online.rollout import (
     sample_rollout,
 )
 from gapo_jax.train.online.sft_batches import make_sft_batches
-from gapo_jax.train.processes import Processes
 from gapo_jax.train.restore import restore_state
-from gapo_jax.train.runtime import StopRequest
+from gapo_jax.train.runtime import Processes, StopRequest
 from gapo_jax.train.state import relative_change
 
 # Those of the configurations that are cases here.
