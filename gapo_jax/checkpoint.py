@@ -2,7 +2,7 @@
 
 The only module that imports orbax. A checkpoint is one folder `DIRECTORY/STEP` with three items:
 `state`, a pytree of arrays (parameters, optimizer states, typed PRNG keys, counters); `host`, a
-JSON dictionary (data position, replay buffer, statistics); and `checksums` of both, which
+JSON dictionary (replay buffer, seconds); and `checksums` of both, which
 checkpoints of earlier versions lack. The folder gets its name when everything is on the disk, so a
 process that is killed during a save leaves nothing that could be taken for a checkpoint.
 """
@@ -10,13 +10,14 @@ process that is killed during a save leaves nothing that could be taken for a ch
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
 import shutil
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -127,9 +128,8 @@ class Checkpointer:
                     f"cannot save step {step}: {self.directory} already holds steps {newer}. "
                     "Continue from the newest, or start afresh with another --workdir."
                 )
-            text = json.dumps(host)
-            sums = array_checksums(state) | {_HOST: zlib.crc32(text.encode())}
-            items = {"state": state, "host": json.loads(text), _CHECKSUMS: sums}
+            host = json.loads(json.dumps(host))
+            items = {"state": state, "host": host, _CHECKSUMS: _all_checksums(state, host)}
             try:
                 response = self._manager.save_checkpointables_async(step, items, overwrite=True)
             except Exception as error:
@@ -161,7 +161,12 @@ class Checkpointer:
         """Return the newest complete step, None if there is none."""
         return max(self.steps(), default=None)
 
-    def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+    def restore(
+        self,
+        abstract_state: Any,
+        step: int | None = None,
+        former_names: Mapping[str, str] | None = None,
+    ) -> tuple[Any, dict[str, Any]]:
         """Read a checkpoint back onto the devices.
 
         Args:
@@ -171,6 +176,8 @@ class Checkpointer:
             step: which one; None takes the newest that can be read. Newer ones that cannot be
                 read are set aside (renamed to `STEP.unreadable`) with a warning; `read_only`, with
                 the warning alone.
+            former_names: of fields of `abstract_state`, a dataclass: the names that older
+                checkpoints may have them under.
 
         Returns:
             `(state, host)`; every leaf of `state` is a jax array.
@@ -188,9 +195,7 @@ class Checkpointer:
         failures: list[tuple[int, Exception]] = []
         for candidate in wanted:
             try:
-                saved = self._saved_leaves(candidate)
-                _check_leaves(saved, abstract_state, self.directory / str(candidate))
-                items = self._load(candidate, abstract_state)
+                items = self._load(candidate, abstract_state, former_names or {})
                 error = None
             except _MismatchError as mismatch:
                 raise ValueError(str(mismatch)) from None
@@ -201,30 +206,39 @@ class Checkpointer:
                 continue
             self._set_aside(failures)
             self._saved.add(candidate)
-            return items["state"], items["host"]
+            return items
         reasons = "; ".join(f"step {number}: {_first_line(error)}" for number, error in failures)
         raise CheckpointError(
             f"no checkpoint in {self.directory} can be read ({reasons}). Restore it from a copy, "
             "or start afresh with another --workdir."
         )
 
-    def _load(self, step: int, abstract_state: Any) -> dict[str, Any]:
-        """Load the items of a checkpoint and compare them with its checksums."""
-        wanted: dict[str, Any] = {"state": abstract_state, "host": None}
-        if (self.directory / str(step) / _CHECKSUMS).is_dir():
+    def _load(
+        self, step: int, abstract_state: Any, former_names: Mapping[str, str]
+    ) -> tuple[Any, dict[str, Any]]:
+        """Load a checkpoint, check it and compare it with its checksums; return (state, host)."""
+        path = self.directory / str(step)
+        fields, saved = self._saved_leaves(step)
+        renamed = _renamed(fields, former_names)
+        wanted: dict[str, Any] = {"state": _under_names(abstract_state, renamed), "host": None}
+        _check_leaves(saved, wanted["state"], path)
+        if (path / _CHECKSUMS).is_dir():
             wanted[_CHECKSUMS] = None
         items = self._manager.load_checkpointables(step, wanted)
+        state, host = items["state"], items["host"]
         if _CHECKSUMS in wanted:
-            text = json.dumps(items["host"])
-            found = array_checksums(items["state"]) | {_HOST: zlib.crc32(text.encode())}
-            saved = items[_CHECKSUMS]
-            damaged = [path for path, number in found.items() if saved.get(path) != number]
+            sums = items[_CHECKSUMS]
+            damaged = [key for key, n in _all_checksums(state, host).items() if sums.get(key) != n]
             if damaged:
                 more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
                 raise CheckpointError(
                     f"{', '.join(damaged[:3])}{more} differ from the checksums of the save"
                 )
-        return items
+        if renamed:
+            values = {new: state[old] for new, old in renamed.items()}
+            values |= {k: v for k, v in state.items() if k not in renamed.values()}
+            state = dataclasses.replace(abstract_state, **values)
+        return state, host
 
     def close(self) -> None:
         """Wait for the save under way and release the directory.
@@ -254,8 +268,9 @@ class Checkpointer:
             cleanup_tmp_directories=not self._read_only,
         )
 
-    def _saved_leaves(self, step: int) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """Return path -> (shape, dtype) of what checkpoint `step` says that it holds."""
+    def _saved_leaves(self, step: int) -> tuple[set[str], dict[str, tuple[tuple[int, ...], Any]]]:
+        """Return what checkpoint `step` says that it holds: the names of its parts, empty ones
+        too, and path -> (shape, dtype)."""
         path = self.directory / str(step)
         missing = [name for name in _ITEMS if not (path / name).is_dir()]
         if missing:
@@ -264,7 +279,8 @@ class Checkpointer:
             metadata = ocp.checkpointables_metadata(str(path)).metadata["state"]
         if metadata is None:
             raise CheckpointError(f"{path / 'state'} has no readable metadata")
-        return {path: (leaf.shape, np.dtype(leaf.dtype)) for path, leaf in _leaves(metadata)}
+        leaves = {path: (leaf.shape, np.dtype(leaf.dtype)) for path, leaf in _leaves(metadata)}
+        return set(metadata) if isinstance(metadata, Mapping) else set(), leaves
 
     def _set_aside(self, failures: list[tuple[int, Exception]]) -> None:
         for step, error in failures:
@@ -303,8 +319,9 @@ class Checkpointer:
         )
 
 
-# The checksum of `host` stands among those of the arrays, under a path that no array has.
-_HOST = "/host"
+def _all_checksums(state: Any, host: Mapping[str, Any]) -> dict[str, int]:
+    """Return the checksums of the arrays, and that of `host` under a path that no array has."""
+    return array_checksums(state) | {"/host": zlib.crc32(json.dumps(host).encode())}
 
 
 def array_checksums(tree: Any) -> dict[str, int]:
@@ -404,6 +421,19 @@ def _leaves(tree: Any) -> list[tuple[str, Any]]:
     """Return (path, leaf) pairs; fields, keys and indices are all written the same way."""
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in flat]
+
+
+def _renamed(saved: set[str], former_names: Mapping[str, str]) -> dict[str, str]:
+    """Return those of `former_names` that a checkpoint with the parts `saved` still has."""
+    return {new: old for new, old in former_names.items() if old in saved and new not in saved}
+
+
+def _under_names(state: Any, renamed: Mapping[str, str]) -> Any:
+    """Return the fields of a dataclass under other names, as a dictionary; without any, itself."""
+    if not renamed:
+        return state
+    fields = [f.name for f in dataclasses.fields(state) if f.metadata.get("pytree_node", True)]
+    return {renamed.get(name, name): getattr(state, name) for name in fields}
 
 
 def _check_leaves(saved: dict[str, Any], abstract_state: Any, where: epath.Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import pathlib
 import shutil
@@ -174,6 +175,8 @@ def test_a_damaged_newest_checkpoint_is_skipped(tmp_path: pathlib.Path, damage) 
         np.testing.assert_array_equal(checkpointer.restore(abstract)[0]["w"], weights * 3)
 
 
+# Orbax leaves coroutines behind when reading fails in the middle.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_flipped_bit_never_comes_back_as_a_value(tmp_path: pathlib.Path) -> None:
     """Wherever it is: the step is set aside and the one before it is read, or nothing changed."""
     weights = {"w": jax.random.normal(jax.random.key(0), (64, 64)), "step": jnp.int32(7)}
@@ -196,6 +199,7 @@ def test_a_flipped_bit_never_comes_back_as_a_value(tmp_path: pathlib.Path) -> No
             state, host = checkpointer.restore(weights)
         noticed += host["round"] == 1
         assert_same(state, weights if host["round"] == 1 else other)
+    gc.collect()
     assert noticed >= 8
 
 

@@ -349,3 +349,17 @@ def _missing_message(missing: Sequence[int], names: Any, stage: str, timeout_s: 
         "own log says why. Start all processes with the same command and their own --process_id; "
         "--host_timeout_s sets the limit"
     )
+
+
+def stop_between_batches(
+    stop: StopRequest, processes: Processes, advance: Callable[[int], None]
+) -> Callable[[int], None]:
+    """Return `advance` for a phase that samples, which ends the run (RunInterrupted) after a batch
+    if any process was asked to stop. Such a phase writes its file at its end or not at all."""
+
+    def on_batch(done: int) -> None:
+        advance(done)
+        if signal_name := processes.first_word("batch", stop.signal_name):
+            raise RunInterrupted(signal_name)
+
+    return on_batch

@@ -16,8 +16,8 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_p
 from gapo_jax.models import Discriminator, Encoder, EncoderConfig, save_hf
 from gapo_jax.models import encoder_attention as attention
 from gapo_jax.models.encoder import encode_above
-from gapo_jax.models.hf import map as hf_map
-from gapo_jax.models.hf.encoder_config import (
+from gapo_jax.models.hf import parameter_map
+from gapo_jax.models.hf.encoder_configs import (
     deberta_to_config,
     longformer_to_config,
     modernbert_to_config,
@@ -202,14 +202,14 @@ def test_every_parameter_has_axes_and_a_tensor(family):
     shapes = shapes_of(module)
     mesh = make_mesh(devices=jax.devices()[:1])
     assert len(jax.tree.leaves(param_shardings(mesh, shapes))) == len(jax.tree.leaves(shapes))
-    arch = hf_map.classifier_of(module.config)
-    paths = [path for rule in hf_map.rules_of(arch, module.config) for path in rule.paths]
-    assert sorted(paths) == sorted(name for name, _ in hf_map.flatten(shapes))
+    arch = parameter_map.classifier_of(module.config)
+    paths = [path for rule in parameter_map.rules_of(arch, module.config) for path in rule.paths]
+    assert sorted(paths) == sorted(name for name, _ in parameter_map.flatten(shapes))
 
 
 @families
 def test_config_round_trip(family):
-    arch, config = hf_map.ARCHITECTURES[family], CONFIGS[family]
+    arch, config = parameter_map.ARCHITECTURES[family], CONFIGS[family]
     assert arch.to_config({"model_type": family} | arch.from_config(config)) == config
 
 
