@@ -41,9 +41,8 @@ def claim_workdir(config: Config, workdir: Path) -> None:
         changed = configuration.differences(
             configuration.identity(before), configuration.identity(config)
         )
-        if changed and any(
-            p.is_file() and p.name not in (CONFIG, LOCK) for p in workdir.rglob("*")
-        ):
+        files = [p for p in workdir.rglob("*") if p.is_file() and p.name not in (CONFIG, LOCK)]
+        if changed and files:
             raise ValueError(
                 f"{workdir} holds a run of another configuration ({'; '.join(changed)}); pass "
                 "another --workdir, or the configuration that it was started with"
