@@ -86,16 +86,18 @@ def standardise_rewards(
     mode: str,
     group_size: int,
     clip: float,
+    group_eps: float = 0.05,
 ) -> tuple[Float[Array, "B"], Float[Array, "3"]]:
     """Turn scores into rewards, float32 [B], and update the running statistics.
 
     `mode` is `running` (over all rounds so far, this one included), `batch` (this round), `group`
     (the samples of one prompt, which stand next to each other) or `none` (clipped only).
+    `group_eps` is added to a group's deviation (`config.reward.group_eps`).
     """
     scores_B = scores_B.astype(jnp.float32)
     stats_3 = merge_stats(stats_3, scores_B)
     if mode == "group":
-        rewards_B = group_normalise(scores_B, group_size, eps=0.05)
+        rewards_B = group_normalise(scores_B, group_size, eps=group_eps)
     elif mode == "none":
         rewards_B = scores_B
     else:

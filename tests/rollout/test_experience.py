@@ -38,6 +38,15 @@ def test_standardised_rewards():
     assert len(set(np.round(np.asarray(rewards), 4))) == len(scores)
 
 
+def test_a_group_of_hardly_different_scores_is_not_blown_up():
+    scores = np.array([0.50, 0.51, 0.50, 0.51, 0.0, 1.0, 0.0, 1.0], np.float32)
+    for eps in (0.05, 1e-4):
+        rewards, _ = _standardise(scores, "group", group_eps=eps)
+        deviations = np.array([0.01, 1.0]) * np.sqrt(1 / 3)  # of 1/2 and -1/2 times these, n - 1
+        want = np.array([0.005, 0.5]) / (deviations + eps)
+        np.testing.assert_allclose(np.asarray(rewards).reshape(2, 4)[:, 1], want, rtol=1e-4)
+
+
 def test_rewards_are_clipped_and_may_be_left_alone():
     scores = np.array([0.0, 0.1, 0.2, 100.0], np.float32)
     rewards, _ = _standardise(scores, "batch", clip=0.5)

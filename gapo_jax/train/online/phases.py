@@ -426,6 +426,7 @@ def compute_rewards(
         mode=reward.standardise,
         group_size=ctx.config.ppo.samples_per_prompt,
         clip=reward.clip,
+        group_eps=reward.group_eps,
     )
     rewards_B -= reward.missing_eos_penalty * jnp.asarray(~ended(ctx, rollout), jnp.float32)
     return state.replace(reward_stats=stats), logits_B, rewards_B
