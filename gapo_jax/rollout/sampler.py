@@ -125,7 +125,7 @@ def make_sampler(
 
 
 def restriction_warning(top_k: int, top_p: float, min_p: float) -> str | None:
-    """Return what a run should be told that learns from samples restricted so; None if they are not.
+    """Return the warning for a run that learns from samples restricted so; None without limits.
 
     Sampler and policy update give a token its log-prob in the full distribution, although it was
     drawn from a part of it. The ratio is then not to the policy that sampled, the estimate of the
