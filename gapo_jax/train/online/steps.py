@@ -30,7 +30,6 @@ from gapo_jax.losses import (
     value_loss,
 )
 from gapo_jax.models import Discriminator
-from gapo_jax.models.encoder import encode_above
 from gapo_jax.sharding import Placement
 from gapo_jax.train.buckets import Frame
 from gapo_jax.train.forward import (
@@ -180,16 +179,10 @@ def disc_logits(
 ) -> jax.Array:
     """Return logits [B] float32 of (tokens, mask, segment ids); the backward pass ends at the
     lowest trained layer."""
-    if not frozen_layers:
-        logits: Any = discriminator.apply({"params": params}, *texts, **options)
-        return logits
-    hidden_BTD = encode_above(
-        discriminator.config, params["encoder"], frozen_layers, *texts, **options
-    )
-    judged: Any = discriminator.apply(
-        {"params": {"head": params["head"]}}, hidden_BTD, texts[1], method="judge"
-    )
-    return judged
+    if frozen_layers:
+        options["frozen_layers"] = frozen_layers
+    logits: Any = discriminator.apply({"params": params}, *texts, **options)
+    return logits
 
 
 def disc_update_step(
