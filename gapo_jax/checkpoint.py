@@ -2,19 +2,20 @@
 
 The only module that imports orbax. A checkpoint is one folder `DIRECTORY/STEP` with two items:
 `state`, a pytree of arrays (parameters, optimizer states, typed PRNG keys, counters), and `host`,
-a JSON dictionary (data position, replay store, statistics). The folder gets its name only when all
+a JSON dictionary (replay buffer, seconds). The folder gets its name only when all
 of it is on the disk, so a process killed in the middle of a save leaves nothing that is picked up.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -156,7 +157,12 @@ class Checkpointer:
         """Return the newest complete step, None if there is none."""
         return max(self.steps(), default=None)
 
-    def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+    def restore(
+        self,
+        abstract_state: Any,
+        step: int | None = None,
+        former_names: Mapping[str, str] | None = None,
+    ) -> tuple[Any, dict[str, Any]]:
         """Read a checkpoint back onto the devices.
 
         Args:
@@ -166,6 +172,8 @@ class Checkpointer:
             step: which one; None takes the newest that can be read. Newer ones that cannot be
                 read are set aside (renamed to `STEP.unreadable`) with a warning; `read_only`, with
                 the warning alone.
+            former_names: of fields of `abstract_state`, a dataclass: the names that older
+                checkpoints may have them under.
 
         Returns:
             `(state, host)`; every leaf of `state` is a jax array.
@@ -183,10 +191,12 @@ class Checkpointer:
         failures: list[tuple[int, Exception]] = []
         for candidate in wanted:
             try:
-                saved = self._saved_leaves(candidate)
-                _check_leaves(saved, abstract_state, self.directory / str(candidate))
+                fields, saved = self._saved_leaves(candidate)
+                renamed = _renamed(fields, former_names or {})
+                wanted_state = _under_names(abstract_state, renamed)
+                _check_leaves(saved, wanted_state, self.directory / str(candidate))
                 items = self._manager.load_checkpointables(
-                    candidate, {"state": abstract_state, "host": None}
+                    candidate, {"state": wanted_state, "host": None}
                 )
             except _MismatchError as error:
                 raise ValueError(str(error)) from None
@@ -195,7 +205,12 @@ class Checkpointer:
                 continue
             self._set_aside(failures)
             self._saved.add(candidate)
-            return items["state"], items["host"]
+            state = items["state"]
+            if renamed:
+                values = {new: state[old] for new, old in renamed.items()}
+                values |= {k: v for k, v in state.items() if k not in renamed.values()}
+                state = dataclasses.replace(abstract_state, **values)
+            return state, items["host"]
         reasons = "; ".join(f"step {number}: {_first_line(error)}" for number, error in failures)
         raise CheckpointError(
             f"no checkpoint in {self.directory} can be read ({reasons}). Restore it from a copy, "
@@ -230,8 +245,9 @@ class Checkpointer:
             cleanup_tmp_directories=not self._read_only,
         )
 
-    def _saved_leaves(self, step: int) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """Return path -> (shape, dtype) of what checkpoint `step` says that it holds."""
+    def _saved_leaves(self, step: int) -> tuple[set[str], dict[str, tuple[tuple[int, ...], Any]]]:
+        """Return what checkpoint `step` says that it holds: the names of its parts, empty ones
+        too, and path -> (shape, dtype)."""
         path = self.directory / str(step)
         missing = [name for name in _ITEMS if not (path / name).is_dir()]
         if missing:
@@ -240,7 +256,8 @@ class Checkpointer:
             metadata = ocp.checkpointables_metadata(str(path)).metadata["state"]
         if metadata is None:
             raise CheckpointError(f"{path / 'state'} has no readable metadata")
-        return {path: (leaf.shape, np.dtype(leaf.dtype)) for path, leaf in _leaves(metadata)}
+        leaves = {path: (leaf.shape, np.dtype(leaf.dtype)) for path, leaf in _leaves(metadata)}
+        return set(metadata) if isinstance(metadata, Mapping) else set(), leaves
 
     def _set_aside(self, failures: list[tuple[int, Exception]]) -> None:
         for step, error in failures:
@@ -310,6 +327,19 @@ def _leaves(tree: Any) -> list[tuple[str, Any]]:
     """Return (path, leaf) pairs; fields, keys and indices are all written the same way."""
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in flat]
+
+
+def _renamed(saved: set[str], former_names: Mapping[str, str]) -> dict[str, str]:
+    """Return those of `former_names` that a checkpoint with the parts `saved` still has."""
+    return {new: old for new, old in former_names.items() if old in saved and new not in saved}
+
+
+def _under_names(state: Any, renamed: Mapping[str, str]) -> Any:
+    """Return the fields of a dataclass under other names, as a dictionary; without any, itself."""
+    if not renamed:
+        return state
+    fields = [f.name for f in dataclasses.fields(state) if f.metadata.get("pytree_node", True)]
+    return {renamed.get(name, name): getattr(state, name) for name in fields}
 
 
 def _check_leaves(saved: dict[str, Any], abstract_state: Any, where: epath.Path) -> None:

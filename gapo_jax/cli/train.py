@@ -21,7 +21,7 @@ from gapo_jax.cli.experiment import parse_flags
 from gapo_jax.config import Config, finalize
 
 if TYPE_CHECKING:
-    from gapo_jax.train.processes import Processes
+    from gapo_jax.train.runtime import Processes
 
 # EX_TEMPFAIL of sysexits.h: "try again later". 0 would tell Kubernetes and Slurm that all is done.
 CONTINUE = 75
@@ -69,7 +69,7 @@ def _quieten(process_id: int) -> None:
 
 
 def _join(values: flags.FlagValues) -> Processes:
-    from gapo_jax.train.processes import join
+    from gapo_jax.train.runtime import join
 
     return join(values.coordinator, values.num_processes, values.process_id, values.host_timeout_s)
 
@@ -89,8 +89,13 @@ def train(
     from gapo_jax.checkpoint import CheckpointError
     from gapo_jax.evaluate.console import print_summary
     from gapo_jax.train.main import execute
-    from gapo_jax.train.processes import Processes, ProcessMissing
-    from gapo_jax.train.runtime import RunInterrupted, RunStopped, stop_requests
+    from gapo_jax.train.runtime import (
+        Processes,
+        ProcessMissing,
+        RunInterrupted,
+        RunStopped,
+        stop_requests,
+    )
 
     again = shlex.join([sys.executable, *sys.argv])
     processes = Processes()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Real
 
 from gapo_jax.losses.masked import masked_fill, masked_mean, weighted_mean
 from gapo_jax.types import ACCEPTED, GENERATED, REJECTED, Metrics
 
 
-def binary_cross_entropy(logits_B: jax.Array, targets_B: jax.Array) -> jax.Array:
+def binary_cross_entropy(
+    logits_B: Float[Array, "B"], targets_B: Real[Array, "B"]
+) -> Float[Array, "B"]:
     """-[y log s(x) + (1 - y) log s(-x)] per sample, float32, stable for logits of any size."""
     logits_B, targets_B = logits_B.astype(jnp.float32), targets_B.astype(jnp.float32)
     # Not the form with max and abs: its gradient is wrong at 0, where a fresh head starts.
@@ -17,7 +20,9 @@ def binary_cross_entropy(logits_B: jax.Array, targets_B: jax.Array) -> jax.Array
 
 
 def class_metrics(
-    logits_B: jax.Array, classes_B: jax.Array, weights_B: jax.Array | None = None
+    logits_B: Float[Array, "B"],
+    classes_B: Int[Array, "B"],
+    weights_B: Float[Array, "B"] | None = None,
 ) -> Metrics:
     """How the discriminator treats each class of text, as float32 scalars.
 
@@ -53,12 +58,12 @@ def class_metrics(
 
 
 def bce_loss(
-    logits_B: jax.Array,
-    targets_B: jax.Array,
-    weights_B: jax.Array | None = None,
+    logits_B: Float[Array, "B"],
+    targets_B: Float[Array, "B"],
+    weights_B: Float[Array, "B"] | None = None,
     *,
-    classes_B: jax.Array | None = None,
-) -> tuple[jax.Array, Metrics]:
+    classes_B: Int[Array, "B"] | None = None,
+) -> tuple[Float[Array, ""], Metrics]:
     """Binary cross-entropy with a target and a weight for each sample (GAPO, Eq. 6).
 
     Args:
@@ -86,8 +91,10 @@ def bce_loss(
 
 
 def bradley_terry_loss(
-    better_B: jax.Array, worse_B: jax.Array, weights_B: jax.Array | None = None
-) -> tuple[jax.Array, Metrics]:
+    better_B: Float[Array, "B"],
+    worse_B: Float[Array, "B"],
+    weights_B: Float[Array, "B"] | None = None,
+) -> tuple[Float[Array, ""], Metrics]:
     """-log s(better - worse), weighted mean: only differences of logits matter.
 
     For the discriminator: D(P_acc, R) against D(P_rej, R), and D(P_acc, R) against
@@ -114,8 +121,8 @@ def bradley_terry_loss(
 
 
 def gradient_penalty_loss(
-    gradients_BTD: jax.Array, mask_BT: jax.Array, weights_B: jax.Array
-) -> jax.Array:
+    gradients_BTD: Float[Array, "B T D"], mask_BT: Int[Array, "B T"], weights_B: Float[Array, "B"]
+) -> Float[Array, ""]:
     """Zero-centred penalty 1/2 E[|grad D(x)|^2]: R1 (arXiv 1801.04406, Eq. 9) without its gamma.
 
     The paper's x is an image; text has no gradient by its tokens, so x are their embeddings.

@@ -112,3 +112,17 @@ def test_experience_equals_a_plain_loop_and_ignores_padding(pad):
         assert not np.asarray(made.advantages_BR[row, length:]).any()
     difference = [(old[r, :n] - ref[r, :n]).sum() for r, n in enumerate(lengths)]
     np.testing.assert_allclose(metrics["kl/ref"], sum(difference) / sum(lengths), rtol=1e-4)
+
+
+def test_rows_that_are_masked_still_count_and_rows_that_fill_do_not():
+    mask_BR = jnp.ones((4, 3), jnp.int32)
+    rollout = Rollout(
+        jnp.zeros((4, 5), jnp.int32), jnp.ones((4, 5), jnp.int32), mask_BR, -1.0 * mask_BR
+    )
+    found, _ = experience.build_experience(
+        rollout, -1.0 * mask_BR, -1.5 * mask_BR, None, jnp.arange(4.0), 0.1,
+        jnp.array([True, False, True, False]), jnp.array([True, True, True, False]),
+        estimator="grpo", group_size=2,
+    )  # fmt: skip
+    np.testing.assert_array_equal(found.response_mask_BR.sum(axis=1), [3, 0, 3, 0])
+    np.testing.assert_array_equal(found.counted_B, [1, 1, 1, 0])
