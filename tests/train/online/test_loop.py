@@ -1,4 +1,4 @@
-"""Rounds of the online methods in one process: who moves, and what GAPO adds to PPO."""
+"""Rounds of the online methods in one process: what moves, and what GAPO adds to PPO."""
 
 import dataclasses
 import json
@@ -9,29 +9,46 @@ import numpy as np
 import pytest
 
 from gapo_jax.checkpoint import Checkpointer
-from gapo_jax.config import ONLINE_METHODS, Config, finalize
-from gapo_jax.config.online import has_critic, is_adversarial
+from gapo_jax.config import Config, finalize
 from gapo_jax.config.presets import tiny_rounds
+from gapo_jax.constraints.verifiers import VerifierPool
 from gapo_jax.evaluate.accuracy import Verdict
+from gapo_jax.methods import METHODS as REGISTRY
+from gapo_jax.methods import has_critic, method_of
 from gapo_jax.rollout.generate import ended_rows
-from gapo_jax.train import sampling, setup
+from gapo_jax.train import rounds
+from gapo_jax.train.build import build_models, build_steps, initial_state, policy_spec
 from gapo_jax.train.clock import PhaseClock
-from gapo_jax.train.datasets.self_generated import bootstrap, make_all_prompts, make_pairs
+from gapo_jax.train.context import TrainContext
+from gapo_jax.train.datasets.self_generated import (
+    bootstrap,
+    ended_responses,
+    make_all_prompts,
+    make_pairs,
+)
 from gapo_jax.train.metrics import MetricsWriter, read_metrics
-from gapo_jax.train.online.loop import one_round
-from gapo_jax.train.online.phases import TrainContext
+from gapo_jax.train.online.loop import gapo_round
+from gapo_jax.train.online.rollout import (
+    informative,
+    rollout_widths,
+    rule_rewards,
+    sample_rollout,
+)
 from gapo_jax.train.online.sft_batches import make_sft_batches
-from gapo_jax.train.runtime import StopRequest
+from gapo_jax.train.restore import restore_state
+from gapo_jax.train.runtime import Processes, StopRequest
 from gapo_jax.train.state import relative_change
 
-METHODS = ONLINE_METHODS  # of the configurations that are cases here
+# Those of the configurations that are cases here.
+METHODS = tuple(name for name, method in REGISTRY.items() if method.loop == "online")
 PROCESS = ("time", "throughput/", "compile/", "device/")  # metrics of the process, not of the run
 
 
-def _small(config, judge_updates=1):
+def _small(config, disc_updates=1):
     config.data.prompts = config.eval.prompts_per_set = 16
     updates = config.discriminator.updates_per_round
-    config.discriminator.updates_per_round = min(judge_updates, updates)
+    config.discriminator.updates_per_round = min(disc_updates, updates)
+    config.eval.every_rounds = 0
     return finalize(config)
 
 
@@ -40,7 +57,7 @@ def world(tmp_path_factory):
     """Models, prompts and pairs, which all configurations here share."""
     workdir = tmp_path_factory.mktemp("world")
     config = _small(tiny_rounds("ppo"))
-    models = setup.build_models(config)
+    models = build_models(config)
     prompts = make_all_prompts(config, models)
     pairs = make_pairs(
         config, prompts.type_ids, bootstrap(config, models, prompts, workdir), workdir
@@ -48,39 +65,47 @@ def world(tmp_path_factory):
     return workdir, models, prompts, pairs
 
 
-def _run(world, config, workdir):
-    folder, models, prompts, pairs = world
+def _context(world, config, workdir, pairs=None):
+    folder, models, prompts, common_pairs = world
+    pairs = pairs or common_pairs
     if config.model.dtype != "float32" or config.discriminator.dropout:
-        models = setup.build_models(config)
-    spec = setup.policy_spec(config, models.decoder.config, models.spec.place)
+        models = build_models(config)
+    spec = policy_spec(config, models.decoder.config, models.spec.place)
     models = dataclasses.replace(models, spec=spec)
+    widths = rollout_widths(config, models, prompts)
     return TrainContext(
         config=config,
         workdir=workdir,
         models=models,
-        training=setup.build_training(config, models, len(pairs.train)),
+        steps=build_steps(config, models, len(pairs.train), widths),
         prompts=prompts,
         pairs=pairs,
-        writer=MetricsWriter(workdir),
-        clock=PhaseClock(),
-        checkpointer=Checkpointer(workdir / "checkpoints", keep=2),
-        stop=StopRequest(),
+        widths=widths,
         sft_batches=(
             make_sft_batches(config, models, pairs.train, folder) if config.ppo.sft_coef else None
         ),
+        processes=Processes(),
+        verifiers=VerifierPool(),
+        stop=StopRequest(),
+        clock=PhaseClock(),
+        writer=MetricsWriter(workdir),
+        checkpointer=Checkpointer(workdir / "checkpoints", keep=2),
     )
 
 
-def _start(run):
-    return setup.initial_state(run.config, run.models, run.training)
+def _start(ctx):
+    return initial_state(ctx.config, ctx.models, ctx.steps)
 
 
-def _play(run, rounds=1):
-    state = _start(run)
-    for index in range(rounds):
-        state = one_round(run, state, index)
-    run.writer.close()
-    return state
+def _run(ctx, state, last):
+    """Run the rounds that are left up to `last`, saving after each."""
+    config = dataclasses.replace(ctx.config, rounds=last)
+    return rounds.run_rounds(dataclasses.replace(ctx, config=config), state, gapo_round)
+
+
+def _close(ctx):
+    ctx.writer.close()
+    ctx.checkpointer.close()
 
 
 def _same(one, other):
@@ -88,37 +113,37 @@ def _same(one, other):
 
 
 def test_two_rounds_and_the_second_once_more(world, case, smallest, tmp_path):
-    """Who moves and who does not; continued after the first round, the second is the same."""
+    """What moves and what does not; continued after the first round, the second is the same."""
     config = smallest(*case)
-    run = _run(world, config, tmp_path)
-    start, trained = _start(run), ["policy"]
-    adversary = is_adversarial(config) and config.discriminator.updates_per_round > 0
+    ctx = _context(world, config, tmp_path)
+    start, trained = _start(ctx), ["policy"]
+    adversary = method_of(config).adversarial and config.discriminator.updates_per_round > 0
     trained += ["discriminator"] if adversary else []
     if has_critic(config):
         trained.append("critic")
     else:
         # No critic: no parameters, no optimiser, no compiled step, no pass.
-        assert start.critic is None and run.training.steps.critic is None
-        assert "critic" not in run.training.optimizers
-    base = jax.tree.map(np.asarray, run.models.ref_params)
-    state = one_round(run, _start(run), 0)
-    store = run.store
-    run.checkpointer.save(1, state, {"store": []}, wait=True)
-    straight = jax.tree.map(_bits, one_round(run, state, 1))
-    restored, _ = run.checkpointer.restore(_start(run))
-    run.store = store
-    _same(straight, jax.tree.map(_bits, one_round(run, restored, 1)))
-    run.writer.close()
-    run.checkpointer.close()
+        assert start.critic is None and ctx.steps.critic is None
+        assert "critic" not in ctx.steps.optimizers
+    base = jax.tree.map(np.asarray, ctx.models.ref_params)
+    state, metrics = gapo_round(ctx, _start(ctx), 0)
+    assert len(state.replay) > 0 or not adversary
+    state = rounds.save(ctx, state.replace(round=state.round + 1), 1)
+    ctx.checkpointer.wait()
+    straight = jax.tree.map(_bits, gapo_round(ctx, state, 1)[0])
+    restored, _ = restore_state(ctx.checkpointer, _start(ctx))
+    assert restored.last_saved == 1
+    _same(straight, jax.tree.map(_bits, gapo_round(ctx, restored, 1)[0]))
+    _close(ctx)
     for network in trained:
         moved = relative_change(getattr(start, network).params, getattr(straight, network).params)
         assert moved > 0, network
-    assert int(straight.policy.step) == 2 * run.updates_per_round > 0
+    assert int(straight.policy.step) == 2 * ctx.updates_per_round > 0
     if not adversary:
         _same(jax.tree.map(_bits, start.discriminator), straight.discriminator)
-    _same(base, run.models.ref_params)
+    _same(base, ctx.models.ref_params)
     lines = read_metrics(tmp_path)
-    names = set().union(*lines)
+    names = set().union(*lines, metrics["policy"])
     assert {"policy/loss", "policy/entropy", "kl/ref", "reward/mean", "reward/rule_mean"} <= names
     absent = {"value/": not has_critic(config), "disc/": not adversary}
     for prefix, wanted in absent.items():
@@ -139,16 +164,16 @@ def test_gapo_without_updates_of_its_discriminator_is_ppo_step_for_step(world, t
     for method in ("ppo", "gapo"):
         config = tiny_rounds(method)
         config.discriminator.updates_per_round = 0
-        run = _run(world, _small(config), tmp_path / method)
-        states.append(_play(run, rounds=2))
+        ctx = _context(world, _small(config), tmp_path / method)
+        states.append(_run(ctx, _start(ctx), 2))
+        _close(ctx)
         lines.append([
             {k: v for k, v in line.items() if not k.startswith(PROCESS)}
             for line in read_metrics(tmp_path / method) if line["phase"] in ("rollout", "policy")
         ])  # fmt: skip
-        run.checkpointer.close()
-    _same(*(jax.tree.map(_bits, state) for state in states))
+    _same(*(jax.tree.map(_bits, state.replace(replay=())) for state in states))
     assert lines[0] == lines[1] and len(lines[0]) == 4
-    start = _start(run)
+    start = _start(ctx)
     assert relative_change(start.critic.params, states[0].critic.params) > 1e-5
     assert relative_change(start.policy.params, states[0].policy.params) > 1e-5
 
@@ -164,26 +189,29 @@ def test_gapo_with_all_its_switches_at_once(world, tmp_path):
     config.data.preference, config.data.curriculum = "responses", 1.0
     config.ppo.accumulate = disc.accumulate = 2
     # The rate of the first update is 0: the warm-up, which is not played here, starts there.
-    run = _run(world, _small(config, judge_updates=2), tmp_path)
-    run.pairs = make_pairs(run.config, run.prompts.type_ids, [], world[0])
-    assert all(one[0] == other[0] for one, other in (pair.sides for pair in run.pairs.compared))
-    state = _play(run)
-    start = _start(run)
+    config = _small(config, disc_updates=2)
+    pairs = make_pairs(config, world[2].type_ids, [], world[0])
+    assert all(one[0] == other[0] for one, other in (pair.sides for pair in pairs.compared))
+    ctx = _context(world, config, tmp_path, pairs)
+    start = _start(ctx)
+    state, _ = gapo_round(ctx, _start(ctx), 0)
+    _close(ctx)
     for network in ("policy", "discriminator"):
         moved = relative_change(getattr(start, network).params, getattr(state, network).params)
         assert moved > 1e-5, network
     average = jax.tree.map(
-        lambda old, new: 0.75 * old + 0.25 * new, start.judge, state.discriminator.params
+        lambda old, new: 0.75 * old + 0.25 * new, start.disc_average, state.discriminator.params
     )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), average, state.judge)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), average, state.disc_average
+    )
     found = {}
     for line in read_metrics(tmp_path):
         found |= line
     assert found["sft/loss"] > 0 and found["disc/gradient_penalty"] > 0
     assert found["disc/pair_margin"] is not None and "value/loss" not in found
     # The easiest quarter, in the first of three rounds.
-    assert found["disc/pairs_in_use"] == -(-len(run.pairs.compared) // 4)
-    run.checkpointer.close()
+    assert found["disc/pairs_in_use"] == -(-len(pairs.compared) // 4)
 
 
 def test_dynamic_sampling_keeps_groups_with_a_signal(world, tmp_path):
@@ -192,24 +220,23 @@ def test_dynamic_sampling_keeps_groups_with_a_signal(world, tmp_path):
     config.grpo.variant, config.grpo.dynamic_sampling, config.grpo.max_resamples = "dapo", True, 1
     config.grpo.mask_truncated = True
     config.sampling.stop = ("q", "zu")
-    run = _run(world, _small(config), tmp_path)
-    sampled = sampling.sample_round(run, _start(run), 0)
-    run.writer.close()
-    run.checkpointer.close()
-    useful = sampling.informative(sampled.rules_B, 8)
-    groups = sampled.metrics["rollout/groups_sampled"]
-    assert groups in (4, 8) and len(sampled.rows) == len(sampled.generated.texts) == 32
-    assert useful.sum() == min(4, sampled.metrics["rollout/groups_informative"])
+    ctx = _context(world, _small(config), tmp_path)
+    rollout = sample_rollout(ctx, _start(ctx), 0)
+    _close(ctx)
+    useful = informative(rollout.rule_rewards_B, 8)
+    groups = rollout.metrics["rollout/groups_sampled"]
+    assert groups in (4, 8) and len(rollout.rows) == len(rollout.texts) == 32
+    assert useful.sum() == min(4, rollout.metrics["rollout/groups_informative"])
     assert groups == 4 or useful.sum() <= 4
-    ended = sampling.ended(run, sampled.generated.rollout)
-    np.testing.assert_array_equal(sampled.learn_B, np.repeat(useful, 8) & ended)
+    ended = ended_responses(ctx.config, ctx.models, rollout.arrays)
+    np.testing.assert_array_equal(rollout.learn_B, np.repeat(useful, 8) & ended)
     # A response that a stop string has ended is whole, and its text goes up to the string.
-    assert not any(stop in text for stop in ("q", "zu") for text in sampled.generated.texts)
-    assert (ended & ~ended_rows(sampled.generated.rollout, world[1].decoder.config.eos_ids)).any()
+    assert not any(stop in text for stop in ("q", "zu") for text in rollout.texts)
+    assert (ended & ~ended_rows(rollout.arrays, world[1].decoder.config.eos_ids)).any()
     np.testing.assert_array_equal(
-        sampled.rules_B, sampling.rule_rewards(run.config, sampled.verdicts)
+        rollout.rule_rewards_B, rule_rewards(ctx.config, rollout.verdicts)
     )
-    for row, verdict, text in zip(sampled.rows, sampled.verdicts, sampled.generated.texts):
+    for row, verdict, text in zip(rollout.rows, rollout.verdicts, rollout.texts):
         assert (row.prompt, text) == (verdict.prompt, verdict.response)
 
 
@@ -224,8 +251,8 @@ def test_rule_rewards_and_groups_without_a_signal():
         _verdict("A wide blue sea.", True, True),
         _verdict("The end. The end. The end. The end.", True, True),
     ]
-    np.testing.assert_array_equal(sampling.rule_rewards(config, verdicts), [0.5, 1.0, 0.0])
+    np.testing.assert_array_equal(rule_rewards(config, verdicts), [0.5, 1.0, 0.0])
     config.reward.rule = "all"
-    np.testing.assert_array_equal(sampling.rule_rewards(config, verdicts), [0.0, 1.0, 0.0])
+    np.testing.assert_array_equal(rule_rewards(config, verdicts), [0.0, 1.0, 0.0])
     rules = np.array([0.5, 0.5, 0.0, 1.0, 1.0, 1.0], np.float32)
-    assert sampling.informative(rules, 2).tolist() == [False, True, False]
+    assert informative(rules, 2).tolist() == [False, True, False]

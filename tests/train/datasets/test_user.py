@@ -12,10 +12,11 @@ from gapo_jax.config import finalize
 from gapo_jax.config.presets import tiny
 from gapo_jax.data.discriminator_text import pair_ids
 from gapo_jax.data.sources import read_pairs
-from gapo_jax.train import prepare, setup
+from gapo_jax.train.build import build_models
+from gapo_jax.train.datasets import self_generated
 from gapo_jax.train.datasets.user import asked, check_source, own_prompts
-from gapo_jax.train.main import claim_workdir
 from gapo_jax.train.offline.examples import make_examples
+from gapo_jax.train.workdir import claim_workdir
 
 TYPES = ("no_comma", "number_words", "number_sentences", "english_capital")
 WORDS = "stone river lamp garden bread window quiet morning paper bridge".split()
@@ -54,15 +55,15 @@ SIDES = {"train": "pairs.jsonl", "test": "pairs_test.jsonl"}
 
 @pytest.fixture(scope="module")
 def models():
-    return setup.build_models(_config(""))
+    return build_models(_config(""))
 
 
 def test_its_pairs_and_prompts_take_the_place_of_ours(mined, models, tmp_path):
     config = _config(mined, *TYPES[:3])
     prompts = own_prompts(config, models, tmp_path)
     assert list(prompts.heldout) == ["heldout_tasks"] and prompts.train
-    answers = prepare.bootstrap(config, models, prompts, tmp_path)
-    pairs = prepare.make_pairs(config, prompts.type_ids, answers, tmp_path)
+    answers = self_generated.bootstrap(config, models, prompts, tmp_path)
+    pairs = self_generated.make_pairs(config, prompts.type_ids, answers, tmp_path)
     assert 10 < len(pairs.train) <= 20 and 2 <= len(pairs.heldout) <= 8
 
     allowed = set(constraints.resolve(TYPES[:3]))
@@ -89,10 +90,10 @@ def test_a_continued_run_does_not_need_the_folder(mined, models, tmp_path):
     workdir.mkdir()
     config = _config(folder, *TYPES[:3])
     first = own_prompts(config, models, workdir)
-    pairs = prepare.make_pairs(config, first.type_ids, [], workdir)
+    pairs = self_generated.make_pairs(config, first.type_ids, [], workdir)
     shutil.rmtree(folder)
     assert own_prompts(config, models, workdir) == first
-    assert prepare.make_pairs(config, first.type_ids, [], workdir) == pairs
+    assert self_generated.make_pairs(config, first.type_ids, [], workdir) == pairs
 
 
 def test_what_the_discriminator_cannot_read_to_its_end_is_left_out(mined, models, tmp_path):
@@ -176,9 +177,9 @@ def test_one_key_makes_any_method_compare_prompts_or_responses(mined):
         half = len(prompts)
         assert set().union(*rows[:half]) == set().union(*rows[half:])
     for method in ("gapo", "ppo", "rloo", "grpo", "reinforce_pp", "rpo_online", "discriminator"):
-        found = prepare.compared_pairs(_method(mined, method, preference="responses"), pairs)
+        found = self_generated.compared_pairs(_method(mined, method, preference="responses"), pairs)
         assert all(good[0] == bad[0] for good, bad in (pair.sides for pair in found))
-        assert prepare.compared_pairs(_method(mined, method), pairs) == pairs
+        assert self_generated.compared_pairs(_method(mined, method), pairs) == pairs
 
 
 def test_a_configuration_that_came_to_nothing_does_not_hold_the_workdir(mined, tmp_path):

@@ -11,11 +11,13 @@ import numpy as np
 
 from gapo_jax import config as configuration
 from gapo_jax.models import Discriminator, Encoder, EncoderConfig, save_hf
-from gapo_jax.train.build import load_discriminator, make_optimizers
-from gapo_jax.train.discriminator.batches import LabelledText, make_batch
-from gapo_jax.train.online.steps import disc_update_step
+from gapo_jax.train.build import make_optimizers
+from gapo_jax.train.discriminator.batches import make_batch
+from gapo_jax.train.discriminator.steps import disc_update_step
+from gapo_jax.train.discriminator.texts import LabelledText
 from gapo_jax.train.optimizers import frozen_parameters
 from gapo_jax.train.restore import load_any
+from gapo_jax.train.sources import load_discriminator
 from gapo_jax.train.state import TrainState
 from gapo_jax.train.toy_models import TINY
 from gapo_jax.types import ACCEPTED, REJECTED

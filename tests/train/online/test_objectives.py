@@ -106,6 +106,36 @@ def test_denominators_and_ratios_of_each_method(numbers, variant):
     assert float(metrics["policy/ratio_max"]) == 1
 
 
+@pytest.mark.parametrize("variant", ["grpo", "gspo", "dr_grpo", "dapo"])
+def test_masked_and_filling_rows_in_the_denominators(numbers, variant):
+    """Two responses were cut off and are not learned from, two more rows only fill the shape.
+
+    TRL: `((losses * mask).sum(-1) / mask.sum(-1).clamp(min=1)).mean()` over the six rows that it
+    would have, `(losses * mask).sum() / (6 * max_completion_length)` for dr_grpo, and for dapo the
+    tokens that are left (its pull request 6439).
+    """
+    config = _config("grpo", grpo__variant=variant, ppo__clip_low=0.1, ppo__clip_high=0.15)
+    config.sampling.max_new_tokens = WIDTH
+    learned, counted = np.ones(ROWS, np.int32), np.ones(ROWS, np.int32)
+    learned[[1, 4, 6, 7]], counted[[6, 7]] = 0, 0
+    mask_BR = MASK * learned[:, None]
+    experience = _experience(numbers, np.linspace(-1, 1, ROWS, dtype=np.float32)).replace(
+        response_mask_BR=jnp.asarray(mask_BR), counted_B=jnp.asarray(counted)
+    )
+    loss, _ = policy_objective(config, jnp.asarray(numbers["new"]), experience, 0.0)
+    log_ratio = np.where(mask_BR, numbers["new"] - numbers["old"], 0)
+    lengths = np.maximum(mask_BR.sum(1, keepdims=True), 1)
+    if variant == "gspo":
+        log_ratio = np.broadcast_to(log_ratio.sum(1, keepdims=True) / lengths, MASK.shape)
+    ratio, a = np.exp(log_ratio), np.linspace(-1, 1, ROWS)[:, None]
+    losses = np.maximum(-a * ratio, -a * np.clip(ratio, 0.9, 1.15)) * mask_BR
+    want = {
+        "dapo": losses.sum() / mask_BR.sum(),
+        "dr_grpo": losses.sum() / (6 * WIDTH),
+    }.get(variant, (losses / lengths).sum() / 6)
+    assert float(loss) == pytest.approx(want, rel=1e-5)
+
+
 def test_advantages_of_rloo_and_grpo(numbers):
     kl = np.where(MASK == 1, numbers["old"] - numbers["ref"], 0).sum(1)
     shaped = (numbers["reward"] - 0.1 * kl).reshape(-1, GROUP)

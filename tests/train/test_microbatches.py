@@ -1,4 +1,4 @@
-"""A minibatch in parts, and in bfloat16: the updates of the online methods' three networks."""
+"""A minibatch in microbatches, and in bfloat16: the updates of the online methods' networks."""
 
 import dataclasses
 import functools
@@ -12,8 +12,15 @@ import pytest
 from gapo_jax.config import Config, OptimConfig
 from gapo_jax.losses import ppo_loss
 from gapo_jax.models import Decoder, DecoderConfig, Discriminator, EncoderConfig
-from gapo_jax.train import steps
+from gapo_jax.train.discriminator.steps import TextBatch, disc_penalty, disc_update_step
 from gapo_jax.train.forward import PolicySpec, frozen_hidden, init_critic
+from gapo_jax.train.online.steps import (
+    CriticBatch,
+    PolicyBatch,
+    as_rollout,
+    critic_step,
+    policy_step,
+)
 from gapo_jax.train.optimizers import make_optimizer
 from gapo_jax.train.state import TrainState, merge_trainable, split_trainable
 from gapo_jax.types import ACCEPTED, Experience
@@ -53,13 +60,14 @@ def experience():
 
 def _trained(base):
     keys = iter(jax.random.split(jax.random.key(9), 100))
-    start = split_trainable(base, SPEC.first, train_embeddings=False)
+    start = split_trainable(base, SPEC.first_trainable_layer, train_embeddings=False)
     return jax.tree.map(lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape), start)
 
 
-def _config(parts, advantage="gae", sft_coef=0.0):
+def _config(microbatches, advantage="gae", sft_coef=0.0):
     config = Config()
-    config.ppo.advantage, config.ppo.accumulate, config.ppo.sft_coef = advantage, parts, sft_coef
+    config.ppo.advantage, config.ppo.accumulate = advantage, microbatches
+    config.ppo.sft_coef = sft_coef
     config.ppo.samples_per_prompt = 2
     return config
 
@@ -75,16 +83,18 @@ def _assert_same(one, other):
 
 
 @pytest.mark.parametrize("advantage", ["gae", "grpo", "rpo"])
-def test_a_policy_update_in_parts_is_that_of_the_whole_minibatch(base, experience, advantage):
+def test_a_policy_update_in_microbatches_is_that_of_the_whole_minibatch(
+    base, experience, advantage
+):
     sft_coef = 0.5 if advantage == "gae" else 0.0
-    examples = steps.as_rollout(experience) if sft_coef else None
     frozen_hidden_BTD = frozen_hidden(SPEC, base, experience.tokens_BT, experience.mask_BT)
+    examples = as_rollout(experience) if sft_coef else None
+    batch = PolicyBatch(experience, frozen_hidden_BTD, 0.1)
     results = []
-    for parts in (1, 2):
-        options = {"spec": SPEC, "config": _config(parts, advantage, sft_coef)}
-        step = jax.jit(functools.partial(steps.policy_step, **options, optimizer=DESCENT))
-        network = TrainState.create(_trained(base), DESCENT)
-        results.append(step(network, base, experience, frozen_hidden_BTD, 0.1, examples))
+    for count in (1, 2):
+        options = {"spec": SPEC, "config": _config(count, advantage, sft_coef)}
+        step = jax.jit(functools.partial(policy_step, **options, optimizer=DESCENT))
+        results.append(step(TrainState.create(_trained(base), DESCENT), batch, base, examples))
     assert float(results[0][1]["policy/grad_norm"]) > 1e-3
     _assert_same(*results)
     if sft_coef:
@@ -93,7 +103,7 @@ def test_a_policy_update_in_parts_is_that_of_the_whole_minibatch(base, experienc
 
 def _check_sft_term(base, experience, metrics, coef):
     """Samples are scored at the temperature that they were drawn at, demonstrations at 1."""
-    params = {"params": merge_trainable(base, _trained(base), SPEC.first)}
+    params = {"params": merge_trainable(base, _trained(base), SPEC.first_trainable_layer)}
     forward = jax.jit(Decoder(DECODER).apply)
     logits_BRV = forward(params, experience.tokens_BT, experience.mask_BT)[:, PROMPT - 1 : -1]
     mask_BR, targets_BR1 = experience.response_mask_BR, experience.tokens_BT[:, PROMPT:, None]
@@ -107,16 +117,15 @@ def _check_sft_term(base, experience, metrics, coef):
     assert float(metrics["policy/loss"]) == pytest.approx(float(policy) + coef * negative, rel=1e-5)
 
 
-def test_a_critic_update_in_parts_is_that_of_the_whole_minibatch(base, experience):
+def test_a_critic_update_in_microbatches_is_that_of_the_whole_minibatch(base, experience):
     frozen_hidden_BTD = frozen_hidden(SPEC, base, experience.tokens_BT, experience.mask_BT)
     critic = init_critic(SPEC, base, jax.random.key(1))
     results = []
-    for parts in (1, 4):
-        options = {"spec": SPEC, "config": _config(parts), "optimizer": DESCENT}
-        step = jax.jit(functools.partial(steps.critic_step, **options))
-        results.append(
-            step(TrainState.create(critic, DESCENT), experience, None, frozen_hidden_BTD)
-        )
+    for count in (1, 4):
+        options = {"spec": SPEC, "config": _config(count), "optimizer": DESCENT}
+        step = jax.jit(functools.partial(critic_step, **options))
+        batch = CriticBatch(experience, None, frozen_hidden_BTD)
+        results.append(step(TrainState.create(critic, DESCENT), batch))
     _assert_same(*results)
 
 
@@ -125,7 +134,7 @@ def _texts():
     mask_BT = np.ones((ROWS, 9), np.int32)
     mask_BT[1, 4:] = 0
     tokens_BT = jnp.asarray(rng.integers(1, 40, mask_BT.shape), jnp.int32)
-    return steps.TextBatch(
+    return TextBatch(
         tokens_BT=tokens_BT,
         mask_BT=jnp.asarray(mask_BT),
         type_ids_BT=jnp.zeros_like(tokens_BT),
@@ -135,24 +144,24 @@ def _texts():
     )
 
 
-def _judge(config=ENCODER):
-    judge, texts = Discriminator(config), _texts()
-    return judge, judge.init(jax.random.key(2), texts.tokens_BT, texts.mask_BT)["params"]
+def _discriminator(config=ENCODER):
+    module, texts = Discriminator(config), _texts()
+    return module, module.init(jax.random.key(2), texts.tokens_BT, texts.mask_BT)["params"]
 
 
 @pytest.mark.parametrize("loss", ["bce", pytest.param("bradley_terry", marks=pytest.mark.slow)])
-def test_a_discriminator_update_in_parts_is_that_of_the_whole_batch(loss):
-    judge, params = _judge()
+def test_a_discriminator_update_in_microbatches_is_that_of_the_whole_batch(loss):
+    module, params = _discriminator()
     results = []
-    for parts, penalty in ((1, 1.0), (2, 1.0), (1, 0.0)):
+    for count, penalty in ((1, 1.0), (2, 1.0), (1, 0.0)):
         step = functools.partial(
-            steps.disc_update_step,
-            discriminator=judge,
+            disc_update_step,
+            discriminator=module,
             dropout=False,
             frozen=None,
             loss=loss,
             gradient_penalty=penalty,
-            accumulate=parts,
+            accumulate=count,
             optimizer=DESCENT,
         )
         network = TrainState.create(params, DESCENT)
@@ -160,7 +169,7 @@ def test_a_discriminator_update_in_parts_is_that_of_the_whole_batch(loss):
     _assert_same(*results[:2])
 
     # What the penalty adds to a step of descent leads downhill for it.
-    slope = jax.jit(functools.partial(steps.disc_penalty, judge, frozen_layers=0))
+    slope = jax.jit(functools.partial(disc_penalty, module, frozen_layers=0))
     added = jax.tree.map(lambda a, b: a - b, results[0][0].params, results[2][0].params)
     downhill = jax.tree.map(lambda start, step: start + 1e-3 * step, params, added)
     assert float(slope(downhill, _texts())) < float(slope(params, _texts()))
@@ -177,19 +186,21 @@ def test_networks_compute_in_bfloat16_on_float32_weights(base, experience):
     frozen_hidden_BTD = frozen_hidden(spec, base, experience.tokens_BT, experience.mask_BT)
     assert frozen_hidden_BTD.dtype == jnp.bfloat16
     bound = {"spec": spec, "config": config}
-    policy = functools.partial(steps.policy_step, **bound, optimizer=adam)
-    critic = functools.partial(steps.critic_step, **bound, optimizer=factored)
-    judge, params = _judge(dataclasses.replace(ENCODER, dtype="bfloat16"))
+    policy = functools.partial(policy_step, **bound, optimizer=adam)
+    critic = functools.partial(critic_step, **bound, optimizer=factored)
+    module, params = _discriminator(dataclasses.replace(ENCODER, dtype="bfloat16"))
     disc = functools.partial(
-        steps.disc_update_step, discriminator=judge, dropout=False, frozen=None, optimizer=adam
+        disc_update_step, discriminator=module, dropout=False, frozen=None, optimizer=adam
     )
-    for step, start, batch in (
-        (policy, _trained(base), (base, experience, frozen_hidden_BTD, 0.1)),
-        (critic, init_critic(spec, base, jax.random.key(1)), (experience, None, frozen_hidden_BTD)),
+    policy_batch = PolicyBatch(experience, frozen_hidden_BTD, 0.1)
+    critic_batch = CriticBatch(experience, None, frozen_hidden_BTD)
+    for step, start, inputs in (
+        (policy, _trained(base), (policy_batch, base)),
+        (critic, init_critic(spec, base, jax.random.key(1)), (critic_batch,)),
         (disc, params, (_texts(), jax.random.key(3))),
     ):
         network = TrainState.create(start, step.keywords["optimizer"])
-        network, metrics = jax.jit(step)(network, *batch)
+        network, metrics = jax.jit(step)(network, *inputs)
         kept = jax.tree.leaves((network.params, network.opt_state))
         assert all(x.dtype == jnp.float32 for x in kept if jnp.issubdtype(x.dtype, jnp.floating))
         assert all(metrics[name].dtype == jnp.float32 for name in metrics)

@@ -6,25 +6,25 @@ import numpy as np
 import pytest
 
 from gapo_jax.config import OptimConfig
-from gapo_jax.train import optimizers as optim
+from gapo_jax.train import optimizers
 from gapo_jax.train.state import TrainState, first_trainable_layer, relative_change
 
 
 def test_schedules_are_sized_for_the_whole_run():
     # The official release sizes them for one round; later rounds run at the floor (defect 28).
     settings = OptimConfig(learning_rate=1.0, warmup_steps=10, schedule="cosine")
-    rate = optim.learning_rate(settings, total_steps=110)
+    rate = optimizers.learning_rate(settings, total_steps=110)
     assert float(rate(0)) == 0.0
     assert float(rate(10)) == 1.0
     np.testing.assert_allclose(float(rate(60)), 0.55, atol=1e-6)
     np.testing.assert_allclose(float(rate(110)), 0.1, atol=1e-6)
-    linear = optim.learning_rate(OptimConfig(learning_rate=1.0, schedule="linear"), 100)
+    linear = optimizers.learning_rate(OptimConfig(learning_rate=1.0, schedule="linear"), 100)
     np.testing.assert_allclose(float(linear(50)), 0.55, atol=1e-6)
-    assert float(optim.learning_rate(OptimConfig(learning_rate=0.5), 10)(99)) == 0.5
+    assert float(optimizers.learning_rate(OptimConfig(learning_rate=0.5), 10)(99)) == 0.5
 
 
 def test_the_discriminators_rate_falls_to_that_of_the_rounds_and_stays():
-    rate = optim.warmup_then_rounds(1.0, 0.2, 100)
+    rate = optimizers.warmup_then_rounds(1.0, 0.2, 100)
     assert float(rate(0)) == 0.0
     assert float(rate(10)) == 1.0
     np.testing.assert_allclose(float(rate(55)), 0.6, atol=1e-6)
@@ -41,7 +41,7 @@ def _params():
 
 
 def test_weight_decay_spares_norms_and_biases():
-    mask = optim.decay_mask(_params())
+    mask = optimizers.decay_mask(_params())
     assert mask["layers"]["mlp"]["kernel"]
     assert not mask["layers"]["norm"]["scale"]
     assert not mask["head"]["bias"]
@@ -49,8 +49,8 @@ def test_weight_decay_spares_norms_and_biases():
 
 def test_frozen_parameters_stand_still_without_moments_or_gradients():
     frozen = r"encoder/embed/"
-    schedule = optim.learning_rate(OptimConfig(learning_rate=0.1), 10)
-    optimizer = optim.make_optimizer(OptimConfig(weight_decay=0.1), schedule, frozen)
+    schedule = optimizers.learning_rate(OptimConfig(learning_rate=0.1), 10)
+    optimizer = optimizers.make_optimizer(OptimConfig(weight_decay=0.1), schedule, frozen)
     params = _params()
     network = TrainState.create(params, optimizer)
     moved = network.apply_gradients(jax.tree.map(jnp.ones_like, params), optimizer)
@@ -64,7 +64,7 @@ def test_frozen_parameters_stand_still_without_moments_or_gradients():
     assert sum(leaf.shape == (3, 2) for leaf in jax.tree.leaves(network.opt_state)) == 0
 
     def loss(tree):
-        tree = optim.stop_gradients(tree, frozen)
+        tree = optimizers.stop_gradients(tree, frozen)
         return sum(leaf.sum() for leaf in jax.tree.leaves(tree))
 
     gradients = jax.grad(loss)(params)
@@ -77,7 +77,7 @@ def test_gradients_are_clipped_by_their_norm_over_all_parameters():
     gradients = {"a": jnp.full(3, 4.0), "b": jnp.full((2, 2), -6.0)}
     norm = np.sqrt(3 * 16 + 4 * 36)
     settings = OptimConfig(b1=0.0, b2=0.0, eps=1.0, clip_norm=2.0)
-    optimizer = optim.make_optimizer(settings, lambda _: 1.0)
+    optimizer = optimizers.make_optimizer(settings, lambda _: 1.0)
     moved = TrainState.create(params, optimizer).apply_gradients(gradients, optimizer).params
     # Without memory Adam's step is g / (|g| + eps), which still shows the size of g.
     for name, value in (("a", 4.0), ("b", -6.0)):
@@ -91,7 +91,7 @@ def test_adafactor_keeps_little_and_steps_by_the_sign_at_first():
     settings = OptimConfig(
         optimizer="adafactor", learning_rate=0.1, weight_decay=0.5, clip_norm=100.0
     )
-    optimizer = optim.make_optimizer(settings, optim.learning_rate(settings, 10))
+    optimizer = optimizers.make_optimizer(settings, optimizers.learning_rate(settings, 10))
     params = {"big": {"kernel": jnp.ones((256, 128))}, "norm": {"scale": jnp.ones(3)}}
     network = TrainState.create(params, optimizer)
     assert sum(leaf.size for leaf in jax.tree.leaves(network.opt_state)) < 256 + 128 + 16

@@ -11,7 +11,7 @@ import pytest
 from gapo_jax import config as configuration
 from gapo_jax.checkpoint import Checkpointer
 from gapo_jax.models import save_hf
-from gapo_jax.train.build import build_models, build_training, initial_state
+from gapo_jax.train.build import build_models, build_steps, initial_state
 from gapo_jax.train.restore import load_any, save_imported, trained_system
 from gapo_jax.train.toy_models import TINY
 
@@ -30,7 +30,7 @@ def run(tmp_path_factory):
     config = configuration.finalize(config)
     (workdir / "config.json").write_text(json.dumps(configuration.to_json(config)))
     models = build_models(config)
-    state = initial_state(config, models, build_training(config, models, num_pairs=7))
+    state = initial_state(config, models, build_steps(config, models, num_pairs=7))
     states = {}
     with Checkpointer(workdir / "checkpoints") as checkpointer:
         for step in (1, 2):

@@ -1,4 +1,4 @@
-"""The discriminator's diet: the shares, labels and weights that Algorithm 1 asks for."""
+"""What the discriminator learns from: the shares, labels and weights of Algorithm 1."""
 
 import dataclasses
 
@@ -7,8 +7,9 @@ import pytest
 
 from gapo_jax.config import DiscriminatorConfig
 from gapo_jax.evaluate.accuracy import Verdict
-from gapo_jax.train import adversary
-from gapo_jax.train.discriminator.batches import GeneratedText
+from gapo_jax.train.discriminator import batches
+from gapo_jax.train.discriminator import texts as replay
+from gapo_jax.train.discriminator.texts import GeneratedText
 from gapo_jax.types import (
     ACCEPTED,
     GENERATED,
@@ -29,7 +30,7 @@ from gapo_jax.types import (
 )
 def test_what_counts_as_a_good_answer(response, strict, accepted):
     verdict = Verdict("k", "p", response, ("x",) * len(strict), strict, strict)
-    assert adversary.is_accepted(DiscriminatorConfig(), verdict) is accepted
+    assert batches.is_accepted(DiscriminatorConfig(), verdict) is accepted
 
 
 def _pairs(count):
@@ -58,7 +59,7 @@ def _kinds(texts):
 @pytest.mark.parametrize("fraction", [0.0, 0.25, 0.5, 0.75, 1.0])
 def test_the_mix_holds_the_requested_share_of_generated_text(fraction):
     # The official release adds none at 0.5 (defect 17) and drops real negatives below it.
-    texts = adversary.round_texts(
+    texts = batches.round_texts(
         _config(generated_fraction=fraction, replay_fraction=0.0),
         _pairs(200),
         _texts(96),
@@ -77,7 +78,7 @@ def test_a_batch_has_texts_of_like_length_and_the_mix_of_the_round():
     fresh = [GeneratedText("p" * int(rng.integers(10, 300)), "", i % 4 == 0, 1) for i in range(96)]
     pairs = [PreferentialResponses("p" * int(rng.integers(10, 300)), "g", "b") for _ in range(90)]
     config = _config(label_policy="verified", replay_fraction=0.0)
-    texts = adversary.round_texts(config, pairs, fresh, [], seed=0, round_index=0)
+    texts = batches.round_texts(config, pairs, fresh, [], seed=0, round_index=0)
     sizes = np.array([len(text.prompt) for text in texts])
     longest = np.sort(sizes.reshape(-1, 16).max(axis=1))
     assert longest.mean() < 1.15 * np.sort(sizes).reshape(-1, 16).max(axis=1).mean()
@@ -90,14 +91,14 @@ def test_a_batch_has_texts_of_like_length_and_the_mix_of_the_round():
 
 
 def test_few_generated_texts_repeat_rather_than_shrink_the_share():
-    texts = adversary.round_texts(
+    texts = batches.round_texts(
         _config(generated_fraction=0.5), _pairs(50), _texts(3), [], seed=0, round_index=0
     )
     assert _kinds(texts)[GENERATED] == 40
 
 
 def test_replay_takes_its_share_from_earlier_rounds():
-    texts = adversary.round_texts(
+    texts = batches.round_texts(
         _config(generated_fraction=0.5, replay_fraction=0.25),
         _pairs(50),
         _texts(60, 2),
@@ -113,7 +114,7 @@ def test_replay_takes_its_share_from_earlier_rounds():
 def test_each_round_trains_on_other_pairs_and_is_a_function_of_seed_and_round():
     # The official release computes a slice for each round and then ignores it (defect 19).
     def real(index):
-        texts = adversary.round_texts(
+        texts = batches.round_texts(
             _config(), _pairs(200), _texts(96), [], seed=7, round_index=index
         )
         return texts, {text.prompt for text in texts if text.kind == ACCEPTED}
@@ -127,7 +128,7 @@ def test_preferential_responses_are_compared_under_one_prompt():
     pairs = [PreferentialResponses(f"p{i}", f"good{i}", f"bad{i}") for i in range(90)]
     for loss in ("bce", "bradley_terry"):
         config = _config(loss=loss, generated_fraction=0.0)
-        texts = adversary.round_texts(config, pairs, [], [], seed=0, round_index=0)
+        texts = batches.round_texts(config, pairs, [], [], seed=0, round_index=0)
         assert _kinds(texts).tolist() == [40, 40, 0]
         for text in texts:
             assert text.target == float(text.response.startswith("good"))
@@ -141,26 +142,26 @@ def test_label_policies():
     verified = [text.verified for text in texts]
 
     def targets(**changes):
-        return [text.target for text in adversary.label_generated(texts, _config(**changes))]
+        return [text.target for text in batches.label_generated(texts, _config(**changes))]
 
     assert targets(label_policy="paper") == [0.0] * 6
     assert targets(label_policy="soft", soft_label=0.3) == [0.3] * 6
     assert targets(label_policy="verified") == [float(flag) for flag in verified]
     assert targets(label_policy="verified", positive_label=0.9)[0] == 0.9
     # One-sided smoothing: real text that is accepted has the same label, other real text has 0.
-    mixed = adversary.round_texts(
+    mixed = batches.round_texts(
         _config(positive_label=0.9), _pairs(90), texts, [], seed=0, round_index=0
     )
     assert {(t.kind, t.target) for t in mixed if t.kind != GENERATED} == {
         (ACCEPTED, 0.9), (REJECTED, 0.0),
     }  # fmt: skip
-    dropped = adversary.label_generated(texts, _config(label_policy="drop_verified"))
+    dropped = batches.label_generated(texts, _config(label_policy="drop_verified"))
     assert [text.response for text in dropped] == [t.response for t in texts if not t.verified]
 
 
 def test_when_every_generated_text_is_dropped_the_real_ones_take_the_room():
     fresh = [GeneratedText("p", f"g{i}", True, 1) for i in range(8)]
-    texts = adversary.round_texts(
+    texts = batches.round_texts(
         _config(label_policy="drop_verified"), _pairs(90), fresh, [], seed=0, round_index=0
     )
     assert _kinds(texts).tolist() == [40, 40, 0]
@@ -168,7 +169,7 @@ def test_when_every_generated_text_is_dropped_the_real_ones_take_the_room():
 
 def test_balanced_weights_give_both_sides_equal_mass():
     targets = np.array([1.0, 0.0, 0.0, 0.0, 0.2, 0.9])
-    weights = adversary.class_weights(targets, balance=True)
+    weights = batches.class_weights(targets, balance=True)
     np.testing.assert_allclose(
         binary_mass := np.sum(weights), len(targets), rtol=1e-6, err_msg=str(binary_mass)
     )
@@ -176,23 +177,23 @@ def test_balanced_weights_give_both_sides_equal_mass():
     up = targets * len(targets) / (2 * targets.sum())
     np.testing.assert_allclose(up.sum(), len(targets) / 2, rtol=1e-6)
     np.testing.assert_allclose(weights[0] * 1.0, len(targets) / (2 * targets.sum()), rtol=1e-6)
-    assert adversary.class_weights([0.0, 0.0], balance=True).tolist() == [1.0, 1.0]
-    assert adversary.class_weights(targets, balance=False).tolist() == [1.0] * 6
+    assert batches.class_weights([0.0, 0.0], balance=True).tolist() == [1.0, 1.0]
+    assert batches.class_weights(targets, balance=False).tolist() == [1.0] * 6
 
 
-def test_store_has_no_duplicates_keeps_its_capacity_and_round_trips():
-    store = adversary.update_store([], _texts(10), 100, seed=0, round_index=0)
-    again = adversary.update_store(store, _texts(10), 100, seed=0, round_index=1)
-    assert again == store
-    full = adversary.update_store(store, _texts(30, 2), 15, seed=0, round_index=2)
+def test_the_replay_buffer_has_no_duplicates_keeps_its_capacity_and_round_trips():
+    buffer = replay.update_replay((), _texts(10), 100, seed=0, round_index=0)
+    again = replay.update_replay(buffer, _texts(10), 100, seed=0, round_index=1)
+    assert again == buffer
+    full = replay.update_replay(buffer, _texts(30, 2), 15, seed=0, round_index=2)
     assert len(full) == 15
     assert {text.round for text in full} == {1, 2}
-    assert adversary.store_from_json(adversary.store_to_json(full)) == full
+    assert replay.replay_from_json(replay.replay_to_json(full)) == full
 
 
 def _comparisons(generated_fraction, fresh, **changes):
     config = _config(loss="bradley_terry", generated_fraction=generated_fraction, **changes)
-    texts = adversary.round_texts(config, _pairs(90), fresh, [], seed=0, round_index=0)
+    texts = batches.round_texts(config, _pairs(90), fresh, [], seed=0, round_index=0)
     assert len(texts) == 80
     return list(zip(texts[::2], texts[1::2], strict=True))
 
