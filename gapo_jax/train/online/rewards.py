@@ -64,6 +64,7 @@ def compute_rewards(
             mode=reward.standardise,
             group_size=config.ppo.samples_per_prompt,
             clip=reward.clip,
+            group_eps=reward.group_eps,
         )
         endless_B = ~ended_responses(config, ctx.models, rollout.arrays)
         rewards_B -= reward.missing_eos_penalty * jnp.asarray(endless_B, jnp.float32)
