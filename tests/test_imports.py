@@ -92,11 +92,11 @@ def tree_of(path: pathlib.Path) -> ast.Module:
     return ast.parse(path.read_text())
 
 
-def imports(path: pathlib.Path, node: ast.AST | None = None) -> list[str]:
+def imports(path: pathlib.Path, part: ast.AST | None = None) -> list[str]:
     """Return the dotted names that a file (or a part of it) imports, in functions too."""
     package = ["gapo_jax", *path.relative_to(PACKAGE).parts[:-1]]
     found = []
-    for node in ast.walk(node or tree_of(path)):
+    for node in ast.walk(part or tree_of(path)):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
