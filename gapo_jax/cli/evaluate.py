@@ -5,8 +5,8 @@
     gapo-jax evaluate --prompts P.jsonl --model DIR --out AFTER --compare BEFORE
 
 Prompts are IFEval or IFBench rows (JSONL, CSV, Parquet, or a dataset of the hub such as
-google/IFEval), RLVR rows of AI2, or rows written by gapo_jax; --plugin adds constraint types of
-your own. Text inside <think>...</think> is not verified. Writes eval_results_strict.jsonl,
+google/IFEval), RLVR rows of AI2, or rows written by gapo_jax; --plugin adds your own constraint
+types. Text inside <think>...</think> is not verified. Writes eval_results_strict.jsonl,
 eval_results_loose.jsonl and summary.json into --out (with --model also responses.jsonl). A killed
 evaluation goes on where it stopped when the same command is given again. --compare takes the --out
 of another run on the same prompts: differences with intervals and McNemar's test. --scorer takes

@@ -86,7 +86,7 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     if summary["method"] != "discriminator":  # which leaves the generator unchanged
         print(f"\n{accuracy_table(summary)}\n")
         print(f"{sample_texts(summary)}\n")
-    # Called "judge" in the summaries of earlier versions.
+    # Summaries of earlier versions call it "judge".
     if on_pairs := summary.get("discriminator", summary.get("judge")):
         print(discriminator_line(on_pairs))
     moved = ", ".join(f"{name} {value:.2e}" for name, value in summary["relative_change"].items())

@@ -76,7 +76,10 @@ def test_prompts_as_text_and_as_messages():
         ({"turn_1_prompt": "p"}, r"got None in a row with the columns \['turn_1_prompt'\]"),
         ({"prompt": 3}, "expected a text or messages"),
         ({"prompt": [turn, {"role": "assistant", "content": "Hi"}]}, "one user turn, got the rol"),
-        ({"prompt": [{"role": "user", "content": [{"type": "image"}]}]}, "'text', got 'image'"),
+        (
+            {"prompt": [{"role": "user", "content": [{"type": "image"}]}]},
+            "type 'text', got 'image'",
+        ),
         ({"prompt": [{"role": "user"}]}, "expected a text as content"),
     ):
         with pytest.raises(ValueError, match=message):
