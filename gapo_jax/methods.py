@@ -309,6 +309,14 @@ def option_sections() -> dict[str, type[Section]]:
     return {m.section or m.name: m.options for m in METHODS.values() if m.options}
 
 
+def unused_options(config: Any) -> set[str]:
+    """Return the names of the sections of options that the run does not read."""
+    method = method_of(config)
+    # The estimator of an online method may be that of another one.
+    used = [m for m in METHODS.values() if m is method or m.loop == method.loop == "online"]
+    return set(option_sections()) - {m.section or m.name for m in used}
+
+
 def method_of(config: Any) -> Method:
     """Return the method of a configuration.
 

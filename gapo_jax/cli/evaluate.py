@@ -5,7 +5,8 @@
     gapo-jax evaluate --prompts P.jsonl --model DIR --out AFTER --compare BEFORE
 
 Prompts are IFEval or IFBench rows (JSONL, CSV, Parquet, or a dataset of the hub such as
-google/IFEval) or rows written by gapo_jax. Writes eval_results_strict.jsonl,
+google/IFEval), RLVR rows of AI2, or rows written by gapo_jax; --plugin adds your own constraint
+types. Text inside <think>...</think> is not verified. Writes eval_results_strict.jsonl,
 eval_results_loose.jsonl and summary.json into --out (with --model also responses.jsonl). A killed
 evaluation goes on where it stopped when the same command is given again. --compare takes the --out
 of another run on the same prompts: differences with intervals and McNemar's test. --scorer takes
@@ -21,13 +22,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gapo_jax import io
+from gapo_jax import constraints, io
 from gapo_jax.cli import program
 from gapo_jax.data import sources
 from gapo_jax.evaluate import accuracy
 from gapo_jax.evaluate.compare import compare, format_comparison
 from gapo_jax.evaluate.ifeval_files import read_results, write_results
 from gapo_jax.evaluate.response_store import ResponseStore, model_mark, prompts_mark
+from gapo_jax.evaluate.responses import all_prompts, match_responses
 from gapo_jax.evaluate.second_opinion import second_opinion
 from gapo_jax.types import PromptRow
 
@@ -54,6 +56,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--compare", type=Path, default=None, help="--out of the run before")
     parser.add_argument("--limit", type=int, default=None, help="use the first N prompts only")
+    parser.add_argument(
+        "--plugin", action="append", default=[], help="file of constraint types; repeatable"
+    )
     parser.add_argument(
         "--strict", action="store_true", help="end at the first row that does not fit"
     )
@@ -277,10 +282,12 @@ def read_answers(
     options: argparse.Namespace, rows: list[PromptRow]
 ) -> tuple[list[PromptRow], list[str]]:
     """Return the prompts that have a response, each once a response, and the responses."""
-    # Responses to prompts that were left out on purpose are no sign of a mix-up.
-    partial = bool(options.limit or options.skipped)
+
+    def left_out() -> set[str]:  # on purpose: responses to these prompts are no mix-up
+        return all_prompts(options.prompts, name=options.name, split=options.split)
+
     prompts = [row.prompt for row in rows]
-    found, problems = sources.scan_responses(options.responses, prompts, partial=partial)
+    found, problems = match_responses(options.responses, prompts, left_out)
     report_problems(options, problems)
     answered = [(row, text) for row, texts in zip(rows, found, strict=True) for text in texts]
     if not answered:
@@ -320,6 +327,8 @@ def warn_of_adversary(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """Read, generate if asked to, verify, write; return the summary."""
+    for path in options.plugin:
+        constraints.load_plugin(path)
     before = read_results(options.compare) if options.compare is not None else None
     options.comparison, options.skipped = None, []
     warn_of_adversary(options)

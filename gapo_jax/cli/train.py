@@ -7,6 +7,7 @@ ended it at once.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shlex
@@ -21,7 +22,7 @@ from gapo_jax.cli.experiment import parse_flags
 from gapo_jax.config import Config, finalize
 
 if TYPE_CHECKING:
-    from gapo_jax.train.processes import Processes
+    from gapo_jax.train.runtime import Processes
 
 # EX_TEMPFAIL of sysexits.h: "try again later". 0 would tell Kubernetes and Slurm that all is done.
 CONTINUE = 75
@@ -69,7 +70,7 @@ def _quieten(process_id: int) -> None:
 
 
 def _join(values: flags.FlagValues) -> Processes:
-    from gapo_jax.train.processes import join
+    from gapo_jax.train.runtime import join
 
     return join(values.coordinator, values.num_processes, values.process_id, values.host_timeout_s)
 
@@ -88,15 +89,22 @@ def train(
     # Imported late, so that a wrong flag is reported before JAX is loaded.
     from gapo_jax.checkpoint import CheckpointError
     from gapo_jax.evaluate.console import print_summary
+    from gapo_jax.train.lock import locked
     from gapo_jax.train.main import execute
-    from gapo_jax.train.processes import Processes, ProcessMissing
-    from gapo_jax.train.runtime import RunInterrupted, RunStopped, stop_requests
+    from gapo_jax.train.runtime import (
+        Processes,
+        ProcessMissing,
+        RunInterrupted,
+        RunStopped,
+        stop_requests,
+    )
 
     again = shlex.join([sys.executable, *sys.argv])
     processes = Processes()
     try:
         processes = join() if join else processes
-        with stop_requests() as stop:
+        own = locked(workdir) if processes.first else contextlib.nullcontext()
+        with stop_requests() as stop, own:
             summary = execute(config, workdir, stop, processes)
     except ProcessMissing as missing:
         _leave(f"error: {missing}")

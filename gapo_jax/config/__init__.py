@@ -27,7 +27,7 @@ from gapo_jax.config.schema import (
     OfflineConfig,
     SamplingConfig,
 )
-from gapo_jax.methods import method_of
+from gapo_jax.methods import method_of, unused_options
 from gapo_jax.section import Section, nearest
 
 __all__ = [
@@ -162,7 +162,8 @@ def identity(config: Config) -> dict[str, Any]:
     """Return the part of a configuration that a continued run must share with its beginning."""
     record = to_json(config)
     del record["data"]["verify_workers"]  # as many as the machine has use for
-    return {key: value for key, value in record.items() if key not in _NOT_IDENTITY}
+    left_out = {*_NOT_IDENTITY, *unused_options(config)}
+    return {key: value for key, value in record.items() if key not in left_out}
 
 
 def fingerprint(config: Config) -> str:

@@ -7,9 +7,9 @@ from gapo_jax.methods import (
     asks_discriminator,
     estimator,
     method_of,
-    option_sections,
     refuse_buckets,
     refuse_curriculum,
+    unused_options,
 )
 from gapo_jax.section import check_fields, sections
 
@@ -20,8 +20,7 @@ _WIDEST_GSPO_CLIP = 0.1
 def check(config: Config) -> None:
     """Check a whole configuration.
 
-    The options of other methods than the chosen one have valid fields, but need not agree with each
-    other or with the rest.
+    Options that the method does not read must be valid one by one, but need not agree.
 
     Raises:
         ValueError: names the key, what it holds and what would work.
@@ -36,9 +35,9 @@ def check(config: Config) -> None:
     else:
         _check_offline(config)
     method.check(config)
-    own, options = method.section_of(config), [vars(config)[name] for name in option_sections()]
-    for _, section in sections(config):
-        if section is own or all(section is not other for other in options):
+    unused = {f"config.{name}" for name in unused_options(config)}
+    for path, section in sections(config):
+        if path not in unused:
             section.check()
 
 

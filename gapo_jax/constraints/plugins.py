@@ -61,12 +61,12 @@ class TimeUp(BaseException):
 def time_limit(seconds: float) -> Iterator[None]:
     """Raise `TimeUp` inside the block when the wall-clock time is up.
 
-    By a signal, so it works in the main thread of a process only and does nothing elsewhere.
-    Limits may be nested.
+    By a signal, so it works in the main thread of a process only and does nothing elsewhere. Inside
+    another limit (or another user of the alarm signal) that ends earlier, that one applies.
     """
-    if threading.current_thread() is not threading.main_thread() or not hasattr(
-        signal, "setitimer"
-    ):
+    main = threading.current_thread() is threading.main_thread()
+    outer = signal.getitimer(signal.ITIMER_REAL)[0] if main and hasattr(signal, "setitimer") else 0
+    if not main or not hasattr(signal, "setitimer") or 0 < outer <= seconds:
         yield
         return
 
@@ -74,14 +74,14 @@ def time_limit(seconds: float) -> Iterator[None]:
         raise TimeUp(f"took longer than {seconds:g} s")
 
     handler = signal.signal(signal.SIGALRM, end)
-    outer, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
-        left, _ = signal.setitimer(signal.ITIMER_REAL, 0)
+        left = signal.setitimer(signal.ITIMER_REAL, 0)[0]
         signal.signal(signal.SIGALRM, handler)
         if outer:  # what remains of the limit around this one
-            signal.setitimer(signal.ITIMER_REAL, max(outer - (seconds - left), 1e-3))
+            signal.setitimer(signal.ITIMER_REAL, outer - (seconds - left))
 
 
 def _takes(function: Callable[..., Any], most: int, least: int, usage: str) -> int:
@@ -271,12 +271,13 @@ def load_plugin(path: str | Path) -> tuple[str, ...]:
             raise ValueError(
                 f"constraint plug-in {path}: {type(error).__name__}: {error}; correct the file"
             ) from error
-        _FILES[path] = name
     ids = tuple(type_id for type_id, kind in _TYPES.items() if kind.origin[0] == name)
     if not ids:
         raise ValueError(
-            f"constraint plug-in {path}: expected a class with {', '.join(_NEEDED)}, found none"
+            f"constraint plug-in {path}: expected a class with {', '.join(_NEEDED)}, found none;"
+            " correct the file"
         )
+    _FILES[path] = name
     return ids
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -55,19 +55,6 @@ def types(family: str = "ifeval") -> tuple[str, ...]:
     return tuple(found)
 
 
-def _unknown(name: str, known: Iterable[str]) -> ValueError:
-    near = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.4)
-    hint = f"nearest: {', '.join(near)}" if near else "constraints.types('all') lists the ids"
-    return ValueError(
-        f"constraint type: expected one of {len(types('all'))} known types, got {name!r}; {hint}"
-    )
-
-
-def _short_names() -> dict[str, str]:
-    """Return short name -> id; built-in types come first."""
-    return {kind.name: type_id for type_id, kind in plugins.registered().items()} | _SHORT
-
-
 def get(type_id: str) -> ConstraintType:
     """Return the type of an instruction id such as "punctuation:no_comma", or "no_comma" for short.
 
@@ -76,12 +63,20 @@ def get(type_id: str) -> ConstraintType:
     """
     if type_id in _TYPES:
         return _TYPES[type_id]
-    known, short = plugins.registered(), _short_names()
-    full = type_id if type_id in known else short.get(type_id, type_id)
-    found = known.get(full) or _TYPES.get(full)
-    if found is None:
-        raise _unknown(type_id, [*_TYPES, *known, *short])
-    return found
+    more = plugins.registered()
+    short = {kind.name: name for name, kind in more.items()} | _SHORT  # built-in types come first
+    full = type_id if type_id in more else short.get(type_id, type_id)
+    found = more.get(full) or _TYPES.get(full)
+    if found is not None:
+        return found
+    names = {name: name for name in (*_TYPES, *more)} | short
+    near = difflib.get_close_matches(str(type_id), list(names), n=3, cutoff=0.4)
+    ids = ", ".join(dict.fromkeys(names[name] for name in near))
+    hint = f"nearest: {ids}" if near else "constraints.types('all') lists the ids"
+    raise ValueError(
+        f"constraint type: expected one of {len(_TYPES) + len(more)} known types, got"
+        f" {type_id!r}; {hint}"
+    )
 
 
 def resolve(names: Sequence[str]) -> tuple[str, ...]:

@@ -109,7 +109,9 @@ def constraints_of(record: Mapping[str, Any]) -> tuple[Constraint, ...]:
     for item in items:
         if not isinstance(item, Mapping) or "id" not in item:
             raise ValueError(f"constraints: expected objects with id and kwargs, got {item!r:.80}")
-        found.append(instance(item["id"], item.get("kwargs")))
+        checked = instance(item["id"], item.get("kwargs"))
+        # Our own rows are read back as they were written.
+        found.append(Constraint(checked.id, dict(item.get("kwargs") or {})))
     return tuple(found)
 
 

@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from gapo_jax import rng
+from gapo_jax.rng import Stream
+
 _BATCH = 200  # resamples drawn at a time, so that memory stays flat
 
 
@@ -48,7 +51,7 @@ def resampled_rates(sums: np.ndarray, seed: int, resamples: int) -> np.ndarray:
         batch=_BATCH,
         vectorized=True,
         method="percentile",
-        rng=np.random.default_rng(seed),
+        rng=rng.stream(seed, Stream.RESAMPLES),
     )
     return rates(drawn.bootstrap_distribution.reshape(metrics, 2, -1))
 

@@ -72,10 +72,10 @@ def sample_texts(summary: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def discriminator_line(found: Mapping[str, Mapping[str, float]]) -> str:
+def discriminator_line(on_pairs: Mapping[str, Mapping[str, float]]) -> str:
     """Return how well the discriminator separates the sides of held-out pairs, first and last."""
     parts = [
-        f"{label} {100 * found['first'][name]:.0f}% -> {100 * found['last'][name]:.0f}%"
+        f"{label} {100 * on_pairs['first'][name]:.0f}% -> {100 * on_pairs['last'][name]:.0f}%"
         for name, label in (("accuracy", "right"), ("pair_order", "accepted above rejected"))
     ]
     return f"discriminator on held-out pairs, first -> last: {', '.join(parts)}"
@@ -86,10 +86,9 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     if summary["method"] != "discriminator":  # which leaves the generator unchanged
         print(f"\n{accuracy_table(summary)}\n")
         print(f"{sample_texts(summary)}\n")
-    # The second name is that of summaries before the second edition.
-    found = summary.get("discriminator_on_pairs") or summary.get("judge")
-    if found:
-        print(discriminator_line(found))
+    # Summaries of earlier versions call it "judge".
+    if on_pairs := summary.get("discriminator", summary.get("judge")):
+        print(discriminator_line(on_pairs))
     moved = ", ".join(f"{name} {value:.2e}" for name, value in summary["relative_change"].items())
     print(f"relative change of the weights: {moved}")
     total = sum(summary["time_s"].values())

@@ -92,6 +92,7 @@ def auc(logits_B: np.ndarray, held_B: np.ndarray) -> float | None:
     not, ties counted half: the statistic of Mann and Whitney over the number of pairs. None if all
     responses are of one kind.
     """
+    logits_B = logits_B.astype(np.float64)  # the ranks are computed in the type of the logits
     held, others = logits_B[held_B], logits_B[~held_B]
     if not len(held) or not len(others):
         return None

@@ -31,16 +31,18 @@ from gapo_jax.models.hf.known_shapes import shape_of
 from gapo_jax.sharding import Placement
 from gapo_jax.train.build import (
     Models,
+    TrainSteps,
     assemble_models,
-    build_training,
+    build_steps,
     fresh_state,
-    source,
 )
-from gapo_jax.train.forward import PolicySpec
+from gapo_jax.train.discriminator.steps import TextBatch, discriminator_placement
+from gapo_jax.train.forward import PolicyNetworks, PolicySpec
 from gapo_jax.train.offline.steps import OfflineBatch
-from gapo_jax.train.online.steps import TextBatch, discriminator_placement
+from gapo_jax.train.online.steps import CriticBatch, PolicyBatch
+from gapo_jax.train.sources import source
 from gapo_jax.train.state import GAPOState
-from gapo_jax.train.toy_models import BUILT_IN, TINY
+from gapo_jax.train.toy_models import TINY, TOY_MODELS
 from gapo_jax.types import Experience, Rollout
 
 
@@ -81,12 +83,12 @@ def abstract_models(config: Config, place: Placement) -> Models:
 
     name, judge_name = config.model.generator, config.model.discriminator
     # Of a plan's tokenizers only the special tokens are read: any will do.
-    shape, tokenizer = BUILT_IN.get(name, BUILT_IN[TINY]).generator()
-    shape = shape if name in BUILT_IN else shape_of(source(name))
+    shape, tokenizer = TOY_MODELS.get(name, TOY_MODELS[TINY]).generator()
+    shape = shape if name in TOY_MODELS else shape_of(source(name))
     assert isinstance(shape, DecoderConfig), f"{name} is no decoder"
     decoder = Decoder(dataclasses.replace(shape, dtype=config.model.dtype))
-    judge_shape, words = BUILT_IN.get(judge_name, BUILT_IN[TINY]).discriminator()
-    judge_shape = judge_shape if judge_name in BUILT_IN else shape_of(source(judge_name))
+    judge_shape, words = TOY_MODELS.get(judge_name, TOY_MODELS[TINY]).discriminator()
+    judge_shape = judge_shape if judge_name in TOY_MODELS else shape_of(source(judge_name))
     options: Any = {"dtype": config.model.dtype, "remat": config.model.remat}
     if isinstance(judge_shape, EncoderConfig):
         options["dropout"] = config.discriminator.dropout
@@ -104,16 +106,16 @@ def abstract_models(config: Config, place: Placement) -> Models:
     )
 
 
-def abstract_state(config: Config, models: Models) -> tuple[Any, GAPOState]:
-    """Return (training, state) of a run with shapes for arrays."""
-    training = build_training(config, models, num_pairs=max(1, config.data.pairs))
-    make = functools.partial(fresh_state, config, models.spec, training.optimizers)
+def abstract_state(config: Config, models: Models) -> tuple[TrainSteps, GAPOState]:
+    """Return (steps, state) of a run with shapes for arrays."""
+    steps = build_steps(config, models, num_pairs=max(1, config.data.pairs))
+    make = functools.partial(fresh_state, config, models.spec, steps.optimizers)
     state = jax.eval_shape(make, models.ref_params, models.disc_init_params)
     place = models.spec.place
     judging = discriminator_placement(config, place)
     found = place.abstract(state)
-    networks = judging.abstract((state.discriminator, state.judge))
-    return training, found.replace(discriminator=networks[0], judge=networks[1])
+    networks = judging.abstract((state.discriminator, state.disc_average))
+    return steps, found.replace(discriminator=networks[0], disc_average=networks[1])
 
 
 def resident(config: Config, models: Models, state: GAPOState) -> dict[str, Any]:
@@ -122,7 +124,7 @@ def resident(config: Config, models: Models, state: GAPOState) -> dict[str, Any]
         "reference": models.ref_params,
         "policy": state.policy,
         "critic": state.critic,
-        "discriminator": (state.discriminator, state.judge),
+        "discriminator": (state.discriminator, state.disc_average),
     }
     if config.method in OFFLINE_METHODS and config.method != "discriminator":
         parts.pop("critic")
@@ -184,20 +186,20 @@ class Flops:
 
 def planned_steps(config: Config, models: Models) -> tuple[list[PlannedStep], dict[str, Any]]:
     """Return (the steps of a round, what is resident), see `PlannedStep` and `resident`."""
-    training, state = abstract_state(config, models)
+    compiled, state = abstract_state(config, models)
     parts = resident(config, models, state)
     prompt, response = config.data.max_prompt_tokens, config.sampling.max_new_tokens
     steps: list[PlannedStep] = []
     if config.method not in OFFLINE_METHODS:
         steps += _sampling_steps(config, models, prompt, response)
-        steps += _online_steps(config, models, training, state, prompt, response)
+        steps += _online_steps(config, models, compiled, state, prompt, response)
     elif config.method != "discriminator":
-        steps.append(_offline_step(config, models, training, state, prompt))
+        steps.append(_offline_step(config, models, compiled, state, prompt))
     judged = config.method == "discriminator" or (
         config.method not in OFFLINE_METHODS and asks_discriminator(config)
     )
     if judged:
-        steps += _judge_steps(config, models, training, state)
+        steps += _judge_steps(config, models, compiled, state)
     return steps, parts
 
 
@@ -251,13 +253,21 @@ def _sampling_steps(
 
 
 def _online_steps(
-    config: Config, models: Models, training: Any, state: GAPOState, prompt: int, response: int
+    config: Config,
+    models: Models,
+    compiled: TrainSteps,
+    state: GAPOState,
+    prompt: int,
+    response: int,
 ) -> list[PlannedStep]:
     spec, place, size = models.spec, models.spec.place, config.ppo.minibatch_size
     rollout = place.abstract_rows(rollout_shapes(size, prompt, response))
     critic = None if state.critic is None else state.critic.params
-    inputs = models.ref_params, state.policy.params, critic
-    scored = place.abstract_rows(training.steps.score.shapes(*inputs, rollout))
+    networks = PolicyNetworks(models.ref_params, state.policy.params, critic)
+    score: Any = compiled.score
+    policy_step: Any = compiled.policy
+    critic_step: Any = compiled.critic
+    scored = place.abstract_rows(score.shapes(networks, rollout))
     experience = _experience(place, rollout, critic is not None)
     count, length = Flops(spec.config), prompt + response
     upper = spec.config.num_layers - spec.first_trainable_layer
@@ -270,19 +280,17 @@ def _online_steps(
     steps = [
         PlannedStep(
             "score",
-            lambda: training.steps.score.lower(*inputs, rollout),
+            lambda: score.lower(networks, rollout),
             lower_all + passes * upper_all + 2 * head,
             lower_attention + passes * upper_attention,
             ("reference", "policy", "critic"),
         ),
         PlannedStep(
             "policy_step",
-            lambda: training.steps.policy.lower(
+            lambda: policy_step.lower(
                 state.policy,
+                PolicyBatch(experience, scored.frozen_hidden_BTD, coefficient),
                 models.ref_params,
-                experience,
-                scored.frozen_hidden_BTD,
-                coefficient,
                 None,
             ),
             _backward(config, spec) * upper_all + (3 if trains_head else 2) * head,
@@ -295,8 +303,9 @@ def _online_steps(
         steps.append(
             PlannedStep(
                 "critic_step",
-                lambda: training.steps.critic.lower(
-                    state.critic, experience, scored.features_BRD, scored.frozen_hidden_BTD
+                lambda: critic_step.lower(
+                    state.critic,
+                    CriticBatch(experience, scored.features_BRD, scored.frozen_hidden_BTD),
                 ),
                 3 * upper_all if trunk else 6.0 * size * response * spec.config.d_model,
                 3 * upper_attention if trunk else 0.0,
@@ -330,7 +339,7 @@ def _backward(config: Config, spec: PolicySpec) -> float:
 
 
 def _offline_step(
-    config: Config, models: Models, training: Any, state: GAPOState, prompt: int
+    config: Config, models: Models, compiled: TrainSteps, state: GAPOState, prompt: int
 ) -> PlannedStep:
     spec, place = models.spec, models.spec.place
     sides = {"sft": 1, "inverse_q": 1, "rpo": config.rpo.responses}.get(config.method, 2)
@@ -345,12 +354,13 @@ def _offline_step(
         ref_N=floats if config.method == "sgpo" else None,
     )
     batch = place.abstract_rows(batch)
+    offline_step: Any = compiled.offline
     count, length = Flops(spec.config), prompt + response
     lower, attention = count.layers(size, length, spec.first_trainable_layer)
     upper, more = count.layers(size, length, spec.config.num_layers - spec.first_trainable_layer)
     return PlannedStep(
         "policy_step",
-        lambda: training.offline.lower(state.policy, models.ref_params, batch),
+        lambda: offline_step.lower(state.policy, batch, models.ref_params),
         lower + _backward(config, spec) * upper + 2 * count.head(size, response),
         attention + 3 * more,
         ("reference", "policy"),
@@ -358,7 +368,7 @@ def _offline_step(
 
 
 def _judge_steps(
-    config: Config, models: Models, training: Any, state: GAPOState
+    config: Config, models: Models, compiled: TrainSteps, state: GAPOState
 ) -> list[PlannedStep]:
     place, size = (
         discriminator_placement(config, models.spec.place),
@@ -378,12 +388,14 @@ def _judge_steps(
     )
     texts = batch.tokens_BT, batch.mask_BT, batch.type_ids_BT
     judge, key = state.discriminator, place.abstract_whole(jax.eval_shape(jax.random.key, 0))
+    disc_score: Any = compiled.disc_score
+    disc_update: Any = compiled.disc_update
     shape = models.discriminator.config
     whole, attention = Flops(shape).layers(size, length, shape.num_layers)
     steps = [
         PlannedStep(
             "disc_score",
-            lambda: training.steps.disc_score.lower(judge.params, *texts),
+            lambda: disc_score.lower(judge.params, *texts),
             whole,
             attention,
             ("discriminator",),
@@ -393,7 +405,7 @@ def _judge_steps(
         steps.append(
             PlannedStep(
                 "disc_step",
-                lambda: training.steps.disc_update.lower(judge, batch, key),
+                lambda: disc_update.lower(judge, batch, key),
                 3 * whole,
                 3 * attention,
                 ("discriminator",),

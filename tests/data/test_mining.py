@@ -11,7 +11,6 @@ from by_path import ROOT, load
 
 from gapo_jax import constraints, io
 from gapo_jax.cli import build_data as script
-from gapo_jax.constraints.official import MAX_TEXT
 from gapo_jax.constraints.text import MAX_TEXT
 from gapo_jax.data import mining, selection, sources
 from gapo_jax.data.card import card, card_markdown, histogram

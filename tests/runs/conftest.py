@@ -82,13 +82,14 @@ class Runs:
     def states(self, workdir, *steps):
         """Return the checkpointed states at `steps`."""
         from gapo_jax.checkpoint import Checkpointer
-        from gapo_jax.train.build import build_training, initial_state
+        from gapo_jax.train.build import build_steps, initial_state
+        from gapo_jax.train.restore import restore_state
 
         config, models = self.models(workdir)
         pairs = (workdir / "pairs.jsonl").read_text().count("\n")
-        state = initial_state(config, models, build_training(config, models, pairs))
+        state = initial_state(config, models, build_steps(config, models, pairs))
         with Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep) as checkpointer:
-            return [checkpointer.restore(state, step)[0] for step in steps]
+            return [restore_state(checkpointer, state, step)[0] for step in steps]
 
 
 @pytest.fixture(scope="session")

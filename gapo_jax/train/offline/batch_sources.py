@@ -10,19 +10,21 @@ from typing import Any, NamedTuple
 import jax
 
 from gapo_jax.data.preferences import Example
-from gapo_jax.train.buckets import at_every_width
-from gapo_jax.train.build import needs_discriminator
-from gapo_jax.train.discriminator.batches import LabelledText, batches, pair_texts
-from gapo_jax.train.discriminator.update import score_texts, warmup_order
+from gapo_jax.methods import asks_discriminator
+from gapo_jax.train.buckets import compile_all_widths
+from gapo_jax.train.context import TrainContext
+from gapo_jax.train.discriminator.batches import labelled_batches, pair_texts, pairs_in_use
+from gapo_jax.train.discriminator.scoring import score_texts
+from gapo_jax.train.discriminator.texts import GeneratedText
+from gapo_jax.train.discriminator.update import DISCRIMINATOR_STREAM
+from gapo_jax.train.discriminator.warmup import warmup_order
 from gapo_jax.train.offline.examples import (
     cut_off_texts,
     fit,
     make_examples,
     offline_batch,
 )
-from gapo_jax.train.online.phases import TrainContext, pairs_in_use
 from gapo_jax.train.state import GAPOState, TrainState
-from gapo_jax.types import GENERATED
 
 log = logging.getLogger("gapo_jax")
 Update = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
@@ -40,10 +42,10 @@ Teacher = Callable[[GAPOState, int], Lesson]
 
 
 def policy_update(ctx: TrainContext, widths: Sequence[int] = ()) -> Update:
-    """Return the compiled update of the generator by the run's method, for batches in a frame of
-    one of the `widths` or, if there are none, without a frame."""
-    step = at_every_width(ctx.training.offline, widths)
-    return lambda network, batch: step(network, ctx.models.ref_params, batch)
+    """Return the compiled update of the generator by the run's method, for batches in buckets of
+    the `widths`, if there are any."""
+    step = compile_all_widths(ctx.steps.offline, widths)
+    return lambda state, batch: step(state, batch, ctx.models.ref_params)
 
 
 def fixed_teacher(ctx: TrainContext, state: GAPOState) -> Teacher:
@@ -62,7 +64,7 @@ def fixed_teacher(ctx: TrainContext, state: GAPOState) -> Teacher:
     seen = config.rounds * ctx.updates_per_round * config.offline.batch_size
     log.info("%d examples, each learned from %.1f times", len(examples), seen / len(examples))
     rewards: dict[tuple[str, str], float] = {}
-    if needs_discriminator(ctx.config):
+    if asks_discriminator(ctx.config):
         rewards = discriminator_rewards(ctx, state, examples)
     lesson = Lesson(
         functools.partial(offline_batch, ctx.config, encoder, examples, rewards),
@@ -77,10 +79,10 @@ def discriminator_rewards(
     """Return the warmed-up discriminator's logit of every (prompt, response)."""
     sides = list(dict.fromkeys((s.prompt, s.response) for sides in examples for s in sides))
     logits_N = score_texts(
-        ctx.training.steps,
+        ctx.steps,
         state.discriminator.params,
         ctx.models.disc_tokenizer,
-        [LabelledText(*side, GENERATED, 0.0) for side in sides],
+        [GeneratedText(*side, verified=False, round=0) for side in sides],
         ctx.config.discriminator,
     )
     return {side: float(logit) for side, logit in zip(sides, logits_N, strict=True)}
@@ -95,18 +97,18 @@ def discriminator_teacher(ctx: TrainContext, state: GAPOState) -> Teacher:
 
     @functools.lru_cache(maxsize=1)
     def order(epoch: int) -> list[list[int]]:
-        known = pairs_in_use(ctx, epoch * length / total)
+        known = pairs_in_use(config, len(pairs), epoch * length / total)
         return warmup_order(pairs, settings.batch_size, config.seed, epoch, known)
 
-    key = jax.random.fold_in(state.key, 4)
+    key = jax.random.fold_in(state.key, DISCRIMINATOR_STREAM)
 
     def batch(step: int) -> Any:
         epoch, index = divmod(step, length)
         group = order(epoch)[index]
         texts = [text for i in group for text in pair_texts(pairs[i], settings.positive_label)]
-        (only,) = batches(tokenizer, texts, settings)
+        (only,) = labelled_batches(tokenizer, texts, settings)
         return only
 
-    update = ctx.training.steps.disc_update
-    lesson = Lesson(batch, lambda network, texts: update(network, texts, key))
+    update = ctx.steps.disc_update
+    lesson = Lesson(batch, lambda state, texts: update(state, texts, key))
     return lambda state, index: lesson

@@ -25,7 +25,7 @@ from gapo_jax.data.tokenizer import chat_prompt, encode_prompts, encode_response
 from gapo_jax.io import read_jsonl
 from gapo_jax.losses import mismatched_rows
 from gapo_jax.rollout.generate import prompt_lengths
-from gapo_jax.train.buckets import frame_of, like_lengths, widths
+from gapo_jax.train.buckets import Bucketed, bucket_widths, in_bucket, like_lengths
 from gapo_jax.train.build import Models
 from gapo_jax.train.offline.steps import OfflineBatch
 from gapo_jax.types import PreferentialPair, Rollout
@@ -182,7 +182,7 @@ def fit(
     # KTO puts prompts before the responses of others.
     top = prompt + response
     top = top if config.method == "kto" else round_up(max(longest), top)
-    several = widths(config.offline.length_buckets, min(longest), top)
+    several = bucket_widths(config.offline.length_buckets, min(longest), top)
     encoder = Encoder(models, prompt, response, tuple(cut_off), longest, several)
     return [examples[i] for i in kept], encoder
 
@@ -222,8 +222,9 @@ def offline_batch(
     examples: Sequence[Example],
     rewards: Mapping[tuple[str, str], float],
     step: int,
-) -> OfflineBatch:
-    """Return the batch of update `step`: a function of (seed, step) and the examples alone.
+) -> OfflineBatch | Bucketed:
+    """Return the batch of update `step`, in its bucket if there are any: a function of (seed, step)
+    and the examples alone.
 
     `rewards`, by (prompt, response), take the place of the sides' own.
     """
@@ -254,5 +255,5 @@ def offline_batch(
     )
     rows = encoder.rows(sides, system)
     tokens = [np.sum(part.mask_BT, axis=1) for part in (rows, other) if part is not None]
-    frame = frame_of(encoder.widths, np.concatenate(tokens))
-    return OfflineBatch(rows=rows, other=other, rewards_N=rewards_N, frame=frame)
+    batch = OfflineBatch(rows=rows, other=other, rewards_N=rewards_N)
+    return in_bucket(batch, np.concatenate(tokens), encoder.widths)

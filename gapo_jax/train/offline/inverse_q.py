@@ -20,9 +20,11 @@ from gapo_jax.data.batching import batch_at
 from gapo_jax.data.tokenizer import chat_prompt, encode_prompts
 from gapo_jax.evaluate.accuracy import verify
 from gapo_jax.rollout.generate import Generated, generate, prompt_width, row_keys
+from gapo_jax.train.buckets import take_rows
+from gapo_jax.train.context import TrainContext
 from gapo_jax.train.offline.batch_sources import Lesson, Teacher, fixed_teacher, policy_update
 from gapo_jax.train.offline.steps import OfflineBatch
-from gapo_jax.train.online.phases import TrainContext, rollout_metrics, take_rows
+from gapo_jax.train.online.rollout import rollout_metrics
 from gapo_jax.train.state import GAPOState
 from gapo_jax.types import PromptRow, Rollout
 

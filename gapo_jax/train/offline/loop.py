@@ -11,21 +11,28 @@ tokens of prompts and responses that pass through the update.
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import numpy as np
 
-from gapo_jax.train.build import needs_discriminator
-from gapo_jax.train.discriminator.update import evaluate_pairs, mean_metrics
+from gapo_jax.methods import asks_discriminator
+from gapo_jax.train.buckets import Bucketed
+from gapo_jax.train.checks import check_finite, check_kl
+from gapo_jax.train.context import TrainContext
+from gapo_jax.train.discriminator.scoring import evaluate_pairs
+from gapo_jax.train.discriminator.warmup import warm_up
+from gapo_jax.train.metrics import mean_metrics
 from gapo_jax.train.offline.batch_sources import Teacher, discriminator_teacher, fixed_teacher
 from gapo_jax.train.offline.inverse_q import inverse_q_teacher
 from gapo_jax.train.offline.sgpo import sgpo_teacher
-from gapo_jax.train.online.loop import run_rounds, warmup
-from gapo_jax.train.online.phases import TrainContext
-from gapo_jax.train.runtime import RunStopped
+from gapo_jax.train.rounds import PhaseMetrics, run_rounds, save
 from gapo_jax.train.state import GAPOState
 
+# What to lower where the updates of a network leave no numbers.
+RATES = {
+    "policy": "config.offline.optim.learning_rate",
+    "disc": "config.discriminator.optim.learning_rate",
+}
 TEACHERS = {
     "discriminator": discriminator_teacher,
     "inverse_q": inverse_q_teacher,
@@ -42,17 +49,19 @@ def train(ctx: TrainContext, state: GAPOState) -> GAPOState:
             one, is saved.
         ValueError: the data gives too few examples that fit; names the keys to change.
     """
-    if ctx.last_saved is None:
-        if needs_discriminator(ctx.config):
-            state = warmup(ctx, state)
-        ctx.save(state, 0)
+    if state.last_saved is None:
+        if asks_discriminator(ctx.config):
+            state = warm_up(ctx, state)
+        state = save(ctx, state, 0)
     with ctx.clock("examples"):
         teach = TEACHERS.get(ctx.config.method, fixed_teacher)(ctx, state)
     return run_rounds(ctx, state, functools.partial(one_round, teach))
 
 
-def one_round(teach: Teacher, ctx: TrainContext, state: GAPOState, index: int) -> GAPOState:
-    """Play round `index` (from 0): its updates one after the other, then one line of metrics.
+def one_round(
+    teach: Teacher, ctx: TrainContext, state: GAPOState, index: int
+) -> tuple[GAPOState, PhaseMetrics]:
+    """Run the updates of round `index` (from 0); return the state and one line of metrics.
 
     Raises:
         RunStopped: a loss is not finite or the policy has left the reference.
@@ -73,7 +82,7 @@ def one_round(teach: Teacher, ctx: TrainContext, state: GAPOState, index: int) -
     check(ctx, found, number)
     if name == "discriminator":
         found |= evaluate_pairs(
-            ctx.training.steps,
+            ctx.steps,
             network.params,
             ctx.models.disc_tokenizer,
             ctx.pairs.heldout,
@@ -84,32 +93,20 @@ def one_round(teach: Teacher, ctx: TrainContext, state: GAPOState, index: int) -
         "throughput/real_tokens_per_s": float(tokens[0] / seconds),
         "throughput/padded_tokens_per_s": float(tokens[1] / seconds),
     }
-    ctx.writer.write(number * updates, number, name, found)
-    return state.replace(**{name: network}, round=state.round + 1)
+    return state.replace(**{name: network}), {name: found}
 
 
 def token_counts(batch: Any) -> np.ndarray:
     """Return (real, padded) tokens of the rows of a batch, float64 [2]."""
-    mask_BT = np.asarray(batch.rows.mask_BT if hasattr(batch, "rows") else batch.mask_BT)
-    frame = getattr(batch, "frame", None)
-    width = frame.width if frame else mask_BT.shape[1]
+    whole = batch.batch if isinstance(batch, Bucketed) else batch
+    mask_BT = np.asarray(whole.rows.mask_BT if hasattr(whole, "rows") else whole.mask_BT)
+    width = batch.width if isinstance(batch, Bucketed) else mask_BT.shape[1]
     return np.array([mask_BT.sum(), len(mask_BT) * width], np.float64)
 
 
 def check(ctx: TrainContext, metrics: dict[str, float], number: int) -> None:
     """Raise RunStopped when a loss or gradient is not finite, or own samples show a collapse."""
-    keys = {"policy": "config.offline.optim", "disc": "config.discriminator.optim"}
-    for network, key in keys.items():
-        for name in ("loss", "grad_norm"):
-            value = metrics.get(f"{network}/{name}", 0.0)
-            if not math.isfinite(value):
-                raise RunStopped(
-                    f"{network}/{name} is {value} in round {number}; lower {key}.learning_rate"
-                )
-    limit = ctx.config.ppo.kl_limit
-    if not metrics.get("kl/ref", 0.0) <= limit:
-        raise RunStopped(
-            f"KL to the reference is {metrics['kl/ref']:.3f} a token in round {number}, above "
-            f"config.ppo.kl_limit={limit}: the policy is collapsing; lower "
-            "config.offline.optim.learning_rate or config.inverse_q.strength"
-        )
+    when = f"round {number}"
+    check_finite(metrics, when, RATES)
+    remedy = f"lower {RATES['policy']} or config.inverse_q.strength"
+    check_kl(metrics.get("kl/ref", 0.0), ctx.config.ppo.kl_limit, when, remedy)

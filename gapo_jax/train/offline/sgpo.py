@@ -30,11 +30,13 @@ from gapo_jax.data.preferences import Example, Side, preferential_responses
 from gapo_jax.io import read_jsonl, write_jsonl
 from gapo_jax.losses import sequence_logprobs
 from gapo_jax.rollout.generate import generate, prompt_lengths, row_keys
+from gapo_jax.train.buckets import Bucketed
 from gapo_jax.train.clock import counter
+from gapo_jax.train.context import TrainContext
+from gapo_jax.train.datasets.self_generated import ended_responses
 from gapo_jax.train.offline.batch_sources import Lesson, Teacher, policy_update
 from gapo_jax.train.offline.examples import Encoder, cut_off_texts, fit, offline_batch
 from gapo_jax.train.offline.steps import OfflineBatch, row_logprobs
-from gapo_jax.train.online.phases import TrainContext, ended
 from gapo_jax.train.state import GAPOState
 from gapo_jax.types import Rollout
 
@@ -80,7 +82,7 @@ def ask(
             stop=config.sampling.stop,
             on_batch=advance,
         )
-    ended_B = ended(ctx, generated.rollout)
+    ended_B = ended_responses(config, ctx.models, generated.rollout)
     return list(zip(generated.texts, ended_B.tolist(), strict=True))
 
 
@@ -250,11 +252,18 @@ def preference_lesson(ctx: TrainContext, state: GAPOState, index: int) -> Lesson
         write_jsonl(path, reference_records(ctx, state, encoder, examples))
     known = {(r["prompt"], r["response"]): r["logprob"] for r in read_jsonl(path)}
 
-    def batch(step: int) -> OfflineBatch:
-        plain = offline_batch(ctx.config, encoder, examples, known, step)
-        return plain.replace(ref_N=plain.rewards_N, rewards_N=None)
+    def batch(step: int) -> OfflineBatch | Bucketed:
+        batch = offline_batch(ctx.config, encoder, examples, known, step)
+        return with_reference(batch)
 
     return Lesson(batch, policy_update(ctx, encoder.widths))
+
+
+def with_reference(batch: OfflineBatch | Bucketed) -> OfflineBatch | Bucketed:
+    """Return a batch whose rewards are the log-probs of its reference."""
+    if isinstance(batch, Bucketed):
+        return batch.replace(batch=with_reference(batch.batch))
+    return batch.replace(ref_N=batch.rewards_N, rewards_N=None)
 
 
 def reference_records(

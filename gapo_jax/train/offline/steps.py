@@ -1,4 +1,4 @@
-"""The pure update of the offline methods: `offline_step(network, batch) -> (network, metrics)`.
+"""The pure update of the offline methods: `offline_step(state, batch, ref_params)`.
 
 Reference log-probs are computed in the step, not kept from an earlier pass: the frozen lower layers
 are run once for both, so with most layers frozen the reference costs little; nothing needs to be
@@ -26,7 +26,7 @@ from gapo_jax.compilation import jit_step
 from gapo_jax.config import Config
 from gapo_jax.losses import chunked_logprobs, masked_mean, sequence_logprobs
 from gapo_jax.models import unembedding
-from gapo_jax.train.buckets import Frame
+from gapo_jax.train.buckets import accept_buckets, cut_rows
 from gapo_jax.train.forward import (
     PolicySpec,
     frozen_hidden,
@@ -34,7 +34,7 @@ from gapo_jax.train.forward import (
     response_hidden,
     response_logprobs,
 )
-from gapo_jax.train.microbatches import in_parts
+from gapo_jax.train.microbatches import in_microbatches
 from gapo_jax.train.state import TrainState
 from gapo_jax.types import Rollout
 
@@ -50,24 +50,21 @@ class OfflineBatch(flax.struct.PyTreeNode):
     `other` has as many rows: KTO's mismatched ones, or Inverse-Q*'s under the other condition.
     `rewards_N` float32 are the explicit rewards of the rows, or for SGPO's first stage the rows'
     weights; `ref_N` float32 their sequence log-probs under a reference that is given. In all of
-    these rollouts `logprobs_BR` is unused. A step takes no more of the rows than `frame` says.
+    these rollouts `logprobs_BR` is unused.
     """
 
     rows: Rollout
     other: Rollout | None = None
     rewards_N: jax.Array | None = None
     ref_N: jax.Array | None = None
-    frame: Frame | None = None
 
 
-def in_frame(batch: OfflineBatch) -> OfflineBatch:
-    """Return a batch whose rows are as wide as its frame, if it has one."""
-    if batch.frame is None:
-        return batch
+def cut_batch(batch: OfflineBatch, width: int) -> OfflineBatch:
+    """Return a batch whose rows are `width` columns wide."""
     rows, other = (
-        part and batch.frame.tight(part, part.mask_BT) for part in (batch.rows, batch.other)
+        part and cut_rows(part, part.mask_BT, width) for part in (batch.rows, batch.other)
     )
-    return batch.replace(rows=rows, other=other, frame=None)
+    return batch.replace(rows=rows, other=other)
 
 
 def row_logprobs(
@@ -199,7 +196,7 @@ def offline_loss(
     method, parts = config.method, config.offline.accumulate
     with_reference = method not in WITHOUT_REFERENCE
     score = functools.partial(row_logprobs, spec, ref_params, trained, with_reference)
-    policy_BR, ref_BR = in_parts(score, batch.rows, parts)
+    policy_BR, ref_BR = in_microbatches(score, batch.rows, parts)
     mask_BR = batch.rows.response_mask_BR
     if method == "sft":
         return losses.sft_loss(policy_BR, mask_BR)
@@ -208,13 +205,15 @@ def offline_loss(
     if method == "kto":
         still = jax.lax.stop_gradient(trained)
         score = functools.partial(row_logprobs, spec, ref_params, still, with_reference)
-        return kto_rows_loss(config, policy_BR, ref_BR, in_parts(score, batch.other, parts), batch)
+        return kto_rows_loss(
+            config, policy_BR, ref_BR, in_microbatches(score, batch.other, parts), batch
+        )
     if method == "inverse_q":
         settings = config.inverse_q
         # The system prompt makes the other condition the better one.
         sign = -1.0 if settings.contrast == "system" else 1.0
         target = functools.partial(target_logprobs, spec, ref_params, sign * settings.strength)
-        target_BR = in_parts(target, (batch.rows, batch.other), parts)
+        target_BR = in_microbatches(target, (batch.rows, batch.other), parts)
         loss, metrics = losses.inverse_q_loss(
             policy_BR, ref_BR, target_BR, mask_BR, beta=settings.beta, clip=settings.clip
         )
@@ -229,31 +228,32 @@ def offline_loss(
 
 
 def offline_step(
-    network: TrainState,
-    ref_params: Params,
+    state: TrainState,
     batch: OfflineBatch,
+    ref_params: Params,
     *,
     spec: PolicySpec,
     config: Config,
     optimizer: optax.GradientTransformation,
 ) -> tuple[TrainState, Metrics]:
     """One update of the generator by an offline method."""
-    batch = in_frame(batch)
 
     def loss_fn(trained: Params) -> tuple[jax.Array, Metrics]:
         loss, metrics = offline_loss(trained, ref_params, batch, spec, config)
         return loss, metrics | {"policy/loss": loss}
 
-    gradients, metrics = jax.grad(loss_fn, has_aux=True)(network.params)
+    gradients, metrics = jax.grad(loss_fn, has_aux=True)(state.params)
     metrics["policy/grad_norm"] = optax.tree.norm(gradients)
     metrics["policy/padding"] = 1 - jnp.mean(batch.rows.mask_BT, dtype=jnp.float32)
-    return network.apply_gradients(gradients, optimizer), metrics
+    return state.apply_gradients(gradients, optimizer), metrics
 
 
 def make_offline_step(
     spec: PolicySpec, config: Config, optimizer: optax.GradientTransformation
-) -> Callable[[TrainState, Params, OfflineBatch], tuple[TrainState, Metrics]]:
-    """Bind the static parts and jit; the network is donated."""
+) -> Callable[[TrainState, Any, Params], tuple[TrainState, Metrics]]:
+    """Bind the static parts and jit; the state is donated. The step takes an `OfflineBatch`, or one
+    in a bucket."""
     spec = dataclasses.replace(spec, temperature=1.0)
     step = functools.partial(offline_step, spec=spec, config=config, optimizer=optimizer)
-    return jit_step(step, donate=0, place=spec.place, keep="network", rows=(2,))
+    step = accept_buckets(step, cut_batch)
+    return jit_step(step, donate=0, place=spec.place, keep="network", rows=(1,))
