@@ -105,12 +105,13 @@ def experiment(args: argparse.Namespace, name: str, seed: int) -> Config:
 
 def measure(args: argparse.Namespace, name: str, seed: int) -> dict[str, float]:
     """Run one (switch, seed), or read what an earlier call left; return its metrics."""
+    from gapo_jax.train.lock import locked
     from gapo_jax.train.main import execute
     from gapo_jax.train.runtime import stop_requests
 
     workdir = args.out / name / f"seed{seed}"
     if not (workdir / "summary.json").is_file():
-        with stop_requests() as stop:
+        with stop_requests() as stop, locked(workdir):
             execute(finalize(experiment(args, name, seed)), workdir, stop)
     return measured(workdir)
 

@@ -7,6 +7,7 @@ ended it at once.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shlex
@@ -88,6 +89,7 @@ def train(
     # Imported late, so that a wrong flag is reported before JAX is loaded.
     from gapo_jax.checkpoint import CheckpointError
     from gapo_jax.evaluate.console import print_summary
+    from gapo_jax.train.lock import locked
     from gapo_jax.train.main import execute
     from gapo_jax.train.runtime import (
         Processes,
@@ -101,7 +103,8 @@ def train(
     processes = Processes()
     try:
         processes = join() if join else processes
-        with stop_requests() as stop:
+        own = locked(workdir) if processes.first else contextlib.nullcontext()
+        with stop_requests() as stop, own:
             summary = execute(config, workdir, stop, processes)
     except ProcessMissing as missing:
         _leave(f"error: {missing}")

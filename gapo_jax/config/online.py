@@ -127,6 +127,9 @@ class RewardConfig(Section):
 
     `standardise` takes mean and deviation from all rounds so far (`running`), this round
     (`batch`) or the samples of the same prompt (`group`); `none` leaves the score as it is.
+    `group_eps` is added to the deviation of a prompt's samples, in units of the score: where it is
+    much larger than what sets equal answers apart, noise is not blown up to a full reward (for
+    logits take more than the default, which suits probabilities; GRPO and TRL have 1e-4).
     `missing_eos_penalty` comes off the reward of a response that did not end within
     `sampling.max_new_tokens`, in units of the rewards' deviation (of the score's own, with `none`).
     `overlong_tokens` before that limit the score begins to fall, by 1 at the limit (DAPO's soft
@@ -137,6 +140,7 @@ class RewardConfig(Section):
     rule: Literal["share", "all"] = "share"
     verifier_weight: Share = 0.5
     standardise: Literal["running", "batch", "group", "none"] = "running"
+    group_eps: Positive = 0.05
     clip: Annotated[float, Range(1e-6)] = 4.0
     squash: Literal["none", "sigmoid"] = "none"
     missing_eos_penalty: float = 0.0

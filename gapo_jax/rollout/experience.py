@@ -25,20 +25,33 @@ from gapo_jax.types import Experience, Metrics, Rollout
 def merge_stats(stats_3: Float[Array, "3"], values_B: Shaped[Array, "B"]) -> Float[Array, "3"]:
     """Merge new values into running (count, mean, sum of squared deviations), float32 [3].
 
-    Chan, Golub and LeVeque's parallel update of mean and variance.
+    Chan, Golub and LeVeque's parallel update of mean and variance. Values that are not finite are
+    left out: one of them would be in the mean of every later round.
     """
-    values_B = values_B.astype(jnp.float32)
+    finite_B = jnp.isfinite(values_B)
     count, mean, squares = stats_3
-    new_count = jnp.float32(values_B.shape[0])
-    new_mean = values_B.mean()
+    new_count = jnp.sum(finite_B, dtype=jnp.float32)
+    new_mean = masked_mean(values_B, finite_B)
+    spread = jnp.sum(masked_fill(masked_fill(values_B, finite_B) - new_mean, finite_B) ** 2)
     total = count + new_count
+    share = new_count / jnp.maximum(total, 1.0)
     delta = new_mean - mean
-    return jnp.stack(
-        [
-            total,
-            mean + delta * new_count / total,
-            squares + jnp.sum((values_B - new_mean) ** 2) + delta**2 * count * new_count / total,
-        ]
+    return jnp.stack([total, mean + delta * share, squares + spread + delta**2 * count * share])
+
+
+def fault_of_scores(scores_B: Float[Array | np.ndarray, "B"]) -> str | None:
+    """Return why a run must not learn from the discriminator's scores, and what to do about it;
+    None where all are finite."""
+    found_B = np.asarray(scores_B, np.float32)
+    bad = np.flatnonzero(~np.isfinite(found_B))
+    if not len(bad):
+        return None
+    shown = ", ".join(f"{found_B[i]} of response {i}" for i in bad[:3])
+    return (
+        f"{len(bad)} of the discriminator's {len(found_B)} scores are not finite ({shown}"
+        f"{', ...' if len(bad) > 3 else ''}): no reward can be made of them. Lower "
+        "config.discriminator.round_learning_rate (or optim.learning_rate, in the first round), or "
+        "set config.model.dtype='float32' if it is not"
     )
 
 
@@ -86,16 +99,18 @@ def standardise_rewards(
     mode: str,
     group_size: int,
     clip: float,
+    group_eps: float = 0.05,
 ) -> tuple[Float[Array, "B"], Float[Array, "3"]]:
     """Turn scores into rewards, float32 [B], and update the running statistics.
 
     `mode` is `running` (over all rounds so far, this one included), `batch` (this round), `group`
     (the samples of one prompt, which stand next to each other) or `none` (clipped only).
+    `group_eps` is added to a group's deviation (`config.reward.group_eps`).
     """
     scores_B = scores_B.astype(jnp.float32)
     stats_3 = merge_stats(stats_3, scores_B)
     if mode == "group":
-        rewards_B = group_normalise(scores_B, group_size, eps=0.05)
+        rewards_B = group_normalise(scores_B, group_size, eps=group_eps)
     elif mode == "none":
         rewards_B = scores_B
     else:

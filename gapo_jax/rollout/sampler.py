@@ -124,6 +124,26 @@ def make_sampler(
     return place.jit(sample, keep="whole", rows=(1, 2, 3))
 
 
+def restriction_warning(top_k: int, top_p: float, min_p: float) -> str | None:
+    """Return the warning for a run that learns from samples restricted so; None without limits.
+
+    Sampler and policy update give a token its log-prob in the full distribution, although it was
+    drawn from a part of it. The ratio is then not to the policy that sampled, the estimate of the
+    KL can fall below 0, and what lies outside the part is never sampled and so never corrected
+    (https://github.com/huggingface/trl/issues/235).
+    """
+    restricted = {"top_k": (top_k, 0), "top_p": (top_p, 1.0), "min_p": (min_p, 0.0)}
+    changed = {name: pair for name, pair in restricted.items() if pair[0] != pair[1]}
+    if not changed:
+        return None
+    given = ", ".join(f"config.sampling.{name}={value}" for name, (value, _) in changed.items())
+    plain = ", ".join(f"{name}={neutral}" for name, (_, neutral) in changed.items())
+    return (
+        f"{given}: responses are drawn from a part of the policy's distribution but learned from "
+        f"with log-probs of all of it, which biases the update and the KL; set {plain} to train"
+    )
+
+
 def _sample(
     settings: Settings, params, tokens_AP, mask_AP, keys_B, temperature, limits_B
 ) -> Rollout:

@@ -14,8 +14,8 @@ import optax
 from transformers import PreTrainedTokenizerFast
 
 from gapo_jax.compilation import decoder_layers_to_unroll, jit_step
-from gapo_jax.config import OFFLINE_METHODS, Config, trained_rows, updates_per_round
-from gapo_jax.config.online import has_critic, scores_with_average
+from gapo_jax.config import Config, updates_per_round
+from gapo_jax.methods import asks_discriminator, has_critic, method_of, scores_with_average
 from gapo_jax.models import Decoder, DecoderConfig
 from gapo_jax.rollout.generate import SampleFn
 from gapo_jax.rollout.sampler import RESTRICTIONS, make_sampler
@@ -124,10 +124,10 @@ class TrainSteps:
 
 def make_optimizers(config: Config, warmup_updates: int) -> Optimizers:
     """Return one optimiser a network, their schedules sized for the whole run."""
-    if config.method in OFFLINE_METHODS:
+    if method_of(config).loop == "offline":
         return offline_optimizers(config, warmup_updates)
     ppo = config.ppo
-    minibatches = trained_rows(config) // ppo.minibatch_size
+    minibatches = ppo.trained_rows // ppo.minibatch_size
     policy_updates = config.rounds * ppo.epochs * minibatches
     critic_updates = config.rounds * ppo.critic_epochs * minibatches
     optimizers = {
@@ -153,30 +153,21 @@ def discriminator_optimizer(config: Config, updates: int) -> optax.GradientTrans
 def offline_optimizers(config: Config, warmup_updates: int) -> Optimizers:
     """Return the optimisers of an offline method; networks that it leaves alone keep no moments."""
     still, total = optax.set_to_zero(), config.rounds * updates_per_round(config)
-    if config.method == "discriminator":
-        disc = discriminator_optimizer(config, total)
-        return {"policy": still, "discriminator": disc}
-    optim = config.offline.optim
+    method, optim = method_of(config), config.offline.optim
+    if method.trains == "discriminator":
+        return {"policy": still, "discriminator": discriminator_optimizer(config, total)}
     rates = learning_rate(optim, total)
-    if config.method == "sgpo":
-        first = config.sgpo.improver_rounds * updates_per_round(config)
+    if method.first_stage is not None:
+        stage_rounds, stage_rate = method.first_stage(method.section_of(config))
+        first = stage_rounds * updates_per_round(config)
         rates = optax.join_schedules(
-            [
-                optax.constant_schedule(config.sgpo.improver_learning_rate),
-                learning_rate(optim, total - first),
-            ],
-            [first],
+            [optax.constant_schedule(stage_rate), learning_rate(optim, total - first)], [first]
         )
-    warmed_up = needs_discriminator(config)
+    warmed_up = asks_discriminator(config)
     return {
         "policy": make_optimizer(optim, rates),
         "discriminator": discriminator_optimizer(config, warmup_updates) if warmed_up else still,
     }
-
-
-def needs_discriminator(config: Config) -> bool:
-    """Return whether an offline method takes rewards from a discriminator, warmed up on pairs."""
-    return config.method == "rpo" and config.rpo.reward == "discriminator"
 
 
 def warmup_updates(config: Config, num_pairs: int) -> int:
@@ -335,9 +326,10 @@ def policy_spec(config: Config, shape: DecoderConfig, place: Placement) -> Polic
     Raises:
         ValueError: the configuration asks for what the generator cannot give.
     """
-    if config.method == "inverse_q" and shape.final_softcap:
+    method = method_of(config)
+    if method.contrasts_logits and shape.final_softcap:
         raise ValueError(
-            "config.method='inverse_q' contrasts logits, but the generator caps them "
+            f"config.method={method.name!r} contrasts logits, but the generator caps them "
             "(final_softcap): choose another config.model.generator, or another method"
         )
     first = first_trainable_layer(shape.num_layers, config.model)
@@ -356,7 +348,7 @@ def policy_spec(config: Config, shape: DecoderConfig, place: Placement) -> Polic
 def warn_of_whole_batches(config: Config, place: Placement, decoding: Placement) -> None:
     """Say which batches do not divide among the devices: each device computes all of those."""
     rows: dict[str, tuple[int, Placement]] = {}
-    if config.method in OFFLINE_METHODS:
+    if method_of(config).loop == "offline":
         rows["config.offline.batch_size"] = config.offline.batch_size, place
     else:
         rows["config.ppo.minibatch_size"] = config.ppo.minibatch_size, place

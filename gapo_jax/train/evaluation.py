@@ -12,10 +12,11 @@ from typing import Any
 
 import jax
 
+from gapo_jax import io
 from gapo_jax.config import Config, system_text
 from gapo_jax.constraints.verifiers import VerifierPool
 from gapo_jax.evaluate.accuracy import Verdict, paired_difference, summarise, verify
-from gapo_jax.io import read_jsonl, write_jsonl
+from gapo_jax.methods import method_of
 from gapo_jax.rollout.generate import generate, row_keys
 from gapo_jax.train.build import Models
 from gapo_jax.train.clock import counter
@@ -60,9 +61,9 @@ def measure(ctx: TrainContext, params: Callable[[], Params], name: str) -> Verdi
                         on_batch=stop_between_batches(ctx.stop, ctx.processes, advance),
                     )
                 records += [{"set": set_name, **dataclasses.asdict(v)} for v in verdicts]
-        write_jsonl(path, records)
+        io.write_jsonl(path, records)
     sets: VerdictSets = {}
-    for record in read_jsonl(path):
+    for record in io.read_jsonl(path):
         set_name = record.pop("set")
         fields: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in record.items()
@@ -95,7 +96,7 @@ def maybe_evaluate(ctx: TrainContext, state: GAPOState, finished: int) -> None:
     config, every = ctx.config, ctx.config.eval.every_rounds
     if not every or finished % every or finished == config.rounds:
         return
-    if config.method == "discriminator":  # the policy is the one that was measured before
+    if method_of(config).trains != "policy":  # it is the one that was measured before
         return
     with ctx.clock("eval"):
         rows = next(iter(ctx.prompts.heldout.values()))[: config.eval.prompts_during]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gapo_jax.methods import method_of
 from gapo_jax.models import save_adapter, save_hf
 from gapo_jax.train.context import TrainContext
 from gapo_jax.train.state import GAPOState
@@ -16,7 +17,7 @@ from gapo_jax.types import Params
 def exported_params(ctx: TrainContext, state: GAPOState) -> dict[str, Params]:
     """Return the parameters that `export` writes, whole in the first process: {"model": ...} and,
     of a run that trained adapters, {"lora": ...}."""
-    if ctx.config.method == "discriminator":
+    if method_of(ctx.config).trains == "discriminator":
         params = {"model": state.discriminator.params}
     else:
         params = {"model": ctx.policy_params(state)}
@@ -29,7 +30,7 @@ def export(ctx: TrainContext, params: Mapping[str, Params], summary: Mapping[str
     folder under the workdir; and adapters beside it as a PEFT folder. `params` are those of
     `exported_params`."""
     folder, models, method = ctx.workdir / EXPORT, ctx.models, ctx.config.method
-    if method == "discriminator":
+    if method_of(ctx.config).trains == "discriminator":
         save_hf(
             models.discriminator,
             params["model"],

@@ -15,9 +15,10 @@ from safetensors import SafetensorError
 from gapo_jax import io
 from gapo_jax.checkpoint import Checkpointer
 from gapo_jax.compilation import keep_compiled_programs
-from gapo_jax.config import OFFLINE_METHODS, ONLINE_METHODS, Config, updates_per_round
+from gapo_jax.config import Config, updates_per_round
 from gapo_jax.constraints.verifiers import VerifierPool
 from gapo_jax.evaluate.report import write_report
+from gapo_jax.methods import method_of
 from gapo_jax.train.build import build_models, build_steps, initial_state
 from gapo_jax.train.clock import PhaseClock, counter
 from gapo_jax.train.context import TrainContext
@@ -34,12 +35,7 @@ from gapo_jax.train.restore import restore_state
 from gapo_jax.train.runtime import Processes, RunInterrupted, StopRequest, stop_between_batches
 from gapo_jax.train.state import GAPOState
 from gapo_jax.train.summary import relative_param_change, summarise_run
-from gapo_jax.train.workdir import (
-    EXPORT,
-    SUMMARY,
-    finished_summary,
-    share_workdir,
-)
+from gapo_jax.train.workdir import EXPORT, SUMMARY, finished_summary, share_workdir
 
 log = logging.getLogger("gapo_jax")
 
@@ -62,15 +58,16 @@ def execute(
     summary = finished_summary(config, workdir) if processes.first else {}
     if processes.gather("finished", bool(summary))[0]:
         return summary
+    method = method_of(config)
     ctx, state = open_run(config, workdir, stop, processes)
     with closing(ctx):
         start = functools.partial(ctx.models.for_sampling, ctx.models.ref_params)
         before = measure(ctx, start, "before")
         write_eval(ctx, before, 0)
-        train = offline.train if config.method in OFFLINE_METHODS else online.train
+        train = online.train if method.loop == "online" else offline.train
         state = train(ctx, state)
-        after = before  # the discriminator's training leaves the policy alone
-        if config.method != "discriminator":
+        after = before
+        if method.trains == "policy":
             end = functools.partial(ctx.sampling_params, state)
             after = measure(ctx, end, f"after_{config.rounds}")
             ctx.stop_if_asked(state, config.rounds)
@@ -108,7 +105,7 @@ def open_run(
         pairs = make_pairs(config, prompts.type_ids, answers, workdir)
         processes.gather("data")
     widths, sft_batches = (), None
-    if config.method in ONLINE_METHODS:
+    if method_of(config).loop == "online":
         widths = rollout_widths(config, models, prompts)
         if config.ppo.sft_coef:
             sft_batches = make_sft_batches(config, models, pairs.train, workdir)

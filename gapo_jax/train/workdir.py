@@ -17,6 +17,7 @@ from gapo_jax import io
 from gapo_jax.checkpoint import folder_exists, make_folder
 from gapo_jax.config import Config
 from gapo_jax.train.datasets.user import check_source
+from gapo_jax.train.lock import LOCK
 from gapo_jax.train.runtime import Processes
 
 log = logging.getLogger("gapo_jax")
@@ -40,7 +41,8 @@ def claim_workdir(config: Config, workdir: Path) -> None:
         changed = configuration.differences(
             configuration.identity(before), configuration.identity(config)
         )
-        if changed and any(p.is_file() and p != path for p in workdir.rglob("*")):
+        files = [p for p in workdir.rglob("*") if p.is_file() and p.name not in (CONFIG, LOCK)]
+        if changed and files:
             raise ValueError(
                 f"{workdir} holds a run of another configuration ({'; '.join(changed)}); pass "
                 "another --workdir, or the configuration that it was started with"

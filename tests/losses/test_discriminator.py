@@ -78,6 +78,20 @@ def test_class_metrics_by_hand():
     assert metrics["disc/count_generated"] == 3
 
 
+def test_verified_text_is_right_with_a_positive_logit():
+    """Of four generated texts the verifiers accept the first two; a logit of 0 is never right."""
+    classes, targets = jnp.full(4, GENERATED), jnp.array([1.0, 0.9, 0.0, 0.2])
+    logits = jnp.array([2.0, -1.0, -3.0, 0.0])
+    plain = losses.class_metrics(logits, classes)
+    assert float(plain["disc/acc_generated"]) == 2 / 4
+    metrics = losses.class_metrics(logits, classes, targets_B=targets)
+    assert float(metrics["disc/acc_generated"]) == 2 / 4
+    metrics = losses.class_metrics(jnp.array([2.0, 1.0, 3.0, -1.0]), classes, targets_B=targets)
+    assert float(metrics["disc/acc_generated"]) == 3 / 4
+    _, metrics = losses.bce_loss(jnp.array([2.0, 1.0, -3.0, -1.0]), targets, classes_B=classes)
+    assert float(metrics["disc/acc_generated"]) == 1 and float(metrics["disc/accuracy"]) == 1
+
+
 def test_a_class_without_a_row_has_no_accuracy():
     metrics = losses.class_metrics(jnp.array([1.0, -1.0]), jnp.array([ACCEPTED, REJECTED]))
     assert np.isnan(metrics["disc/acc_generated"]) and metrics["disc/generated_fraction"] == 0

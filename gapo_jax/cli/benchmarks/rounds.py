@@ -21,10 +21,12 @@ from gapo_jax.models import Decoder
 from gapo_jax.rollout.experience import build_experience
 from gapo_jax.rollout.sampler import make_sampler
 from gapo_jax.train.clock import peak_memory_gb
-from gapo_jax.train.discriminator.update import prime
+from gapo_jax.train.discriminator.warmup import compile_widths
+from gapo_jax.train.forward import PolicyNetworks
 from gapo_jax.train.main import open_run
 from gapo_jax.train.metrics import read_metrics
-from gapo_jax.train.online.loop import one_round
+from gapo_jax.train.online.loop import gapo_round
+from gapo_jax.train.online.steps import CriticBatch, PolicyBatch
 from gapo_jax.train.runtime import StopRequest
 from gapo_jax.train.state import TrainState, merge_trainable
 
@@ -54,21 +56,21 @@ def measure_round(args, decoder, params, reference) -> dict[str, Any]:
 
 def play(config: Config, workdir: Path) -> dict[str, Any]:
     """Return seconds of the rounds after the first, which compiles, and of each phase."""
-    run, state = open_run(config, workdir, StopRequest())
+    ctx, state = open_run(config, workdir, StopRequest())
     rounds: list[dict[str, float]] = []
     try:
-        prime(
-            state.discriminator, run.training.steps, run.models.disc_tokenizer,
-            config.discriminator, state.key,
+        compile_widths(
+            state.discriminator, ctx.steps, ctx.models.disc_tokenizer, config.discriminator,
+            state.key,
         )  # fmt: skip
         for index in range(config.rounds):
-            before = dict(run.clock.seconds)
-            state = one_round(run, state, index)
-            rounds.append({k: v - before.get(k, 0.0) for k, v in run.clock.seconds.items()})
-        compiles = run.writer.compiles
+            before = dict(ctx.clock.seconds)
+            state, _ = gapo_round(ctx, state, index)
+            rounds.append({k: v - before.get(k, 0.0) for k, v in ctx.clock.seconds.items()})
+        compiles = ctx.writer.compiles
     finally:
-        run.writer.close()
-        run.checkpointer.close()
+        ctx.writer.close()
+        ctx.checkpointer.close()
     lines = [line for line in read_metrics(workdir) if line["phase"] == "rollout"][1:]
     speed = {
         name: round(statistics.median(line[f"throughput/{name}"] for line in lines), 1)
@@ -110,7 +112,7 @@ def measure_ppo_iteration(args, decoder: Decoder, params, reference) -> dict[str
         weights = merge_trainable(params, policy.params, spec.first_trainable_layer)
         rollout = sample(weights, tokens_AP, mask_AP, jax.random.split(key, rows), TEMPERATURE)
         found = [
-            steps.score(params, policy.params, critic.params, take(rollout, start))
+            steps.score(PolicyNetworks(params, policy.params, critic.params), take(rollout, start))
             for start in range(0, rows, args.minibatch)
         ]
         scored = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *found)
@@ -121,8 +123,8 @@ def measure_ppo_iteration(args, decoder: Decoder, params, reference) -> dict[str
         for start in range(0, rows, args.minibatch):
             part = take(experience, start)
             features, lower = take((scored.features_BRD, scored.frozen_hidden_BTD), start)
-            critic, _ = update_critic(critic, part, features, lower)
-            policy, _ = steps.policy(policy, params, part, lower, 0.0)
+            critic, _ = update_critic(critic, CriticBatch(part, features, lower))
+            policy, _ = steps.policy(policy, PolicyBatch(part, lower), params, None)
         networks.update(policy=policy, critic=critic)
         return networks
 

@@ -20,14 +20,16 @@ from gapo_jax.cli.benchmarks.common import (
     timed,
 )
 from gapo_jax.cli.benchmarks.peers import TorchDiscriminator
-from gapo_jax.compilation import jit_step
+from gapo_jax.compilation import decoder_layers_to_unroll, jit_step
 from gapo_jax.config import Config, presets
 from gapo_jax.models import Decoder
-from gapo_jax.train.build import discriminator_optimizer, load_discriminator
-from gapo_jax.train.forward import PolicySpec, init_critic, layers_to_unroll
+from gapo_jax.train.build import TrainSteps, discriminator_optimizer, make_steps
+from gapo_jax.train.discriminator.steps import TextBatch
+from gapo_jax.train.forward import PolicyNetworks, PolicySpec, init_critic
 from gapo_jax.train.offline.steps import OfflineBatch, make_offline_step
-from gapo_jax.train.online.steps import Steps, TextBatch, as_rollout, make_steps
+from gapo_jax.train.online.steps import PolicyBatch, as_rollout
 from gapo_jax.train.optimizers import make_optimizer
+from gapo_jax.train.sources import load_discriminator
 from gapo_jax.train.state import TrainState, copy_tree, start_policy
 from gapo_jax.types import Experience
 
@@ -54,13 +56,15 @@ def spec_of(args: argparse.Namespace, decoder: Decoder, config: Config) -> Polic
         chunk=config.ppo.logprob_chunk,
         critic=config.model.critic,
         critic_hidden=0,
-        unroll=layers_to_unroll(decoder.config, first, jax.default_backend()),
+        unroll=decoder_layers_to_unroll(
+            layers - first, decoder.config.d_model, jax.default_backend()
+        ),
     )
 
 
 def generator_steps(
     args: argparse.Namespace, decoder: Decoder
-) -> tuple[Steps, Callable[[Any], dict[str, TrainState]], PolicySpec]:
+) -> tuple[TrainSteps, Callable[[Any], dict[str, TrainState]], PolicySpec]:
     """Return the compiled steps of the training loop, a function from the base parameters to the
     networks `policy` and `critic`, and what the steps know of the generator."""
     config = settings(args)
@@ -106,8 +110,9 @@ def measure_score(args, decoder: Decoder, params, reference) -> dict[str, Any]:
     steps, create, _ = generator_steps(args, decoder)
     experience = jax.device_put(make_experience(args, decoder.config.vocab_size))
     networks, counts = create(params), token_counts(experience)
-    inputs = networks["policy"].params, networks["critic"].params, as_rollout(experience)
-    results = {"jax": timed(lambda: steps.score(params, *inputs), args.repeats, **counts)}
+    scoring = PolicyNetworks(params, networks["policy"].params, networks["critic"].params)
+    rollout = as_rollout(experience)
+    results = {"jax": timed(lambda: steps.score(scoring, rollout), args.repeats, **counts)}
     if reference is not None:
         call = reference.score(experience)
         results["torch"] = timed(call, args.repeats, **counts, compiles=False)
@@ -131,7 +136,8 @@ def measure_policy_update(args, decoder: Decoder, params, reference) -> dict[str
     """Forward, backward and AdamW step of the PPO loss: the step of the training loop itself."""
     steps, create, spec = generator_steps(args, decoder)
     experience = jax.device_put(make_experience(args, decoder.config.vocab_size))
-    update = repeated_update(steps.policy, create(params)["policy"], params, experience, None)
+    batch, policy = PolicyBatch(experience, None), create(params)["policy"]
+    update = repeated_update(steps.policy, policy, batch, params, None)
     counts = token_counts(experience)
     results = {"jax": timed(update, args.repeats, **counts)}
     if reference is not None:
@@ -152,7 +158,8 @@ def measure_policy_memory(args, decoder: Decoder, params, reference) -> dict[str
     steps, create, _ = generator_steps(args, decoder)
     experience = shapes_of(make_experience(args, decoder.config.vocab_size))
     base, network = shapes_of(params), jax.eval_shape(create, params)["policy"]
-    run, compile_s = compiled(steps.policy, network, base, experience, None)
+    batch = PolicyBatch(experience, None)
+    run, compile_s = compiled(steps.policy, network, batch, base, None)
     parts = {"base": base, "trained": network.params, "moments": network.opt_state}
     sizes = {
         name: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
@@ -174,8 +181,8 @@ def measure_offline(method: str, args, decoder: Decoder, params, reference) -> d
     experience = jax.device_put(make_experience(args, decoder.config.vocab_size, samples=sides))
     trained = start_policy(params, spec.first_trainable_layer, config, jax.random.key(args.seed))
     update = repeated_update(
-        make_offline_step(spec, config, optimizer), TrainState.create(trained, optimizer), params,
-        OfflineBatch(as_rollout(experience)),
+        make_offline_step(spec, config, optimizer), TrainState.create(trained, optimizer),
+        OfflineBatch(as_rollout(experience)), params,
     )  # fmt: skip
     counts = token_counts(experience)
     results = {"jax": timed(update, args.repeats, **counts)}

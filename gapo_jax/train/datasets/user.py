@@ -15,9 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from gapo_jax import constraints
-from gapo_jax.config import ONLINE_METHODS, Config
-from gapo_jax.config.offline import learns_from_pairs
-from gapo_jax.config.online import asks_discriminator
+from gapo_jax.config import Config
 from gapo_jax.data.curriculum import cycles_of
 from gapo_jax.data.discriminator_text import encode_texts
 from gapo_jax.data.preferences import preferential_responses
@@ -30,6 +28,7 @@ from gapo_jax.data.sources import (
     write_pairs,
     write_prompts,
 )
+from gapo_jax.methods import asks_discriminator, batches_of, method_of
 from gapo_jax.train.build import Models
 from gapo_jax.train.datasets.self_generated import (
     PAIRS,
@@ -59,23 +58,18 @@ def check_source(config: Config, workdir: Path) -> None:
         return
     mined = {side: _read(config, side) for side in MINED}
     wanted = set(_types_in(config, mined))
-    pairs, method = mined["train"], config.method
+    pairs, method = mined["train"], method_of(config)
     pairs = [pair for pair in pairs if all(c.id in wanted for c in asked(pair))]
-    trains_discriminator = method == "discriminator" or (
-        method in ONLINE_METHODS and asks_discriminator(config)
-    )
-    if config.data.preference == "responses" and trains_discriminator:
+    if method.trains == "discriminator" or asks_discriminator(config):
         compared_pairs(config, pairs)
-    if method == "sgpo":
-        count = len(preferential_responses(pairs))
-    elif learns_from_pairs(config):
-        count = len(make_examples(config, pairs))
-    else:
+    if method.loop == "online" or batches_of(config) not in ("examples", "refinements"):
         return
+    refines = batches_of(config) == "refinements"
+    count = len(preferential_responses(pairs) if refines else make_examples(config, pairs))
     if count < config.offline.batch_size:
         raise ValueError(
-            f"config.data.source={config.data.source} gives {method} {count} examples, fewer than "
-            f"config.offline.batch_size={config.offline.batch_size}; lower that, or mine more"
+            f"config.data.source={config.data.source} gives {method.name} {count} examples, fewer "
+            f"than config.offline.batch_size={config.offline.batch_size}; lower that, or mine more"
         )
 
 

@@ -20,7 +20,6 @@ from gapo_jax.losses import (
     gradient_penalty_loss,
 )
 from gapo_jax.models import Discriminator, RewardModel
-from gapo_jax.models.encoder import encode_above
 from gapo_jax.sharding import Placement
 from gapo_jax.train.microbatches import in_microbatches
 from gapo_jax.train.optimizers import stop_gradients
@@ -64,16 +63,9 @@ def disc_logits(
 ) -> jax.Array:
     """Return logits [B] float32 of (tokens, mask, segment ids); the backward pass ends at the
     lowest trained layer."""
-    if not frozen_layers:
-        logits_B: Any = discriminator.apply({"params": params}, *texts, **options)
-        return logits_B
-    assert isinstance(discriminator, Discriminator)  # build.py refuses frozen layers of a decoder
-    hidden_BTD = encode_above(
-        discriminator.config, params["encoder"], frozen_layers, *texts, **options
-    )
-    logits_B = discriminator.apply(
-        {"params": {"head": params["head"]}}, hidden_BTD, texts[1], method="judge"
-    )
+    if frozen_layers:  # build.py refuses them for a decoder, which does not take the argument
+        options["frozen_layers"] = frozen_layers
+    logits_B: Any = discriminator.apply({"params": params}, *texts, **options)
     return logits_B
 
 

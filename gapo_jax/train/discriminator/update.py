@@ -10,7 +10,7 @@ import optax
 from transformers import PreTrainedTokenizerBase
 
 from gapo_jax.config import DiscriminatorConfig
-from gapo_jax.config.online import is_adversarial
+from gapo_jax.methods import method_of
 from gapo_jax.train.build import TrainSteps
 from gapo_jax.train.checks import ONLINE_RATES, check_finite
 from gapo_jax.train.context import TrainContext
@@ -34,7 +34,7 @@ def update_discriminator(
     Raises:
         RunStopped: a loss or a gradient is not finite.
     """
-    if not is_adversarial(ctx.config):
+    if not method_of(ctx.config).adversarial:
         return state, {}
     with ctx.clock("discriminator"):
         state, metrics = _update(ctx, state, rollout)

@@ -15,9 +15,9 @@ import optax
 from transformers import PreTrainedTokenizerBase
 
 from gapo_jax.config import DiscriminatorConfig
-from gapo_jax.config.online import is_adversarial
 from gapo_jax.data.batching import batch_at, epoch_order
 from gapo_jax.data.discriminator_text import encode_discriminator
+from gapo_jax.methods import method_of
 from gapo_jax.train.build import TrainSteps
 from gapo_jax.train.checks import WARMUP_RATES, check_finite
 from gapo_jax.train.context import TrainContext
@@ -54,7 +54,7 @@ def warm_up(ctx: TrainContext, state: GAPOState) -> GAPOState:
     steps = dataclasses.replace(ctx.steps, disc_update=stoppable(ctx, ctx.steps.disc_update))
     for epoch in range(settings.warmup_epochs):
         # In the rounds of an adversarial method the curriculum goes on.
-        done = 0.0 if is_adversarial(config) else epoch / settings.warmup_epochs
+        done = 0.0 if method_of(config).adversarial else epoch / settings.warmup_epochs
         known = pairs_in_use(config, len(pairs), done)
         order = warmup_order(pairs, settings.batch_size, config.seed, epoch, known)
         with ctx.clock("warmup"):

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import jax
 
 from gapo_jax.data.preferences import Example
+from gapo_jax.methods import asks_discriminator
 from gapo_jax.train.buckets import compile_all_widths
-from gapo_jax.train.build import needs_discriminator
 from gapo_jax.train.context import TrainContext
 from gapo_jax.train.discriminator.batches import labelled_batches, pair_texts, pairs_in_use
 from gapo_jax.train.discriminator.scoring import score_texts
@@ -64,7 +64,7 @@ def fixed_teacher(ctx: TrainContext, state: GAPOState) -> Teacher:
     seen = config.rounds * ctx.updates_per_round * config.offline.batch_size
     log.info("%d examples, each learned from %.1f times", len(examples), seen / len(examples))
     rewards: dict[tuple[str, str], float] = {}
-    if needs_discriminator(ctx.config):
+    if asks_discriminator(ctx.config):
         rewards = discriminator_rewards(ctx, state, examples)
     lesson = Lesson(
         functools.partial(offline_batch, ctx.config, encoder, examples, rewards),

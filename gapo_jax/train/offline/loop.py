@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from gapo_jax.methods import asks_discriminator
 from gapo_jax.train.buckets import Bucketed
-from gapo_jax.train.build import needs_discriminator
 from gapo_jax.train.checks import check_finite, check_kl
 from gapo_jax.train.context import TrainContext
 from gapo_jax.train.discriminator.scoring import evaluate_pairs
@@ -50,7 +50,7 @@ def train(ctx: TrainContext, state: GAPOState) -> GAPOState:
         ValueError: the data gives too few examples that fit; names the keys to change.
     """
     if state.last_saved is None:
-        if needs_discriminator(ctx.config):
+        if asks_discriminator(ctx.config):
             state = warm_up(ctx, state)
         state = save(ctx, state, 0)
     with ctx.clock("examples"):

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gapo_jax.config.online import estimator, group_size
 from gapo_jax.losses import masked_mean
+from gapo_jax.methods import estimator
 from gapo_jax.rollout import experience as estimators
 from gapo_jax.train.buckets import in_bucket, like_lengths, take_rows
 from gapo_jax.train.checks import ONLINE_RATES, check_kl
@@ -76,7 +76,7 @@ def estimator_options(ctx: TrainContext) -> dict[str, Any]:
         options = {"lam": ppo.lam, "whiten_advantages": ppo.whiten_advantages}
     else:
         options = {
-            "group_size": group_size(config),
+            "group_size": ppo.group_size,
             "scale": config.grpo.variant != "dr_grpo",
             "group_baseline": ppo.group_baseline,
         }

@@ -8,7 +8,7 @@ made it, or, with `reward.source="verifier"`, never ask it.
 
 from __future__ import annotations
 
-from gapo_jax.config.online import asks_discriminator
+from gapo_jax.methods import asks_discriminator
 from gapo_jax.train.context import TrainContext
 from gapo_jax.train.discriminator.update import update_discriminator
 from gapo_jax.train.discriminator.warmup import compile_discriminator, warm_up

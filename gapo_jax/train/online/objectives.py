@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from gapo_jax.config import Config
-from gapo_jax.config.online import estimator, group_size, kl_in_loss
 from gapo_jax.losses import kl_loss, ppo_loss, rpo_loss, sequence_logprobs
+from gapo_jax.methods import estimator, kl_in_loss
 from gapo_jax.types import Experience, Metrics
 
 
@@ -84,7 +84,7 @@ def _rpo(
     config: Config, logprobs_BR: jax.Array, experience: Experience
 ) -> tuple[jax.Array, Metrics]:
     """RPO (arXiv 2502.00203) on the samples of the current policy, the rewards being explicit."""
-    group, mask_BR = group_size(config), experience.response_mask_BR
+    group, mask_BR = config.ppo.group_size, experience.response_mask_BR
     assert experience.rewards_B is not None
     policy_B, ref_B = (
         sequence_logprobs(x_BR, mask_BR) for x_BR in (logprobs_BR, experience.ref_logprobs_BR)

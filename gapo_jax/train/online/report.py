@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gapo_jax.config.online import is_adversarial
+from gapo_jax.methods import method_of
 from gapo_jax.train.context import TrainContext
 from gapo_jax.train.round import Rewards, RoundExperience, RoundRollout
 
@@ -55,5 +55,5 @@ def device_wait(ctx: TrainContext, rollout: RoundRollout) -> float:
     other phases batches are tokenised while the device computes."""
     last = ctx.clock.last
     phases = ("rollout", "score", "experience", "policy")
-    phases += ("discriminator",) if is_adversarial(ctx.config) else ()
+    phases += ("discriminator",) if method_of(ctx.config).adversarial else ()
     return (last["rollout"] - rollout.device_s) / sum(last[phase] for phase in phases)

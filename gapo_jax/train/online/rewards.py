@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gapo_jax.config.online import asks_discriminator, is_adversarial
+from gapo_jax.methods import asks_discriminator, method_of
 from gapo_jax.rollout.experience import overlong_penalty, response_scores, standardise_rewards
 from gapo_jax.train.context import TrainContext
 from gapo_jax.train.datasets.self_generated import ended_responses
@@ -20,7 +20,7 @@ def snapshot_before(ctx: TrainContext, state: GAPOState) -> Params | None:
     """Return a copy of the discriminator as it is before the round's update, which takes its
     memory; None where the rewards come from another snapshot (`discriminator.score_with`)."""
     config = ctx.config
-    if is_adversarial(config) and config.discriminator.score_with == "pre":
+    if method_of(config).adversarial and config.discriminator.score_with == "pre":
         return copy_tree(state.discriminator.params)
     return None
 
@@ -64,6 +64,7 @@ def compute_rewards(
             mode=reward.standardise,
             group_size=config.ppo.samples_per_prompt,
             clip=reward.clip,
+            group_eps=reward.group_eps,
         )
         endless_B = ~ended_responses(config, ctx.models, rollout.arrays)
         rewards_B -= reward.missing_eos_penalty * jnp.asarray(endless_B, jnp.float32)

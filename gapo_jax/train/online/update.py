@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from gapo_jax.config import Config
-from gapo_jax.config.online import estimator, group_size
 from gapo_jax.data.batching import epoch_order
 from gapo_jax.losses import adaptive_kl_coef
+from gapo_jax.methods import estimator
 from gapo_jax.train.buckets import in_bucket, like_lengths, take_rows
 from gapo_jax.train.checks import ONLINE_RATES, check_finite
 from gapo_jax.train.context import TrainContext
@@ -95,7 +95,7 @@ def minibatches(
     config, total = ctx.config, experience.tokens_BT.shape[0]
     size = config.ppo.minibatch_size
     epochs = config.ppo.critic_epochs if stream == CRITIC_ORDER else config.ppo.epochs
-    group = group_size(config) if estimator(config) == "rpo" else 1
+    group = config.ppo.group_size if estimator(config) == "rpo" else 1
     lengths_B = np.zeros(total, np.int64)
     if ctx.widths:
         lengths_B = np.asarray(ctx.models.spec.place.host(experience.mask_BT)).sum(axis=1)

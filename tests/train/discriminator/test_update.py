@@ -10,8 +10,8 @@ import pytest
 
 from gapo_jax import config as configuration
 from gapo_jax.config import DiscriminatorConfig, OptimConfig
-from gapo_jax.config.online import scores_with_average
 from gapo_jax.data.tiny_tokenizer import character_tokenizer, wordpiece_tokenizer
+from gapo_jax.methods import scores_with_average
 from gapo_jax.models import (
     Decoder,
     DecoderConfig,

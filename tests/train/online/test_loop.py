@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from gapo_jax.checkpoint import Checkpointer
-from gapo_jax.config import ONLINE_METHODS, Config, finalize
-from gapo_jax.config.online import has_critic, is_adversarial
+from gapo_jax.config import Config, finalize
 from gapo_jax.config.presets import tiny_rounds
 from gapo_jax.constraints.verifiers import VerifierPool
 from gapo_jax.evaluate.accuracy import Verdict
+from gapo_jax.methods import METHODS as REGISTRY
+from gapo_jax.methods import has_critic, method_of
 from gapo_jax.rollout.generate import ended_rows
 from gapo_jax.train import rounds
 from gapo_jax.train.build import build_models, build_steps, initial_state, policy_spec
@@ -38,7 +39,8 @@ from gapo_jax.train.restore import restore_state
 from gapo_jax.train.runtime import Processes, StopRequest
 from gapo_jax.train.state import relative_change
 
-METHODS = ONLINE_METHODS  # of the configurations that are cases here
+# Those of the configurations that are cases here.
+METHODS = tuple(name for name, method in REGISTRY.items() if method.loop == "online")
 PROCESS = ("time", "throughput/", "compile/", "device/")  # metrics of the process, not of the run
 
 
@@ -115,7 +117,7 @@ def test_two_rounds_and_the_second_once_more(world, case, smallest, tmp_path):
     config = smallest(*case)
     ctx = _context(world, config, tmp_path)
     start, trained = _start(ctx), ["policy"]
-    adversary = is_adversarial(config) and config.discriminator.updates_per_round > 0
+    adversary = method_of(config).adversarial and config.discriminator.updates_per_round > 0
     trained += ["discriminator"] if adversary else []
     if has_critic(config):
         trained.append("critic")
