@@ -28,10 +28,11 @@ def resampled_rates(sums: np.ndarray, seed: int, resamples: int) -> np.ndarray:
     Args:
       sums: float64 [unit, metric, 2], the last axis (number that holds, number counted).
       seed: of the draws, which depend on nothing else and are the same for all metrics.
-      resamples: how many; a single unit has nothing to resample and gives one.
+      resamples: how many; of a single unit, or with one resample (for callers that read no
+        interval), the rates are those of all units.
     """
     units, metrics, _ = sums.shape
-    if units < 2:
+    if units < 2 or resamples < 2:
         return rates(sums.sum(0)[..., None])
     flat = sums.reshape(units, -1)
 
