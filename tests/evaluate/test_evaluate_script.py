@@ -274,5 +274,5 @@ def test_a_scorer_gives_a_second_opinion(tmp_path, capsys):
     near = {"run": True, "run/scorer": True, "run/scorer/export": True}
     for model, told in {**near, "run/other": False, "r.jsonl": False, "no/such": False}.items():
         arguments = ["--prompts", "p", "--out", "o", "--model", str(tmp_path / model)]
-        script.warn_of_adversary(script.parse_arguments([*arguments, "--scorer", str(folder)]))
+        script.warn_of_own_scorer(script.parse_arguments([*arguments, "--scorer", str(folder)]))
         assert ("adversary itself" in capsys.readouterr().err) == told, model

@@ -8,9 +8,10 @@ import pytest
 
 from gapo_jax import sharding
 from gapo_jax.config import finalize, presets
-from gapo_jax.plan import compile as plan
+from gapo_jax.plan import compile as planning
 from gapo_jax.plan import cost as hlo_cost
-from gapo_jax.plan import run as planning
+from gapo_jax.plan import shapes
+from gapo_jax.plan.steps import planned_steps
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +23,8 @@ def planned():
     config.mesh.data, config.mesh.fsdp, config.mesh.sampling_tensor = 1, 8, 2
     place = sharding.Placement(sharding.make_mesh(1, 8, 1), described=True)
     config = finalize(config)
-    models = plan.abstract_models(config, place)
-    steps, parts = plan.planned_steps(config, models)
+    models = shapes.abstract_models(config, place)
+    steps, parts = planned_steps(config, models)
     return config, models, {step.name: step for step in steps}, parts
 
 
@@ -33,11 +34,11 @@ def test_a_plan_has_every_step_of_a_round_and_what_lives_through_it(planned) -> 
         "prefill", "decode", "score", "policy_step", "critic_step", "disc_score", "disc_step",
     ]  # fmt: skip
     assert set(parts) == {"reference", "policy", "critic", "discriminator"}
-    shapes = jax.tree.leaves(models.ref_params)
-    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in shapes)
+    leaves = jax.tree.leaves(models.ref_params)
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
     # Policy: parameters and two moments of the layers; a device holds about an eighth of them.
     layers = sum(np.prod(x.shape) for x in jax.tree.leaves(models.ref_params["layers"]))
-    held = plan.bytes_per_device(parts["policy"])
+    held = shapes.bytes_per_device(parts["policy"])
     assert 3 * 4 * layers / 8 < held < 1.2 * 3 * 4 * layers / 8
     assert models.decoding.mesh is not None and models.decoding.mesh.shape["tensor"] == 2
 
@@ -63,7 +64,7 @@ def test_the_policy_step_updates_in_place_and_gathers_weights_in_bfloat16(planne
     options = {"xla_dump_to": str(tmp_path), "xla_dump_hlo_as_text": True}
     options["xla_dump_hlo_pass_re"] = "spmd-partition.*"
     compiled = steps["policy_step"].lower().compile(compiler_options=options)
-    state = plan.bytes_per_device(parts["policy"])
+    state = shapes.bytes_per_device(parts["policy"])
     assert compiled.memory_analysis().alias_size_in_bytes == pytest.approx(state, rel=0.02)
     # What XLA makes of this for a CPU is float32 throughout; the partitioner's text is for all.
     (path,) = tmp_path.glob("*after_spmd-partitioning*")
