@@ -121,6 +121,7 @@ class DataConfig(Section):
     (of the warm-up, where the discriminator stands still after it), beginning with the easiest
     `curriculum_start` of them: near misses (4 bullets where 3 were asked for) come last.
     Responses are verified in `verify_workers` processes of their own; 0 does it in this one.
+    `plugins` are Python files with constraint types of one's own (`constraints/plugins.py`).
     """
 
     types: tuple[str, ...] = _tuple(
@@ -149,6 +150,7 @@ class DataConfig(Section):
     curriculum: Share = 0.0
     curriculum_start: AboveZeroShare = 0.25
     verify_workers: Annotated[int, Range(0, 256)] = 0
+    plugins: tuple[str, ...] = _tuple()
 
     def check(self) -> None:
         """Raise ValueError where no constraint type is named."""

@@ -66,6 +66,7 @@ def _sample(ctx: TrainContext, state: GAPOState, index: int) -> RoundRollout:
     # Those with a signal first; where there are too few, others fill the static shape unlearned.
     kept_A = np.argsort(~useful_A, kind="stable")[:wanted] if dynamic else np.arange(wanted)
     learn_B = np.repeat(useful_A[kept_A] | (not dynamic), group)
+    counted_B = learn_B.copy() if dynamic else None
     if dynamic:
         metrics["rollout/groups_sampled"] = float(len(useful_A))
         metrics["rollout/groups_informative"] = float(useful_A.sum())
@@ -87,6 +88,7 @@ def _sample(ctx: TrainContext, state: GAPOState, index: int) -> RoundRollout:
         ],
         rule_rewards_B=rule_rewards_B[chosen],
         learn_B=learn_B,
+        counted_B=counted_B,
         metrics=metrics,
         response_mask_BR=np.asarray(every.rollout.response_mask_BR),
         device_s=every.device_s,
