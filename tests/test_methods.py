@@ -45,7 +45,9 @@ def test_the_options_of_methods_are_sections_of_the_configuration():
 
 def test_no_module_but_the_registry_compares_names_of_methods():
     names = "|".join(METHODS)
-    compared = re.compile(rf"\bmethod\s*(==|!=|in|not in)\s*[\"'(\[{{]|[\"']({names})[\"']\s*[:,].*method")
+    compared = re.compile(
+        rf"\bmethod\s*(==|!=|in|not in)\s*[\"'(\[{{]|[\"']({names})[\"']\s*[:,].*method"
+    )
     wrong = []
     for path in sorted((ROOT / "gapo_jax").rglob("*.py")):
         if path.name != "methods.py":
@@ -93,7 +95,9 @@ def _loss(rows: RowLogprobs, *, beta: float, gamma: float):
 
 
 def test_a_loss_gets_the_options_of_its_own_method_or_the_entry_is_refused():
-    with pytest.raises(TypeError, match=r"loss of 'new' takes \['gamma'\] .*\['sft_weight', 'beta'"):
+    with pytest.raises(
+        TypeError, match=r"loss of 'new' takes \['gamma'\] .*\['sft_weight', 'beta'"
+    ):
         Method("new", "", "offline", ("pairs",), _loss, options=_Options)
     config = Config(method="dpo")
     config.dpo.beta, config.offline.sft_weight = 0.7, 0.5
