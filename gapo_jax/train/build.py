@@ -22,6 +22,7 @@ from gapo_jax import models as networks
 from gapo_jax.config import OFFLINE_METHODS, Config, trained_rows, updates_per_round
 from gapo_jax.config.online import has_critic, scores_with_average
 from gapo_jax.data import weights
+from gapo_jax.data.chat import stop_ids
 from gapo_jax.data.tokenizer import check_vocabulary, load_tokenizer
 from gapo_jax.models import Decoder, DecoderConfig, Discriminator, RewardModel
 from gapo_jax.rollout.generate import SampleFn
@@ -112,7 +113,9 @@ def load_generator(
         return decoder, params, tokenizer
     tokenizer, _, _ = tokenizer_and_shape(source(name))
     decoder, params = networks.load_decoder(source(name), put=place.put)
-    return decoder, params, tokenizer
+    stops = stop_ids(tokenizer, decoder.config.eos_ids)
+    config = dataclasses.replace(decoder.config, eos_ids=stops)
+    return decoder.clone(config=config), params, tokenizer
 
 
 def tokenizer_and_shape(

@@ -12,6 +12,7 @@ import numpy as np
 
 from gapo_jax.config import Config, system_text
 from gapo_jax.data.batching import batch_at
+from gapo_jax.data.chat import end_id, response_ids
 from gapo_jax.data.curriculum import in_use
 from gapo_jax.data.preferences import (
     Example,
@@ -21,7 +22,7 @@ from gapo_jax.data.preferences import (
     preferential_prompts,
     preferential_responses,
 )
-from gapo_jax.data.tokenizer import chat_prompt, encode_prompts, encode_responses, response_ids
+from gapo_jax.data.tokenizer import chat_prompt, encode_prompts, encode_responses
 from gapo_jax.io import read_jsonl
 from gapo_jax.losses import mismatched_rows
 from gapo_jax.rollout.generate import prompt_lengths
@@ -58,7 +59,7 @@ class Encoder:
             responses,
             ends(responses, self.cut_off),
             self.response_width,
-            end_id(self.models),
+            end_of(self.models),
         )
         fields: dict[str, Any] = {
             "tokens_BT": np.concatenate([tokens_BP, tokens_BR], axis=1),
@@ -69,11 +70,9 @@ class Encoder:
         return Rollout(**fields)
 
 
-def end_id(models: Models) -> int:
-    """Return the token that ends a response: the tokenizer's, if the model ends with it."""
-    ids = models.decoder.config.eos_ids
-    own: Any = models.tokenizer.eos_token_id
-    return own if own in ids or not ids else ids[0]
+def end_of(models: Models) -> int | None:
+    """Return the token that ends a response where the chat template has none."""
+    return end_id(models.tokenizer, models.decoder.config.eos_ids)
 
 
 def cut_off_texts(workdir: Path) -> tuple[str, ...]:
@@ -125,11 +124,10 @@ def side_tokens(
     lengths = prompt_lengths(models.tokenizer, prompts, system_text(config))
     prompt_tokens = dict(zip(prompts, lengths, strict=True))
     response_tokens = {
-        text: len(ids) + whole
-        for text, ids, whole in zip(
+        text: len(ids)
+        for text, ids in zip(
             responses,
-            response_ids(models.tokenizer, responses),
-            ends(responses, cut_off),
+            response_ids(models.tokenizer, responses, ends(responses, cut_off), end_of(models)),
             strict=True,
         )
     }
