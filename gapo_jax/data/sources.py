@@ -14,7 +14,8 @@ from typing import Any
 from gapo_jax import constraints, io
 from gapo_jax.constraints.ifbench_official import require
 from gapo_jax.constraints.official import clean_kwargs
-from gapo_jax.data import schemas, tables
+from gapo_jax.data import tables
+from gapo_jax.data.turns import encodable
 from gapo_jax.types import Constraint, PreferentialPair, PromptRow
 
 # The files of preferential pairs that scripts/build_data.py writes into a folder.
@@ -25,7 +26,7 @@ def _string(record: Mapping[str, Any], name: str) -> str:
     text = record.get(name)
     if not isinstance(text, str):
         raise ValueError(f"wanted a string under {name!r}, got {text!r}")
-    return schemas.encodable(text, name)
+    return encodable(text, name)
 
 
 def _ifeval_constraints(record: Mapping[str, Any]) -> tuple[Constraint, ...]:
