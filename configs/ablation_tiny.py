@@ -68,14 +68,14 @@ rewards compare answers to one prompt, as its pairs do.
 """
 
 from gapo_jax.config import Config
-from gapo_jax.config.presets import tiny_rounds
+from gapo_jax.config.presets import tiny
 
 PRESETS = ("discriminator", "ppo", "dpo", "kto", "simpo")
 
 
 def get_config(preset: str = "") -> Config:
     """Return the configuration; `preset` is a method of PRESETS, or empty for gapo."""
-    config = tiny_rounds(preset or "gapo", f"ablation_tiny_{preset}" if preset else "ablation_tiny")
+    config = tiny(preset or "gapo", f"ablation_tiny_{preset}" if preset else "ablation_tiny")
     config.model.generator = config.model.discriminator = "random:words"
     config.model.trainable_layers, config.model.train_embeddings = 0, True
     config.data.types = (

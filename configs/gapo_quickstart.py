@@ -58,12 +58,12 @@ stayed at .04 in seed 1. As it is now, in seed 0: answers of 26 words -> 14, rep
 """
 
 from gapo_jax.config import Config
-from gapo_jax.config.presets import smollm2_rounds
+from gapo_jax.config.presets import smollm2
 
 
 def get_config(preset: str = "") -> Config:
     """Return the configuration; there are no presets."""
-    config = smollm2_rounds("gapo", "gapo_quickstart")
+    config = smollm2("gapo", "gapo_quickstart")
     config.discriminator.score_with = "post"
     config.ppo.clip_high = 0.28
     config.reward.standardise, config.reward.squash = "group", "sigmoid"

@@ -21,6 +21,9 @@ including the end-of-sequence token.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
 import flax.struct
 import jax
 
@@ -41,12 +44,21 @@ __all__ = [
     "REJECTED",
     "Constraint",
     "Experience",
+    "Metrics",
+    "Params",
     "Preference",
     "PreferentialPair",
     "PreferentialResponses",
     "PromptRow",
     "Rollout",
 ]
+
+# The parameters of a network: names to arrays, or to the parameters of a part, at any depth. The
+# leaves of a tree that only describes one are `jax.ShapeDtypeStruct`, shardings or None.
+Params: TypeAlias = Mapping[str, Any]
+
+# Float32 scalars under the names that metrics.jsonl has: what a loss or step measured.
+Metrics: TypeAlias = dict[str, jax.Array]
 
 
 class Rollout(flax.struct.PyTreeNode):
@@ -65,6 +77,8 @@ class Experience(flax.struct.PyTreeNode):
     `old_logprobs_BR` and `ref_logprobs_BR` come from the training forward at the sampling
     temperature; `values_BR` and `returns_BR` from the critic and GAE, None without a critic.
     `response_mask_BR` covers the tokens to learn from. `rewards_B` are the rewards themselves.
+    `counted_B` (int32; None: every row) marks the rows that a mean over rows divides by: a response
+    that is masked for being cut off is one of them, a row that only fills the static shape is not.
     """
 
     tokens_BT: jax.Array
@@ -76,3 +90,4 @@ class Experience(flax.struct.PyTreeNode):
     values_BR: jax.Array | None = None
     returns_BR: jax.Array | None = None
     rewards_B: jax.Array | None = None
+    counted_B: jax.Array | None = None

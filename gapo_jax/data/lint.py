@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gapo_jax import constraints
-from gapo_jax.constraints.official import clean_kwargs
+from gapo_jax.constraints.rows import instance
 from gapo_jax.data.chat import dialogue_ids
 from gapo_jax.data.schemas import SCHEMAS, Segment, recognise, segments, unused, unused_text
 from gapo_jax.data.sources import prompt_row
@@ -157,7 +157,7 @@ def _verify(record: Mapping[str, Any], schema: str) -> None:
             raise ValueError("wanted the constraints under 'accepted' and 'rejected'")
         pair = PreferentialPair.from_json({k: record[k] for k in _PAIR_FIELDS})
         for constraint in (*pair.accepted, *pair.rejected):
-            clean_kwargs(constraints.get(constraint.id).id, constraint.kwargs)
+            instance(constraint.id, constraint.kwargs)
         constraints.verify_pair(pair)
 
 

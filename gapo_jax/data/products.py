@@ -18,7 +18,7 @@ import numpy as np
 
 from gapo_jax import constraints
 from gapo_jax.constraints.base import pick, shuffled
-from gapo_jax.constraints.facts import tokens
+from gapo_jax.constraints.product_checks import tokens
 from gapo_jax.constraints.template import compose_prompt
 from gapo_jax.types import Constraint, PreferentialPair
 

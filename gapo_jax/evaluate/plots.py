@@ -1,7 +1,7 @@
 """The plots of a run's report, drawn from the records of its metrics.jsonl.
 
-Every function takes the records and returns a figure, or None where the run has no such data, as
-after an interrupted run or with a method that has no discriminator. Metric names: design section 5.
+Every function takes the records and returns a figure, or None where the run has no such data (an
+interrupted run, a method without a discriminator).
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _axes(panels: int = 1) -> tuple[Figure, list[Axes]]:
 def _lines(
     ax: Axes, records: Records, wanted: Sequence[tuple[str, str, str]], phase: str | None = None
 ) -> bool:
-    """Draw the (metric, label, colour) series that exist; return whether there is any."""
+    """Draw the (metric, label, colour) series that exist; return whether there are any."""
     drawn = 0
     for name, label, colour in wanted:
         rounds, values = series(records, name, phase)

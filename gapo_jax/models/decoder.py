@@ -228,7 +228,7 @@ class LayerStack(nn.Module):
         """Put the scanned layer's parameters directly under this module's name."""
         cfg = self.config
         layer = remat(DecoderLayer, cfg.remat)
-        self.stack = scan_layers(layer, cfg.num_layers, 1, cfg.scan_unroll, num_scanned=1)(cfg)
+        self.stack = scan_layers(layer, cfg.num_layers, 1, cfg.scan_unroll)(cfg)
         nn.share_scope(self, self.stack)
 
     def __call__(

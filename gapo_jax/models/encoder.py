@@ -1,7 +1,6 @@
 """The encoder: BERT, RoBERTa, Longformer, ModernBERT and DeBERTa-v3 by configuration.
 
-Parameters (kernels [in, out]; the layers are stacked on a leading L axis; what a family lacks is
-not there):
+Parameters (kernels [in, out]; layers stacked on a leading L axis; a family has only some of them):
 
     embed/{word,position,type,relative}/embedding    embed/{norm,relative_norm}/{scale,bias}
     layers/attn/{q,k,v,o}/{kernel,bias}              layers/attn/{q,k,v}_global/{kernel,bias}
@@ -34,17 +33,12 @@ from gapo_jax.models.layers import (
 RopeTables = tuple[jax.Array, jax.Array]
 
 
-class LayerInputs(NamedTuple):
-    """What differs from layer to layer, stacked on L for the scan: how far attention reaches (0 is
-    everywhere), int32, and whether it is the very first layer, bool."""
+class SharedInputs(NamedTuple):
+    """What all layers share.
 
-    window: jax.Array
-    is_first: jax.Array
-
-
-class Context(NamedTuple):
-    """What all layers share: the mask [B, T] and its bias [B, 1, T]; rotary tables of layers
-    without and with a window; DeBERTa's normalised relative embeddings [R, D]."""
+    The mask [B, T] and its additive bias [B, 1, T]; with rotary positions the tables of layers
+    without and with a window; in DeBERTa the normalised relative embeddings [R, D].
+    """
 
     mask_BT: jax.Array
     bias_B1T: jax.Array
@@ -52,8 +46,20 @@ class Context(NamedTuple):
     relative_RD: jax.Array | None = None
 
 
+class LayerInputs(NamedTuple):
+    """What differs from layer to layer, stacked on L for the scan.
+
+    `window` is how far attention reaches to each side (int32, 0 for everywhere), `is_first` marks
+    the very first layer (bool), `dropout_key` is the layer's own key, None without dropout.
+    """
+
+    window: jax.Array
+    is_first: jax.Array
+    dropout_key: jax.Array | None
+
+
 def layer_norm(config: EncoderConfig, name: str | None = None) -> nn.LayerNorm:
-    """Layer norm; two-pass variance, since eps 1e-12 forgives no rounding."""
+    """Return a layer norm with a two-pass variance, as eps 1e-12 leaves no room for rounding."""
     return nn.LayerNorm(
         epsilon=config.norm_eps,
         use_bias=config.use_bias,
@@ -64,7 +70,7 @@ def layer_norm(config: EncoderConfig, name: str | None = None) -> nn.LayerNorm:
 
 
 def linear(config: EncoderConfig, features: int, name: str) -> nn.Dense:
-    """A linear layer, with bias where the family has them."""
+    """Return a linear layer, with bias where the family has them."""
     return dense(features, name, config.dtype, use_bias=config.use_bias)
 
 
@@ -86,13 +92,14 @@ class EncoderEmbedding(nn.Module):
         if cfg.positions == "learned":
             self.position = table(cfg.max_positions + cfg.position_offset)
         self.norm = layer_norm(cfg)
-        self.dropout = nn.Dropout(cfg.dropout)
         if cfg.positions == "relative":
             self.relative = table(2 * cfg.relative_buckets)
             self.relative_norm = layer_norm(cfg)
 
-    def __call__(self, tokens_BT, mask_BT, type_ids_BT, deterministic):
-        """Embed `tokens_BT` (int32); returns [B, T, D]."""
+    def __call__(
+        self, tokens_BT: jax.Array, mask_BT: jax.Array, type_ids_BT: jax.Array
+    ) -> jax.Array:
+        """Embed `tokens_BT` (int32); returns [B, T, D], before dropout."""
         cfg = self.config
         summed_BTD = self.word(tokens_BT)
         if cfg.type_vocab_size:
@@ -101,13 +108,13 @@ class EncoderEmbedding(nn.Module):
         if cfg.positions == "learned":
             places_BT = jnp.arange(tokens_BT.shape[1])[None]
             if cfg.position_offset:
-                # The row before the offset is that of padding.
+                # Padding has the row just below the offset.
                 places_BT = jnp.cumsum(mask_BT, axis=1) * mask_BT + cfg.position_offset - 1
             summed_BTD += self.position(places_BT)
-        return self.dropout(self.norm(summed_BTD), deterministic)
+        return self.norm(summed_BTD)
 
     def relative_table(self) -> jax.Array:
-        """The relative embeddings [R, D], normalised."""
+        """Return the relative embeddings [R, D], normalised."""
         return self.relative_norm(self.relative.embedding)
 
 
@@ -117,51 +124,50 @@ class SelfAttention(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, x_BTD, context: Context, deterministic, inputs: LayerInputs):
-        """Mix the tokens of `x_BTD`; returns [B, T, D]."""
+    def __call__(
+        self, x_BTD: jax.Array, shared: SharedInputs, inputs: LayerInputs, drop: attention.Drop
+    ) -> jax.Array:
+        """Mix the tokens of `x_BTD`; `drop` acts on attention weights. Returns [B, T, D]."""
         cfg = self.config
-        active = cfg.dropout > 0 and not deterministic
-        drop = attention.make_drop(cfg.dropout, self.make_rng("dropout") if active else None)
         project = {name: linear(cfg, cfg.d_model, name) for name in "qkv"}
         q, k, v = (self._heads(project[name](x_BTD)) for name in "qkv")
-        if context.ropes is not None:
-            everywhere, near = context.ropes
+        if shared.ropes is not None:
+            everywhere, near = shared.ropes
             cos, sin = (jnp.where(inputs.window > 0, b, a) for a, b in zip(everywhere, near))
             q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
-        if context.relative_RD is not None:
-            relative_RD = nn.Dropout(cfg.dropout)(context.relative_RD, deterministic)
+        if shared.relative_RD is not None:
+            relative_RD = drop(shared.relative_RD, 1)
             relative_q, relative_k = (self._heads(project[name](relative_RD)) for name in "qk")
             out_BTNH = attention.disentangled_attention(
-                q, k, v, relative_q, relative_k, context.bias_B1T, cfg.max_positions, drop
+                q, k, v, relative_q, relative_k, shared.bias_B1T, cfg.max_positions, drop
             )
         elif cfg.global_first:
-            first_BT = attention.first_tokens(context.mask_BT)
-            out_BTNH = self._by_content(q, k, v, context, inputs, drop, active, first_BT)
-            first_B1NH = self._global_row(x_BTD, first_BT, context, drop)
+            first_BT = attention.first_tokens(shared.mask_BT)
+            out_BTNH = self._by_content(q, k, v, shared, inputs, drop, first_BT)
+            first_B1NH = self._global_row(x_BTD, first_BT, shared, drop)
             out_BTNH = jnp.where(first_BT[..., None, None], first_B1NH, out_BTNH)
         else:
-            out_BTNH = self._by_content(q, k, v, context, inputs, drop, active)
+            out_BTNH = self._by_content(q, k, v, shared, inputs, drop)
         return linear(cfg, cfg.d_model, "o")(out_BTNH.reshape(x_BTD.shape))
 
     def _by_content(
         self,
-        q_BTNH,
-        k_BTNH,
-        v_BTNH,
-        context: Context,
+        q_BTNH: jax.Array,
+        k_BTNH: jax.Array,
+        v_BTNH: jax.Array,
+        shared: SharedInputs,
         inputs: LayerInputs,
-        drop,
-        active,
-        first_BT=None,
+        drop: attention.Drop,
+        first_BT: jax.Array | None = None,
     ) -> jax.Array:
-        """Attention of all tokens by content, in this layer's window: [B, T, N, H]."""
-        cfg, mask_BT = self.config, context.mask_BT
+        """Attend from all tokens by content, within this layer's window: [B, T, N, H]."""
+        cfg, mask_BT = self.config, shared.mask_BT
         kernel = attention_kernels.choose(
             cfg.attention,
             dtype=cfg.dtype,
             head_dim=cfg.head_dim,
             two_sided_windows=bool(cfg.windows),
-            plain_only="no dropout of attention weights" if active else "",
+            plain_only="" if inputs.dropout_key is None else "no dropout of attention weights",
         )
         if kernel != "xla":
             kinds = sorted(set(cfg.windows)) or [0]
@@ -179,14 +185,16 @@ class SelfAttention(nn.Module):
             return attention.windowed_attention(
                 q_BTNH, k_BTNH, v_BTNH, mask_BT, inputs.window, cfg.windows, drop, first_BT
             )
-        return attention.biased_attention(q_BTNH, k_BTNH, v_BTNH, context.bias_B1T, drop)
+        return attention.biased_attention(q_BTNH, k_BTNH, v_BTNH, shared.bias_B1T, drop)
 
     def _heads(self, x_BTD: jax.Array) -> jax.Array:
         """Split the last axis into heads: [..., N, H]."""
         return x_BTD.reshape(*x_BTD.shape[:-1], self.config.num_heads, self.config.head_dim)
 
-    def _global_row(self, x_BTD, first_BT, context: Context, drop: attention.Drop) -> jax.Array:
-        """What the first token sees of the whole text, by its own projections: [B, 1, N, H]."""
+    def _global_row(
+        self, x_BTD: jax.Array, first_BT: jax.Array, shared: SharedInputs, drop: attention.Drop
+    ) -> jax.Array:
+        """Attend from the first token to the whole text, by its own projections: [B, 1, N, H]."""
         cfg = self.config
         q_B1NH = self._heads(
             linear(cfg, cfg.d_model, "q_global")(attention.take_first(x_BTD, first_BT))
@@ -195,7 +203,7 @@ class SelfAttention(nn.Module):
             self._heads(linear(cfg, cfg.d_model, name)(x_BTD)) for name in ("k_global", "v_global")
         )
         return attention.biased_attention(
-            q_B1NH, k_BTNH, v_BTNH, context.bias_B1T, lambda weights, _: drop(weights, 1)
+            q_B1NH, k_BTNH, v_BTNH, shared.bias_B1T, lambda weights, _: drop(weights, 1)
         )
 
 
@@ -223,44 +231,43 @@ class EncoderLayer(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, x_BTD, context: Context, deterministic, inputs: LayerInputs):
-        """Returns (x_BTD, None): the carry of the scan over layers and no output."""
-        cfg = self.config
+    def __call__(
+        self, x_BTD: jax.Array, shared: SharedInputs, inputs: LayerInputs
+    ) -> tuple[jax.Array, None]:
+        """Return (x_BTD, None): the carry of the scan over layers and no output."""
+        cfg, key = self.config, inputs.dropout_key
         attn, mlp = SelfAttention(cfg, name="attn"), MLP(cfg, name="mlp")
         attn_norm, mlp_norm = layer_norm(cfg, "attn_norm"), layer_norm(cfg, "mlp_norm")
-
-        def drop(out_BTD: jax.Array) -> jax.Array:
-            return nn.Dropout(cfg.dropout)(out_BTD, deterministic)
-
+        drop = attention.make_drop(cfg.dropout, key)
+        drop_weights = attention.make_drop(
+            cfg.dropout, None if key is None else jax.random.fold_in(key, 2)
+        )
         if cfg.pre_norm:
-            # The embeddings are normalised already; the scale of the first layer has no use.
+            # The embeddings are normalised already, so the first layer's norm is not used.
             normed_BTD = jnp.where(inputs.is_first, x_BTD, attn_norm(x_BTD))
-            x_BTD = x_BTD + drop(attn(normed_BTD, context, deterministic, inputs))
-            return x_BTD + drop(mlp(mlp_norm(x_BTD))), None
-        x_BTD = attn_norm(x_BTD + drop(attn(x_BTD, context, deterministic, inputs)))
-        return mlp_norm(x_BTD + drop(mlp(x_BTD))), None
+            x_BTD = x_BTD + drop(attn(normed_BTD, shared, inputs, drop_weights), 0)
+            return x_BTD + drop(mlp(mlp_norm(x_BTD)), 1), None
+        x_BTD = attn_norm(x_BTD + drop(attn(x_BTD, shared, inputs, drop_weights), 0))
+        return mlp_norm(x_BTD + drop(mlp(x_BTD), 1)), None
+
+
+def layer_stack(config: EncoderConfig, count: int) -> Any:
+    """Return `count` scanned layers, to be called as (hidden_BTD, shared, inputs of each layer)."""
+    layer = remat(EncoderLayer, config.remat)
+    return scan_layers(layer, count, 1, min(config.scan_unroll, count))(config, parent=None)
 
 
 class Encoder(nn.Module):
-    """A bidirectional text encoder. Call it through `encoder.apply({"params": params}, ...)`.
-
-    `span` takes the layers from `span[0]` up to `span[1]` alone, for `encode_above`; the norm
-    behind the last layer belongs to that layer.
-    """
+    """A bidirectional text encoder. Call it through `encoder.apply({"params": params}, ...)`."""
 
     config: EncoderConfig
-    span: tuple[int, int] | None = None
 
     def setup(self) -> None:
-        """Declare the embeddings and the scanned layers."""
+        """Declare the embeddings, the scanned layers and the norm after them."""
         cfg = self.config
-        self.first, self.stop = self.span or (0, cfg.num_layers)
-        count = self.stop - self.first
         self.embed = EncoderEmbedding(cfg)
-        layer = remat(EncoderLayer, cfg.remat, static_argnums=(3,))
-        unroll = min(cfg.scan_unroll, count)
-        self.layers = scan_layers(layer, count, 2, unroll, num_scanned=1)(cfg)
-        if cfg.pre_norm and self.stop == cfg.num_layers:
+        self.layers = layer_stack(cfg, cfg.num_layers)
+        if cfg.pre_norm:
             self.final_norm = layer_norm(cfg)
 
     def __call__(
@@ -269,32 +276,58 @@ class Encoder(nn.Module):
         mask_BT: jax.Array,
         type_ids_BT: jax.Array | None = None,
         deterministic: bool = True,
+        frozen_layers: int = 0,
     ) -> jax.Array:
-        """Hidden states [B, T, D] of `tokens_BT` (int32), in `config.dtype`.
+        """Return hidden states [B, T, D], in `config.dtype`.
 
-        `mask_BT` int32, 1 = real token; `type_ids_BT` int32 segment ids, 0 where not given. With
-        `deterministic=False` the caller passes `rngs={"dropout": key}` to `apply`. Raises
-        ValueError when a text is longer than `config.max_positions`.
+        Args:
+            tokens_BT: int32.
+            mask_BT: int32, 1 = real token.
+            type_ids_BT: int32 segment ids, 0 where not given.
+            deterministic: False turns dropout on; `apply` then needs `rngs={"dropout": key}`.
+            frozen_layers: the embeddings and that many of the lowest layers get no gradient, and
+                their backward pass is not computed. The result and the dropout masks do not depend
+                on it.
+
+        Raises:
+            ValueError: a text is longer than `config.max_positions`, or `frozen_layers` is not
+                below `config.num_layers`.
         """
-        if tokens_BT.shape[1] > self.config.max_positions:
+        cfg = self.config
+        if tokens_BT.shape[1] > cfg.max_positions:
             raise ValueError(
-                f"the encoder takes at most {self.config.max_positions} tokens, got "
+                f"the encoder takes at most {cfg.max_positions} tokens, got "
                 f"{tokens_BT.shape[1]}; shorten the texts (max_length of the discriminator)"
             )
         if type_ids_BT is None:
             type_ids_BT = jnp.zeros_like(tokens_BT)
-        hidden_BTD = self.embed(tokens_BT, mask_BT, type_ids_BT, deterministic)
-        return self.run_layers(hidden_BTD, mask_BT, deterministic)
+        hidden_BTD = self.embed(tokens_BT, mask_BT, type_ids_BT)
+        if deterministic or not cfg.dropout:
+            return self.run_layers(hidden_BTD, mask_BT, frozen_layers=frozen_layers)
+        keys = jax.random.split(self.make_rng("dropout"), cfg.num_layers + 1)
+        hidden_BTD = attention.make_drop(cfg.dropout, keys[0])(hidden_BTD, 0)
+        return self.run_layers(hidden_BTD, mask_BT, keys[1:], frozen_layers)
 
     def run_layers(
-        self, hidden_BTD: jax.Array, mask_BT: jax.Array, deterministic: bool = True
+        self,
+        hidden_BTD: jax.Array,
+        mask_BT: jax.Array,
+        dropout_keys_L: jax.Array | None = None,
+        frozen_layers: int = 0,
     ) -> jax.Array:
-        """Apply the layers alone to `hidden_BTD` [B, T, D], for a slice of a deeper stack."""
+        """Apply the layers alone to `hidden_BTD` [B, T, D]; see `__call__` for `frozen_layers`.
+
+        `dropout_keys_L` holds one key for each layer; None is without dropout.
+        """
         cfg = self.config
-        windows = cfg.windows or (0,) * cfg.num_layers
+        if not 0 <= frozen_layers < cfg.num_layers:
+            raise ValueError(
+                f"frozen_layers must lie in 0..{cfg.num_layers - 1}, got {frozen_layers}"
+            )
         inputs = LayerInputs(
-            window=jnp.array(windows[self.first : self.stop], jnp.int32),
-            is_first=jnp.arange(self.first, self.stop) == 0,
+            window=jnp.array(cfg.windows or (0,) * cfg.num_layers, jnp.int32),
+            is_first=jnp.arange(cfg.num_layers) == 0,
+            dropout_key=dropout_keys_L,
         )
         ropes = relative_RD = None
         if cfg.positions == "rope":
@@ -303,38 +336,23 @@ class Encoder(nn.Module):
             ropes = everywhere, near
         if cfg.positions == "relative":
             relative_RD = self.embed.relative_table()
-        context = Context(mask_BT, padding_bias(mask_BT), ropes, relative_RD)
-        hidden_BTD, _ = self.layers(hidden_BTD, context, deterministic, inputs)
-        if cfg.pre_norm and self.stop == cfg.num_layers:
-            hidden_BTD = self.final_norm(hidden_BTD)
+        shared = SharedInputs(mask_BT, padding_bias(mask_BT), ropes, relative_RD)
+        if frozen_layers:
+            hidden_BTD = self._run_in_two(hidden_BTD, shared, inputs, frozen_layers)
+        else:
+            hidden_BTD, _ = self.layers(hidden_BTD, shared, inputs)
+        return self.final_norm(hidden_BTD) if cfg.pre_norm else hidden_BTD
+
+    def _run_in_two(
+        self, hidden_BTD: jax.Array, shared: SharedInputs, inputs: LayerInputs, frozen: int
+    ) -> jax.Array:
+        """Apply the lowest `frozen` layers without gradients, then the layers above them."""
+        params = self.variables["params"]["layers"]
+        hidden_BTD, shared = jax.lax.stop_gradient((hidden_BTD, shared))
+        for part in (slice(None, frozen), slice(frozen, None)):
+            weights, rows = jax.tree.map(lambda leaf: leaf[part], (params, inputs))  # noqa: B023
+            if part.start is None:
+                weights = jax.lax.stop_gradient(weights)
+            stack = layer_stack(self.config, len(rows.window))
+            hidden_BTD, _ = stack.apply({"params": weights}, hidden_BTD, shared, rows)
         return hidden_BTD
-
-
-def encode_above(
-    config: EncoderConfig,
-    params: Any,
-    first: int,
-    tokens_BT: jax.Array,
-    mask_BT: jax.Array,
-    type_ids_BT: jax.Array,
-    **options: Any,
-) -> jax.Array:
-    """Return what `Encoder(config)` returns, with no gradient to the embeddings and to the layers
-    below `first`: their backward pass is not computed. `options` go to `apply` (`rngs`,
-    `deterministic`)."""
-    if not 0 < first < config.num_layers:
-        raise ValueError(f"first must lie in 1..{config.num_layers - 1}, got {first}")
-    layers = params["layers"]
-    embed = jax.lax.stop_gradient(params["embed"])
-    low = jax.lax.stop_gradient(jax.tree.map(lambda x: x[:first], layers))
-    high = jax.tree.map(lambda x: x[first:], layers)
-    hidden: Any = Encoder(config, (0, first)).apply(
-        {"params": {"embed": embed, "layers": low}}, tokens_BT, mask_BT, type_ids_BT, **options
-    )
-    return Encoder(config, (first, config.num_layers)).apply(  # pyright: ignore[reportReturnType]
-        {"params": {**params, "embed": embed, "layers": high}},
-        hidden,
-        mask_BT,
-        method="run_layers",
-        **options,
-    )

@@ -1,5 +1,5 @@
 """The shape of an encoder: one dataclass whose fields span BERT, RoBERTa, Longformer, ModernBERT
-and DeBERTa-v3. `hf_encoders` translates each family's `config.json` to it."""
+and DeBERTa-v3. `hf/encoder_configs.py` translates each family's `config.json` to it."""
 
 from __future__ import annotations
 

@@ -89,14 +89,15 @@ class Discriminator(nn.Module):
         mask_BT: jax.Array,
         type_ids_BT: jax.Array | None = None,
         deterministic: bool = True,
+        frozen_layers: int = 0,
     ) -> jax.Array:
         """Logits [B] float32; arguments as in `Encoder.__call__`. Padding does not count."""
-        hidden_BTD = self.encoder(tokens_BT, mask_BT, type_ids_BT, deterministic)
+        hidden_BTD = self.encoder(tokens_BT, mask_BT, type_ids_BT, deterministic, frozen_layers)
         return self.judge(hidden_BTD, mask_BT)
 
     def embed(self, tokens_BT: jax.Array, mask_BT: jax.Array, type_ids_BT: jax.Array) -> jax.Array:
         """The encoder's input embeddings [B, T, D], without dropout."""
-        return self.encoder.embed(tokens_BT, mask_BT, type_ids_BT, True)
+        return self.encoder.embed(tokens_BT, mask_BT, type_ids_BT)
 
     def score_embedded(self, embedded_BTD: jax.Array, mask_BT: jax.Array) -> jax.Array:
         """Logits [B] float32 of embedded texts, without dropout."""

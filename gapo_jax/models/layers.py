@@ -210,20 +210,18 @@ def remat(block: type[nn.Module], policy: str, static_argnums: tuple[int, ...] =
     )
 
 
-def scan_layers(
-    block: Any, length: int, num_broadcast: int, unroll: int = 1, num_scanned: int = 0
-) -> Any:
+def scan_layers(block: Any, length: int, num_broadcast: int, unroll: int = 1) -> Any:
     """Stack `length` copies of a layer class on a leading parameter axis with `nn.scan`.
 
-    The layer is called as `layer(carry, *broadcast, *scanned) -> (carry, None)`; every layer sees
-    the same `num_broadcast` further arguments, its own row of the `num_scanned` last ones (arrays
-    [L, ...]), and its own dropout key.
+    A layer is called as `layer(carry, *broadcast, scanned) -> (carry, None)`. Every layer sees the
+    same `num_broadcast` arguments after the carry, and its own row of `scanned`, a tree of arrays
+    [L, ...].
     """
     return nn.scan(
         block,
         variable_axes={"params": 0, "lora": 0},
-        split_rngs={"params": True, "dropout": True},
-        in_axes=(nn.broadcast,) * num_broadcast + (0,) * num_scanned,  # pyright: ignore
+        split_rngs={"params": True},
+        in_axes=(nn.broadcast,) * num_broadcast + (0,),  # pyright: ignore[reportArgumentType]
         length=length,
         unroll=unroll,
     )

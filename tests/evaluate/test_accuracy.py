@@ -46,6 +46,18 @@ def test_verify_and_summarise_by_hand():
     assert accuracy.satisfied(verdicts) == {1: [0, 1], 2: [0, 2, 0]}
 
 
+def test_thinking_is_no_part_of_the_answer():
+    response = "<think>\nSay it without commas, okay\n</think>\n\nno commas here"
+    unfinished = "<think>Say it without"
+    verdicts = accuracy.verify([_row("a", NO_COMMA), _row("b", NO_COMMA)], [response, unfinished])
+    assert [v.strict for v in verdicts] == [(True,), (False,)]
+    assert verdicts[0].response == response  # result files hold the response as it was given
+    assert accuracy.summarise(verdicts, resamples=20)["empty_responses"] == 1
+    health = accuracy.text_health(["Say it without commas, okay"] * 2, [response, unfinished])
+    assert health["response/echo_rate"] == 0 and health["response/words"] == 1.5
+    assert health["response/empty_rate"] == 0.5
+
+
 def test_an_empty_response_satisfies_nothing():
     (verdict,) = accuracy.verify([_row("a", NO_COMMA)], [""])
     assert verdict.strict == verdict.loose == (False,)
@@ -120,7 +132,7 @@ def test_paired_difference_cancels_what_the_prompts_share():
 
 def test_paired_difference_wants_the_same_prompts():
     one, two = [_verdict("a", [True])], [_verdict("b", [True])]
-    with pytest.raises(ValueError, match="same prompts on both sides: 2 stand"):
+    with pytest.raises(ValueError, match="same prompts on both sides, got 2"):
         accuracy.paired_difference(one, two)
 
 

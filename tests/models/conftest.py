@@ -1,7 +1,7 @@
 """Tiny random torch models and their parameters in our tree, mapped here by hand.
 
 The mapping is written out once more, and plainly, so that the tests of the modules do not lean on
-the import table that `test_hf_map.py` tests.
+the import table that `test_parameter_map.py` tests.
 """
 
 from __future__ import annotations

@@ -15,9 +15,8 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_p
 
 from gapo_jax.models import Discriminator, Encoder, EncoderConfig, save_hf
 from gapo_jax.models import encoder_attention as attention
-from gapo_jax.models.encoder import encode_above
-from gapo_jax.models.hf import map as hf_map
-from gapo_jax.models.hf.encoder_config import (
+from gapo_jax.models.hf import parameter_map
+from gapo_jax.models.hf.encoder_configs import (
     deberta_to_config,
     longformer_to_config,
     modernbert_to_config,
@@ -120,7 +119,7 @@ def test_no_gradient_below_and_the_same_above(family):
         return Encoder(config).apply({"params": params}, *batch)
 
     def above(params):
-        return encode_above(config, params, first, *batch)
+        return Encoder(config).apply({"params": params}, *batch, frozen_layers=first)
 
     both = jax.jit(
         lambda params: [
@@ -155,6 +154,63 @@ def test_dropout_remat_and_bfloat16_trace(family):
             Encoder(config).apply, {"params": shapes_of(Encoder(config))}, *texts()
         )
         assert hidden.dtype == changes.get("dtype", "float32")
+
+
+@pytest.mark.parametrize(
+    ("family", "remat"), [*((name, "none") for name in CONFIGS), ("bert", "full")]
+)
+def test_dropout_is_the_same_with_frozen_layers(family, remat):
+    """Frozen layers change the gradient only: each layer has its own masks, of the one key.
+
+    Both halves once drew from the same key, so that the upper layers repeated the masks of the
+    lower ones.
+    """
+    config = dataclasses.replace(CONFIGS[family], dropout=0.3, remat=remat)
+    module = Discriminator(config, "hf")
+    params = random_params(module)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def run(key, frozen_layers):
+        return module.apply(
+            {"params": params}, *texts(), deterministic=False,
+            frozen_layers=frozen_layers, rngs={"dropout": key}, method=_hidden,
+        )  # fmt: skip
+
+    want = run(jax.random.key(3), 0)
+    np.testing.assert_allclose(run(jax.random.key(3), 1), want, rtol=1e-5, atol=1e-5)
+    assert np.abs(want - run(jax.random.key(4), 0)).max() > 0.1
+
+
+def _hidden(module, tokens_BT, mask_BT, type_ids_BT, **options):
+    return module.encoder(tokens_BT, mask_BT, type_ids_BT, **options)
+
+
+def test_every_layer_drops_other_units(monkeypatch):
+    """With frozen layers too: every key that dropout is made with is used once."""
+    keys, make_drop = [], attention.make_drop
+
+    def recorded(rate, key):
+        if key is not None:
+            jax.debug.callback(lambda data: keys.append(data.tolist()), jax.random.key_data(key))
+        return make_drop(rate, key)
+
+    monkeypatch.setattr(attention, "make_drop", recorded)
+    config = dataclasses.replace(CONFIGS["bert"], dropout=0.3)
+    params = random_params(Encoder(config))
+    Encoder(config).apply(
+        {"params": params}, *texts(), deterministic=False, frozen_layers=2,
+        rngs={"dropout": jax.random.key(0)},
+    )  # fmt: skip
+    jax.effects_barrier()
+    # Embeddings, and for each of the four layers its outputs and its attention weights.
+    assert len(keys) == len({tuple(key) for key in keys}) == 1 + 4 * 2
+
+
+def test_frozen_layers_must_leave_one_to_train():
+    config = CONFIGS["bert"]
+    params = random_params(Encoder(config))
+    with pytest.raises(ValueError, match=r"frozen_layers must lie in 0..3, got 4"):
+        Encoder(config).apply({"params": params}, *texts(), frozen_layers=4)
 
 
 def test_dropped_weights_differ_by_index_and_keep_their_mean():
@@ -202,14 +258,14 @@ def test_every_parameter_has_axes_and_a_tensor(family):
     shapes = shapes_of(module)
     mesh = make_mesh(devices=jax.devices()[:1])
     assert len(jax.tree.leaves(param_shardings(mesh, shapes))) == len(jax.tree.leaves(shapes))
-    arch = hf_map.classifier_of(module.config)
-    paths = [path for rule in hf_map.rules_of(arch, module.config) for path in rule.paths]
-    assert sorted(paths) == sorted(name for name, _ in hf_map.flatten(shapes))
+    arch = parameter_map.classifier_of(module.config)
+    paths = [path for rule in parameter_map.rules_of(arch, module.config) for path in rule.paths]
+    assert sorted(paths) == sorted(name for name, _ in parameter_map.flatten(shapes))
 
 
 @families
 def test_config_round_trip(family):
-    arch, config = hf_map.ARCHITECTURES[family], CONFIGS[family]
+    arch, config = parameter_map.ARCHITECTURES[family], CONFIGS[family]
     assert arch.to_config({"model_type": family} | arch.from_config(config)) == config
 
 

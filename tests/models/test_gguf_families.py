@@ -9,8 +9,8 @@ import pytest
 from gguf_files import begin, finish
 
 from gapo_jax.models import Decoder, DecoderConfig, load_decoder
-from gapo_jax.models.hf import map as hf_map
-from gapo_jax.models.hf.gguf import GGUFSource
+from gapo_jax.models.hf import parameter_map
+from gapo_jax.models.hf.gguf_file import GGUFSource
 
 SIZES = dict(
     vocab_size=60,
@@ -75,8 +75,8 @@ def _write(path, name, config, params):
         writer.add_final_logit_softcapping(config.final_softcap)
     (kind,) = (key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == name)
     names = gguf.get_tensor_name_map(kind, config.num_layers)
-    arch = hf_map.architecture_of(config)
-    for hf_name, tensor in hf_map.export_tensors(arch, config, params):
+    arch = parameter_map.architecture_of(config)
+    for hf_name, tensor in parameter_map.export_tensors(arch, config, params):
         if name.startswith("gemma") and hf_name.endswith("norm.weight"):
             tensor = tensor + 1.0
         found = names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
@@ -203,7 +203,7 @@ def test_k_quants(tmp_path, name):
     finish(writer)
     config = DecoderConfig(**{**SIZES, "vocab_size": 3, "d_model": 256})
     reader = gguf.GGUFReader(tmp_path / "m.gguf")
-    source = GGUFSource(reader, hf_map.ARCHITECTURES["llama"], config)
+    source = GGUFSource(reader, parameter_map.ARCHITECTURES["llama"], config)
     got = source.read("model.embed_tokens.weight")
     want = np.stack([plain(bytes(block)) for block in blocks])
     assert got.shape == (3, 256) and np.abs(want).max() > 1

@@ -44,7 +44,7 @@ def updates(method: str, sizes) -> tuple:
     )
     found = []
     for _ in range(3):
-        policy, metrics = step(policy, base, batch)
+        policy, metrics = step(policy, batch, base)
         found.append(metrics)
     return jax.device_get((policy, found))
 
@@ -64,7 +64,7 @@ def test_a_network_keeps_its_places_and_its_memory() -> None:
     )
     before = jax.tree.leaves(policy)
     batch = OfflineBatch(rows=rollout(np.random.default_rng(5)))
-    after, metrics = step(policy, place.params(weights()[0]), batch)
+    after, metrics = step(policy, batch, place.params(weights()[0]))
     assert all(leaf.is_deleted() for leaf in before)
     for left, right in zip(before, jax.tree.leaves(after), strict=True):
         assert left.sharding.is_equivalent_to(right.sharding, left.ndim)

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from gapo_jax.data.tiny_tokenizer import character_tokenizer
 from gapo_jax.models import Decoder, generation, load_decoder, load_reward_model, save_hf
-from gapo_jax.models.hf import map as hf_map
+from gapo_jax.models.hf import parameter_map
 from gapo_jax.rollout.sampler import make_sampler
 
 TOLERANCE = 1e-4
@@ -96,9 +96,9 @@ def _decode(params, config, tokens_BT, mask_BT):
 
 def _check_gradients(decoder, gradient, theirs):
     """Every parameter's gradient, under its Hugging Face name."""
-    arch = hf_map.architecture_of(decoder.config)
+    arch = parameter_map.architecture_of(decoder.config)
     wanted = {name: p.grad.numpy() for name, p in theirs.named_parameters()}
-    ours = dict(hf_map.export_tensors(arch, decoder.config, gradient))
+    ours = dict(parameter_map.export_tensors(arch, decoder.config, gradient))
     assert ours.keys() == wanted.keys()
     for name, want in wanted.items():
         np.testing.assert_allclose(ours[name], want, atol=1e-3 * np.abs(want).max(), err_msg=name)

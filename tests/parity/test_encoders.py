@@ -21,12 +21,12 @@ from transformers import AutoModelForSequenceClassification, dynamic_module_util
 
 from gapo_jax.models import (
     Discriminator,
-    hf_map,
     load_discriminator,
     load_encoder,
     network_of,
     save_hf,
 )
+from gapo_jax.models.hf import parameter_map
 from gapo_jax.models.hf.files import SafetensorsSource
 
 TOLERANCE = 1e-4
@@ -82,8 +82,8 @@ def case(request, tmp_path_factory):
     model.save_pretrained(folder)
     encoder, encoder_params = load_encoder(folder)
     module = Discriminator(encoder.config, "hf")
-    arch = hf_map.classifier_of(encoder.config)
-    params = hf_map.import_params(arch, encoder.config, SafetensorsSource(folder))
+    arch = parameter_map.classifier_of(encoder.config)
+    params = parameter_map.import_params(arch, encoder.config, SafetensorsSource(folder))
     weights_BTD = np.random.default_rng(1).standard_normal((4, LENGTH, 32)).astype(np.float32)
 
     def loss(params, *batch):
@@ -110,7 +110,7 @@ def test_hidden_states_logits_and_gradients(case):
     weights = torch.tensor(case.weights_BTD * batch[1][..., None])
     ((want_hidden * weights).sum() + want_logits.sum()).backward()
     theirs = {name: p.grad for name, p in case.model.named_parameters()}
-    ours = dict(hf_map.export_tensors(case.arch, case.encoder.config, grads))
+    ours = dict(parameter_map.export_tensors(case.arch, case.encoder.config, grads))
     case.model.zero_grad()
     assert theirs.keys() == ours.keys()
     largest = max(g.abs().max().item() for g in theirs.values() if g is not None)
@@ -170,7 +170,7 @@ def _comes_back(folder, module, params):
     assert again == module
     assert jax.tree.structure(read) == jax.tree.structure(params)
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, read, params)))
-    assert sorted(placed) == sorted(path for path, _ in hf_map.flatten(params))
+    assert sorted(placed) == sorted(path for path, _ in parameter_map.flatten(params))
 
 
 def test_any_other_head_is_encoder_plus_head_as_the_card_says(case, tmp_path, monkeypatch):

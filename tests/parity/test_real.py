@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from gapo_jax.data.tokenizer import chat_prompt, decode_responses, encode_prompts, load_tokenizer
 from gapo_jax.models import Decoder, load_decoder, load_encoder, save_hf
-from gapo_jax.models.hf import map as hf_map
+from gapo_jax.models.hf import parameter_map
 from gapo_jax.rollout.sampler import make_sampler
 
 PROMPTS = ["Name three rivers.", "What is 17 + 25? Explain in one sentence."]
@@ -53,9 +53,9 @@ def greedy(ours, encoded):
 def test_every_weight_is_bit_equal_to_transformers_reading(ours, theirs):
     decoder, params, _ = ours
     want = theirs.state_dict()
-    arch = hf_map.architecture_of(decoder.config)
+    arch = parameter_map.architecture_of(decoder.config)
     names = set()
-    for name, tensor in hf_map.export_tensors(arch, decoder.config, params):
+    for name, tensor in parameter_map.export_tensors(arch, decoder.config, params):
         assert np.array_equal(tensor, want[name].numpy()), name
         names.add(name)
     assert want.keys() - names == {"lm_head.weight"}

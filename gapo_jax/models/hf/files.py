@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors import numpy as safetensors_numpy
@@ -14,11 +15,12 @@ from safetensors import numpy as safetensors_numpy
 from gapo_jax import io
 from gapo_jax.models.hf.model_card import MARK
 
+DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class SafetensorsSource:
-    """The tensors of a folder's safetensors, single or sharded: a `hf_map.TensorSource`.
+    """The tensors of a folder's safetensors, single or sharded: a `parameter_map.TensorSource`.
 
     `dtypes` are those that occur, in the spelling of the files ("F32", "BF16")."""
 

@@ -9,8 +9,7 @@ from typing import Any
 from gapo_jax import hub, io
 from gapo_jax.models.decoder_config import DecoderConfig
 from gapo_jax.models.encoder_config import EncoderConfig
-from gapo_jax.models.hf import gguf as gguf_io
-from gapo_jax.models.hf import map as hf_map
+from gapo_jax.models.hf import gguf_file, parameter_map
 
 
 def _qwen25(d_model: int, layers: int, heads: int, kv_heads: int, d_ff: int, **more: Any) -> Any:
@@ -70,7 +69,7 @@ def shape_of(src: str | os.PathLike[str]) -> DecoderConfig | EncoderConfig:
 
     Raises:
         FileNotFoundError: it is not known and not to be had; names those that are known.
-        ValueError: as `hf_map.architecture`.
+        ValueError: as `parameter_map.architecture`.
     """
     raw = KNOWN.get(str(src))
     if raw is None:
@@ -81,8 +80,8 @@ def shape_of(src: str | os.PathLike[str]) -> DecoderConfig | EncoderConfig:
                 f"{error} Known without any download: {', '.join(KNOWN)}."
             ) from error
         if path.is_file():
-            return gguf_io.load_gguf(path, lambda name, leaf: None)[0]
+            return gguf_file.load_gguf(path, lambda name, leaf: None)[0]
         raw = io.read_json(path / "config.json")
-    known = hf_map.ARCHITECTURES.get(str(raw.get("model_type")))
+    known = parameter_map.ARCHITECTURES.get(str(raw.get("model_type")))
     kind = "decoder" if known is None else known.kind
-    return hf_map.architecture(raw.get("model_type"), kind).to_config(raw)
+    return parameter_map.architecture(raw.get("model_type"), kind).to_config(raw)

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from gapo_jax.models.encoder import Encoder
 from gapo_jax.models.heads import Discriminator
-from gapo_jax.models.hf.map import Architecture
+from gapo_jax.models.hf.parameter_map import Architecture
 
 MARK = "Exported by gapo_jax"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

@@ -1,0 +1,196 @@
+"""GGUF files (llama.cpp) as a source of HF-named tensors, without torch.
+
+Quantised blocks are expanded by `gguf.quants.dequantize`. llama.cpp's converter interleaves the
+rows of q and k of Llama-type models (its rotary embedding turns neighbouring pairs, HF's turns
+halves; `LlamaModel.permute` in convert_hf_to_gguf.py); reading undoes that.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from gguf.quants import dequantize
+
+from gapo_jax import hub
+from gapo_jax.models.decoder_config import DecoderConfig
+from gapo_jax.models.hf import parameter_map
+
+# llama.cpp's names of the families whose files we read.
+_FAMILIES = {
+    arch.gguf_name: arch for arch in parameter_map.ARCHITECTURES.values() if arch.gguf_name
+}
+# GGUF metadata key (behind the architecture's name) -> config.json key.
+_CONFIG_KEYS = {
+    "block_count": "num_hidden_layers",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "rope.freq_base": "rope_theta",
+    "context_length": "max_position_embeddings",
+    "attention.sliding_window": "sliding_window",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+}
+# Layers of Gemma's 27B models, whose scale of the queries no metadata key holds.
+_GEMMA_27B_LAYERS = (46, 62)
+_TOKEN_KEYS = {"eos": "eos_token_id", "bos": "bos_token_id", "padding": "pad_token_id"}
+_QUANTISATIONS = tuple(
+    gguf.GGMLQuantizationType[name]
+    for name in "F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K".split()
+)
+
+
+def read_config(reader: gguf.GGUFReader) -> tuple[parameter_map.Architecture, DecoderConfig]:
+    """Return the architecture and config that the metadata states.
+
+    Raises ValueError for an architecture or a feature (rope scaling, experts) that we lack, and for
+    a vocabulary larger than the embedding; no weight is read.
+    """
+    name = hub.gguf_required(reader, "general.architecture")
+    if name not in _FAMILIES:
+        close = difflib.get_close_matches(str(name), _FAMILIES, 1, 0.5) or ["llama"]
+        raise ValueError(
+            f"Wanted a GGUF file of an architecture in {sorted(_FAMILIES)}, got {name!r}. The "
+            f"nearest supported choice is {close[0]!r}; or give the model's HF folder."
+        )
+    arch = _FAMILIES[name]
+    raw: dict[str, Any] = {"model_type": arch.model_type}
+    for key, hf_key in _CONFIG_KEYS.items():
+        value = hub.gguf_value(reader, f"{name}.{key}")
+        if value is not None:
+            # A float32 in the file: its shortest decimal is the number that was meant (1e-05).
+            raw[hf_key] = float(str(np.float32(value))) if isinstance(value, float) else value
+    for key, hf_key in _TOKEN_KEYS.items():
+        raw[hf_key] = hub.gguf_value(reader, f"tokenizer.ggml.{key}_token_id")
+    eot = hub.gguf_value(reader, "tokenizer.ggml.eot_token_id")
+    if eot is not None and eot != raw["eos_token_id"]:
+        raw["eos_token_id"] = [raw["eos_token_id"], eot]
+    raw |= _features(reader, name, raw)
+    shapes = {tensor.name: _shape(tensor) for tensor in reader.tensors}
+    if "token_embd.weight" not in shapes:
+        raise ValueError(
+            "Wanted a GGUF tensor token_embd.weight, got none. Fetch the model file again."
+        )
+    if "rope_freqs.weight" in shapes:
+        raise ValueError(
+            "Wanted a GGUF model without the tensor rope_freqs.weight, got one: it holds the rope "
+            "scaling of Llama 3.1, for which config.json has other keys. Give the HF folder."
+        )
+    raw["vocab_size"] = shapes["token_embd.weight"][0]
+    raw["tie_word_embeddings"] = "output.weight" not in shapes
+    tokens = reader.get_field("tokenizer.ggml.tokens")
+    if tokens is not None and len(tokens.data) > raw["vocab_size"]:
+        raise ValueError(
+            f"Wanted at most {raw['vocab_size']} tokens (the rows of token_embd.weight), got a "
+            f"vocabulary of {len(tokens.data)}. The file is damaged: fetch or convert it again."
+        )
+    config = arch.to_config(raw)
+    assert isinstance(config, DecoderConfig)
+    return arch, config
+
+
+def _features(reader: gguf.GGUFReader, name: str, raw: dict[str, Any]) -> dict[str, Any]:
+    """Return the config.json keys of what only some files have; ValueError for what we lack."""
+    experts = hub.gguf_value(reader, f"{name}.expert_count")
+    scaling = hub.gguf_value(reader, f"{name}.rope.scaling.type")
+    for key, value in (("expert_count", experts), ("rope.scaling.type", scaling)):
+        if value not in (None, "none", 0) and (key, value) != ("rope.scaling.type", "linear"):
+            raise ValueError(
+                f"Wanted a GGUF model without {name}.{key}, got {value!r}, which this network "
+                "does not have. Choose a dense model without rope scaling."
+            )
+    if name == "llama" and raw.get("sliding_window"):
+        raise ValueError(
+            f"Wanted a GGUF model of architecture 'llama' without llama.attention.sliding_window, "
+            f"got {raw['sliding_window']}: a Mistral with a window, which llama.cpp leaves out. "
+            "Give the HF folder."
+        )
+    found: dict[str, Any] = {}
+    if scaling == "linear":
+        factor = hub.gguf_required(reader, f"{name}.rope.scaling.factor")
+        found["rope_scaling"] = {"rope_type": "linear", "factor": factor}
+    if name.startswith("gemma"):
+        large = raw.get("num_hidden_layers") in _GEMMA_27B_LAYERS
+        width = raw["hidden_size"] // raw["num_attention_heads"]
+        found["query_pre_attn_scalar"] = width if large else raw.get("head_dim", 256)
+    return found
+
+
+def _shape(tensor: gguf.ReaderTensor) -> tuple[int, ...]:
+    """Return the shape in numpy order; GGUF writes the fastest axis first."""
+    return tuple(int(size) for size in reversed(tensor.shape))
+
+
+class GGUFSource:
+    """The tensors of a GGUF file under HF names: a `parameter_map.TensorSource`.
+
+    A tensor that the table does not know keeps its GGUF name, and so turns up in `match`'s error.
+    """
+
+    def __init__(
+        self, reader: gguf.GGUFReader, arch: parameter_map.Architecture, config: DecoderConfig
+    ) -> None:
+        """Index the file. Raises ValueError on a quantisation we do not expand."""
+        self._config = config
+        self._heads = {"N": config.num_heads, "K": config.num_kv_heads}
+        rules = parameter_map.rules_of(arch, config)
+        self._tensors: dict[str, tuple[gguf.ReaderTensor, parameter_map.Rule | None]] = {}
+        for tensor in reader.tensors:
+            if tensor.tensor_type not in _QUANTISATIONS:
+                names = [kind.name for kind in _QUANTISATIONS]
+                raise ValueError(
+                    f"Wanted a quantisation in {names}, got {tensor.tensor_type.name} in "
+                    f"{tensor.name}. Choose another file of the model, for example Q8_0."
+                )
+            name, rule = _hf_name(tensor.name, rules)
+            self._tensors[name] = (tensor, rule)
+        self.shapes = {name: _shape(tensor) for name, (tensor, _) in self._tensors.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        """Return one tensor as float32 in HF's row order."""
+        tensor, rule = self._tensors[name]
+        values = dequantize(tensor.data, tensor.tensor_type).reshape(self.shapes[name])
+        if rule is None:
+            return values
+        if self._config.norm == "rms_plus_one" and rule.path.endswith("norm/scale"):
+            # llama.cpp stores Gemma's norms as the factors themselves.
+            return values - 1.0
+        if rule.rotary is None or self._config.family != "llama":
+            return values
+        heads = self._heads[rule.rotary]
+        pairs = values.reshape(heads, values.shape[0] // heads // 2, 2, *values.shape[1:])
+        return pairs.swapaxes(1, 2).reshape(values.shape)
+
+
+def _hf_name(
+    name: str, rules: Sequence[parameter_map.Rule]
+) -> tuple[str, parameter_map.Rule | None]:
+    """Return the HF name and row of a GGUF tensor, or its own name and None."""
+    layer = re.match(r"blk\.(\d+)\.", name)
+    generic = re.sub(r"^blk\.\d+\.", "blk.{layer}.", name)
+    for rule in rules:
+        if rule.gguf == generic:
+            return (rule.hf.format(layer=layer[1]) if layer else rule.hf), rule
+    return name, None
+
+
+def load_gguf(
+    path: Path, put: parameter_map.Put | None = None
+) -> tuple[DecoderConfig, dict[str, Any]]:
+    """Return `(config, params)` of a GGUF file; params float32 numpy, or as `put` places them.
+
+    Raises FileNotFoundError and ValueError as `hub.open_gguf`, `read_config` and
+    `parameter_map.import_params` do.
+    """
+    reader = hub.open_gguf(path)
+    arch, config = read_config(reader)
+    return config, parameter_map.import_params(arch, config, GGUFSource(reader, arch, config), put)
