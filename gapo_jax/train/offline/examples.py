@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gapo_jax.config import Config, system_text
-from gapo_jax.data.batching import batch_at
+from gapo_jax.data.batching import batch_at, bucket_widths, like_lengths, round_up
 from gapo_jax.data.chat import end_id, response_ids
 from gapo_jax.data.curriculum import in_use
 from gapo_jax.data.preferences import (
@@ -27,7 +27,7 @@ from gapo_jax.io import read_jsonl
 from gapo_jax.losses import mismatched_rows
 from gapo_jax.methods import Layout, method_of, sides_of
 from gapo_jax.rollout.generate import prompt_lengths
-from gapo_jax.train.buckets import Bucketed, bucket_widths, in_bucket, like_lengths
+from gapo_jax.train.buckets import Bucketed, in_bucket
 from gapo_jax.train.build import Models
 from gapo_jax.train.offline.steps import OfflineBatch
 from gapo_jax.types import PreferentialPair, Rollout
@@ -113,11 +113,6 @@ def make_examples(config: Config, pairs: Sequence[PreferentialPair]) -> list[Exa
             f"none of the {len(pairs)} pairs gives an example with {size} {preference}; {remedy}"
         )
     return examples
-
-
-def round_up(length: int, limit: int) -> int:
-    """Return a length rounded up to a multiple of 8, at most the limit."""
-    return min(limit, -(-length // 8) * 8)
 
 
 def side_tokens(
