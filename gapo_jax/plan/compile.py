@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from gapo_jax.config import change, finalize, from_json, lookup, to_json
+from gapo_jax.config import Config, change, finalize, from_json, lookup, to_json
 from gapo_jax.methods import has_critic
 from gapo_jax.plan import cost, shapes
 from gapo_jax.plan.chips import CHIPS

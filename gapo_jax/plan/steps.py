@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -143,13 +144,14 @@ def _sampling_steps(
     column = 2 * found * decoder.num_kv_heads * decoder.head_dim * dtype.itemsize
     cache = columns * column / parts / place.row_parts
     each = 2.0 * rows * response * count.layer * found + count.head(rows, response)
+    sample: Any = models.sample  # a jitted function; its annotation says a plain one
     return [
         PlannedStep(
             "prefill", lambda: prefill.lower(weights, tokens, tokens), whole, attention, ()
         ),
         PlannedStep(
             "decode",
-            lambda: models.sample.lower(weights, tokens, tokens, keys, 1.0),
+            lambda: sample.lower(weights, tokens, tokens, keys, 1.0),
             whole + each + decode,
             0.0,
             (),
@@ -181,6 +183,7 @@ def _online_steps(
     head = count.head(size, response)
     passes = 3 if spec.critic == "decoder" else 2
     trains_head = config.model.train_embeddings and not config.lora.rank
+    trained = PolicyBatch(experience, scored.frozen_hidden_BTD, jnp.float32(0.1))
     steps = [
         PlannedStep(
             "score",
@@ -191,12 +194,7 @@ def _online_steps(
         ),
         PlannedStep(
             "policy_step",
-            lambda: policy_step.lower(
-                state.policy,
-                PolicyBatch(experience, scored.frozen_hidden_BTD, jnp.float32(0.1)),
-                models.ref_params,
-                None,
-            ),
+            lambda: policy_step.lower(state.policy, trained, models.ref_params, None),
             _backward(config, spec) * upper_all + (3 if trains_head else 2) * head,
             3 * upper_attention,
             ("reference", "policy"),
@@ -204,16 +202,11 @@ def _online_steps(
     ]
     if has_critic(config):
         batch = CriticBatch(experience, scored.features_BRD, scored.frozen_hidden_BTD)
-        own_layers = spec.critic == "decoder"
-        steps.append(
-            PlannedStep(
-                "critic_step",
-                lambda: critic_step.lower(state.critic, batch),
-                3 * upper_all if own_layers else 6.0 * size * response * spec.config.d_model,
-                3 * upper_attention if own_layers else 0.0,
-                ("critic",),
-            )
-        )
+        own_layers = spec.critic == "decoder"  # else a head on the policy's hidden states
+        flops = 3 * upper_all if own_layers else 6.0 * size * response * spec.config.d_model
+        attention = 3 * upper_attention if own_layers else 0.0
+        lower = functools.partial(critic_step.lower, state.critic, batch)
+        steps.append(PlannedStep("critic_step", lower, flops, attention, ("critic",)))
     return steps
 
 

@@ -29,7 +29,7 @@ class TorchReference:
         self.torch = torch
         with tempfile.TemporaryDirectory() as folder:
             save_hf(decoder, params, folder)
-            self.model = transformers.AutoModelForCausalLM.from_pretrained(
+            self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(
                 folder, dtype=getattr(torch, dtype)
             )
 

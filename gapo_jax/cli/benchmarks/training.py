@@ -85,8 +85,8 @@ def generator_steps(
     return steps, create, spec
 
 
-def token_counts(experience: Experience) -> dict[str, int]:
-    """Return the tokens of prompts and responses, real ones and all."""
+def token_counts(experience: Experience) -> dict[str, Any]:
+    """Return the numbers of real and of padded tokens, as arguments of `timed`."""
     return {"real": int(np.sum(experience.mask_BT)), "padded": int(experience.mask_BT.size)}
 
 
