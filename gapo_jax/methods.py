@@ -4,23 +4,28 @@
 function of `losses.offline.RowLogprobs` and keyword arguments), its entry here with its section of
 options, its test, and its file under configs/. The section becomes a part of every configuration,
 `config.NAME`, and its fields flags, `--config.NAME.beta=0.2`.
+
+Losses are named by module and function, so that a configuration can be read, and a wrong flag be
+reported, before JAX is loaded.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import jax
-
-from gapo_jax import losses, options
-from gapo_jax.losses import offline
-from gapo_jax.losses.offline import RowLogprobs
+from gapo_jax import options
 from gapo_jax.section import Section, nearest
-from gapo_jax.types import Metrics
+
+if TYPE_CHECKING:
+    import jax
+
+    from gapo_jax.losses.offline import RowLogprobs
+    from gapo_jax.types import Metrics
 
 Rows = Literal["demonstrations", "pairs", "labelled", "scored", "prompts", "preferential prompts"]
 Batches = Literal["examples", "texts", "samples", "refinements"]
@@ -37,8 +42,9 @@ class Method:
         paper: its arXiv number.
         loop: `online` learns from samples of the present policy, `offline` from given rows.
         rows: what it can learn from (design section 9).
-        loss: what an update minimises. Of an offline method: `loss(rows, *, ...)`, see
-            `losses.offline`; its keywords are fields of `options`, or `sft_weight`.
+        loss_name: what an update minimises, as MODULE.FUNCTION of `gapo_jax.losses`. Of an offline
+            method it is `loss(rows, *, ...)` as in `losses/offline.py`, whose keywords are fields
+            of `options` and, if it is pairwise, `sft_weight`.
         reference: whether the loss compares the policy with its frozen start.
         critic: whether it can train a value function (see `has_critic`).
         adversarial: whether the discriminator is updated in every round.
@@ -54,6 +60,8 @@ class Method:
             ones alone, in `halves` (all accepted ones first), or the first ones with the same
             responses under other `conditions`.
         sides: how many rows an example has in a batch, or a function of the options.
+        pairwise: whether an offline loss compares a chosen side with others and adds the likelihood
+            of the former, with the weight `config.offline.sft_weight`.
         contrasts_logits: whether its target is a difference of logits, which a generator that caps
             them (final_softcap) does not have.
         first_stage: of its options, the rounds of a first stage and their constant learning rate.
@@ -64,7 +72,7 @@ class Method:
     paper: str
     loop: Literal["online", "offline"]
     rows: tuple[Rows, ...]
-    loss: Callable[..., tuple[jax.Array, Metrics]]
+    loss_name: str
     reference: bool = False
     critic: bool = False
     adversarial: bool = False
@@ -75,32 +83,38 @@ class Method:
     batches: Batches | Callable[[Any], Batches] = "examples"
     layout: Layout = "sides"
     sides: int | Callable[[Any], int] = 2
+    pairwise: bool = False
     contrasts_logits: bool = False
     first_stage: Callable[[Any], tuple[int, float]] | None = None
     check: Callable[[Any], None] = lambda config: None
 
-    def __post_init__(self) -> None:
-        """Raise TypeError for a loss with a keyword that nothing gives a value."""
-        fields = dataclasses.fields(self.options) if self.options else ()
-        known = ["sft_weight", *(field.name for field in fields)]
-        missing = [name for name in self.keywords if name not in known]
-        if missing:
-            raise TypeError(
-                f"the loss of {self.name!r} takes {missing} by keyword, but its options are {known}"
-            )
+    @functools.cached_property
+    def loss(self) -> Callable[..., tuple[jax.Array, Metrics]]:
+        """What an update minimises."""
+        module, _, function = self.loss_name.rpartition(".")
+        return getattr(importlib.import_module(f"gapo_jax.losses.{module}"), function)
 
     @functools.cached_property
     def keywords(self) -> tuple[str, ...]:
-        """The keyword arguments of a loss of rows; () of a loss that is called in another way."""
+        """The keyword arguments of a loss of rows; () of a loss that is called in another way.
+
+        Raises:
+            TypeError: nothing gives one of them a value.
+        """
         if self.loop == "online" or self.trains == "discriminator":
             return ()
         parameters = inspect.signature(self.loss).parameters.items()
-        return tuple(name for name, p in parameters if p.kind is p.KEYWORD_ONLY)
-
-    @property
-    def pairwise(self) -> bool:
-        """Whether the loss compares a chosen side with others, whose likelihood it can add."""
-        return "sft_weight" in self.keywords
+        keywords = tuple(name for name, p in parameters if p.kind is p.KEYWORD_ONLY)
+        fields = dataclasses.fields(self.options) if self.options else ()
+        known = {*(field.name for field in fields), *(("sft_weight",) if self.pairwise else ())}
+        if missing := set(keywords) - known:
+            raise TypeError(
+                f"the loss of {self.name!r} takes {sorted(missing)} by keyword, but its options "
+                f"are {sorted(known)}"
+            )
+        if self.pairwise and "sft_weight" not in keywords:
+            raise TypeError(f"the loss of {self.name!r} is pairwise, but takes no sft_weight")
+        return keywords
 
     def section_of(self, config: Any) -> Any:
         """Return the method's section of a configuration, None without one."""
@@ -208,30 +222,31 @@ _online = functools.partial(
     Method, loop="online", rows=("prompts", "preferential prompts"), reference=True
 )
 _offline = functools.partial(Method, loop="offline", rows=("pairs", "preferential prompts"))
+_pairwise = functools.partial(_offline, pairwise=True)
 _METHODS = (
     _online(
         "gapo",
         "2503.20194",
         rows=("prompts", "preferential prompts", "demonstrations"),
-        loss=losses.ppo_loss,
+        loss_name="policy.ppo_loss",
         critic=True,
         adversarial=True,
         check=_check_gapo,
     ),
-    _online("ppo", "1707.06347", loss=losses.ppo_loss, estimator="gae", critic=True),
-    _online("rloo", "2402.14740", loss=losses.ppo_loss, estimator="rloo"),
+    _online("ppo", "1707.06347", loss_name="policy.ppo_loss", estimator="gae", critic=True),
+    _online("rloo", "2402.14740", loss_name="policy.ppo_loss", estimator="rloo"),
     _online(
         "grpo",
         "2402.03300",
-        loss=losses.ppo_loss,
+        loss_name="policy.ppo_loss",
         estimator="grpo",
         options=options.GRPOConfig,
     ),
-    _online("reinforce_pp", "2501.03262", loss=losses.ppo_loss, estimator="reinforce_pp"),
+    _online("reinforce_pp", "2501.03262", loss_name="policy.ppo_loss", estimator="reinforce_pp"),
     _online(
         "rpo_online",
         "2502.00203",
-        loss=losses.rpo_loss,
+        loss_name="rpo.rpo_loss",
         estimator="rpo",
         options=options.RPOConfig,
         section="rpo",
@@ -240,7 +255,7 @@ _METHODS = (
         "sft",
         "2203.02155",
         rows=("demonstrations", "pairs", "preferential prompts"),
-        loss=offline.sft,
+        loss_name="offline.sft",
         layout="accepted",
         sides=1,
         check=_check_sft,
@@ -249,29 +264,31 @@ _METHODS = (
         "discriminator",
         "2503.20194",
         rows=("pairs", "labelled", "scored", "preferential prompts"),
-        loss=losses.bce_loss,
+        loss_name="discriminator.bce_loss",
         trains="discriminator",
         batches="texts",
         check=_check_discriminator,
     ),
-    _offline("dpo", "2305.18290", loss=offline.dpo, reference=True, options=options.DPOConfig),
+    _pairwise(
+        "dpo", "2305.18290", loss_name="offline.dpo", reference=True, options=options.DPOConfig
+    ),
     _offline(
         "kto",
         "2402.01306",
         rows=("pairs", "labelled", "preferential prompts"),
-        loss=offline.kto_rows,
+        loss_name="offline.kto_rows",
         reference=True,
         options=options.KTOConfig,
         layout="halves",
         check=_check_kto,
     ),
-    _offline("simpo", "2405.14734", loss=offline.simpo, options=options.SimPOConfig),
-    _offline("orpo", "2403.07691", loss=offline.orpo, options=options.ORPOConfig),
-    _offline(
+    _pairwise("simpo", "2405.14734", loss_name="offline.simpo", options=options.SimPOConfig),
+    _pairwise("orpo", "2403.07691", loss_name="offline.orpo", options=options.ORPOConfig),
+    _pairwise(
         "rpo",
         "2502.00203",
         rows=("pairs", "scored", "preferential prompts"),
-        loss=offline.rpo_sides,
+        loss_name="offline.rpo_sides",
         reference=True,
         options=options.RPOConfig,
         sides=lambda rpo: rpo.responses,
@@ -281,7 +298,7 @@ _METHODS = (
         "inverse_q",
         "2408.14874",
         rows=("prompts", "preferential prompts"),
-        loss=offline.inverse_q_rows,
+        loss_name="offline.inverse_q_rows",
         reference=True,
         options=options.InverseQConfig,
         batches=lambda inverse_q: "examples" if inverse_q.contrast == "prompts" else "samples",
@@ -291,10 +308,10 @@ _METHODS = (
         check=_check_inverse_q,
     ),
     # Its reference is the policy that the first stage left, whose log-probs a batch brings along.
-    _offline(
+    _pairwise(
         "sgpo",
         "2507.20181",
-        loss=offline.sgpo,
+        loss_name="offline.sgpo",
         options=options.SGPOConfig,
         batches="refinements",
         first_stage=lambda sgpo: (sgpo.improver_rounds, sgpo.improver_learning_rate),

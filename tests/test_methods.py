@@ -13,7 +13,6 @@ from by_path import ROOT
 
 from gapo_jax import config as configuration
 from gapo_jax.config import Config, finalize
-from gapo_jax.losses.offline import RowLogprobs
 from gapo_jax.methods import (
     METHODS,
     Method,
@@ -92,27 +91,29 @@ class _Options(Section):
     beta: Positive = 0.1
 
 
-def _loss(rows: RowLogprobs, *, beta: float, gamma: float):
-    return rows.policy_BR.sum() * beta * gamma, {}
-
-
 def test_a_loss_gets_the_options_of_its_own_method_or_the_entry_is_refused():
-    with pytest.raises(TypeError, match=r"'new' takes \['gamma'\] .*\['sft_weight', 'beta'"):
-        Method("new", "", "offline", ("pairs",), _loss, options=_Options)
     config = Config(method="dpo")
     config.dpo.beta, config.offline.sft_weight = 0.7, 0.5
-    assert offline_loss(config).keywords == {
-        **dataclasses.asdict(config.dpo),
-        "sft_weight": 0.5,
-    }
+    assert offline_loss(config).keywords == dataclasses.asdict(config.dpo) | {"sft_weight": 0.5}
+    entry = Method("new", "", "offline", ("pairs",), "offline.simpo", options=_Options)
+    with pytest.raises(TypeError, match=r"takes \['gamma', 'label_smoothing', 'sft_weight'\] by"):
+        assert entry.keywords
+    entry = Method("new", "", "offline", ("pairs",), "offline.sft", pairwise=True)
+    with pytest.raises(TypeError, match="'new' is pairwise, but takes no sft_weight"):
+        assert entry.keywords
+
+
+def test_the_losses_of_all_methods_can_be_called_with_their_options():
     for name, method in METHODS.items():
+        assert callable(method.loss)
         if method.loop == "offline" and method.trains == "policy":
             assert offline_loss(Config(method=name)).func is method.loss
 
 
-def test_the_likelihood_of_a_chosen_side_is_for_losses_that_have_one():
-    pairwise = {name for name, method in METHODS.items() if method.pairwise}
-    assert pairwise == {"dpo", "simpo", "orpo", "rpo", "sgpo"}
+def test_a_configuration_is_read_and_checked_without_jax():
+    code = "import sys; from gapo_jax.config import Config, finalize; finalize(Config()); "
+    code += "assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 # What a new offline loss takes: a loss, its entry with its options, its test, its configuration.
@@ -137,7 +138,13 @@ ENTRY = '''class DummyConfig(Section):
 
 
 METHODS["dummy"] = Method(
-    "dummy", "0000.00000", "offline", ("pairs",), dummy_loss, options=DummyConfig
+    "dummy",
+    "0000.00000",
+    "offline",
+    ("pairs",),
+    "dummy.dummy_loss",
+    options=DummyConfig,
+    pairwise=True,
 )
 '''
 TEST = """from gapo_jax.config import Config
@@ -173,10 +180,7 @@ def tree(tmp_path_factory):
     (root / "tests/losses/test_dummy.py").write_text(TEST)
     registry = root / "gapo_jax/methods.py"
     text = registry.read_text().replace(
-        "from gapo_jax.losses.offline import RowLogprobs\n",
-        "from gapo_jax.losses.dummy import dummy_loss\n"
-        "from gapo_jax.losses.offline import RowLogprobs\n"
-        "from gapo_jax.section import Positive\n",
+        "from gapo_jax.section import", "from gapo_jax.section import Positive,"
     )
     line = re.search(r"^METHODS: .*\n", text, re.MULTILINE)
     registry.write_text(text[: line.end()] + ENTRY + text[line.end() :])
