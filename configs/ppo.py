@@ -4,8 +4,9 @@
     python scripts/train.py --config configs/ppo.py --config.model.discriminator=DECODER
 
 GAPO with a frozen discriminator: the same program as with `discriminator.updates_per_round=0`,
-step for step (tests/train/test_online_methods.py). The reward model is MiniLM as its warm-up on the pairs
-left it, or any decoder (the paper's is Qwen2.5-7B); the generator SmolLM2-135M-Instruct. The data
+step for step (tests/train/test_online_methods.py). The reward model is MiniLM as its warm-up on
+the pairs left it, or any decoder (the paper's is Qwen2.5-7B); the generator SmolLM2-135M-Instruct.
+The data
 are the same as in configs/gapo_quickstart.py.
 
 Measured 2026-11-22, seed 0, one CPU core: 18 minutes of processor time, 5.6 GB at the peak;
