@@ -17,6 +17,7 @@ import jax
 
 from gapo_jax.checkpoint import CheckpointError
 from gapo_jax.cli import program, summary
+from gapo_jax.evaluate.console import printable
 from gapo_jax.models import Decoder
 from gapo_jax.rollout.generate import generate, prompt_width, row_keys
 from gapo_jax.rollout.sampler import make_sampler
@@ -80,10 +81,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    shown = printable if sys.stdout.isatty() else str  # a terminal obeys control characters
     for prompt, response in zip(args.prompt, made.texts):
         if count > 1:
-            print(f"### {prompt}")
-        print(response.strip())
+            print(f"### {shown(prompt)}")
+        print(shown(response.strip()))
     return 0
 
 

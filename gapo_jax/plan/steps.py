@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gapo_jax.config import OFFLINE_METHODS, Config
-from gapo_jax.config.online import asks_discriminator, has_critic, is_adversarial
+from gapo_jax.config import Config
+from gapo_jax.methods import asks_discriminator, batches_of, has_critic, method_of, sides_of
 from gapo_jax.models import (
     DecoderConfig,
     EncoderConfig,
@@ -97,18 +97,16 @@ class Flops:
 def planned_steps(config: Config, models: Models) -> tuple[list[PlannedStep], dict[str, Any]]:
     """Return the steps of a round and the parts that are resident (see `shapes.resident`)."""
     compiled, state = abstract_state(config, models)
-    parts = resident(config, models, state)
+    parts = resident(models, state)
     prompt, response = config.data.max_prompt_tokens, config.sampling.max_new_tokens
     steps: list[PlannedStep] = []
-    if config.method not in OFFLINE_METHODS:
+    method = method_of(config)
+    if method.loop == "online":
         steps += _sampling_steps(config, models, prompt, response)
         steps += _online_steps(config, models, compiled, state, prompt, response)
-    elif config.method != "discriminator":
+    elif method.trains == "policy":
         steps.append(_offline_step(config, models, compiled, state, prompt))
-    uses_discriminator = config.method == "discriminator" or (
-        config.method not in OFFLINE_METHODS and asks_discriminator(config)
-    )
-    if uses_discriminator:
+    if method.trains == "discriminator" or asks_discriminator(config):
         steps += _discriminator_steps(config, models, compiled, state)
     return steps, parts
 
@@ -229,16 +227,17 @@ def _offline_step(
     config: Config, models: Models, compiled: TrainSteps, state: GAPOState, prompt: int
 ) -> PlannedStep:
     spec, place = models.spec, models.spec.place
-    sides = {"sft": 1, "inverse_q": 1, "rpo": config.rpo.responses}.get(config.method, 2)
-    size = config.offline.batch_size * sides
+    layout, batches = method_of(config).layout, batches_of(config)
+    size = config.offline.batch_size * sides_of(config)
     response = config.offline.max_response_tokens
     rows = rollout_shapes(size, prompt, response)
     floats = shape_struct(size)
     batch = OfflineBatch(
         rows=rows,
-        other=rows if config.method in ("kto", "inverse_q") else None,
-        rewards_N=floats if config.method == "rpo" else None,
-        ref_N=floats if config.method == "sgpo" else None,
+        mismatched=rows if layout == "halves" else None,
+        condition=rows if layout == "conditions" else None,
+        rewards_N=None if batches == "samples" else floats,
+        ref_N=floats if batches == "refinements" else None,
     )
     batch = place.abstract_rows(batch)
     offline_step: Any = compiled.offline
@@ -281,23 +280,19 @@ def _discriminator_steps(
     disc_score, disc_update = _lowerable(compiled, "disc_score", "disc_update")
     shape = models.discriminator.config
     whole, attention = Flops(shape).layers(size, length, shape.num_layers)
-    steps = [
+    return [
         PlannedStep(
             "disc_score",
             lambda: disc_score.lower(network.params, *texts),
             whole,
             attention,
             ("discriminator",),
-        )
+        ),
+        PlannedStep(
+            "disc_step",
+            lambda: disc_update.lower(network, batch, key),
+            3 * whole,
+            3 * attention,
+            ("discriminator",),
+        ),
     ]
-    if is_adversarial(config) or config.method == "discriminator" or asks_discriminator(config):
-        steps.append(
-            PlannedStep(
-                "disc_step",
-                lambda: disc_update.lower(network, batch, key),
-                3 * whole,
-                3 * attention,
-                ("discriminator",),
-            )
-        )
-    return steps
