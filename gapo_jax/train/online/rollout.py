@@ -12,12 +12,12 @@ import jax
 import numpy as np
 
 from gapo_jax.config import Config, system_text
-from gapo_jax.data.batching import batch_at
+from gapo_jax.data.batching import batch_at, bucket_widths
 from gapo_jax.evaluate.accuracy import Verdict, summarise, verify
 from gapo_jax.evaluate.text_health import repetition, text_health
 from gapo_jax.methods import estimator
 from gapo_jax.rollout.generate import Generated, generate, prompt_lengths, row_keys
-from gapo_jax.train.buckets import bucket_widths, take_rows
+from gapo_jax.train.buckets import take_rows
 from gapo_jax.train.build import Models
 from gapo_jax.train.context import TrainContext
 from gapo_jax.train.datasets.self_generated import Prompts, ended_responses
