@@ -11,7 +11,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -282,23 +281,6 @@ def discriminator_placement(config: Config, place: Placement) -> Placement:
     return place.for_rows(config.discriminator.batch_size)
 
 
-def on_rows(place: Placement, step: functools.partial) -> Callable[..., Any]:
-    """Return `step` with the result of every embedding held to the rows of a batch: its table is
-    split along D over the axis that should split the rows from there on, and XLA would go on with
-    split features, summing them over the devices after every product."""
-
-    def hold(call: Callable[..., Any], inputs: Any, options: Any, context: Any) -> Any:
-        found = call(*inputs, **options)
-        embeds = isinstance(context.module, nn.Embed) and context.method_name == "__call__"
-        return place.keep_rows(found) if embeds else found
-
-    def held(*inputs: Any) -> Any:
-        with nn.intercept_methods(hold):
-            return step(*inputs)
-
-    return functools.update_wrapper(held, step.func) if place.spread else step
-
-
 def make_steps(
     spec: PolicySpec,
     discriminator: Discriminator,
@@ -329,12 +311,12 @@ def make_steps(
         policy=jit_step(policy, donate=0, place=place, keep="network", rows=(2, 3, 5)),
         critic=critic,
         disc_score=jit_step(
-            on_rows(judging, functools.partial(disc_score, discriminator)),
+            functools.partial(disc_score, discriminator),
             place=judging,
             rows=(1, 2, 3),
         ),
         disc_update=jit_step(
-            on_rows(judging, update),
+            update,
             donate=0,
             place=judging,
             keep="network",
