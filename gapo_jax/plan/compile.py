@@ -221,6 +221,7 @@ def _sampling_steps(
     keys = place.abstract_rows(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows)))
     count, found = Flops(decoder), decoder.num_layers
     whole, attention = count.layers(prompts, prompt, found)
+    jitted_sample: Any = models.sample
     prefill = place.jit(
         lambda params, tokens, mask: generation.prefill(params, decoder, tokens, mask)[0],
         keep="rows",
@@ -242,7 +243,7 @@ def _sampling_steps(
         ),
         PlannedStep(
             "decode",
-            lambda: models.sample.lower(weights, tokens, tokens, keys, 1.0),
+            lambda: jitted_sample.lower(weights, tokens, tokens, keys, 1.0),
             whole + each + decode,
             0.0,
             (),

@@ -46,6 +46,7 @@ def build_experience(
         rewards.rewards_B[rewards.chosen],
         state.kl_coef,
         rollout.learn_B[rewards.chosen],
+        rollout.counted_B[rewards.chosen],
         **estimator_options(ctx),
     )
     numbers = {key: float(value) for key, value in metrics.items()}

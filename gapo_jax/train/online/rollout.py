@@ -65,14 +65,15 @@ def _sample(ctx: TrainContext, state: GAPOState, index: int) -> RoundRollout:
     metrics["reward/rule_mean"] = float(rule_rewards_B.mean())
     # Those with a signal first; where there are too few, others fill the static shape unlearned.
     kept_A = np.argsort(~useful_A, kind="stable")[:wanted] if dynamic else np.arange(wanted)
-    learn_B = np.repeat(useful_A[kept_A] | (not dynamic), group)
+    counted_B = np.repeat(useful_A[kept_A] | (not dynamic), group)
     if dynamic:
         metrics["rollout/groups_sampled"] = float(len(useful_A))
         metrics["rollout/groups_informative"] = float(useful_A.sum())
     chosen = (kept_A[:, None] * group + np.arange(group)).reshape(-1)
     arrays = take_rows(every.rollout, chosen)
+    learn_B = counted_B
     if grpo is not None and grpo.mask_truncated:
-        learn_B &= ended_responses(config, ctx.models, arrays)
+        learn_B = counted_B & ended_responses(config, ctx.models, arrays)
     rows, texts = [rows[i] for i in chosen], [every.texts[i] for i in chosen]
     verdicts = [verdicts[i] for i in chosen]
     return RoundRollout(
@@ -87,6 +88,7 @@ def _sample(ctx: TrainContext, state: GAPOState, index: int) -> RoundRollout:
         ],
         rule_rewards_B=rule_rewards_B[chosen],
         learn_B=learn_B,
+        counted_B=counted_B,
         metrics=metrics,
         response_mask_BR=np.asarray(every.rollout.response_mask_BR),
         device_s=every.device_s,
