@@ -23,7 +23,10 @@ def test_a_score_that_is_not_finite_stops_the_run_with_advice(monkeypatch, score
         config=config, clock=PhaseClock(), steps=None,
         models=types.SimpleNamespace(disc_tokenizer=None),
     )  # fmt: skip
-    state = types.SimpleNamespace(disc_average={}, reward_stats=jnp.zeros(3))
+    network = types.SimpleNamespace(params={})
+    state = types.SimpleNamespace(
+        discriminator=network, disc_average=None, reward_stats=jnp.zeros(3)
+    )
     rollout = types.SimpleNamespace(
         index=2, generated=[], arrays=None, rule_rewards_B=np.ones(8, np.float32)
     )
