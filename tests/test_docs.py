@@ -213,6 +213,15 @@ def test_every_page_is_in_the_site():
     assert not [page.name for page in DOCS.glob("*.md") if f": {page.name}\n" not in site]
 
 
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocs", reason="pip install -e '.[docs]' builds the site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for page in ("index.html", "contributing/index.html", "source/gapo_jax/types.py/index.html"):
+        assert (tmp_path / page).is_file(), page
+
+
 def documented_metrics() -> list[str]:
     """Return the names in the first columns of the tables of docs/metrics.md."""
     rows = re.findall(r"^\| (`.+?`) \|", text_of(DOCS / "metrics.md"), re.MULTILINE)

@@ -21,7 +21,7 @@ afterwards in plain torch and transformers: same weights, tokens and shapes, in 
 
 Prompts have random lengths down to half of `--prompt-tokens`; no row ends early. With `--skewed`
 half of `--rows` responses have 1/32 of `--new-tokens`, a tenth all of them, the rest between: one
-batch after another that waits for its longest row, beside slots that are refilled. `round` plays
+batch after another that waits for its longest row, beside slots that are refilled. `round` runs
 rounds of configs/gapo_quickstart.py by GAPO and by PPO (the same with a frozen discriminator).
 `policy_memory` and `logprob_memory` only compile. `scaling` doubles prompts, length and layers.
 Weights: `--model`, or the cached SmolLM2, or random ones of its size, and the output says which.

@@ -64,7 +64,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--seed", type=int, default=0, help="of sampling and of the bootstrap")
     parser.add_argument("--resamples", type=int, default=2000, help="bootstrap resamples")
-    group = parser.add_argument_group("with --model")
+    _model_arguments(parser.add_argument_group("with --model"))
+    options = parser.parse_args(arguments)
+    _check(options, parser)
+    return options
+
+
+def _model_arguments(group: Any) -> None:
     group.add_argument("--batch-size", type=int, default=32, help="rows decoded at once")
     group.add_argument(
         "--whole-batches",
@@ -80,7 +86,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     group.add_argument("--min-p", type=float, default=0.0)
     group.add_argument("--stop", action="append", default=[], help="cut before this; repeatable")
     group.add_argument("--system", help="default: that of the run, or of the chat template")
-    options = parser.parse_args(arguments)
+
+
+def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """End with an error of `parser` where an option has no valid value."""
     whole = ("batch_size", "max_new_tokens", "max_prompt_tokens", "resamples", "limit", "samples")
     for name in whole:
         value = getattr(options, name)
@@ -92,7 +101,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         parser.error("--samples above 1 needs --model and a --temperature above 0")
     if options.samples > options.batch_size:
         parser.error(f"--samples {options.samples} must fit into --batch-size {options.batch_size}")
-    return options
 
 
 def load_model(options: argparse.Namespace) -> tuple[Any, Any, Callable[..., Any], int]:
@@ -311,15 +319,15 @@ def load_scorer(workdir: Path, batch_size: int) -> Callable[..., Any]:
     )
 
 
-def warn_of_adversary(options: argparse.Namespace) -> None:
-    """Say so where the scorer seems to be the adversary that the judged model was trained on."""
+def warn_of_own_scorer(options: argparse.Namespace) -> None:
+    """Warn where the scorer seems to be the discriminator that the model was trained against."""
     if not options.scorer or not options.model or not Path(options.model).exists():
         return
     scorer, model = options.scorer.resolve(), Path(options.model).resolve()
     if model.is_relative_to(scorer) or scorer.is_relative_to(model):
         print(
             f"warning: --model {options.model} and --scorer {options.scorer} are of one run: the "
-            "scorer is the adversary itself, which the model was trained to please; give the "
+            "scorer is the discriminator that the model was trained to please; give the "
             "workdir of a run on other data",
             file=sys.stderr,
         )
@@ -331,7 +339,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         constraints.load_plugin(path)
     before = read_results(options.compare) if options.compare is not None else None
     options.comparison, options.skipped = None, []
-    warn_of_adversary(options)
+    warn_of_own_scorer(options)
     scorer = load_scorer(options.scorer, options.batch_size) if options.scorer else None
     rows = read_rows(options)
     if before and not {row.prompt for row in rows} & {verdict.prompt for verdict in before}:

@@ -18,6 +18,7 @@ from ml_collections import config_flags
 
 import gapo_jax
 from gapo_jax.config import Config, check_path
+from gapo_jax.config.presets import moved_config
 
 
 def shipped_configs() -> Path:
@@ -32,7 +33,8 @@ def find_config(name: str) -> str:
     """Return the FILE.py[:PRESET] that `name` means.
 
     A file that exists is taken as it is. Otherwise the name is looked up among the shipped
-    configurations: `gapo_tiny`, or `configs/gapo_tiny.py` typed outside a checkout.
+    configurations: `gapo_tiny`, or `configs/gapo_tiny.py` typed outside a checkout. A name that
+    has become a preset (`configs/dpo_tiny.py`) is read as that preset, which is said on stderr.
 
     Raises:
         FileNotFoundError: there is none; names the nearest.
@@ -40,6 +42,9 @@ def find_config(name: str) -> str:
     given, _, preset = name.partition(":")
     path = Path(given)
     if not path.is_file():
+        if moved := moved_config(name):
+            print(f"{name} is now {moved}", file=sys.stderr)
+            return find_config(moved)
         shipped = shipped_configs() / f"{path.stem}.py"
         if path.parent.as_posix() not in (".", "configs") or not shipped.is_file():
             raise FileNotFoundError(_missing(given))

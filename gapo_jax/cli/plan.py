@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = finalize(values.config)
         prepare(values.topology)
         # Imported late: JAX reads the environment when it is loaded.
-        from gapo_jax.plan.run import find_change, plan
+        from gapo_jax.plan.compile import find_change, plan
 
         with tempfile.TemporaryDirectory() as scratch:
             dump = Path(values.dump or scratch)

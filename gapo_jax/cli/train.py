@@ -89,36 +89,29 @@ def train(
     # Imported late, so that a wrong flag is reported before JAX is loaded.
     from gapo_jax.checkpoint import CheckpointError
     from gapo_jax.evaluate.console import print_summary
+    from gapo_jax.train import runtime
     from gapo_jax.train.lock import locked
     from gapo_jax.train.main import execute
-    from gapo_jax.train.runtime import (
-        Processes,
-        ProcessMissing,
-        RunInterrupted,
-        RunStopped,
-        stop_requests,
-    )
 
     again = shlex.join([sys.executable, *sys.argv])
-    processes = Processes()
+    processes = runtime.Processes()
     try:
         processes = join() if join else processes
         own = locked(workdir) if processes.first else contextlib.nullcontext()
-        with stop_requests() as stop, own:
+        with runtime.stop_requests() as stop, own:
             summary = execute(config, workdir, stop, processes)
-    except ProcessMissing as missing:
+    except runtime.ProcessMissing as missing:
         _leave(f"error: {missing}")
-    except RunInterrupted as signal_name:
+    except runtime.RunInterrupted as signal_name:
         if not processes.index:
             print(f"stopped by {signal_name}; all finished rounds are saved in {workdir}")
             print(f"continue with: {again}")
         return CONTINUE
-    except RunStopped as reason:
-        print(f"the run stopped itself: {reason}", file=sys.stderr)
+    except runtime.RunStopped as reason:
         kept = f"the last good state, after round {reason.saved}, is saved in {workdir}"
         if reason.saved is None:
             kept = "nothing is saved yet: start with the change and another --workdir"
-        print(kept, file=sys.stderr)
+        print(f"the run stopped itself: {reason}\n{kept}", file=sys.stderr)
         return _COLLAPSED
     except KeyboardInterrupt:
         _leave(f"stopped at once; finished rounds are saved in {workdir}; go on: {again}", _SIGINT)
@@ -130,6 +123,9 @@ def train(
             processes.leave(str(error))
             _leave(message)
         sys.exit(message)
+    except Exception as error:
+        processes.leave(f"{type(error).__name__}: {error}")
+        raise
     if summary:
         print_summary(summary)
     return 0

@@ -116,6 +116,3 @@ def smollm2(method: str, name: str = "") -> Config:
         config.ppo.optim.learning_rate = 6e-5
         config.reward.missing_eos_penalty = 0.1
     return config
-
-
-tiny_rounds, smollm2_rounds = tiny, smollm2  # SHIM

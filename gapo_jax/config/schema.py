@@ -109,7 +109,8 @@ class DataConfig(Section):
     With `source`, a folder that `scripts/build_data.py` wrote, its pairs and their prompts take the
     place of ours: nothing is composed or sampled beforehand, and the prompts of its test side are
     the held-out ones (`heldout_tasks`). `types` are names or families (`ifeval`); pairs of other
-    types, or longer than the discriminator reads, are left out.
+    types, or longer than the discriminator reads, are left out. Types of IFBench are refused, as it
+    measures constraints that training has not seen.
     `on_invisible` says what happens to a type that the discriminator's tokenizer cannot see:
     `refuse` stops the run, `drop` leaves the type out with a warning. `system_prompt="template"`
     leaves the system turn to the chat template; any other text, the empty one too, replaces it.
@@ -121,6 +122,7 @@ class DataConfig(Section):
     (of the warm-up, where the discriminator stands still after it), beginning with the easiest
     `curriculum_start` of them: near misses (4 bullets where 3 were asked for) come last.
     Responses are verified in `verify_workers` processes of their own; 0 does it in this one.
+    `plugins` are Python files with constraint types of one's own (`constraints/plugins.py`).
     """
 
     types: tuple[str, ...] = _tuple(
@@ -149,6 +151,7 @@ class DataConfig(Section):
     curriculum: Share = 0.0
     curriculum_start: AboveZeroShare = 0.25
     verify_workers: Annotated[int, Range(0, 256)] = 0
+    plugins: tuple[str, ...] = _tuple()
 
     def check(self) -> None:
         """Raise ValueError where no constraint type is named."""

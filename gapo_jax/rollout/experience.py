@@ -193,9 +193,9 @@ def build_experience(
 
     With `gae`: r_t = -kl_coef * k1_t + 1[t = last] * reward (GAPO as its code does it, Eq. 7 and 9
     being shorthand); advantages are whitened over the real tokens of the whole rollout. The other
-    estimators: `critic_free_advantages` with `options`, `values_BR` being None. Rows whose `learn_B` is 0 stay in
-    the statistics, but none of their tokens is left to learn from; means over rows count them all
-    the same, unless `counted_B` is 0 (None: all count).
+    estimators: `critic_free_advantages` with `options`, `values_BR` being None. Rows whose
+    `learn_B` is 0 stay in the statistics, but none of their tokens is left to learn from; means
+    over rows count them all the same, unless `counted_B` is 0 (None: all count).
     """
     mask_BR, returns_BR = rollout.response_mask_BR, None
     logprobs = old_logprobs_BR, ref_logprobs_BR

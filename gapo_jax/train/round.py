@@ -25,7 +25,7 @@ class RoundRollout(NamedTuple):
         generated: prompt, response and verdict as the discriminator learns from them.
         rule_rewards_B: float32 [B] in [0, 1].
         learn_B: bool [B], False for rows that must not be learned from.
-        counted_B: bool [B], False for rows that only fill the static shape (`Experience`).
+        counted_B: bool [B], False for rows that only fill the static shape; None where none does.
         metrics: of all that was sampled, of what is not among the rows too.
         response_mask_BR: the same, int32: which of the sampled tokens are real.
         device_s: seconds in which the device had something to sample.
@@ -39,7 +39,7 @@ class RoundRollout(NamedTuple):
     generated: list[GeneratedText]
     rule_rewards_B: np.ndarray
     learn_B: np.ndarray
-    counted_B: np.ndarray
+    counted_B: np.ndarray | None
     metrics: dict[str, float]
     response_mask_BR: np.ndarray
     device_s: float

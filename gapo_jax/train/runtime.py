@@ -27,7 +27,7 @@ from typing import Any
 
 import jax
 from jax._src import distributed
-from jax._src.lib import _jax
+from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage]
 
 # Longer values are cut: the service sends no heartbeats while it handles a very long one.
 _VALUE_BYTES = 1 << 22
@@ -339,7 +339,7 @@ def _key(stage: int) -> str:
 def _expected_name(index: int) -> str:
     """Return the name of a process before it has given it, where the machine knows."""
     names = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
-    return names[index] if index < len(names) and names[index] else "host unknown"
+    return names[index] if index < len(names) and names[index] else "machine unknown"
 
 
 def _missing_message(missing: Sequence[int], names: Any, stage: str, timeout_s: float) -> str:

@@ -20,7 +20,7 @@ from gapo_jax.types import Constraint, PreferentialPair
 
 ROWS = load("tests/data/rows.py").rows()
 TYPES = constraints.resolve(
-    "no_comma number_words existence forbidden_words title number_sentences numbers".split()
+    "no_comma number_words existence forbidden_words title number_sentences quotation".split()
 )
 SETTINGS = mining.Mining(TYPES, per_task=10)
 
@@ -155,7 +155,7 @@ def test_variants_of_a_task_stand_on_one_side():
 
 
 def test_open_prompts_ask_for_nothing_contradictory():
-    """Over all types: those of IFEval do not know which of IFBench dictate the whole text."""
+    """Over all types that may be trained on."""
     settings = mining.Mining(
         constraints.resolve(["all"]), per_task=40, max_constraints=3, pairing="open"
     )

@@ -124,5 +124,5 @@ def test_a_process_that_never_comes_ends_the_run_with_its_name(runs, tmp_path):
     )  # fmt: skip
     done = subprocess.run(command, **runs.options(), capture_output=True, check=False, timeout=60)
     assert done.returncode == 1
-    assert "error: process 1 (host unknown) did not come to the stage 'join'" in done.stderr
+    assert "error: process 1 (machine unknown) did not come to the stage 'join'" in done.stderr
     assert not os.listdir(tmp_path)

@@ -121,8 +121,8 @@ def test_a_process_that_stays_away_is_named_with_the_stage(connected):
 def test_a_process_at_another_stage_is_named(connected):
     two = connected(2)
     said = together([lambda: two[0].gather("load"), lambda: two[1].gather("data")])
-    assert "process 1 (host unknown) did not come to the stage 'load'" in str(said[0])
-    assert "process 0 (host unknown) did not come to the stage 'data'" in str(said[1])
+    assert "process 1 (machine unknown) did not come to the stage 'load'" in str(said[0])
+    assert "process 0 (machine unknown) did not come to the stage 'data'" in str(said[1])
 
 
 def test_a_process_that_ends_with_an_error_says_so_at_the_next_stage(connected, monkeypatch):
@@ -176,7 +176,9 @@ def test_a_process_that_never_comes_is_named_by_all_others():
     for status, _, err in call_roll(3, (0, 1), 2, free_port()):
         assert status == 1
         (line,) = err.splitlines()[-1:]
-        assert line.startswith("error: process 2 (host unknown) did not come to the stage 'join'")
+        assert line.startswith(
+            "error: process 2 (machine unknown) did not come to the stage 'join'"
+        )
     assert time.monotonic() - start < 30
 
 
@@ -197,7 +199,7 @@ def test_an_address_that_is_taken_or_foreign_is_refused():
 
 def test_the_machine_may_know_who_is_expected(monkeypatch):
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "t-w-0,t-w-1")
-    assert Processes(0, 3).names == ["t-w-0", "t-w-1", "host unknown"]
+    assert Processes(0, 3).names == ["t-w-0", "t-w-1", "machine unknown"]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import runpy
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ QUICKSTART = Path(__file__).parents[2] / "configs" / "gapo_quickstart.py"
 
 
 def measure_round(args, decoder, params, reference) -> dict[str, Any]:
-    """Rounds of the quickstart, GAPO beside PPO: what does the adversary cost?"""
+    """Measure rounds of the quickstart by GAPO and by PPO: the cost of training a discriminator."""
     del decoder, params, reference  # a run loads its own
     settings = runpy.run_path(args.config or str(QUICKSTART))["get_config"]
     results: dict[str, Any] = {}
@@ -46,15 +47,15 @@ def measure_round(args, decoder, params, reference) -> dict[str, Any]:
         if args.model:
             config.model.generator = args.model
         with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
-            results[method] = play(finalize(config), Path(folder))
+            results[method] = measure_rounds(finalize(config), Path(folder))
     gapo, ppo = results["gapo"], results["ppo"]
     results["gapo_over_ppo"] = round(gapo["median_s"] / ppo["median_s"], 3)
-    judge = gapo["phases"].get("discriminator", 0.0) + gapo["phases"]["score"]
-    results["discriminator_share"] = round(judge / gapo["median_s"], 3)
+    seconds = gapo["phases"].get("discriminator", 0.0) + gapo["phases"]["score"]
+    results["discriminator_share"] = round(seconds / gapo["median_s"], 3)
     return results
 
 
-def play(config: Config, workdir: Path) -> dict[str, Any]:
+def measure_rounds(config: Config, workdir: Path) -> dict[str, Any]:
     """Return seconds of the rounds after the first, which compiles, and of each phase."""
     ctx, state = open_run(config, workdir, StopRequest())
     rounds: list[dict[str, float]] = []
@@ -91,9 +92,12 @@ def play(config: Config, workdir: Path) -> dict[str, Any]:
 
 
 def measure_ppo_iteration(args, decoder: Decoder, params, reference) -> dict[str, Any]:
-    """Sample `--batch` x `--samples` full responses, score them by policy, reference and critic,
-    estimate advantages of random rewards, and run one epoch of critic and policy in minibatches of
-    `--minibatch`. The torch side has no critic. Tokens are those of prompts and responses."""
+    """Measure one PPO iteration without a discriminator.
+
+    It samples `--batch` x `--samples` full responses, scores them by policy, reference and critic,
+    estimates advantages of random rewards, and runs one epoch of critic and policy in minibatches
+    of `--minibatch`. Tokens are counted in prompts and responses. The torch side has no critic.
+    """
     steps, create, spec = generator_steps(args, decoder)
     assert steps.critic is not None
     update_critic = steps.critic
@@ -132,16 +136,19 @@ def measure_ppo_iteration(args, decoder: Decoder, params, reference) -> dict[str
     counts = token_counts(experience)
     results = {"jax": timed(iterate, args.repeats, **counts)}
     if reference is not None:
-        parts = [take(experience, start) for start in range(0, rows, args.minibatch)]
-        calls = [reference.sampler(tokens_AP, mask_AP, args.samples, args.new_tokens)]
-        calls += [reference.score(part) for part in parts]
-        calls += [
-            reference.policy_update(
-                part, spec.first_trainable_layer, args.train_embeddings, Config()
-            )
-            for part in parts
-        ]
+        batches = [take(experience, start) for start in range(0, rows, args.minibatch)]
+        calls = torch_iteration(args, reference, batches, (tokens_AP, mask_AP), spec)
         results["torch"] = timed(
             lambda: [call() for call in calls] and None, args.repeats, **counts, compiles=False
         )
     return results
+
+
+def torch_iteration(args, reference, batches, prompts, spec) -> list[Callable[[], Any]]:
+    """Return the calls that make the same PPO iteration in torch."""
+    first = spec.first_trainable_layer
+    return [
+        reference.sampler(*prompts, args.samples, args.new_tokens),
+        *(reference.score(batch) for batch in batches),
+        *(reference.policy_update(b, first, args.train_embeddings, Config()) for b in batches),
+    ]

@@ -78,6 +78,22 @@ class Pairs:
     compared: Sequence[Preference]
 
 
+def training_types(config: Config) -> tuple[str, ...]:
+    """Return the ids of `config.data.types`, with the plug-ins loaded; needs no model.
+
+    Raises:
+        ValueError, FileNotFoundError: an unknown type, types of IFBench, a plug-in that cannot be
+            loaded; or, without `config.data.source`, a type that no prompt can be made with.
+    """
+    for path in config.data.plugins:
+        constraints.load_plugin(path)
+    type_ids = constraints.resolve(config.data.types)
+    if not config.data.source:
+        for type_id in type_ids:
+            constraints.trainable(type_id)
+    return type_ids
+
+
 def visible_types(config: Config, models: Models, wanted: Sequence[str]) -> tuple[str, ...]:
     """Return those of the constraint types that the discriminator can see.
 
@@ -126,7 +142,7 @@ def make_all_prompts(config: Config, models: Models) -> Prompts:
     Raises:
         ValueError: as `visible_types` and `fitting`.
     """
-    type_ids = visible_types(config, models, constraints.resolve(config.data.types))
+    type_ids = visible_types(config, models, training_types(config))
     data = config.data
 
     def make(split: Any, count: int, stream: int, phrasing: str, limit: int) -> list[PromptRow]:

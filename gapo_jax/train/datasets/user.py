@@ -36,6 +36,7 @@ from gapo_jax.train.datasets.self_generated import (
     compared_pairs,
     fitting,
     prompt_widths,
+    training_types,
     visible_types,
 )
 from gapo_jax.train.offline.examples import make_examples
@@ -47,13 +48,15 @@ _PROMPTS = {"train": "prompts_train.jsonl", "test": "prompts_heldout.jsonl"}
 
 
 def check_source(config: Config, workdir: Path) -> None:
-    """Check that the method can use what `config.data.source` holds, without any model; nothing to
-    check where a run has taken its part already.
+    """Check `config.data.types`, and that the method can use what `config.data.source` holds.
+
+    It needs no model. The source is not checked where a run has taken its part already.
 
     Raises:
-        FileNotFoundError: the folder is not what build_data.py wrote.
+        FileNotFoundError: the folder is not what build_data.py wrote, or a plug-in is missing.
         ValueError: a row cannot be read, or too few are of use to the method; names the key.
     """
+    training_types(config)
     if not config.data.source or (workdir / _PROMPTS["test"]).exists():
         return
     mined = {side: _read(config, side) for side in MINED}
@@ -81,6 +84,7 @@ def own_prompts(config: Config, models: Models, workdir: Path) -> Prompts:
         FileNotFoundError: `config.data.source` is not what build_data.py wrote.
         ValueError: too little of it can be used: other types, too long, invisible.
     """
+    training_types(config)  # loads the plug-ins, which the rows may ask for
     if not (workdir / _PROMPTS["test"]).exists():
         _take(config, models, workdir)
     rows = {side: read_prompts(workdir / name) for side, name in _PROMPTS.items()}
@@ -118,7 +122,7 @@ def _take(config: Config, models: Models, workdir: Path) -> None:
 def _types_in(config: Config, mined: Mapping[str, Cycle]) -> list[str]:
     """Return those of `config.data.types` that the pairs have."""
     present = {c.id for pairs in mined.values() for pair in pairs for c in asked(pair)}
-    types = [name for name in constraints.resolve(config.data.types) if name in present]
+    types = [name for name in training_types(config) if name in present]
     if not types:
         raise ValueError(
             f"config.data.source={config.data.source} has pairs of other types only "

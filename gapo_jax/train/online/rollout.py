@@ -12,12 +12,12 @@ import jax
 import numpy as np
 
 from gapo_jax.config import Config, system_text
-from gapo_jax.data.batching import batch_at
+from gapo_jax.data.batching import batch_at, bucket_widths
 from gapo_jax.evaluate.accuracy import Verdict, summarise, verify
 from gapo_jax.evaluate.text_health import repetition, text_health
 from gapo_jax.methods import estimator
 from gapo_jax.rollout.generate import Generated, generate, prompt_lengths, row_keys
-from gapo_jax.train.buckets import bucket_widths, take_rows
+from gapo_jax.train.buckets import take_rows
 from gapo_jax.train.build import Models
 from gapo_jax.train.context import TrainContext
 from gapo_jax.train.datasets.self_generated import Prompts, ended_responses
@@ -65,15 +65,15 @@ def _sample(ctx: TrainContext, state: GAPOState, index: int) -> RoundRollout:
     metrics["reward/rule_mean"] = float(rule_rewards_B.mean())
     # Those with a signal first; where there are too few, others fill the static shape unlearned.
     kept_A = np.argsort(~useful_A, kind="stable")[:wanted] if dynamic else np.arange(wanted)
-    counted_B = np.repeat(useful_A[kept_A] | (not dynamic), group)
+    learn_B = np.repeat(useful_A[kept_A] | (not dynamic), group)
+    counted_B = learn_B.copy() if dynamic else None
     if dynamic:
         metrics["rollout/groups_sampled"] = float(len(useful_A))
         metrics["rollout/groups_informative"] = float(useful_A.sum())
     chosen = (kept_A[:, None] * group + np.arange(group)).reshape(-1)
     arrays = take_rows(every.rollout, chosen)
-    learn_B = counted_B
     if grpo is not None and grpo.mask_truncated:
-        learn_B = counted_B & ended_responses(config, ctx.models, arrays)
+        learn_B &= ended_responses(config, ctx.models, arrays)
     rows, texts = [rows[i] for i in chosen], [every.texts[i] for i in chosen]
     verdicts = [verdicts[i] for i in chosen]
     return RoundRollout(

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from gapo_jax.config import Config
-from gapo_jax.data.batching import epoch_order
+from gapo_jax.data.batching import epoch_order, like_lengths
 from gapo_jax.losses import adaptive_kl_coef
 from gapo_jax.methods import estimator
-from gapo_jax.train.buckets import in_bucket, like_lengths, take_rows
+from gapo_jax.train.buckets import in_bucket, take_rows
 from gapo_jax.train.checks import ONLINE_RATES, check_finite
 from gapo_jax.train.context import TrainContext
 from gapo_jax.train.metrics import mean_metrics
