@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gapo_jax.config import finalize
-from gapo_jax.config.presets import tiny_rounds
+from gapo_jax.config import Config, finalize
 from gapo_jax.train.clock import PhaseClock
 from gapo_jax.train.online import rewards
 from gapo_jax.train.runtime import RunStopped
@@ -15,7 +14,7 @@ from gapo_jax.train.runtime import RunStopped
 
 @pytest.mark.parametrize("score", [np.nan, np.inf])
 def test_a_score_that_is_not_finite_stops_the_run_with_advice(monkeypatch, score):
-    config = finalize(tiny_rounds("gapo"))
+    config = finalize(Config(method="gapo"))
     logits_B = np.zeros(8, np.float32)
     monkeypatch.setattr(rewards, "score_texts", lambda *inputs: logits_B)
     monkeypatch.setattr(rewards, "ended_responses", lambda *inputs: np.ones(8, bool))
