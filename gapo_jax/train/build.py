@@ -18,7 +18,7 @@ from gapo_jax.config import Config, updates_per_round
 from gapo_jax.methods import asks_discriminator, has_critic, method_of, scores_with_average
 from gapo_jax.models import Decoder, DecoderConfig
 from gapo_jax.rollout.generate import SampleFn
-from gapo_jax.rollout.sampler import RESTRICTIONS, make_sampler
+from gapo_jax.rollout.sampler import RESTRICTIONS, make_sampler, restriction_warning
 from gapo_jax.sharding import ONE_DEVICE, Placement, make_mesh
 from gapo_jax.train.buckets import (
     accept_buckets,
@@ -289,6 +289,9 @@ def assemble_models(
     """
     decoding = place.regrouped(config.mesh.sampling_tensor)
     warn_of_whole_batches(config, place, decoding)
+    restrictions = config.sampling.top_k, config.sampling.top_p, config.sampling.min_p
+    if method_of(config).loop == "online" and (warning := restriction_warning(*restrictions)):
+        log.warning("%s", warning)
     decoder, ref_params, tokenizer = generator
     decoder = Decoder(
         dataclasses.replace(

@@ -122,7 +122,8 @@ def discriminator_loss(
     if loss == "bradley_terry":
         total, metrics = bradley_terry_loss(logits_B[::2], logits_B[1::2], batch.weights_B[::2])
         metrics["disc/accuracy"] = metrics["disc/pair_accuracy"]
-        return total, metrics | class_metrics(logits_B, batch.classes_B, batch.weights_B)
+        targets = batch.classes_B, batch.weights_B, batch.targets_B
+        return total, metrics | class_metrics(logits_B, *targets)
     return bce_loss(logits_B, batch.targets_B, batch.weights_B, classes_B=batch.classes_B)
 
 
