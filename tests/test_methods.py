@@ -93,7 +93,7 @@ class _Options(Section):
 
 
 def _loss(rows: RowLogprobs, *, beta: float, gamma: float):
-    return rows.policy_NR.sum() * beta * gamma, {}
+    return rows.policy_BR.sum() * beta * gamma, {}
 
 
 def test_a_loss_gets_the_options_of_its_own_method_or_the_entry_is_refused():
@@ -125,8 +125,8 @@ from gapo_jax.losses.offline import RowLogprobs, with_likelihood
 
 def dummy_loss(rows: RowLogprobs, *, beta: float, sft_weight: float):
     """softplus(-beta (chosen - rejected)) of the mean log-probs."""
-    policy_BK, _ = rows.sequence(mean=True)
-    margin_B = policy_BK[:, 0] - policy_BK[:, 1]
+    policy_AG, _ = rows.sequence(mean=True)
+    margin_B = policy_AG[:, 0] - policy_AG[:, 1]
     loss = jax.nn.softplus(-beta * margin_B).mean()
     return with_likelihood(rows, (loss, {"pref/beta": beta}), sft_weight)
 '''

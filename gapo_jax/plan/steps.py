@@ -236,8 +236,8 @@ def _offline_step(
         rows=rows,
         mismatched=rows if layout == "halves" else None,
         condition=rows if layout == "conditions" else None,
-        rewards_N=None if batches == "samples" else floats,
-        ref_N=floats if batches == "refinements" else None,
+        rewards_B=None if batches == "samples" else floats,
+        ref_B=floats if batches == "refinements" else None,
     )
     batch = place.abstract_rows(batch)
     offline_step: Any = compiled.offline

@@ -42,8 +42,8 @@ def updates(method: str, sizes) -> tuple:
         rows=rollout(rng),
         mismatched=rollout(rng) if method == "kto" else None,
         condition=rollout(rng) if method == "inverse_q" else None,
-        rewards_N=rng.normal(size=ROWS).astype(np.float32) if method == "rpo" else None,
-        ref_N=rng.normal(size=ROWS).astype(np.float32) if method == "sgpo" else None,
+        rewards_B=rng.normal(size=ROWS).astype(np.float32) if method == "rpo" else None,
+        ref_B=rng.normal(size=ROWS).astype(np.float32) if method == "sgpo" else None,
     )
     found = []
     for _ in range(3):

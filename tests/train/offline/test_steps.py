@@ -165,7 +165,7 @@ def test_every_other_loss_on_the_same_rows(base, trained, encoder, plain):
     smooth = 0.8 * _softplus(-margin) + 0.2 * _softplus(margin)
     assert float(loss) == pytest.approx(smooth.mean(), rel=2e-4)
     config = _config("sgpo")
-    batch = _batch(config, encoder).replace(ref_N=jnp.asarray(ref.reshape(-1), jnp.float32))
+    batch = _batch(config, encoder).replace(ref_B=jnp.asarray(ref.reshape(-1), jnp.float32))
     loss, _ = _loss(config, base, trained, batch)
     assert float(loss) == pytest.approx(_softplus(-margin).mean(), rel=2e-4)
     config = _config("dpo", dpo__variant="ipo", dpo__reduce="mean", offline__sft_weight=0.5)
@@ -177,7 +177,7 @@ def test_every_other_loss_on_the_same_rows(base, trained, encoder, plain):
 def test_the_improver_learns_refinements_and_weighs_answers(base, trained, encoder, plain):
     config = _config("sgpo")
     rewards = np.tile([1.0, 0.25], len(EXAMPLES)).astype(np.float32)
-    batch = _batch(config, encoder).replace(rewards_N=jnp.asarray(rewards))
+    batch = _batch(config, encoder).replace(rewards_B=jnp.asarray(rewards))
     loss, metrics = _loss(config, base, trained, batch)
     (policy, _), counts = plain
     refined, answers = -policy.sum(0) / counts.sum(0)
