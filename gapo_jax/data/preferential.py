@@ -68,9 +68,9 @@ def _by_task(rows: Iterable[tuple[Task | str, str]]) -> list[tuple[Task | str, l
     for task, response in rows:
         text = response.strip()
         if text:
-            found = groups.setdefault(task_text(task), (task, []))[1]
-            if text not in found:
-                found.append(text)
+            texts = groups.setdefault(task_text(task), (task, []))[1]
+            if text not in texts:
+                texts.append(text)
     return list(groups.values())
 
 
