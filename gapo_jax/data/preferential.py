@@ -26,10 +26,7 @@ import numpy as np
 from gapo_jax import constraints
 from gapo_jax.constraints.template import compose_prompt
 from gapo_jax.data.cycles import Counts, Edge, next_cycle
-from gapo_jax.data.edits import rule_edit as rule_edit
 from gapo_jax.data.groups import Group, make_group, task_text
-from gapo_jax.data.groups import hindsight as hindsight
-from gapo_jax.data.prompts import make_prompts as make_prompts
 from gapo_jax.data.tasks import Task
 from gapo_jax.types import Constraint, PreferentialPair
 
