@@ -70,9 +70,9 @@ def _sized(value: Any) -> Any:
 
 def _counted(items: Iterable[Any]) -> list[Any]:
     """Return the items of a loop, having paid for them."""
-    found = list(items)
-    _budget.get().spend(len(found) + 1)
-    return found
+    listed = list(items)
+    _budget.get().spend(len(listed) + 1)
+    return listed
 
 
 class _Limits(NodeTransformer):

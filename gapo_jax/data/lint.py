@@ -69,22 +69,22 @@ class LintReport:
     def errors(self) -> list[str]:
         """What makes this data silently wrong, a sentence each; none if it may be trained on."""
         good = self.rows - self.malformed
-        found = []
+        errors = []
         if not good:
             first = f": {self.problems[0]}" if self.problems else ""
-            found.append(f"no usable row among {self.rows}{first}")
+            errors.append(f"no usable row among {self.rows}{first}")
         if len(self.schemas) > 1:
-            found.append(f"several schemas in one source ({dict(self.schemas)}): split it")
+            errors.append(f"several schemas in one source ({dict(self.schemas)}): split it")
         for fault, rows in self.faults.items():
             if rows > _MOST * good:
-                found.append(f"{rows} of {good} rows: {_FAULTS[fault]}")
+                errors.append(f"{rows} of {good} rows: {_FAULTS[fault]}")
         if good and self.all_masked > _MOST * good and set(self.schemas) != {"ifeval"}:
-            found.append(f"{self.all_masked} of {good} rows have nothing to train on")
+            errors.append(f"{self.all_masked} of {good} rows have nothing to train on")
         if good and self.truncated > _MOST * good:
-            found.append(f"{self.truncated} of {good} rows are cut: raise the length limit")
+            errors.append(f"{self.truncated} of {good} rows are cut: raise the length limit")
         if len(self.labels) == 1:
-            found.append(f"every label is {next(iter(self.labels))}: both are needed")
-        return found
+            errors.append(f"every label is {next(iter(self.labels))}: both are needed")
+        return errors
 
     def refuse(self) -> None:
         """Raise ValueError for data that is silently wrong, with all reasons."""
@@ -230,20 +230,20 @@ def lint(
         report.rows += 1
         try:
             row = _row(record)
-            found = schema or recognise(row)
-            sequences = segments(row, found)
-            _verify(row, found)
-            _measure(report, sequences, found, tokenizer, limit)
+            row_schema = schema or recognise(row)
+            sequences = segments(row, row_schema)
+            _verify(row, row_schema)
+            _measure(report, sequences, row_schema, tokenizer, limit)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             report.malformed += 1
             if len(report.problems) < _NAMED:
                 reason = f"field {error} is missing" if isinstance(error, KeyError) else error
                 report.problems.append(f"row {number}: {reason}")
             continue
-        report.schemas[found] += 1
-        report.unused.update(unused(row, found))
-        report.faults.update(_faults(sequences, found))
-        if found == "prompt_label":
+        report.schemas[row_schema] += 1
+        report.unused.update(unused(row, row_schema))
+        report.faults.update(_faults(sequences, row_schema))
+        if row_schema == "prompt_label":
             report.labels[bool(row["label"])] += 1
         key = hashlib.blake2b(repr(sequences).encode("utf-8", "replace"), digest_size=16).digest()
         report.duplicated += key in seen

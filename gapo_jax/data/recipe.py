@@ -69,9 +69,9 @@ class Recipe:
                 if isinstance(record, str):
                     raise ValueError(record)
                 schema = self.schema or schemas.recognise(record)
-                found = schemas.prompt_and_response(record, schema)
+                task_row = schemas.prompt_and_response(record, schema)
                 ignored.update(schemas.unused(record, schema))
-                yield found
+                yield task_row
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 reason = f"field {error} is missing" if isinstance(error, KeyError) else error
                 problem = f"{source}, {tables.unit(source)} {number}: {reason}"

@@ -4,7 +4,7 @@
 |---|---|
 | preferential | `prompt_accepted`, `prompt_rejected`, `response` |
 | chosen_rejected | `chosen`, `rejected` (texts or dialogues), `prompt` or none |
-| ifeval | `prompt`, `instruction_id_list` (and `kwargs`), or `prompt`, `constraints` |
+| ifeval | a prompt, and constraints in any form of `constraints/rows.py` |
 | messages | `messages` or `conversations`: a dialogue |
 | prompt_label | a dialogue, or `prompt` and a response, and `label` (true or false) |
 | prompt_completion | `prompt` (or another name of `PROMPTS`), a response |
@@ -22,6 +22,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from gapo_jax.constraints.rows import constraints_of, prompt_text
 from gapo_jax.data.turns import ROLES, as_dialogue, encodable
 from gapo_jax.data.turns import Segment as Segment
 
@@ -46,7 +47,10 @@ _USED = {
         "task", "response", "accepted", "rejected", "prompt_accepted", "prompt_rejected", "edit",
         "type",
     },
-    "ifeval": {"prompt", "task", "instruction_id_list", "kwargs", "constraints"},
+    "ifeval": {
+        "prompt", "task", "instruction_id_list", "kwargs", "constraints", "ground_truth",
+        *DIALOGUES,
+    },
     "messages": set(),
     "chosen_rejected": {"chosen", "rejected", "task", "constraints", *DIALOGUES},
     "prompt_label": {"label"},
@@ -83,7 +87,10 @@ def recognise(record: Mapping[str, Any]) -> str:
         return "preferential"
     if {"chosen", "rejected"} <= has:
         return "chosen_rejected"
-    if "prompt" in has and has & {"instruction_id_list", "constraints"}:
+    if has & {"prompt", *DIALOGUES} and has & {"instruction_id_list", "constraints"}:
+        return "ifeval"
+    # The RLVR sets of AI2; other sets have an answer there.
+    if has & {"prompt", *DIALOGUES} and "instruction_id" in str(record.get("ground_truth")):
         return "ifeval"
     if has & set(DIALOGUES):
         return "prompt_label" if "label" in has else "messages"
@@ -259,9 +266,10 @@ def segments(record: Mapping[str, Any], schema: str) -> list[list[Segment]]:
         if schema == "prompt_label":  # the label is about the last answer
             turns = [*_as_context(turns[:-1]), turns[-1]]
         return [_framed(record, turns)]
-    prompt = _prompt(record)
     if schema == "ifeval":
+        prompt = [Segment("user", encodable(prompt_text(record), "prompt"), False)]
         return [_framed(record, prompt + (_side(record, field) if field else []))]
+    prompt = _prompt(record)
     if not prompt or field is None:
         raise ValueError(f"wanted one of {PROMPTS} and one of {RESPONSES}, got {sorted(record)}")
     return [_framed(record, _joined(prompt, _side(record, field)))]
@@ -278,8 +286,8 @@ def separate_task(record: Mapping[str, Any]) -> str:
     """
     if record.get("task") is not None:
         return _text(record, "task")
-    size = len(record.get("instruction_id_list") or record.get("constraints") or ())
-    parts = [part for part in _text(record, "prompt").split("\n\n") if part.strip()]
+    size = len(constraints_of(record))
+    parts = [part for part in prompt_text(record).split("\n\n") if part.strip()]
     if size and len(parts) > size:
         return "\n\n".join(parts[:-size])
     raise ValueError(

@@ -110,10 +110,10 @@ def read_pairs(path: str | Path) -> list[PreferentialPair]:
 
 def accepted_prompts(pairs: Iterable[PreferentialPair], prefix: str) -> list[PromptRow]:
     """Return the accepted prompts of pairs, each once, as rows to answer; keys are numbered."""
-    found = {pair.prompt_accepted: pair for pair in pairs}
+    by_prompt = {pair.prompt_accepted: pair for pair in pairs}
     return [
         PromptRow(f"{prefix}-{number}", prompt, pair.task, pair.accepted)
-        for number, (prompt, pair) in enumerate(found.items(), 1)
+        for number, (prompt, pair) in enumerate(by_prompt.items(), 1)
     ]
 
 

@@ -205,7 +205,7 @@ def scan_responses(
     Returns:
       prompt -> (number, response) in file order, and (number, problem) of rows that do not fit.
     """
-    found: dict[str, list[tuple[int, str]]] = {}
+    responses: dict[str, list[tuple[int, str]]] = {}
     problems = []
     for number, record in iter_rows(path):
         if isinstance(record, str):
@@ -213,10 +213,10 @@ def scan_responses(
             continue
         prompt, response = record.get("prompt"), record.get("response")
         if isinstance(prompt, str) and isinstance(response, str):
-            found.setdefault(prompt, []).append((number, response))
+            responses.setdefault(prompt, []).append((number, response))
         else:
             problems.append((number, "wanted the strings 'prompt' and 'response'"))
-    return found, problems
+    return responses, problems
 
 
 def join_responses(
