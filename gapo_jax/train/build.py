@@ -239,6 +239,7 @@ def _discriminator_steps(
     settings = config.discriminator
     options: dict[str, Any] = {
         "place": discriminator_placement(config, place),
+        "embeddings_by_row": True,
     }
     score = functools.partial(disc_score_step, discriminator=discriminator)
     update = functools.partial(
