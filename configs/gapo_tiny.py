@@ -10,12 +10,12 @@ earlier run has left them on disk; 1.7 GB at the peak. Held-out topics, per inst
 """
 
 from gapo_jax.config import Config
-from gapo_jax.config.presets import tiny_rounds
+from gapo_jax.config.presets import tiny
 
 
 def get_config(preset: str = "") -> Config:
     """Return the configuration; there are no presets."""
-    config = tiny_rounds("gapo")
+    config = tiny("gapo")
     # As many rows as a batch of the bootstrap, so that the sampler is compiled once for both.
     config.eval.prompts_per_set = config.sampling.batch_size
     config.eval.every_rounds, config.eval.prompts_during = 1, config.sampling.batch_size

@@ -40,7 +40,7 @@ compiler reckons with 1.4 TB/s for plain products of matrices there, half of wha
 """
 
 from gapo_jax.config import Config
-from gapo_jax.config.presets import tiny_rounds
+from gapo_jax.config.presets import tiny
 
 
 def get_config(preset: str = "") -> Config:
@@ -52,7 +52,7 @@ def get_config(preset: str = "") -> Config:
     if preset not in ("", "ifeval", "rehearse"):
         raise ValueError(f"wanted the preset 'ifeval' or 'rehearse' or none, got {preset!r}")
     if preset == "rehearse":
-        config = tiny_rounds("gapo", "gapo_tpu_rehearse")
+        config = tiny("gapo", "gapo_tpu_rehearse")
         config.rounds = 2
         config.model.trainable_layers = 0
     else:

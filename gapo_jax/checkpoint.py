@@ -1,20 +1,23 @@
-"""Checkpoints of a whole run, by Orbax v1: asynchronous, atomic, and checked when read.
+"""Save and restore a whole run by Orbax v1: asynchronous, atomic, and checked when read.
 
-The only module that imports orbax. A checkpoint is one folder `DIRECTORY/STEP` with two items:
-`state`, a pytree of arrays (parameters, optimizer states, typed PRNG keys, counters), and `host`,
-a JSON dictionary (data position, replay store, statistics). The folder gets its name only when all
-of it is on the disk, so a process killed in the middle of a save leaves nothing that is picked up.
+The only module that imports orbax. A checkpoint is one folder `DIRECTORY/STEP` with three items:
+`state`, a pytree of arrays (parameters, optimizer states, typed PRNG keys, counters); `host`, a
+JSON dictionary (replay buffer, seconds); and `checksums` of both, which
+checkpoints of earlier versions lack. The folder gets its name when everything is on the disk, so a
+process that is killed during a save leaves nothing that could be taken for a checkpoint.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
 import shutil
 import warnings
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +27,8 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-_ITEMS = ("state", "host")
+_ITEMS = ("state", "host")  # those that every checkpoint has
+_CHECKSUMS = "checksums"
 
 
 def _absolute(folder: str | os.PathLike[str]) -> epath.Path:
@@ -124,7 +128,8 @@ class Checkpointer:
                     f"cannot save step {step}: {self.directory} already holds steps {newer}. "
                     "Continue from the newest, or start afresh with another --workdir."
                 )
-            items = {"state": state, "host": json.loads(json.dumps(host))}
+            host = json.loads(json.dumps(host))
+            items = {"state": state, "host": host, _CHECKSUMS: _all_checksums(state, host)}
             try:
                 response = self._manager.save_checkpointables_async(step, items, overwrite=True)
             except Exception as error:
@@ -156,7 +161,12 @@ class Checkpointer:
         """Return the newest complete step, None if there is none."""
         return max(self.steps(), default=None)
 
-    def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+    def restore(
+        self,
+        abstract_state: Any,
+        step: int | None = None,
+        former_names: Mapping[str, str] | None = None,
+    ) -> tuple[Any, dict[str, Any]]:
         """Read a checkpoint back onto the devices.
 
         Args:
@@ -166,6 +176,8 @@ class Checkpointer:
             step: which one; None takes the newest that can be read. Newer ones that cannot be
                 read are set aside (renamed to `STEP.unreadable`) with a warning; `read_only`, with
                 the warning alone.
+            former_names: of fields of `abstract_state`, a dataclass: the names that older
+                checkpoints may have them under.
 
         Returns:
             `(state, host)`; every leaf of `state` is a jax array.
@@ -183,24 +195,50 @@ class Checkpointer:
         failures: list[tuple[int, Exception]] = []
         for candidate in wanted:
             try:
-                saved = self._saved_leaves(candidate)
-                _check_leaves(saved, abstract_state, self.directory / str(candidate))
-                items = self._manager.load_checkpointables(
-                    candidate, {"state": abstract_state, "host": None}
-                )
-            except _MismatchError as error:
-                raise ValueError(str(error)) from None
-            except Exception as error:
+                items = self._load(candidate, abstract_state, former_names or {})
+                error = None
+            except _MismatchError as mismatch:
+                raise ValueError(str(mismatch)) from None
+            except Exception as found:
+                error = found
+            if error := _agree(error):
                 failures.append((candidate, error))
                 continue
             self._set_aside(failures)
             self._saved.add(candidate)
-            return items["state"], items["host"]
+            return items
         reasons = "; ".join(f"step {number}: {_first_line(error)}" for number, error in failures)
         raise CheckpointError(
             f"no checkpoint in {self.directory} can be read ({reasons}). Restore it from a copy, "
             "or start afresh with another --workdir."
         )
+
+    def _load(
+        self, step: int, abstract_state: Any, former_names: Mapping[str, str]
+    ) -> tuple[Any, dict[str, Any]]:
+        """Load a checkpoint, check it and compare it with its checksums; return (state, host)."""
+        path = self.directory / str(step)
+        fields, saved = self._saved_leaves(step)
+        renamed = _renamed(fields, former_names)
+        wanted: dict[str, Any] = {"state": _under_names(abstract_state, renamed), "host": None}
+        _check_leaves(saved, wanted["state"], path)
+        if (path / _CHECKSUMS).is_dir():
+            wanted[_CHECKSUMS] = None
+        items = self._manager.load_checkpointables(step, wanted)
+        state, host = items["state"], items["host"]
+        if _CHECKSUMS in wanted:
+            sums = items[_CHECKSUMS]
+            damaged = [key for key, n in _all_checksums(state, host).items() if sums.get(key) != n]
+            if damaged:
+                more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
+                raise CheckpointError(
+                    f"{', '.join(damaged[:3])}{more} differ from the checksums of the save"
+                )
+        if renamed:
+            values = {new: state[old] for new, old in renamed.items()}
+            values |= {k: v for k, v in state.items() if k not in renamed.values()}
+            state = dataclasses.replace(abstract_state, **values)
+        return state, host
 
     def close(self) -> None:
         """Wait for the save under way and release the directory.
@@ -230,8 +268,9 @@ class Checkpointer:
             cleanup_tmp_directories=not self._read_only,
         )
 
-    def _saved_leaves(self, step: int) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """Return path -> (shape, dtype) of what checkpoint `step` says that it holds."""
+    def _saved_leaves(self, step: int) -> tuple[set[str], dict[str, tuple[tuple[int, ...], Any]]]:
+        """Return what checkpoint `step` says that it holds: the names of its parts, empty ones
+        too, and path -> (shape, dtype)."""
         path = self.directory / str(step)
         missing = [name for name in _ITEMS if not (path / name).is_dir()]
         if missing:
@@ -240,7 +279,8 @@ class Checkpointer:
             metadata = ocp.checkpointables_metadata(str(path)).metadata["state"]
         if metadata is None:
             raise CheckpointError(f"{path / 'state'} has no readable metadata")
-        return {path: (leaf.shape, np.dtype(leaf.dtype)) for path, leaf in _leaves(metadata)}
+        leaves = {path: (leaf.shape, np.dtype(leaf.dtype)) for path, leaf in _leaves(metadata)}
+        return set(metadata) if isinstance(metadata, Mapping) else set(), leaves
 
     def _set_aside(self, failures: list[tuple[int, Exception]]) -> None:
         for step, error in failures:
@@ -279,6 +319,76 @@ class Checkpointer:
         )
 
 
+def _all_checksums(state: Any, host: Mapping[str, Any]) -> dict[str, int]:
+    """Return the checksums of the arrays, and that of `host` under a path that no array has."""
+    return array_checksums(state) | {"/host": zlib.crc32(json.dumps(host).encode())}
+
+
+def array_checksums(tree: Any) -> dict[str, int]:
+    """Return a checksum of every array of a tree, by path.
+
+    They depend on the values alone, not on the layout: a checkpoint may be read on other devices
+    than it was written from. They are computed where the arrays lie.
+    """
+    found: dict[str, int] = {}
+    # Arrays on different devices cannot be arguments of one program.
+    groups: dict[Any, list[tuple[str, Any]]] = {}
+    for path, leaf in _leaves(tree):
+        leaf = _raw(leaf)
+        sharding = getattr(leaf, "sharding", None)
+        if sharding is not None and sharding.memory_kind == "pinned_host":
+            # One at a time: the copy may lie on the host because the devices have no room for it.
+            found[path] = int(_checksum(jax.device_put(leaf, sharding.with_memory_kind("device"))))
+            continue
+        devices = frozenset(sharding.device_set if sharding is not None else ())
+        groups.setdefault(devices, []).append((path, leaf))
+    for group in groups.values():
+        numbers = jax.device_get(_checksums([leaf for _, leaf in group]))
+        found |= {path: int(number) for (path, _), number in zip(group, numbers, strict=True)}
+    return found
+
+
+def _raw(leaf: Any) -> Any:
+    """Return the numbers of a typed key, and any other array as it is."""
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if is_key else leaf
+
+
+@jax.jit
+def _checksum(array: jax.Array) -> jax.Array:
+    """Return the sum of bits * (2 * position + 1) modulo 2^32.
+
+    The factor is odd, so a change of one element always changes the sum. Integer sums do not
+    depend on their order, and the position is computed along each axis because flattening would
+    gather an array that is split over devices.
+    """
+    if array.dtype == jnp.bool_:
+        array = array.astype(jnp.uint8)
+    words = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(array, words).astype(jnp.uint32)
+    position, stride = jnp.zeros(bits.shape, jnp.uint32), 1
+    for axis in reversed(range(bits.ndim)):
+        along = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+        position += along * jnp.uint32(stride % 2**32)
+        stride *= bits.shape[axis]
+    return jnp.sum(bits * (2 * position + 1), dtype=jnp.uint32)
+
+
+@jax.jit
+def _checksums(leaves: list[Any]) -> list[jax.Array]:
+    return [_checksum(leaf) for leaf in leaves]
+
+
+def _agree(error: Exception | None) -> Exception | None:
+    """Return this process's error, or one in its place where only another process has one."""
+    if jax.process_count() == 1:
+        return error
+    failed = multihost_utils.process_allgather(np.array(error is not None))
+    if error is None and np.any(failed):
+        return CheckpointError(f"process {int(np.argmax(failed))} cannot read it")
+    return error
+
+
 class _MismatchError(Exception):
     """The checkpoint is readable but is not of the tree that was asked for."""
 
@@ -291,9 +401,10 @@ def _missing(step: int | None, directory: epath.Path, found: Sequence[int]) -> F
 
 
 def _context() -> ocp.Context:
-    """Bind `host` to JSON, so that a dictionary of numbers is not taken for a pytree."""
+    """Bind the dictionaries to JSON, because one of numbers would be taken for a pytree."""
     registry = ocp.handlers.local_registry()
-    registry.add(ocp.handlers.JsonHandler, checkpointable_name="host")
+    for name in ("host", _CHECKSUMS):
+        registry.add(ocp.handlers.JsonHandler, checkpointable_name=name)
     context = ocp.Context()
     context.checkpointables.registry = registry
     return context
@@ -310,6 +421,19 @@ def _leaves(tree: Any) -> list[tuple[str, Any]]:
     """Return (path, leaf) pairs; fields, keys and indices are all written the same way."""
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in flat]
+
+
+def _renamed(saved: set[str], former_names: Mapping[str, str]) -> dict[str, str]:
+    """Return those of `former_names` that a checkpoint with the parts `saved` still has."""
+    return {new: old for new, old in former_names.items() if old in saved and new not in saved}
+
+
+def _under_names(state: Any, renamed: Mapping[str, str]) -> Any:
+    """Return the fields of a dataclass under other names, as a dictionary; without any, itself."""
+    if not renamed:
+        return state
+    fields = [f.name for f in dataclasses.fields(state) if f.metadata.get("pytree_node", True)]
+    return {renamed.get(name, name): getattr(state, name) for name in fields}
 
 
 def _check_leaves(saved: dict[str, Any], abstract_state: Any, where: epath.Path) -> None:

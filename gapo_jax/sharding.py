@@ -296,11 +296,13 @@ class Placement:
             tree, jax.tree.map(lambda _: replicated(self._mesh), tree)
         )
 
-    def keep_columns(self, kernel_DV: jax.Array) -> jax.Array:
-        """Hold a traced matrix to its columns split over `tensor`, gathered over `fsdp`: before a
-        loop that would otherwise gather it in every turn."""
+    def keep_columns(self, kernel_DV: jax.Array, dtype: Any) -> jax.Array:
+        """Hold a traced matrix, cast to `dtype`, to its columns split over `tensor` and gathered
+        over `fsdp`: before a loop that would otherwise gather it in every turn. On one device there
+        is nothing to gather and the loop casts what it reads."""
         if not self.spread:
             return kernel_DV
+        kernel_DV = kernel_DV.astype(dtype)
         # Split first: XLA might else gather what the matrix was cast from, twice as many bytes.
         for axes in (("embed", "vocab"), (None, "vocab")):
             place = NamedSharding(self._mesh, _spec(self._mesh, kernel_DV.shape, axes))

@@ -77,6 +77,8 @@ class Experience(flax.struct.PyTreeNode):
     `old_logprobs_BR` and `ref_logprobs_BR` come from the training forward at the sampling
     temperature; `values_BR` and `returns_BR` from the critic and GAE, None without a critic.
     `response_mask_BR` covers the tokens to learn from. `rewards_B` are the rewards themselves.
+    `counted_B` (int32; None: every row) marks the rows that a mean over rows divides by: a response
+    that is masked for being cut off is one of them, a row that only fills the static shape is not.
     """
 
     tokens_BT: jax.Array
@@ -88,3 +90,4 @@ class Experience(flax.struct.PyTreeNode):
     values_BR: jax.Array | None = None
     returns_BR: jax.Array | None = None
     rewards_B: jax.Array | None = None
+    counted_B: jax.Array | None = None

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: sets `python` to an interpreter that is new enough, or says
 # what to install. PYTHON=/path/to/python overrides the search.
 find_python() {

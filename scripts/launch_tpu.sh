@@ -8,7 +8,11 @@
 # all of its workers, starts scripts/train.py on all of them, shows worker 0's log, keeps
 # checkpoints, logs and compiled programs in the bucket, makes the TPU again after a preemption and
 # continues the run, and deletes the TPU at the end. Ctrl-C leaves the TPU and the run as they are;
-# the same command finds both. After every round all is saved, so a preemption costs at most one.
+# the same command finds both. Everything is saved after every round, so a preemption costs at most
+# one round.
+#
+# The exit status is that of the run (scripts/train.py: 0 finished, 1 error, 3 stopped itself), or 2
+# if this script cannot go on. A run that a signal stopped ends with 75 and is continued here.
 #
 #   --project P      the cloud project (default: the one gcloud is set to)
 #   --version V      runtime image of the TPU VM (default: by the type)
@@ -144,8 +148,9 @@ else python3 -m pip install --quiet --user uv && python3 -m uv venv --seed --pyt
 # every minute and at the end; a new TPU starts from that mirror. Checkpoints go to the bucket
 # directly, each worker writing its part.
 start_script() {
-  local flags
+  local flags folder
   printf -v flags '%q ' "$@"
+  printf -v folder '%q' "$bucket"
   cat <<END
 cd ~/$REMOTE
 told() { curl -sf -H 'Metadata-Flavor: Google' \\
@@ -156,17 +161,15 @@ together=()
 if [ "\${#hosts[@]}" -gt 1 ]; then
   together=(--coordinator "\${hosts[0]}:8476" --num_processes "\${#hosts[@]}" --process_id "\$id")
 fi
-export JAX_COMPILATION_CACHE_DIR=$bucket/compiled
-mirror() { [ "\$id" != 0 ] || gcloud storage rsync --recursive run $bucket/run; }
+export JAX_COMPILATION_CACHE_DIR=$folder/compiled
+mirror() { [ "\$id" != 0 ] || gcloud storage rsync --recursive run $folder/run; }
 mkdir -p run
-[ "\$id" != 0 ] || gcloud storage rsync --recursive $bucket/run run || true
+[ "\$id" != 0 ] || gcloud storage rsync --recursive $folder/run run || true
 ( while sleep 60; do mirror; done ) > mirror.log 2>&1 & loop=\$!
 .venv/bin/python scripts/train.py --workdir run \\
-  --config.checkpoint.directory=$bucket/checkpoints "\${together[@]}" $flags& train=\$!
+  --config.checkpoint.directory=$folder/checkpoints "\${together[@]}" $flags& train=\$!
 trap 'kill -TERM \$train' TERM
 while kill -0 \$train 2> /dev/null; do wait \$train; status=\$?; done
-# Stopped by a signal, and so not at its end: to be continued.
-if [ "\$status" = 0 ] && [ "\$id" = 0 ] && ! [ -f run/summary.json ]; then status=75; fi
 kill \$loop; mirror >> mirror.log 2>&1; echo \$status > status
 END
 }
@@ -183,7 +186,7 @@ START
 nohup bash start.sh > train.log 2>&1 < /dev/null & echo \$! > start.pid"
 }
 
-# Show worker 0's log until the run ends; the exit status is the run's, 75 when the TPU is gone.
+# Show worker 0's log until the run ends. Returns its status, or 75 (continue) if the TPU is gone.
 follow() {
   local code=0
   say "the log of worker 0 (Ctrl-C leaves the run going)"
@@ -210,8 +213,8 @@ for ((attempt = 0; ; attempt++)); do
   fi
   [ "$code" = 75 ] || break
   [ "$attempt" -lt "$restarts" ] ||
-    fail "TPU $name was taken away $((restarts + 1)) times; the run is in $bucket"
-  say "TPU $name was taken away; it is made again and the run continues from $bucket"
+    fail "the run was stopped or TPU $name taken away $((restarts + 1)) times; it is in $bucket"
+  say "the run was stopped or TPU $name taken away; it continues from $bucket"
 done
 [ "$keep" = 1 ] || { say "deleting TPU $name"; remove; }
 say "exit status of the run: $code; its folder: $bucket"

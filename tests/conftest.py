@@ -18,8 +18,14 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
 
-from gapo_jax.data.weights import locate
+# Before any of the package is imported: the shapes and dtypes that signatures promise are checked
+# whenever a function is called or traced.
+CHECKED = ("losses", "rewards", "rollout")
+install_import_hook([f"gapo_jax.{name}" for name in CHECKED], "beartype.beartype")
+
+from gapo_jax.data.weights import locate  # noqa: E402
 
 # Before jax is imported. Test processes and the programs that tests start inherit it.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -48,7 +54,8 @@ gc.set_threshold(100_000, 20, 20)
 # have nothing left; whole runs come before what finds their programs compiled.
 _FIRST = (
     "runs/test_gapo_tiny", "runs/test_two", "multidevice/", "test_sharding",
-    "train/test_offline.py", "train/test_online", "parity/test_real", "runs/", "train/", "parity/",
+    "train/test_offline.py", "train/online/test_loop", "parity/test_real", "runs/", "train/",
+    "parity/",
 )  # fmt: skip
 
 

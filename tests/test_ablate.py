@@ -1,4 +1,4 @@
-"""scripts/ablate.py: its switches are valid, its values typed, its table right."""
+"""`gapo-jax ablate`: its switches are valid, its values typed, its table right."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import math
 
 import numpy as np
 import pytest
-from by_path import ROOT, load
+from by_path import ROOT
 
+from gapo_jax.cli import ablate
 from gapo_jax.config import Config, finalize, identity
-
-ablate = load("scripts/ablate.py")
 
 
 @pytest.mark.parametrize("name", sorted(ablate.SWITCHES))

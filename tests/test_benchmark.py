@@ -1,20 +1,17 @@
-"""scripts/benchmark.py on a tiny model: what it reports, and that torch does the same work."""
+"""`gapo-jax benchmark` on a tiny model: what it reports, and that torch does the same work."""
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from by_path import ROOT
 
+from gapo_jax.cli import benchmark as script
 from gapo_jax.models import Decoder, DecoderConfig, save_hf
 
-SCRIPTS = str(ROOT / "scripts")
 CONFIG = DecoderConfig(
     vocab_size=300, num_layers=2, d_model=32, num_heads=4, num_kv_heads=2, head_dim=8, d_ff=48,
     rope_theta=700.0, max_positions=128, eos_ids=(2,), pad_id=0, bos_id=1,
@@ -22,22 +19,17 @@ CONFIG = DecoderConfig(
 
 
 @pytest.fixture
-def benchmark(tmp_path, monkeypatch, capsys):
+def benchmark(tmp_path, capsys):
     """A call of the script on a tiny model that returns its report."""
     decoder, ones_BT = Decoder(CONFIG), jnp.ones((1, 2), jnp.int32)
     save_hf(decoder, decoder.init(jax.random.key(3), ones_BT, ones_BT)["params"], tmp_path)
-    monkeypatch.syspath_prepend(SCRIPTS)
-    script = importlib.import_module("benchmark")
 
     def run(*arguments):
         options = ["--model", str(tmp_path), "--repeats", "2", "--prompt-tokens", "8"]
-        monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments, *options])
-        assert script.main() == 0
+        assert script.main([*arguments, *options]) == 0
         return json.loads(capsys.readouterr().out)
 
-    yield run
-    for name in [name for name in sys.modules if name.split(".")[0].startswith("benchmark")]:
-        monkeypatch.delitem(sys.modules, name)
+    return run
 
 
 def test_every_step_is_measured_beside_torch(benchmark):

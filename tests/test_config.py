@@ -7,6 +7,8 @@ from by_path import ROOT, load
 
 from gapo_jax import config as configuration
 from gapo_jax.config import Config, finalize
+from gapo_jax.config.presets import moved_config
+from gapo_jax.methods import METHODS
 
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
@@ -127,7 +129,7 @@ def test_fields_that_contradict_each_other():
         ({"discriminator.accumulate": 3}, r"must divide config.discriminator.batch_size=32"),
         (
             {"discriminator.accumulate": 2, "discriminator.dropout": 0.1},
-            r"dropout=0.1 would drop the same units in every part",
+            r"dropout=0.1 would drop the same units in every microbatch",
         ),
     ],
 )
@@ -148,6 +150,61 @@ def test_presets_are_valid_and_named_after_their_file():
         for name in getattr(module, "PRESETS", ()):
             assert name in module.__doc__
             assert finalize(module.get_config(name)).name == f"{path.stem}_{name}"
+        for name in getattr(module, "VARIANTS", ()):
+            assert finalize(module.get_config(f"tiny,{name}")).name == f"{path.stem}_tiny_{name}"
+
+
+def test_every_method_has_a_configuration():
+    found = {load(path).get_config().method for path in CONFIGS}
+    assert found == set(METHODS)
+    for name in METHODS.keys() - {"gapo"}:
+        module = load(f"configs/{name}.py")
+        assert module.get_config().method == module.get_config("tiny").method == name
+
+
+def test_a_wrong_preset_is_refused_with_the_nearest_one():
+    with pytest.raises(ValueError, match="configs/dpo.py has no preset 'tny'; did you mean 'tiny'"):
+        load("configs/dpo.py").get_config("tny")
+    with pytest.raises(ValueError, match="wanted one of the presets"):
+        load("configs/dpo.py").get_config("ipo,exo")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("dpo_tiny.py", "dpo.py:tiny"),
+        ("dpo_tiny.py:ipo", "dpo.py:tiny,ipo"),
+        ("dpo_smollm2.py", "dpo.py"),
+        ("rpo_smollm2.py:k4", "rpo.py:k4"),
+        ("gapo_tiny.py", None),
+        ("dpo.py:tiny", None),
+        ("nothing_tiny.py", None),
+    ],
+)
+def test_the_former_name_of_a_configuration_leads_to_the_present_one(old, new):
+    folder = f"{ROOT / 'configs'}/"
+    assert moved_config(folder + old) == (new and folder + new)
+
+
+def test_the_options_of_a_method_are_part_of_the_identity_of_its_runs_alone():
+    config = Config(method="dpo")
+    before = configuration.fingerprint(config)
+    config.kto.beta = config.grpo.max_resamples = 1
+    assert configuration.fingerprint(config) == before
+    config.dpo.beta = 0.2
+    assert configuration.fingerprint(config) != before
+    config = Config(method="gapo")
+    before = configuration.fingerprint(config)
+    config.rpo.beta = 0.3  # the estimator of gapo may be that of another method
+    assert configuration.fingerprint(config) != before
+
+
+def test_a_configuration_of_an_earlier_version_can_be_read():
+    record = configuration.to_json(Config(method="kto"))
+    del record["simpo"], record["ppo"]["length_buckets"], record["kto"]["desirable_weight"]
+    record["kto"]["beta"] = 0.7
+    config = finalize(configuration.from_json(record))
+    assert (config.kto.beta, config.kto.desirable_weight, config.simpo.beta) == (0.7, 1.0, 2.0)
 
 
 def test_json_round_trip_and_identity():

@@ -100,6 +100,20 @@ def test_a_ready_tpu_is_taken_a_failed_run_keeps_its_status(cloud) -> None:
     assert verbs(calls) == ["scp", "ssh", "ssh", "ssh"]
 
 
+def test_a_run_that_a_signal_stopped_is_continued_on_the_same_tpu(cloud) -> None:
+    _, run = cloud
+    done, calls = run(*FLAGS, "--restarts", "1", *TRAIN, RUN_STATUS="75")
+    assert verbs(calls) == ["create"] + ["scp", "ssh", "ssh", "ssh"] * 2
+    assert done.returncode == 2 and "stopped or TPU t taken away 2 times" in done.stderr
+
+
+def test_a_bucket_of_odd_characters_stays_one_word(cloud) -> None:
+    _, run = cloud
+    _, calls = run(*FLAGS[:6], "--bucket", "gs://b/my $(run)", *TRAIN)
+    (start,) = [call for call in calls if "COMPILATION_CACHE_DIR" in call]
+    assert r"gs://b/my\ \$\(run\)/compiled" in start and "my $(run)" not in start
+
+
 def test_queued_resources_and_teardown(cloud) -> None:
     folder, run = cloud
     done, calls = run(*FLAGS, "--queued", "--spot", *TRAIN)

@@ -8,12 +8,11 @@ import subprocess
 import sys
 
 import pytest
-from by_path import ROOT, load
+from by_path import ROOT
+
+from gapo_jax.cli import doctor, generate
 
 SHELL = sorted((ROOT / "scripts").glob("*.sh")) + [ROOT / ".ci" / "run"]
-
-
-doctor = load("scripts/doctor.py")
 
 
 def test_a_model_that_cannot_be_read_is_one_line(
@@ -22,10 +21,8 @@ def test_a_model_that_cannot_be_read_is_one_line(
     def refuse(*arguments, **options):
         raise PermissionError(13, "Permission denied", "/models/mine")
 
-    generate = load("scripts/generate.py")
     monkeypatch.setattr(generate, "load_any", refuse)
-    monkeypatch.setattr(sys, "argv", ["generate.py", "--model", "/models/mine", "--prompt", "Hi"])
-    assert generate.main() == 1
+    assert generate.main(["--model", "/models/mine", "--prompt", "Hi"]) == 1
     assert capsys.readouterr().err == "error: [Errno 13] Permission denied: '/models/mine'\n"
 
 

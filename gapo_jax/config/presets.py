@@ -1,15 +1,62 @@
-"""The two settings that the files under configs/ share: a tiny one for tests, one for SmolLM2.
+"""The two sizes in which every method has a configuration: SmolLM2, and one for tests.
 
-Every method starts from the same models, data and evaluation, so that runs of one size compare.
+All methods start from the same models, data and evaluation, so runs of one size can be compared.
 """
 
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
 from gapo_jax.config import Config
+from gapo_jax.methods import method_of
+from gapo_jax.section import nearest
+
+_FORMER_NAME = re.compile(r"(?P<path>.+)_(?P<size>tiny|smollm2)\.py(:(?P<preset>.*))?")
+
+
+def sized(method: str, preset: str, variants: Sequence[str] = ()) -> tuple[Config, str]:
+    """Return the configuration of a method and the variant that a preset chooses ("" without one).
+
+    A preset is `tiny` (without it the size is SmolLM2's), one of `variants`, or both with a comma
+    between them: `tiny,ipo`.
+
+    Raises:
+        ValueError: the preset is neither; the message gives the nearest one.
+    """
+    parts = [part for part in preset.split(",") if part]
+    valid = ["tiny", *variants]
+    for part in parts:
+        if part not in valid:
+            raise ValueError(f"configs/{method}.py has no preset {part!r}{nearest(part, valid)}")
+    chosen = [part for part in parts if part != "tiny"]
+    if len(chosen) > 1:
+        raise ValueError(f"wanted one of the presets {list(variants)}, got {preset!r}")
+    size = tiny if "tiny" in parts else smollm2
+    return size(method, "_".join([method, *parts])), "".join(chosen)
+
+
+def moved_config(path: str) -> str | None:
+    """Return the present path of a configuration file that is now a preset, None for any other.
+
+    >>> moved_config("configs/dpo_tiny.py:ipo")
+    'configs/dpo.py:tiny,ipo'
+    """
+    found = _FORMER_NAME.fullmatch(path)
+    if not found or Path(path.partition(":")[0]).exists():
+        return None
+    file = f"{found['path']}.py"
+    presets = ["tiny"] if found["size"] == "tiny" else []
+    presets += [found["preset"]] if found["preset"] else []
+    return ":".join([file, *filter(None, [",".join(presets)])]) if Path(file).exists() else None
 
 
 def tiny(method: str, name: str = "") -> Config:
     """Return a method on a 4-layer model of random weights: all code paths, text not worth reading.
 
-    The batch of every method has 8 examples; three rounds of four updates.
+    Three rounds. The batch of an offline method has 8 examples, four updates a round; a round of an
+    online method has 4 prompts x 8 samples and two updates.
     """
     config = Config(method=method, name=name or f"{method}_tiny", rounds=3)
     config.model.generator = config.model.discriminator = "random:tiny"
@@ -22,14 +69,14 @@ def tiny(method: str, name: str = "") -> Config:
     config.discriminator.batch_size, config.discriminator.max_tokens = 16, 384
     config.offline.steps_per_round, config.offline.batch_size = 4, 8
     config.offline.optim.learning_rate = 1e-3
-    config.sgpo.refine_template = "{prompt}\n{response}\n{reference}\n"
-    config.sgpo.improve_template = "{prompt}\n{response}\n"
-    # Random text is far from any other.
-    config.sgpo.max_edit, config.sgpo.max_length_ratio = 1.0, 10.0
-    config.sgpo.max_prompt_tokens, config.sgpo.prompts = 512, 32
     config.eval.prompts_per_set, config.eval.samples_per_prompt = 16, 1
     config.eval.resamples = 200
     config.checkpoint.keep = 10
+    if method_of(config).loop == "online":
+        config.discriminator.updates_per_round = 3
+        config.ppo.prompts_per_round, config.ppo.samples_per_prompt = 4, 8
+        config.ppo.minibatch_size, config.ppo.epochs = 16, 1
+        config.ppo.optim.learning_rate = 1e-3
     return config
 
 
@@ -37,9 +84,10 @@ def smollm2(method: str, name: str = "") -> Config:
     """Return a method on SmolLM2-135M-Instruct: models, data and evaluation of the quickstart.
 
     An offline method makes 40 updates of 8 examples, minutes of a CPU core: enough to see what it
-    does, not what it can do.
+    does, not what it can do. An online method plays ten rounds of 12 prompts x 8 samples, of which
+    the two best and the two worst are learned from.
     """
-    config = Config(method=method, name=name or f"{method}_smollm2", rounds=4)
+    config = Config(method=method, name=name or method, rounds=4)
     config.model.trainable_layers = 10
     config.data.types = (
         "no_comma",
@@ -59,58 +107,12 @@ def smollm2(method: str, name: str = "") -> Config:
     config.offline.steps_per_round, config.offline.batch_size = 10, 8
     config.offline.max_response_tokens = 64
     config.offline.optim.learning_rate = 3e-5
-    # A model of this size rewrites an answer rather than edits it: at .6, 7 of 128 are kept.
-    config.sgpo.prompts, config.sgpo.max_edit = 128, 0.85
     config.eval.prompts_per_set, config.eval.samples_per_prompt = 96, 1
     config.eval.pairs_every = 5
-    return config
-
-
-def tiny_rounds(method: str, name: str = "") -> Config:
-    """Return `tiny` with the rounds of an online method: 4 prompts x 8 samples, 2 updates each."""
-    config = tiny(method, name)
-    config.discriminator.updates_per_round = 3
-    config.ppo.prompts_per_round, config.ppo.samples_per_prompt = 4, 8
-    config.ppo.minibatch_size, config.ppo.epochs = 16, 1
-    config.ppo.optim.learning_rate = 1e-3
-    return config
-
-
-def smollm2_rounds(method: str, name: str = "") -> Config:
-    """Return `smollm2` with the rounds of the quickstart: 12 prompts x 8 samples, of
-    which the two best and the two worst are learned from."""
-    config = smollm2(method, name)
-    config.rounds, config.discriminator.updates_per_round = 10, 5
-    config.ppo.train_samples, config.ppo.minibatch_size, config.ppo.epochs = 4, 16, 1
-    config.ppo.kl_coef = 0.05
-    config.ppo.optim.learning_rate = 6e-5
-    config.reward.missing_eos_penalty = 0.1
-    return config
-
-
-def choose_dpo(config: Config, preset: str) -> Config:
-    """Set the variant of DPO, with the settings that it needs; an empty preset changes nothing."""
-    if preset:
-        config.dpo.variant = preset
-        # ipo by the mean over tokens, as its authors and TRL do.
-        config.dpo.reduce = "mean" if preset == "ipo" else "sum"
-        config.dpo.label_smoothing = {"cdpo": 0.1, "robust": 0.1, "exo": 0.001}.get(preset, 0.0)
-    return config
-
-
-def choose_rpo(config: Config, preset: str) -> Config:
-    """Set the distance, the sides or the rewards of RPO; an empty preset changes nothing."""
-    if preset == "k4":
-        config.rpo.responses = 4
-    elif preset == "discriminator":
-        config.rpo.reward = "discriminator"
-    elif preset:
-        config.rpo.distance = preset
-    return config
-
-
-def choose_inverse_q(config: Config, preset: str) -> Config:
-    """Set the conditions that Inverse-Q* contrasts; an empty preset changes nothing."""
-    if preset:
-        config.inverse_q.contrast = preset
+    if method_of(config).loop == "online":
+        config.rounds, config.discriminator.updates_per_round = 10, 5
+        config.ppo.train_samples, config.ppo.minibatch_size, config.ppo.epochs = 4, 16, 1
+        config.ppo.kl_coef = 0.05
+        config.ppo.optim.learning_rate = 6e-5
+        config.reward.missing_eos_penalty = 0.1
     return config

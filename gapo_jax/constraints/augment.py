@@ -4,9 +4,10 @@ GAPO (arXiv 2503.20194) section 3.2. From a response R and constraints C that it
 
 * modify: one constraint becomes a near miss that R violates; a type without arguments gives way
   to a related type that R violates.
-* insert: a constraint that R violates joins the others.
-* polarity: include <-> avoid of the same words. Without such pairs a discriminator reads "do not
-  use X" as "X is the topic", and forbidden words get worse under it.
+* insert: a constraint that R violates is added.
+* polarity: include becomes avoid of the same words, or the reverse. Without such pairs a
+  discriminator reads "do not use X" as "X is the topic", and a policy trained on its score obeys
+  forbidden words less often.
 
 Every pair is verified before it is returned (`verify_pair`, Eq. 3 and 4).
 """
@@ -18,8 +19,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from gapo_jax.constraints.base import shuffled
-from gapo_jax.constraints.keywords import polarity_twin
-from gapo_jax.constraints.registry import conflict, get, types
+from gapo_jax.constraints.ifeval_keywords import polarity_twin
+from gapo_jax.constraints.registry import conflict, get, modify, trainable, types
 from gapo_jax.constraints.template import PromptStyle, draw_style, pick, render, styles_of
 from gapo_jax.records import Constraint, PreferentialPair
 
@@ -33,22 +34,22 @@ def holds(constraint: Constraint, response: str) -> bool:
 
 
 def verify_pair(pair: PreferentialPair) -> None:
-    """Hold a pair to its definition: GAPO (arXiv 2503.20194), section 3.2, Eq. 3 and 4.
+    """Check a pair against its definition: GAPO (arXiv 2503.20194), section 3.2, Eq. 3 and 4.
 
-    The only prover: pairs made here, in cycles and by mining all pass through it.
+    Every pair passes through here, whether made by `make_pair`, in cycles or by mining.
 
     Raises:
       ValueError: an accepted constraint is violated, no rejected one is (Eq. 4), or the two sides
         differ by more than the edit: one constraint more (`insert`), one changed (`modify`,
-        `polarity`), some given up for others (`replace`).
+        `polarity`), some exchanged for others (`replace`).
     """
     broken = [c.id for c in pair.accepted if not holds(c, pair.response)]
     if broken:
         raise ValueError(
-            f"accepted prompt: wanted constraints that all hold, got violated {broken}"
+            f"accepted prompt: expected constraints that all hold, got violated {broken}"
         )
     if all(holds(c, pair.response) for c in pair.rejected):
-        raise ValueError("rejected prompt: wanted a violated constraint (Eq. 4), got none")
+        raise ValueError("rejected prompt: expected a violated constraint (Eq. 4), got none")
     kept = [c for c in pair.accepted if c in pair.rejected]
     lost = len(pair.accepted) - len(kept)
     added = len(pair.rejected) - len(kept)
@@ -58,15 +59,15 @@ def verify_pair(pair: PreferentialPair) -> None:
         fits = (lost, added) == ((0, 1) if pair.edit == "insert" else (1, 1))
     if not fits:
         raise ValueError(
-            f"{pair.edit} pair: wanted one edited constraint, got {lost} lost and {added} added"
+            f"{pair.edit} pair: expected one edited constraint, got {lost} lost and {added} added"
         )
 
 
 def difficulty(pair: PreferentialPair) -> float:
-    """Return how near a miss the rejected prompt is: float in [0, 1], 1 the nearest.
+    """Return how near a miss the rejected prompt is, from 0 to 1 (the nearest).
 
     One minus the largest shortfall (`ConstraintType.shortfall`) of the rejected constraints: 4
-    bullets asked of a response with 3 give 0.75, 10 bullets 0.3; a constraint that holds or not,
+    bullets asked of a response with 3 give 0.75, 10 bullets 0.3; a constraint without degrees,
     such as a title, gives 0. A curriculum goes from low to high.
     """
     gaps = [
@@ -83,8 +84,8 @@ def _words(constraint: Constraint) -> set[str]:
 
 
 def _goes_with(new: Constraint, kept: Sequence[Constraint]) -> bool:
-    """Say whether a constraint may stand beside others: no types that conflict, and no word that is
-    part of another's. Asking for what is forbidden would make the rejected prompt impossible
+    """Return whether a constraint may be added to others: no types that conflict, and no word that
+    is part of another's. Asking for a forbidden word would make the rejected prompt impossible
     instead of violated."""
     return not any(
         conflict(new.id, other.id)
@@ -102,14 +103,14 @@ def _violated(
     allowed: Sequence[str],
     task: str,
 ) -> Constraint | None:
-    """An instance, violated by the response, of an allowed type that is not present and goes with
-    the constraints that are kept."""
+    """Return an instance, violated by the response, of an allowed type that is not present and goes
+    with the constraints that are kept."""
     ids = {constraint.id for constraint in present}
     for type_id in shuffled(rng, list(allowed)):
         if type_id in ids or any(conflict(type_id, other.id) for other in kept):
             continue
         for _ in range(_DRAWS):
-            found = get(type_id).sample(
+            found = trainable(type_id).sample(
                 rng, response=response, satisfied=False, words=words, task=task
             )
             if found is None:
@@ -120,16 +121,16 @@ def _violated(
 
 
 def _modified(constraints, index, response, rng, words, allowed, task) -> Constraint | None:
-    """A near miss of one constraint, violated by the response, at peace with the others."""
+    """Return a near miss of one constraint, violated by the response, that goes with the others."""
     old = constraints[index]
     others = tuple(c for i, c in enumerate(constraints) if i != index)
     free = [t for t in allowed if not any(conflict(t, other.id) for other in others)]
     for _ in range(_DRAWS):
-        new = get(old.id).modify(old, response, rng, words, task=task, types=free)
+        new = modify(old, response, rng, words, task=task, types=free)
         if new is None or _goes_with(new, others):
             break
         new = None
-    # A related type or any other: half and half, so that every type turns up among the rejected.
+    # A related type or any other, half and half, so that every type occurs among the rejected.
     if not old.kwargs and (new is None or rng.random() < 0.5):
         new = _violated(constraints, others, response, rng, words, allowed, task) or new
     return new
@@ -146,7 +147,7 @@ def _twin(constraints, index, response, allowed) -> Constraint | None:
 
 
 def _edited_pair(kind, task, constraints, response, rng, words, phrasing, allowed, places):
-    """A pair whose edit replaces one constraint (modify, polarity), or None."""
+    """Return a pair whose edit replaces one constraint (modify, polarity), or None."""
     for index in shuffled(rng, places):
         if kind == "polarity":
             new = _twin(constraints, index, response, allowed)
@@ -156,7 +157,7 @@ def _edited_pair(kind, task, constraints, response, rng, words, phrasing, allowe
             continue
         style = draw_style(constraints, rng, phrasing)
         other = style
-        # The twin types number their phrasings alike; an unrelated type draws one of its own.
+        # Opposite types number their phrasings alike; any other type draws a phrasing of its own.
         if new.id != constraints[index].id and kind != "polarity":
             other = style.with_style(index, pick(rng, styles_of(new.id, phrasing)))
         rejected = constraints[:index] + (new,) + constraints[index + 1 :]
@@ -166,7 +167,7 @@ def _edited_pair(kind, task, constraints, response, rng, words, phrasing, allowe
 
 
 def _inserted_pair(task, constraints, response, rng, words, phrasing, allowed):
-    """A pair whose rejected prompt has one constraint more, or None."""
+    """Return a pair whose rejected prompt has one constraint more, or None."""
     new = _violated(constraints, constraints, response, rng, words, allowed, task)
     if new is None:
         return None
@@ -200,11 +201,11 @@ def _pair(
 
 def _check_request(kind: str | None, accepted: Sequence[Constraint], response: str) -> None:
     if kind is not None and kind not in KINDS:
-        raise ValueError(f"kind: wanted one of {KINDS} or None, got {kind!r}")
+        raise ValueError(f"kind: expected one of {KINDS} or None, got {kind!r}")
     broken = [c.id for c in accepted if not holds(c, response)]
     if broken:
         raise ValueError(
-            f"make_pair: wanted constraints that the response satisfies, got violated {broken};"
+            f"make_pair: expected constraints that the response satisfies, got violated {broken};"
             " take them from sample(response=..., satisfied=True)"
         )
 
@@ -223,7 +224,7 @@ def make_pair(
 ) -> PreferentialPair | None:
     """Make one verified preferential pair from a response and constraints that it satisfies.
 
-    The two prompts share order, wordings, layout and connectives but for the edited constraint.
+    The two prompts share order, wordings, layout and connectives except for the edited constraint.
     `type` of the pair is the accepted constraint that was edited, or the inserted one.
 
     Args:

@@ -1,8 +1,9 @@
-"""What every constraint type can do: be described, sampled, bent into a near miss, and checked.
+"""What a constraint type is: it describes itself, checks a response, and may make prompts.
 
-A type is a subclass of `ConstraintType` with its phrasings and `propose`, which suggests keyword
-arguments near a response; whether an instance really is satisfied or violated is never believed
-from the proposal but proven by the official verdict. Random choices take a numpy Generator.
+`ConstraintType` is enough to verify and to reward. A `TrainableType` makes training prompts too: it
+has phrasings, and `propose`, which suggests arguments near a response. Whether a response satisfies
+an instance is decided by `check` alone, never by the proposal. Random choices take a numpy
+Generator.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from gapo_jax.constraints import official
+from gapo_jax.constraints import ifeval_checks, verdicts
+from gapo_jax.constraints.fields import FIELDS, RELATIONS, clean_kwargs
+from gapo_jax.constraints.text import final_answer
 from gapo_jax.records import Constraint
 
 T = TypeVar("T")
 Phrasing = str | Mapping[str, str]  # a template, or one template per relation
+Probe = tuple[Mapping[str, Any], str, str]  # arguments, a satisfying text, a violating text
 _ATTEMPTS = 12
 
 
@@ -43,32 +47,83 @@ def quoted(words: Sequence[str], link: str = "and") -> str:
 
 
 class ConstraintType:
-    """One type of constraint; a subclass fills in the class variables and `propose`.
+    """One type of constraint, as much of it as verifying needs.
 
     Attributes:
-      id: the IFEval instruction id.
-      train, heldout: phrasings for training and for evaluation only, each a format string over
-        `fields(kwargs)`, or one per relation.
-      relation: name of the relation field, or None.
-      siblings: ids of related types; a type without arguments has no near miss of its own, so
-        `modify` goes to an instance of one of these.
-      probes: (kwargs, satisfying text, violating text) that differ in nothing but what the type
-        is about; `visibility` reads them, and a test proves them.
-      difference: in a word, what `probes` differ in, for messages.
+      id: the instruction id, `group:name`.
+      probes: examples that differ in nothing but what the type is about; `visibility` reads them.
+        A type without probes counts as visible.
+      difference: in a few words, what the texts of `probes` differ in, for messages.
+      siblings: ids of related types. A type without arguments has no near miss of its own:
+        `registry.modify` takes an instance of a sibling instead.
     """
 
-    id: ClassVar[str]
-    train: ClassVar[tuple[Phrasing, ...]]
-    heldout: ClassVar[tuple[Phrasing, ...]]
-    relation: ClassVar[str | None] = None
-    siblings: ClassVar[tuple[str, ...]] = ()
-    probes: ClassVar[tuple[tuple[Mapping[str, Any], str, str], ...]]
-    difference: ClassVar[str]
+    id: str
+    probes: tuple[Probe, ...] = ()
+    difference: str = ""
+    siblings: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """The short name: `title` for `detectable_format:title`."""
-        return self.id.split(":")[1]
+        return self.id.split(":")[-1]
+
+    @property
+    def train_styles(self) -> tuple[int, ...]:
+        """Style numbers that training prompts use."""
+        return (0,)
+
+    @property
+    def heldout_styles(self) -> tuple[int, ...]:
+        """Style numbers of evaluation prompts."""
+        return (0,)
+
+    @property
+    def has_arguments(self) -> bool:
+        """Whether instances differ; a plug-in type is taken to have arguments."""
+        return bool(FIELDS.get(self.id, True))
+
+    @property
+    def can_sample(self) -> bool:
+        """Whether prompts can be made with the type: it has `sample` and `modify`."""
+        return hasattr(self, "sample") and hasattr(self, "modify")
+
+    @functools.cached_property
+    def conflicts(self) -> frozenset[str]:
+        """Ids that must not occur in one prompt with this type; a type excludes itself."""
+        return frozenset((self.id,))
+
+    def describe(self, constraint: Constraint, style: int = 0) -> str:
+        """Return the constraint as a sentence, in one of the styles."""
+        return self.id
+
+    def check(self, constraint: Constraint, response: str, prompt: str = "") -> bool:
+        """Return the strict verdict on a response, whose thinking does not count.
+
+        No built-in type reads the prompt.
+        """
+        return verdicts.follows(self.id, constraint.kwargs, final_answer(response))
+
+    def shortfall(self, constraint: Constraint, response: str) -> float:
+        """Return how far a violating response is from satisfying the constraint, in (0, 1].
+
+        1 for a type without degrees.
+        """
+        return 1.0
+
+
+class TrainableType(ConstraintType):
+    """A type that training prompts can be made of; a subclass defines phrasings and `propose`.
+
+    Attributes:
+      train, heldout: phrasings for training and for evaluation only, each a format string over
+        `fields(kwargs)`, or one per relation.
+      relation: name of the relation field, or None.
+    """
+
+    train: ClassVar[tuple[Phrasing, ...]]
+    heldout: ClassVar[tuple[Phrasing, ...]]
+    relation: ClassVar[str | None] = None
 
     @property
     def train_styles(self) -> tuple[int, ...]:
@@ -82,22 +137,32 @@ class ConstraintType:
 
     @functools.cached_property
     def conflicts(self) -> frozenset[str]:
-        """Ids that must not stand in one prompt with this type (the release's table)."""
-        return official.conflicts()[self.id]
+        """Ids that must not occur in one prompt with this type (the release's table)."""
+        return ifeval_checks.conflicts().get(self.id, frozenset((self.id,)))
 
-    def describe(self, constraint: Constraint, style: int) -> str:
+    def clean(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return valid arguments in their normal form, nulls dropped."""
+        if self.id in FIELDS:
+            return clean_kwargs(self.id, kwargs)
+        return {key: value for key, value in kwargs.items() if value is not None}
+
+    def follows(self, kwargs: Mapping[str, Any], response: str) -> bool:
+        """Return whether a response satisfies the instance with these arguments."""
+        return self.check(Constraint(self.id, kwargs), response)
+
+    def describe(self, constraint: Constraint, style: int = 0) -> str:
         """Return the constraint as a sentence, in one of the styles.
 
         Raises:
-          ValueError: no such style, or kwargs that do not fit the type.
+          ValueError: no such style, or invalid arguments.
         """
         phrasings = self.train + self.heldout
         if not 0 <= style < len(phrasings):
             raise ValueError(
-                f"style of {self.id}: wanted 0 to {len(phrasings) - 1}"
-                f" (train {self.train_styles}, held out {self.heldout_styles}), got {style}"
+                f"style of {self.id}: expected 0 to {len(phrasings) - 1}, got {style}; training"
+                f" styles are {self.train_styles}, held-out styles {self.heldout_styles}"
             )
-        kwargs = official.clean_kwargs(self.id, constraint.kwargs)
+        kwargs = self.clean(constraint.kwargs)
         phrasing = phrasings[style]
         if not isinstance(phrasing, str):
             phrasing = phrasing[kwargs[str(self.relation)]]
@@ -107,10 +172,6 @@ class ConstraintType:
         """Return what the phrasings may name; subclasses add counted nouns and quoted words."""
         return dict(kwargs)
 
-    def check(self, constraint: Constraint, response: str, prompt: str = "") -> bool:
-        """Return the strict official verdict. No IFEval type reads the prompt."""
-        return official.follows(self.id, constraint.kwargs, response)
-
     def propose(
         self,
         rng: np.random.Generator,
@@ -119,9 +180,11 @@ class ConstraintType:
         words: Sequence[str],
         task: str | None,
     ) -> dict[str, Any] | None:
-        """Suggest kwargs that the response probably satisfies (or violates); None if there are
-        none. Without a response, suggest something that a short answer can do. A type without
-        arguments has only one instance."""
+        """Suggest arguments that the response probably satisfies (or violates), or None.
+
+        Without a response, suggest something that a short answer can do. A type without arguments
+        has only one instance.
+        """
         return {}
 
     def near_misses(
@@ -131,22 +194,22 @@ class ConstraintType:
         response: str,
         words: Sequence[str],
     ) -> Iterator[dict[str, Any]]:
-        """Yield small changes of the kwargs, in random order; `modify` takes the first that the
-        response violates."""
+        """Yield small changes of the arguments, in random order; `modify` takes the first one that
+        the response violates."""
         return iter(())
 
     def measure(self, kwargs: Mapping[str, Any], response: str) -> tuple[int, str, int] | None:
-        """Return (value of the response, relation, number wanted), or None for a type that holds
-        or does not; the relation is "at least", "less than" or "exactly"."""
+        """Return (value of the response, relation, number asked for), or None for a type without
+        degrees; the relation is "at least", "less than" or "exactly"."""
         return None
 
     def shortfall(self, constraint: Constraint, response: str) -> float:
-        """Return how far the response is from satisfying the constraint: float in (0, 1].
+        """Return how far a violating response is from satisfying the constraint, in (0, 1].
 
-        The missing (or surplus) count as a share of the larger of count and number; 1 for types
-        that hold or do not. Meant for constraints that the response violates.
+        The missing (or surplus) count as a share of the larger of count and number; 1 for a type
+        without degrees.
         """
-        measured = self.measure(official.clean_kwargs(self.id, constraint.kwargs), response)
+        measured = self.measure(self.clean(constraint.kwargs), final_answer(response))
         if measured is None:
             return 1.0
         value, relation, number = measured
@@ -163,33 +226,34 @@ class ConstraintType:
         words: Sequence[str] = (),
         task: str | None = None,
     ) -> Constraint | None:
-        """Draw an instance, proven by the verifier where a response is given.
+        """Draw an instance, verified by `check` where a response is given.
 
         Args:
           rng: numpy Generator.
           response: a text that the instance must satisfy or violate; numbers lie near its own.
           satisfied: which of the two; None with a response tosses a coin first.
-          words: candidate keywords, best from other responses to the same task (with words from
-            elsewhere, being off topic would give the violated ones away).
-          task: the task's text, for types that speak of it.
+          words: candidate keywords, preferably from other responses to the same task (words from
+            elsewhere would be off topic and give the violated instances away).
+          task: the task's text, for types that use it.
 
         Returns:
-          The instance, or None if the type has none of the wanted kind for this response.
+          The instance, or None if the type has no such instance for this response.
 
         Raises:
           ValueError: `satisfied` without a response.
         """
         if response is None:
             if satisfied is not None:
-                raise ValueError("sample: satisfied= wants a response to be judged, got none")
+                raise ValueError("sample: satisfied= needs a response to verify, got none")
             kwargs = self.propose(rng, None, True, words, task)
             return None if kwargs is None else Constraint(self.id, kwargs)
-        wanted = bool(rng.integers(2)) if satisfied is None else satisfied
-        for _ in range(_ATTEMPTS if official.FIELDS[self.id] else 1):
-            kwargs = self.propose(rng, response, wanted, words, task)
+        answer = final_answer(response)
+        holds = bool(rng.integers(2)) if satisfied is None else satisfied
+        for _ in range(_ATTEMPTS if self.has_arguments else 1):
+            kwargs = self.propose(rng, answer, holds, words, task)
             if kwargs is None:
                 return None
-            if official.follows(self.id, kwargs, response) == wanted:
+            if self.follows(kwargs, answer) == holds:
                 return Constraint(self.id, kwargs)
         return None
 
@@ -201,42 +265,30 @@ class ConstraintType:
         words: Sequence[str] = (),
         *,
         task: str | None = None,
-        types: Sequence[str] | None = None,
     ) -> Constraint | None:
-        """Bend the constraint into one that the response violates: GAPO's f_modify (section 3.2).
+        """Change the constraint into one that the response violates: f_modify of GAPO, section 3.2.
 
-        The nearest change comes first: another number, the opposite relation, a swapped word;
-        then another instance of the type; for a type without arguments an instance of a sibling
-        type (`siblings`, limited to `types` where given).
+        The nearest change comes first (another number, the opposite relation, one word exchanged),
+        then another instance of the type. `registry.modify` goes on to related types.
 
         Returns:
-          A constraint proven violated and different from the one given, or None.
+          A violated constraint of this type that differs from the given one, or None.
         """
-        before = official.clean_kwargs(self.id, constraint.kwargs)
-        for kwargs in self.near_misses(rng, before, response, words):
-            changed = official.clean_kwargs(self.id, kwargs) != before
-            if changed and not official.follows(self.id, kwargs, response):
+        answer = final_answer(response)
+        before = self.clean(constraint.kwargs)
+        for kwargs in self.near_misses(rng, before, answer, words):
+            if self.clean(kwargs) != before and not self.follows(kwargs, answer):
                 return Constraint(self.id, kwargs)
-        if official.FIELDS[self.id]:
-            other = self.sample(rng, response=response, satisfied=False, words=words, task=task)
-            if other is not None and official.clean_kwargs(self.id, other.kwargs) != before:
-                return other
+        if not self.has_arguments:
             return None
-        from gapo_jax.constraints.registry import get
-
-        for sibling in shuffled(rng, self.siblings):
-            if types is None or sibling in types:
-                other = get(sibling).sample(
-                    rng, response=response, satisfied=False, words=words, task=task
-                )
-                if other is not None:
-                    return other
-        return None
+        other = self.sample(rng, response=answer, satisfied=False, words=words, task=task)
+        changed = other is not None and self.clean(other.kwargs) != before
+        return other if changed else None
 
 
 def other_relation(relation: str) -> str:
-    """Return the relation that is its negation at the same number."""
-    return official.RELATIONS[1 - official.RELATIONS.index(relation)]
+    """Return the negation of a relation at the same number."""
+    return RELATIONS[1 - RELATIONS.index(relation)]
 
 
 def threshold(
@@ -248,19 +300,19 @@ def threshold(
     high: int,
     spread: int = 2,
     step: int = 1,
-    relations: Sequence[str] = official.RELATIONS,
+    relations: Sequence[str] = RELATIONS,
 ) -> tuple[str, int] | None:
     """Draw (relation, number) near a value: true of the value if `satisfied`, else false.
 
     "at least k" holds for k <= value, "less than k" for k > value. Numbers lie within `spread`
-    of the border, in [low, high], multiples of `step` where one is near; the rule is the same on
-    both sides, so that a number by itself does not tell which side it is on.
+    of the border, in [low, high], and are multiples of `step` where one is near. The rule is the
+    same on both sides, so that a number by itself does not reveal its side.
 
     Returns:
-      The pair, or None where no number in range does it.
+      The pair, or None where no number in range qualifies.
     """
     for relation in shuffled(rng, relations):
-        below = (relation == "at least") == satisfied  # the wanted number is <= value
+        below = (relation == "at least") == satisfied  # the number must be <= value
         lowest, highest = (value - spread + 1, value) if below else (value + 1, value + spread)
         if not below and highest < low:  # the whole window lies under the range, yet all of
             lowest, highest = low, low + spread - 1  # the range is beyond the value
@@ -283,8 +335,11 @@ def relation_near_misses(
     spread: int,
     step: int = 1,
 ) -> Iterator[tuple[str, int]]:
-    """Yield (relation, number) that `value` violates if (relation, number) held for it: the
-    opposite relation at the same number, or another number past the value, in random order."""
+    """Yield (relation, number) that `value` violates, given a pair that holds for it.
+
+    These are the opposite relation at the same number and another number past the value, in random
+    order.
+    """
     moved = threshold(
         rng,
         value,

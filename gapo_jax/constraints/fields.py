@@ -1,8 +1,9 @@
-"""Fields of every constraint type, and the kwargs that fit them.
+"""The arguments of every built-in constraint type: their fields, their kinds and their limits.
 
-Three families: the 25 types of the IFEval release, the 58 of IFBench (arXiv 2507.02833) that the
-package `if-verifiable` carries, and our product facts. `clean_kwargs` is the one place that says
-whether the arguments of a row make sense; checkers never see others.
+There are three families: the 25 types of the IFEval release, the 58 types of IFBench (arXiv
+2507.02833) that the package `if-verifiable` carries, and two types about product facts.
+`clean_kwargs` alone decides whether the arguments of a row are valid; a checker runs on arguments
+that passed it.
 """
 
 from __future__ import annotations
@@ -13,12 +14,24 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 RELATIONS = ("less than", "at least")
-# What a row may ask a checker to look for, so that the time of a check is bounded by its text.
+# Limits of what a row may make a checker look for: with them, the length of a response bounds the
+# time of a check.
 MAX_TEXT = 100_000  # characters of a text to compare with, such as a request to repeat
 MAX_VALUES = 500  # characters of a property with all its values
-MAX_PATTERN = 200  # characters of a keyword or fact, which is searched for everywhere
+MAX_PATTERN = 200  # characters of a keyword or fact, which is searched for at every position
 MAX_WORDS = 100  # keywords or facts of one constraint
 MAX_KEYWORDS = 1_000  # characters of all keywords of one constraint
+
+# ISO 639-1 codes of `language:response_language`. A copy of the release's table, because reading
+# the table from the package takes two seconds; a test compares the two.
+LANGUAGE_CODES: dict[str, str] = {
+    "en": "English", "es": "Spanish", "pt": "Portuguese", "ar": "Arabic", "hi": "Hindi",
+    "fr": "French", "ru": "Russian", "de": "German", "ja": "Japanese", "it": "Italian",
+    "bn": "Bengali", "uk": "Ukrainian", "th": "Thai", "ur": "Urdu", "ta": "Tamil",
+    "te": "Telugu", "bg": "Bulgarian", "ko": "Korean", "pl": "Polish", "he": "Hebrew",
+    "fa": "Persian", "vi": "Vietnamese", "ne": "Nepali", "sw": "Swahili", "kn": "Kannada",
+    "mr": "Marathi", "gu": "Gujarati", "pa": "Punjabi", "ml": "Malayalam", "fi": "Finnish",
+}  # fmt: skip
 
 IFEVAL: dict[str, dict[str, str]] = {
     "keywords:existence": {"keywords": "words"},
@@ -124,6 +137,7 @@ PRODUCT: dict[str, dict[str, str]] = {
     "product:states_facts": {"facts": "facts"},
     "product:no_other_facts": {"facts": "facts", "values": "values"},
 }
+FAMILY_FIELDS = {"ifeval": IFEVAL, "ifbench": IFBENCH, "product": PRODUCT}
 FIELDS: dict[str, dict[str, str]] = {**IFEVAL, **IFBENCH, **PRODUCT}
 
 
@@ -156,7 +170,7 @@ def _keywords(value: Any) -> tuple[str, ...] | None:
 
 
 def _facts(value: Any, most: int = MAX_PATTERN) -> tuple[str, ...] | None:
-    """Each a text "property: value"."""
+    """Return the facts, each of which must be a text "property: value"."""
     words = _words(value, most)
     if words is None:
         return None
@@ -165,12 +179,10 @@ def _facts(value: Any, most: int = MAX_PATTERN) -> tuple[str, ...] | None:
 
 
 def _language(value: Any) -> str | None:
-    from gapo_jax.constraints.official import language_codes
-
-    return value if isinstance(value, str) and value in language_codes() else None
+    return value if isinstance(value, str) and value in LANGUAGE_CODES else None
 
 
-# kind -> (reader returning None for a value that does not fit, what was wanted)
+# kind -> (function that returns None for an invalid value, description of valid values)
 _KINDS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "count": (_count, "a whole number, 0 or more"),
     "words": (
@@ -197,13 +209,13 @@ _KINDS: dict[str, tuple[Callable[[Any], Any], str]] = {
 
 
 def clean_kwargs(type_id: str, kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the kwargs with nulls dropped and counts as int.
+    """Return the arguments of a built-in type with nulls dropped and counts as int.
 
-    Fields that the type does not have are refused, except where they are null: rows of the
-    public sets carry every field of every type.
+    A field that the type does not have is refused unless it is null: rows of the public data sets
+    carry every field of every type.
 
     Raises:
-      ValueError: a field is missing, unknown or does not fit; names type, field and what is wanted.
+      ValueError: a field is missing, unknown or invalid; names type, field and the valid values.
     """
     given = {key: value for key, value in (kwargs or {}).items() if value is not None}
     fields = FIELDS[type_id]
@@ -211,22 +223,23 @@ def clean_kwargs(type_id: str, kwargs: Mapping[str, Any] | None) -> dict[str, An
     missing = [field for field in fields if field not in given]
     if unknown or missing:
         raise ValueError(
-            f"kwargs of {type_id}: wanted the fields {list(fields)}, got {sorted(given)}"
-            f" (missing {missing}, unknown {unknown}); correct this row's kwargs"
+            f"kwargs of {type_id}: expected the fields {list(fields)}, got {sorted(given)}"
+            f" (missing {missing}, unknown {unknown}); correct the kwargs of this row"
         )
     cleaned = {}
     for field, kind in fields.items():
-        read, wanted = _KINDS[kind]
+        read, valid = _KINDS[kind]
         cleaned[field] = read(given[field])
         if cleaned[field] is None:
             got = repr(given[field])[:200]
-            raise ValueError(f"kwargs of {type_id}: {field} wants {wanted}, got {got}")
-    if (
-        "nth_paragraph" in cleaned
-        and not 1 <= cleaned["nth_paragraph"] <= cleaned["num_paragraphs"]
-    ):
+            raise ValueError(
+                f"kwargs of {type_id}: expected {field} to be {valid}, got {got}; correct the"
+                " kwargs of this row"
+            )
+    paragraphs = cleaned.get("num_paragraphs", 0)
+    if "nth_paragraph" in cleaned and not 1 <= cleaned["nth_paragraph"] <= paragraphs:
         raise ValueError(
-            f"kwargs of {type_id}: nth_paragraph wants 1 to num_paragraphs"
-            f" ({cleaned['num_paragraphs']}), got {cleaned['nth_paragraph']}"
+            f"kwargs of {type_id}: expected nth_paragraph to be 1 to num_paragraphs"
+            f" ({paragraphs}), got {cleaned['nth_paragraph']}; correct the kwargs of this row"
         )
     return cleaned

@@ -1,18 +1,18 @@
 """Product facts as constraints: state these property values, and no other value of them.
 
 The two constraints of the paper's product description set (GAPO, arXiv 2503.20194, appendix A).
-The verdicts are those of `facts.py`.
+`product_checks.py` gives the verdicts.
 """
 
 from __future__ import annotations
 
-import functools
 import re
 
-from gapo_jax.constraints import facts
-from gapo_jax.constraints.base import ConstraintType, pick, quoted, shuffled
+from gapo_jax.constraints import product_checks
+from gapo_jax.constraints.base import TrainableType, pick, quoted, shuffled
+from gapo_jax.constraints.text import final_answer
 
-# Values to draw from where no catalogue is at hand; `data/products.py` has thousands.
+# Values to draw from where there is no catalogue; `data/products.py` has thousands.
 _EXAMPLES: dict[str, tuple[str, ...]] = {
     "colour": ("red", "blue", "green", "black", "white", "silver", "beige"),
     "material": ("stainless steel", "oak", "glass", "cotton", "leather", "bamboo", "ceramic"),
@@ -27,7 +27,7 @@ def _lines(table) -> list[str]:
 
 
 def _options(name: str, value: str) -> list[str]:
-    """Other values of a property: of the table, or the same value with another number."""
+    """Return other values of a property: those of the table, or the value with another number."""
     known = [option for option in _EXAMPLES.get(name, ()) if option != value]
     number = re.search(r"\d+(?:\.\d+)?", value)
     if number is not None:
@@ -37,14 +37,7 @@ def _options(name: str, value: str) -> list[str]:
     return known or list(_EXAMPLES["colour"])
 
 
-class _ProductType(ConstraintType):
-    @functools.cached_property
-    def conflicts(self) -> frozenset[str]:
-        """The type itself: the facts of one product are asked for once."""
-        return frozenset((self.id,))
-
-
-class StatesFacts(_ProductType):
+class StatesFacts(TrainableType):
     """The text states the value of every given property."""
 
     id = "product:states_facts"
@@ -67,16 +60,20 @@ class StatesFacts(_ProductType):
         return {"listed": "; ".join(kwargs["facts"])}
 
     def measure(self, kwargs, response):
-        return len(facts.stated(response, kwargs["facts"])), "at least", len(kwargs["facts"])
+        return (
+            len(product_checks.stated(response, kwargs["facts"])),
+            "at least",
+            len(kwargs["facts"]),
+        )
 
     def propose(self, rng, response, satisfied, words, task):
         names = shuffled(rng, tuple(_EXAMPLES))[: int(rng.integers(1, 4))]
         if response is None:
             return {"facts": [f"{name}: {pick(rng, _EXAMPLES[name])}" for name in names]}
         known = [f"{name}: {value}" for name, options in _EXAMPLES.items() for value in options]
-        there = facts.stated(response, known)
+        there = product_checks.stated(response, known)
         if satisfied:
-            chosen = {facts.split_fact(fact)[0]: fact for fact in shuffled(rng, there)}
+            chosen = {product_checks.split_fact(fact)[0]: fact for fact in shuffled(rng, there)}
             return {"facts": list(chosen.values())} if chosen else None
         absent = [fact for fact in known if fact not in there]
         return {"facts": shuffled(rng, there)[:2] + [pick(rng, absent)]} if absent else None
@@ -84,12 +81,12 @@ class StatesFacts(_ProductType):
     def near_misses(self, rng, kwargs, response, words):
         for place in shuffled(rng, range(len(kwargs["facts"]))):
             given = list(kwargs["facts"])
-            name, value = facts.split_fact(given[place])
+            name, value = product_checks.split_fact(given[place])
             for option in shuffled(rng, _options(name, value)):
                 yield {"facts": given[:place] + [f"{name}: {option}"] + given[place + 1 :]}
 
 
-class NoOtherFacts(_ProductType):
+class NoOtherFacts(TrainableType):
     """The text states no other value of a listed property than those given."""
 
     id = "product:no_other_facts"
@@ -110,22 +107,22 @@ class NoOtherFacts(_ProductType):
     difference = "a property value that was not given"
 
     def fields(self, kwargs):
-        names = [facts.split_fact(line)[0] for line in kwargs["values"]]
+        names = [product_checks.split_fact(line)[0] for line in kwargs["values"]]
         return {
             "listed": "; ".join(kwargs["facts"]),
             "names": quoted(names).replace('"', ""),
         }
 
     def shortfall(self, constraint, response):
-        kwargs = constraint.kwargs
-        extra = len(facts.others_stated(response, kwargs["facts"], kwargs["values"]))
+        kwargs, answer = constraint.kwargs, final_answer(response)
+        extra = len(product_checks.others_stated(answer, kwargs["facts"], kwargs["values"]))
         return max(1, extra) / (max(1, extra) + len(kwargs["facts"]))
 
     def propose(self, rng, response, satisfied, words, task):
         names = shuffled(rng, tuple(_EXAMPLES))[:3]
         values = _lines({name: _EXAMPLES[name] for name in names})
         known = [f"{name}: {value}" for name in names for value in _EXAMPLES[name]]
-        there = facts.stated(response, known) if response is not None else []
+        there = product_checks.stated(response, known) if response is not None else []
         if response is None or satisfied:
             return {"facts": there or [pick(rng, known)], "values": values}
         given = [fact for fact in known if fact not in there]
@@ -133,8 +130,8 @@ class NoOtherFacts(_ProductType):
 
     def near_misses(self, rng, kwargs, response, words):
         given = list(kwargs["facts"])
-        for place in shuffled(rng, range(len(given))):  # a stated value is no longer allowed
-            name, value = facts.split_fact(given[place])
+        for place in shuffled(rng, range(len(given))):  # a value that the text states is taken out
+            name, value = product_checks.split_fact(given[place])
             rest = given[:place] + given[place + 1 :]
             yield {**kwargs, "facts": rest or [f"{name}: {pick(rng, _options(name, value))}"]}
 

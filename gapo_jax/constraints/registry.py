@@ -1,61 +1,58 @@
-"""The registry of constraint types and the verdicts on a response."""
+"""All constraint types by id, and the verdicts on a response."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
 
 from gapo_jax.constraints import (
-    cases,
-    edges,
-    formats,
-    ifbench_counts,
-    ifbench_formats,
-    ifbench_tasks,
-    ifbench_words,
-    keywords,
-    lengths,
-    official,
+    ifbench,
+    ifeval_edges,
+    ifeval_formats,
+    ifeval_keywords,
+    ifeval_lengths,
+    ifeval_whole_text,
+    plugins,
     product,
-    wholes,
 )
-from gapo_jax.constraints.base import ConstraintType
-from gapo_jax.constraints.ifbench_official import missing_data
+from gapo_jax.constraints.base import ConstraintType, TrainableType, shuffled
+from gapo_jax.constraints.text import final_answer
+from gapo_jax.constraints.verdicts import loose_variants
+from gapo_jax.records import Constraint
 
-_FAMILIES = {
-    "ifeval": (keywords, lengths, formats, edges, cases, wholes),
-    "ifbench": (ifbench_counts, ifbench_words, ifbench_formats, ifbench_tasks),
-    "product": (product,),
+_IFEVAL = (ifeval_keywords, ifeval_lengths, ifeval_formats, ifeval_edges, ifeval_whole_text)
+_BUILT_IN: dict[str, dict[str, ConstraintType]] = {
+    "ifeval": {kind.id: kind for module in _IFEVAL for kind in module.TYPES},
+    "ifbench": {kind.id: kind for kind in ifbench.TYPES},
+    "product": {kind.id: kind for kind in product.TYPES},
 }
-FAMILIES = tuple(_FAMILIES)
-_TYPES: dict[str, ConstraintType] = {
-    kind.id: kind for modules in _FAMILIES.values() for module in modules for kind in module.TYPES
-}
+_TYPES = {type_id: kind for family in _BUILT_IN.values() for type_id, kind in family.items()}
 _SHORT = {kind.name: type_id for type_id, kind in _TYPES.items()}
+FAMILIES = (*_BUILT_IN, "plugins")
+# Families that stay out of training, so that a score on them measures generalisation.
+_HELD_OUT = ("ifbench",)
 
 
 def types(family: str = "ifeval") -> tuple[str, ...]:
     """Return the ids of a family of constraint types.
 
     Args:
-      family: "ifeval" (the 25 types of the release), "ifbench" (58), "product" (2) or "all".
+      family: "ifeval" (the 25 types of the release), "ifbench" (58), "product" (2), "plugins" (all
+        that are registered) or "all".
 
     Raises:
       ValueError: another family.
     """
     if family not in (*FAMILIES, "all"):
-        raise ValueError(f"family of types: wanted one of {(*FAMILIES, 'all')}, got {family!r}")
+        raise ValueError(f"family of types: expected one of {(*FAMILIES, 'all')}, got {family!r}")
     chosen = FAMILIES if family == "all" else (family,)
-    return tuple(kind.id for name in chosen for module in _FAMILIES[name] for kind in module.TYPES)
-
-
-def _unknown(name: str, known: Iterable[str]) -> ValueError:
-    near = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.4)
-    hint = f"nearest: {', '.join(near)}" if near else "constraints.types() lists the ids"
-    return ValueError(
-        f"constraint type: wanted one of {len(_TYPES)} known types, got {name!r}; {hint}"
-    )
+    found: list[str] = []
+    for name in chosen:
+        found += plugins.registered() if name == "plugins" else _BUILT_IN[name]
+    return tuple(found)
 
 
 def get(type_id: str) -> ConstraintType:
@@ -64,51 +61,128 @@ def get(type_id: str) -> ConstraintType:
     Raises:
       ValueError: no such id; names the nearest ones.
     """
-    found = _TYPES.get(_SHORT.get(type_id, type_id))
-    if found is None:
-        raise _unknown(type_id, [*_TYPES, *_SHORT])
-    return found
+    if type_id in _TYPES:
+        return _TYPES[type_id]
+    more = plugins.registered()
+    short = {kind.name: name for name, kind in more.items()} | _SHORT  # built-in types come first
+    full = type_id if type_id in more else short.get(type_id, type_id)
+    found = more.get(full) or _TYPES.get(full)
+    if found is not None:
+        return found
+    names = {name: name for name in (*_TYPES, *more)} | short
+    near = difflib.get_close_matches(str(type_id), list(names), n=3, cutoff=0.4)
+    ids = ", ".join(dict.fromkeys(names[name] for name in near))
+    hint = f"nearest: {ids}" if near else "constraints.types('all') lists the ids"
+    raise ValueError(
+        f"constraint type: expected one of {len(_TYPES) + len(more)} known types, got"
+        f" {type_id!r}; {hint}"
+    )
 
 
 def resolve(names: Sequence[str]) -> tuple[str, ...]:
-    """Return full ids for short names ("no_comma"), full ids or families, in order, each once.
+    """Return the ids of types to train on, in order, each once.
 
-    A family (as in `types`) stands for those of its types whose word lists are at hand.
+    Args:
+      names: short names ("no_comma"), full ids, or families (as in `types`; "all" stands for every
+        family that may be trained on).
 
     Raises:
-      ValueError: a name that is none of these; names the nearest ones.
+      ValueError: an unknown name, with the nearest ones; or types of IFBench, which measures
+        constraints that training has not seen.
     """
-    found = []
+    found: list[str] = []
     for name in names:
-        if name in (*FAMILIES, "all"):
-            found += [type_id for type_id in types(name) if missing_data(type_id) is None]
-            continue
-        if name not in _TYPES and name not in _SHORT:
-            raise _unknown(name, [*_SHORT, *_TYPES])
-        found.append(_SHORT.get(name, name))
+        if name == "all":
+            found += [i for family in FAMILIES if family not in _HELD_OUT for i in types(family)]
+        else:
+            found += types(name) if name in FAMILIES else [get(name).id]
+    held_out = sorted({i for family in _HELD_OUT for i in types(family)} & set(found))
+    if held_out:
+        more = f" and {len(held_out) - 5} more" if len(held_out) > 5 else ""
+        raise ValueError(
+            f"constraint types to train on: got {', '.join(held_out[:5])}{more} of IFBench, a test"
+            " of constraints that training has not seen (arXiv 2507.02833). Take them out of"
+            " config.data.types (or --types), and measure them after training:"
+            " `python scripts/evaluate.py --prompts IFBENCH_ROWS --model DIR --out DIR`"
+        )
     return tuple(dict.fromkeys(found))
 
 
-def conflict(one: str, other: str) -> bool:
-    """Return whether two types, given by their full ids, must not stand in one prompt.
+def trainable(type_id: str) -> TrainableType:
+    """Return a type that training prompts can be made with: it has `sample` and `modify`.
 
-    Either may know of the other: the release's table does not name the types of IFBench.
+    Raises:
+      ValueError: no such id, or a type that can only be verified.
+    """
+    kind = get(type_id)
+    if not kind.can_sample:
+        raise ValueError(
+            f"constraint type {kind.id} has no `sample` and `modify`, so no prompt can be made with"
+            " it: take it out of config.data.types (or --types); for a plug-in, add both (see"
+            " gapo_jax/constraints/plugins.py) or name rows that ask for it in config.data.source"
+        )
+    return cast(TrainableType, kind)
+
+
+def conflict(one: str, other: str) -> bool:
+    """Return whether two types, given by their full ids, must not occur in one prompt.
+
+    One of them may know of the other alone: the release's table names no plug-in.
     """
     return other in get(one).conflicts or one in get(other).conflicts
 
 
-def _verdicts(follows, response, instruction_id_list, kwargs_list) -> list[bool]:
+def modify(
+    constraint: Constraint,
+    response: str,
+    rng: np.random.Generator,
+    words: Sequence[str] = (),
+    *,
+    task: str | None = None,
+    types: Sequence[str] | None = None,
+) -> Constraint | None:
+    """Change a constraint into one that the response violates: f_modify of GAPO, section 3.2.
+
+    A type with arguments gives a near miss of its own; a type without arguments gives way to an
+    instance of a related type (`siblings`, limited to `types` where given).
+
+    Returns:
+      A violated constraint that differs from the given one, or None.
+    """
+    kind = trainable(constraint.id)
+    other = kind.modify(constraint, response, rng, words, task=task)
+    if other is not None or kind.has_arguments:
+        return other
+    for sibling in shuffled(rng, kind.siblings):
+        if types is None or sibling in types:
+            other = trainable(sibling).sample(
+                rng, response=response, satisfied=False, words=words, task=task
+            )
+            if other is not None:
+                return other
+    return None
+
+
+def _instances(
+    response: Any, ids: Sequence[str], kwargs_list: Sequence[Mapping[str, Any] | None]
+) -> list[tuple[ConstraintType, Constraint]]:
     if not isinstance(response, str):
-        raise ValueError(f"response: wanted a str, got {type(response).__name__}")
-    if len(instruction_id_list) != len(kwargs_list):
+        raise ValueError(f"response: expected a str, got {type(response).__name__}")
+    if len(ids) != len(kwargs_list):
         raise ValueError(
-            f"wanted one kwargs entry per instruction, got {len(instruction_id_list)} ids"
-            f" and {len(kwargs_list)} kwargs; correct this row"
+            f"expected one kwargs entry per instruction, got {len(ids)} ids and"
+            f" {len(kwargs_list)} kwargs; correct this row"
         )
-    return [
-        follows(get(type_id).id, kwargs, response)
-        for type_id, kwargs in zip(instruction_id_list, kwargs_list, strict=True)
-    ]
+    found = []
+    for type_id, kwargs in zip(ids, kwargs_list, strict=True):
+        if not isinstance(kwargs, Mapping | None):
+            raise ValueError(
+                f"kwargs of {type_id}: expected a dictionary or None, got {kwargs!r:.200}; correct"
+                " this row"
+            )
+        kind = get(type_id)
+        found.append((kind, Constraint(kind.id, kwargs or {})))
+    return found
 
 
 def check(
@@ -120,18 +194,21 @@ def check(
     """Return the strict verdict for each instruction, official for IFEval and IFBench.
 
     Args:
-      response: the text to judge; any string, an empty one follows nothing.
-      instruction_id_list, kwargs_list: as in an IFEval row, short names too; kwargs that are null
+      response: any string. Its thinking is left out (`text.final_answer`); an empty answer follows
+        no instruction.
+      instruction_id_list, kwargs_list: as in an IFEval row; short names too, and nulls in kwargs
         are dropped.
-      prompt: accepted for other benchmarks' sake; no type here reads it.
+      prompt: passed on to plug-in types; no built-in type reads it.
 
     Returns:
       One bool per instruction.
 
     Raises:
-      ValueError: unknown id, kwargs that do not fit, or lists of unequal length.
+      ValueError: unknown id, invalid arguments, or lists of unequal length.
     """
-    return _verdicts(official.follows, response, instruction_id_list, kwargs_list)
+    instances = _instances(response, instruction_id_list, kwargs_list)
+    answer = final_answer(response)
+    return [kind.check(constraint, answer, prompt or "") for kind, constraint in instances]
 
 
 def check_loose(
@@ -142,7 +219,12 @@ def check_loose(
 ) -> list[bool]:
     """Return the loose verdict for each instruction, official for IFEval and IFBench.
 
-    True where some of the release's eight variants of the response (first line, last line or both
+    True where one of the release's eight variants of the answer (first line, last line or both
     dropped; asterisks dropped) follows strictly. Arguments and errors as in `check`.
     """
-    return _verdicts(official.follows_loose, response, instruction_id_list, kwargs_list)
+    instances = _instances(response, instruction_id_list, kwargs_list)
+    variants = dict.fromkeys(loose_variants(final_answer(response)))  # each text once
+    return [
+        any(kind.check(constraint, variant, prompt or "") for variant in variants)
+        for kind, constraint in instances
+    ]

@@ -1,8 +1,8 @@
 """Prompt text: a task and its constraints as one natural request.
 
 The form is drawn once (`draw_style`) and applied any number of times (`render`), so that the two
-prompts of a preferential pair share order, phrasing, layout and connectives but for the constraint
-that was edited: nothing else may tell them apart.
+prompts of a preferential pair share order, phrasing, layout and connectives except for the edited
+constraint: nothing else may distinguish them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PHRASINGS = ("train", "heldout")
 
 # Separators: between task and constraints, and between constraints.
 _LAYOUTS = ((" ", " "), ("\n", "\n"), ("\n", " "), ("\n\n", " "))
-# Openings of the second and later constraints; none twice as likely as any other.
+# Openings of the second and later constraints; no opening is twice as likely as any other.
 _CONNECTIVES = {
     "train": ("", "", "Also, ", "In addition, "),
     "heldout": ("", "", "Besides, ", "On top of that, "),
@@ -29,7 +29,7 @@ _CONNECTIVES = {
 
 @dataclasses.dataclass(frozen=True)
 class PromptStyle:
-    """The form of one prompt: style and opening of each constraint, their order, separators."""
+    """The form of one prompt: style and opening of each constraint, their order, the separators."""
 
     styles: tuple[int, ...]
     order: tuple[int, ...]
@@ -58,7 +58,7 @@ def styles_of(type_id: str, phrasing: str) -> tuple[int, ...]:
       ValueError: another phrasing.
     """
     if phrasing not in PHRASINGS:
-        raise ValueError(f"phrasing: wanted one of {PHRASINGS}, got {phrasing!r}")
+        raise ValueError(f"phrasing: expected one of {PHRASINGS}, got {phrasing!r}")
     kind = get(type_id)
     return kind.train_styles if phrasing == "train" else kind.heldout_styles
 
@@ -84,7 +84,7 @@ def _joined(connective: str, sentence: str) -> str:
 
 
 def render(task: str, constraints: Sequence[Constraint], style: PromptStyle) -> str:
-    """Return the prompt text of a task and its constraints in a form drawn for that many."""
+    """Return the prompt of a task and its constraints, in a form drawn for that number of them."""
     task = task.strip()
     if not constraints:
         return task
@@ -112,6 +112,6 @@ def compose_prompt(
       phrasing: "train", or "heldout" for the wordings and connectives kept for evaluation.
 
     Raises:
-      ValueError: another phrasing, an unknown type, or kwargs that do not fit.
+      ValueError: another phrasing, an unknown type, or invalid arguments.
     """
     return render(task, constraints, draw_style(constraints, rng, phrasing))

@@ -1,11 +1,10 @@
-"""What a discriminator cannot see it cannot teach: finding such constraint types at start-up.
+"""Which constraint types a discriminator cannot see, found at start-up: it cannot teach them.
 
-Every type has probe texts, one satisfying and one violating, that differ in nothing but what the
-type is about (`ConstraintType.probes`, proven by the verifiers in a test). Both go through the
-discriminator's own tokenisation. Where the two become the same tokens the type is invisible: an
-uncased tokenizer drops capitals, some drop line breaks and with them bullets and paragraphs. Where
-they differ alone but not at the end or in the middle of a text of ordinary length, truncation
-cuts the evidence off.
+A type has probe texts, one satisfying and one violating, that differ in nothing but what the type
+is about (`ConstraintType.probes`, which a test verifies). Both go through the discriminator's own
+tokenisation. If the two become the same tokens, the type is invisible: an uncased tokenizer drops
+capitals, some drop line breaks and with them bullets and paragraphs. If they differ by themselves,
+but not at the end or in the middle of a text of ordinary length, truncation removes the evidence.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from gapo_jax.records import Constraint
 ACTIONS = ("refuse", "drop")
 
 _TASK = "Write a few sentences about rivers and how people live beside them."
-# Filler without commas, quotation marks or capitals inside a sentence; ours.
+# Filler without commas, quotation marks or capitals inside a sentence.
 _FILLER = (
     "Water comes down from the hills and finds its way through the valley.",
     "People built their first houses close to it because the soil was good.",
@@ -36,9 +35,9 @@ class VisibilityReport:
     """Which types the discriminator sees.
 
     Attributes:
-      visible: ids it sees, in the order asked.
-      identical: id -> what the lost difference was; the tokenizer maps both texts to the same ids.
-      truncated: id -> the same, for texts whose difference falls behind `max_length`.
+      visible: ids it sees, in the order given.
+      identical: id -> the difference that is lost; the tokenizer maps both texts to the same ids.
+      truncated: id -> the same, for texts whose difference comes after `max_length`.
     """
 
     visible: tuple[str, ...]
@@ -52,19 +51,19 @@ class VisibilityReport:
         return tuple(self.identical) + tuple(self.truncated)
 
     def lines(self) -> list[str]:
-        """One line for each invisible type: what got lost and what would help."""
+        """Return one line per invisible type: the difference that is lost, and how."""
         found = [
             f"{name}: its tokenizer makes satisfying and violating texts the same ({lost} lost)"
             for name, lost in self.identical.items()
         ]
         return found + [
-            f"{name}: truncation to {self.max_length} tokens cuts the evidence off ({lost})"
+            f"{name}: truncation to {self.max_length} tokens removes the evidence ({lost})"
             for name, lost in self.truncated.items()
         ]
 
 
 def filler(words: int) -> str:
-    """Return plain sentences of at least so many words."""
+    """Return plain sentences with at least this number of words."""
     sentences: list[str] = []
     count = 0
     for sentence in itertools.cycle(_FILLER):
@@ -86,7 +85,7 @@ def _same(
 
 
 def _lengthened(text: str, before: str, after: str) -> str:
-    # What must be the first character stays the first.
+    # A quotation mark or brace that must be the first character stays the first.
     opening = text[:1] if text[:1] in ('"', "{") else ""
     return f"{opening}{before} {text[len(opening) :]} {after}".rstrip()
 
@@ -94,8 +93,8 @@ def _lengthened(text: str, before: str, after: str) -> str:
 def _versions(
     constraint: Constraint, texts: tuple[str, str], words: int
 ) -> Iterator[tuple[str, str]]:
-    """The probe inside a full response: at its end, and in its middle where the verdicts allow
-    (nothing may follow an ending)."""
+    """Yield the probe inside a full response: at its end, and in its middle where the verdicts stay
+    the same (no text may follow an ending)."""
     kind = get(constraint.id)
     body = filler(words)
     yield _lengthened(texts[0], body, ""), _lengthened(texts[1], body, "")
@@ -106,7 +105,7 @@ def _versions(
 
 
 def _lost(type_id: str, encode, max_length: int | None, words: int = 0) -> bool:
-    """Say whether both texts of some probe give the same ids, alone or inside a full response."""
+    """Return whether both texts of some probe give the same ids, alone or in a full response."""
     kind = get(type_id)
     for kwargs, good, bad in kind.probes:
         constraint = Constraint(type_id, kwargs)
@@ -135,8 +134,8 @@ def check_visibility(
         words are 48 tokens of most tokenizers. 0 tries the bare probes only.
 
     Returns:
-      The report; a type is invisible if any of its probes is, since the discriminator would take
-      that way of violating it for satisfying it.
+      The report. A type is invisible if one of its probes is, because the discriminator would take
+      that way of violating it for satisfying it. A type without probes counts as visible.
 
     Raises:
       ValueError: an unknown id.
@@ -166,7 +165,7 @@ def enforce(report: VisibilityReport, on_invisible: str = "refuse") -> tuple[str
       ValueError: another action, invisible types under "refuse", or no type left under "drop".
     """
     if on_invisible not in ACTIONS:
-        raise ValueError(f"on_invisible: wanted one of {ACTIONS}, got {on_invisible!r}")
+        raise ValueError(f"on_invisible: expected one of {ACTIONS}, got {on_invisible!r}")
     if not report.invisible:
         return report.visible
     found = "\n  ".join(report.lines())

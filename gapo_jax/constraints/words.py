@@ -1,4 +1,4 @@
-"""Words to ask for or to forbid: which words of a text make keywords, and plain stand-ins."""
+"""Words to ask for or to forbid: which words of a text make keywords, and common ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 _WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?")
 
-# Words too common to be a keyword: asking to avoid them breaks any text.
+# Words too common for a keyword: no natural text avoids them.
 STOP_WORDS = frozenset(
     """a about above after again against all also although always am among an and another any are
     around as at away back be became because become been before being below between both but by
@@ -27,7 +27,7 @@ STOP_WORDS = frozenset(
     don't can't won't it's you're that's i'm we're they're isn't doesn't aren't""".split()
 )
 
-# Plain nouns and adjectives that fit many tasks; used where no word of the task is at hand.
+# Nouns and adjectives that fit many tasks, used where no word of the task is known.
 COMMON_WORDS: tuple[str, ...] = tuple(
     """simple fresh quiet bright gentle careful steady clear early modern natural popular local
     family morning evening season weather garden kitchen journey story memory friend market
@@ -53,9 +53,9 @@ def content_words(text: str) -> tuple[str, ...]:
 
 
 def absent_words(response: str, words: Sequence[str]) -> list[str]:
-    """Return the candidates that occur nowhere in the response, not even inside a word.
+    """Return the candidates that do not occur in the response, not even inside a word.
 
-    Falls back on `COMMON_WORDS` where none of `words` is absent.
+    Where all of `words` occur in it, the result comes from `COMMON_WORDS`.
     """
     lowered = response.lower()
 

@@ -1,13 +1,18 @@
-"""Which rows make up which batch: a function of (seed, step) alone, so a resumed run is the same.
+"""Choose the rows of each batch, and the width that they are padded to.
 
-Nothing here keeps state; a run that continues at step n asks for batch n.
+Order is a function of (seed, step) alone and nothing here keeps state: a run that is resumed at
+step n asks for batch n. Widths are few, since every width is a compiled program of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
+
+# Widths are multiples of this many tokens; beyond _LONG tokens of a lane's 128, which kernels pad
+# to anyway.
+_UNIT, _LONG, _LANE = 8, 1024, 128
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
@@ -36,12 +41,36 @@ def batch_at(seed: int, step: int, n: int, batch_size: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def bucket(length: int, sizes: Sequence[int]) -> int:
-    """Return the smallest of `sizes` that holds `length`; ValueError when none does."""
-    fitting = [size for size in sizes if size >= length]
+def round_up(length: int, limit: int, unit: int = _UNIT) -> int:
+    """Return `length` rounded up to a multiple of `unit`, at most `limit`."""
+    return min(limit, -(-length // unit) * unit)
+
+
+def bucket(length: int, widths: Sequence[int]) -> int:
+    """Return the smallest of `widths` that holds `length`; ValueError when none does."""
+    fitting = [width for width in widths if width >= length]
     if not fitting:
-        raise ValueError(f"a length of {length} exceeds the largest bucket of {sorted(sizes)}")
+        raise ValueError(f"a length of {length} exceeds the largest bucket of {sorted(widths)}")
     return min(fitting)
+
+
+def bucket_widths(count: int, shortest: float, limit: int) -> tuple[int, ...]:
+    """Return at most `count` widths up to `limit`, ascending: a geometric series that starts one
+    factor above `shortest`; () for one, where nothing is cut.
+
+    Lengths that are spread evenly over their logarithm are then padded by equal shares.
+    """
+    if count == 1:
+        return ()
+    unit = _UNIT if limit < _LONG else _LANE
+    sizes = (limit * (min(shortest, limit) / limit) ** (k / count) for k in range(count))
+    return tuple(sorted({round_up(round(size), limit, unit) for size in sizes}))
+
+
+def text_buckets(limit: int) -> tuple[int, ...]:
+    """Return the widths for texts whose lengths are not known beforehand: three eighths, a half,
+    two thirds and all of `limit`."""
+    return tuple(sorted({max(8, -(-limit * part // 24)) for part in (9, 12, 16, 24)}))
 
 
 def length_sorted_batches(
@@ -49,7 +78,7 @@ def length_sorted_batches(
     batch_size: int,
     seed: int | Sequence[int] | None = None,
 ) -> list[np.ndarray]:
-    """Group rows of like length: index arrays of `batch_size` (the last one may be shorter).
+    """Group rows of similar length: index arrays of `batch_size` (the last one may be shorter).
 
     Every row occurs once. Without a seed the batches go from short to long, ties in row order;
     with a seed ties are broken and the batches are ordered at random, for training.
@@ -65,3 +94,35 @@ def length_sorted_batches(
     order = shuffled[np.argsort(lengths_B[shuffled], kind="stable")]
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def like_lengths(
+    lengths_B: np.ndarray, size: int, group: int, seed: Sequence[int] | None
+) -> Iterator[np.ndarray]:
+    """Yield batches of `size` rows as `length_sorted_batches` does, int64, keeping each `group` of
+    neighbouring rows together (sorted by the longest of them)."""
+    longest_A = lengths_B.reshape(-1, group).max(axis=1)
+    for chosen_A in length_sorted_batches(longest_A, size // group, seed):
+        yield (chosen_A[:, None] * group + np.arange(group)).reshape(-1)
+
+
+def mixed_batches(
+    kinds: Sequence[Hashable], lengths: Sequence[int], batch_size: int, rng: np.random.Generator
+) -> list[int]:
+    """Order rows so that each `batch_size` neighbours have similar lengths and the mix of kinds
+    that all rows have; the batches come in a random order, one that is not full last.
+
+    Each kind is spread over the batches as evenly as possible, its shortest rows into the first
+    and its longest into the last.
+    """
+    members: dict[Hashable, list[int]] = {}
+    for i in rng.permutation(len(kinds)).tolist():
+        members.setdefault(kinds[i], []).append(i)
+    place = np.zeros(len(kinds))
+    for rows in members.values():
+        rows.sort(key=lambda i: lengths[i])
+        place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
+    order = np.argsort(place, kind="stable")
+    full = len(kinds) // batch_size
+    starts = [int(batch) * batch_size for batch in rng.permutation(full)] + [full * batch_size]
+    return [int(i) for start in starts for i in order[start : start + batch_size]]

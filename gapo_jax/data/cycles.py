@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from gapo_jax.constraints.official import FIELDS
+from gapo_jax import constraints
 from gapo_jax.data.groups import POLAR, Group, compatible
 from gapo_jax.types import Constraint
 
@@ -27,7 +27,7 @@ _SHARES = {
 
 def _has_near_misses(type_id: str) -> bool:
     # A postscript has two markers to choose from; P.P.S for P.S. is no near miss worth having.
-    return bool(FIELDS[type_id]) and type_id != "detectable_content:postscript"
+    return constraints.get(type_id).has_arguments and type_id != "detectable_content:postscript"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -69,7 +69,7 @@ _AFTERTHOUGHTS = (
 
 
 def _postscript(text: str, rng: np.random.Generator) -> str | None:
-    constraint = constraints.get("detectable_content:postscript").sample(rng)
+    constraint = constraints.trainable("detectable_content:postscript").sample(rng)
     if constraint is None:
         return None
     found, marker = sentences(text), constraint.kwargs["postscript_marker"]
@@ -87,7 +87,7 @@ def _quotation(text: str, rng: np.random.Generator) -> str:
 
 
 def _ending(text: str, rng: np.random.Generator) -> str | None:
-    constraint = constraints.get("startend:end_checker").sample(rng)
+    constraint = constraints.trainable("startend:end_checker").sample(rng)
     if constraint is None:
         return None
     phrase = constraint.kwargs["end_phrase"]

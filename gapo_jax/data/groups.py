@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from gapo_jax import constraints
-from gapo_jax.constraints.edges import END_PHRASES
-from gapo_jax.constraints.keywords import polarity_twin
-from gapo_jax.constraints.wholes import REQUESTS
+from gapo_jax.constraints.ifeval_edges import END_PHRASES
+from gapo_jax.constraints.ifeval_keywords import polarity_twin
+from gapo_jax.constraints.ifeval_whole_text import REQUESTS
 from gapo_jax.constraints.words import content_words
 from gapo_jax.data.edits import EDITABLE, rule_edit
 from gapo_jax.data.tasks import Task
@@ -79,7 +79,7 @@ def hindsight(
     """
     found = []
     for type_id in type_ids:
-        kind = constraints.get(type_id)
+        kind = constraints.trainable(type_id)
         constraint = kind.sample(rng, response=response, satisfied=True, words=words)
         if constraint is not None and kind.check(constraint, response):
             found.append(constraint)
@@ -150,7 +150,7 @@ def _pool(
             found.setdefault(identity(constraint), constraint)
 
     for type_id in type_ids:
-        kind = constraints.get(type_id)
+        kind = constraints.trainable(type_id)
         for _ in range(_DRAWS):  # as prompts ask when there is no response yet
             add(kind.sample(rng, words=words))
         for satisfied in (True, False):
@@ -165,7 +165,7 @@ def _pool(
                 add(made)
                 add(opposite_of(made))
                 if satisfied:
-                    add(kind.modify(made, responses[int(index)], rng, words))
+                    add(constraints.modify(made, responses[int(index)], rng, words))
                 wanted -= 1
                 if not wanted:
                     break

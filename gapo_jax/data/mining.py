@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from gapo_jax import constraints
-from gapo_jax.constraints.official import MAX_TEXT
+from gapo_jax.constraints.text import MAX_TEXT
 from gapo_jax.data.cycles import Counts, next_cycle
 from gapo_jax.data.groups import asked_for, compatible, hindsight, make_group
 from gapo_jax.data.preferential import write_cycle

@@ -18,7 +18,7 @@ import numpy as np
 
 from gapo_jax import constraints
 from gapo_jax.constraints.base import pick, shuffled
-from gapo_jax.constraints.facts import tokens
+from gapo_jax.constraints.product_checks import tokens
 from gapo_jax.constraints.template import compose_prompt
 from gapo_jax.types import Constraint, PreferentialPair
 
@@ -133,7 +133,7 @@ def _capital(text: str) -> str:
 
 
 def describe(category: Category, facts: Sequence[str], rng: np.random.Generator) -> str:
-    """Return a description that states the facts, varied in form; the verifiers judge it."""
+    """Return a description that states the facts, varied in form; the verifiers check it."""
     left = [tuple(part.strip() for part in fact.split(":", 1)) for fact in shuffled(rng, facts)]
     sentences = [pick(rng, _OPENINGS).format(name=category.name)]
     while left:

@@ -63,7 +63,7 @@ def _choose(
     chosen: tuple[Constraint, ...] = ()
     for name in names:
         for _ in range(_ATTEMPTS):
-            drawn = constraints.get(name).sample(rng, words=words, task=task_text(task))
+            drawn = constraints.trainable(name).sample(rng, words=words, task=task_text(task))
             if drawn is not None and feasible((*chosen, drawn), max_words):
                 chosen = (*chosen, drawn)
                 break

@@ -1,8 +1,8 @@
 """Constraint accuracy by the verifiers, with bootstrap intervals over prompts.
 
-The four figures of IFEval (arXiv 2311.07911, section 3): share of prompts all of whose
-constraints hold (prompt level) and share of constraints that hold (instruction level), each
-strict and loose. The discriminator has no say here: it is the adversary.
+The four figures of IFEval (arXiv 2311.07911, section 3): the share of prompts all of whose
+constraints hold (prompt level) and the share of constraints that hold (instruction level), each
+strict and loose. The discriminator takes no part: the policy is trained to please it.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from gapo_jax.constraints.verifier_pool import VerifierPool, question
+from gapo_jax.constraints.text import final_answer
+from gapo_jax.constraints.verifiers import VerifierPool, make_request
+from gapo_jax.evaluate.bootstrap import interval, rates, resampled_rates
 from gapo_jax.evaluate.text_health import text_health as text_health
 from gapo_jax.types import PromptRow
 
 METRICS = ("prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose")
-_CHUNK = 200  # resamples drawn at a time, so that memory stays flat
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What the verifiers say about one response; one entry a constraint in the four tuples."""
+    """The verdicts on one response; ids, strict and loose have one entry per constraint."""
 
     key: str
     prompt: str
@@ -36,36 +37,40 @@ class Verdict:
 def verify(
     rows: Sequence[PromptRow], responses: Sequence[str], pool: VerifierPool | None = None
 ) -> list[Verdict]:
-    """Check responses against the constraints of their prompts, by the processes of a `pool`.
+    """Verify responses against the constraints of their prompts, on the processes of a `pool`.
 
     Raises:
-        ValueError: when the lengths differ; for an unknown instruction id or arguments that do
-            not fit, with the row (counted from 1) and its key.
+        ValueError: the lengths differ; an unknown instruction id or invalid arguments, with the row
+            (counted from 1) and its key.
     """
     if len(rows) != len(responses):
-        raise ValueError(f"got {len(rows)} prompts and {len(responses)} responses")
-    asked = [
-        question(response, row.constraints, row.prompt)
+        raise ValueError(
+            f"expected one response per prompt, got {len(rows)} prompts and {len(responses)}"
+            " responses"
+        )
+    requests = [
+        make_request(response, row.constraints, row.prompt)
         for row, response in zip(rows, responses, strict=True)
     ]
+    found = (pool or VerifierPool()).submit(requests)()
     verdicts = []
-    for row, one, found in zip(rows, asked, (pool or VerifierPool()).ask(asked)(), strict=True):
-        if found.error is not None:
+    for row, request, result in zip(rows, requests, found, strict=True):
+        if result.error is not None:
             number = len(verdicts) + 1
-            raise ValueError(f"row {number} (key {row.key!r}): {found.error}") from found.error
+            raise ValueError(f"row {number} (key {row.key!r}): {result.error}") from result.error
         verdicts.append(
-            Verdict(row.key, row.prompt, one.response, one.ids, found.strict, found.loose)
+            Verdict(row.key, row.prompt, request.response, request.ids, result.strict, result.loose)
         )
     return verdicts
 
 
 def _check_some(verdicts: Sequence[Verdict]) -> None:
     if not verdicts:
-        raise ValueError("nothing to summarise: got no verdicts")
+        raise ValueError("expected verdicts to summarise, got no verdicts")
 
 
 def _units(verdicts: Sequence[Verdict]) -> list[list[Verdict]]:
-    """Group the samples of one prompt: they are not independent, so they are drawn together."""
+    """Group the samples of one prompt, which a bootstrap draws together."""
     groups: dict[tuple[str, str], list[Verdict]] = {}
     for verdict in verdicts:
         groups.setdefault((verdict.key, verdict.prompt), []).append(verdict)
@@ -78,14 +83,14 @@ def category(type_id: str) -> str:
 
 
 def _groups(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:
-    """Return what is counted apart: ("types", id) and ("categories", name), each sorted."""
+    """Return the groups with figures of their own: ("types", id), then ("categories", name)."""
     ids = {name for verdict in verdicts for name in verdict.ids}
     found = [("types", name) for name in sorted(ids)]
     return found + [("categories", name) for name in sorted({category(name) for name in ids})]
 
 
 def _counts(units: Sequence[Sequence[Verdict]], groups: Sequence[tuple[str, str]]) -> np.ndarray:
-    """Return sums per unit: float64 [unit, metric, 2], the last axis (held, of how many).
+    """Return sums per unit: float64 [unit, metric, 2], the last axis (number that holds, counted).
 
     Metrics are METRICS, then strict and loose of each group (`_groups`).
     """
@@ -106,25 +111,17 @@ def _counts(units: Sequence[Sequence[Verdict]], groups: Sequence[tuple[str, str]
     return sums
 
 
-def _resampled(sums: Sequence[np.ndarray], seed: int, resamples: int) -> list[np.ndarray]:
-    """Return rates [resample, metric] for each array of sums, with the same draws of units."""
-    rng = np.random.default_rng(seed)
-    units = sums[0].shape[0]
-    rates: list[list[np.ndarray]] = [[] for _ in sums]
-    for start in range(0, resamples, _CHUNK):
-        size = min(_CHUNK, resamples - start)
-        weights = rng.multinomial(units, np.full(units, 1 / units), size=size)
-        for found, array in zip(rates, sums, strict=True):
-            totals = np.einsum("su,umc->smc", weights, array, optimize=True)
-            with np.errstate(invalid="ignore", divide="ignore"):
-                found.append(totals[..., 0] / totals[..., 1])
-    return [np.concatenate(found) for found in rates]
-
-
-def _interval(value: float, draws: np.ndarray) -> dict[str, float]:
-    draws = draws[np.isfinite(draws)]  # a rare type may be absent from a resample
-    low, high = np.percentile(draws, [2.5, 97.5]) if len(draws) else (value, value)
-    return {"value": float(value), "low": float(low), "high": float(high)}
+def _entries(
+    values: np.ndarray, draws: np.ndarray, groups: Sequence[tuple[str, str]]
+) -> dict[str, Any]:
+    """Return {"value", "low", "high"} of each metric and group; draws are [metric, resample]."""
+    found = [interval(value, row) for value, row in zip(values, draws, strict=True)]
+    result: dict[str, Any] = dict(zip(METRICS, found))
+    result |= {"types": {}, "categories": {}}
+    for index, (family, name) in enumerate(groups):
+        at = len(METRICS) + 2 * index
+        result[family][name] = {"strict": found[at], "loose": found[at + 1]}
+    return result
 
 
 def summarise(verdicts: Sequence[Verdict], seed: int = 0, resamples: int = 2000) -> dict[str, Any]:
@@ -135,36 +132,24 @@ def summarise(verdicts: Sequence[Verdict], seed: int = 0, resamples: int = 2000)
     Returns:
         {metric: {"value", "low", "high"}} for the four METRICS; "types": {id: {"strict": {...},
         "loose": {...}, "count"}}; "categories" the same by the part of the id before the colon;
-        "prompts", "responses", "instructions", "empty_responses".
+        "prompts", "responses", "instructions", "empty_responses" (without an answer).
     """
     _check_some(verdicts)
-    units = _units(verdicts)
-    groups = _groups(verdicts)
+    units, groups = _units(verdicts), _groups(verdicts)
     sums = _counts(units, groups)
     total = sums.sum(axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        rate = total[:, 0] / total[:, 1]
-    (draws,) = _resampled([sums], seed, resamples)
-    result: dict[str, Any] = {
-        name: _interval(rate[i], draws[:, i]) for i, name in enumerate(METRICS)
-    }
-    result |= {"types": {}, "categories": {}}
+    result = _entries(rates(total), resampled_rates(sums, seed, resamples), groups)
     for index, (family, name) in enumerate(groups):
-        at = len(METRICS) + 2 * index
-        result[family][name] = {
-            "strict": _interval(rate[at], draws[:, at]),
-            "loose": _interval(rate[at + 1], draws[:, at + 1]),
-            "count": int(total[at, 1]),
-        }
+        result[family][name]["count"] = int(total[len(METRICS) + 2 * index, 1])
     result["prompts"] = len(units)
     result["responses"] = len(verdicts)
     result["instructions"] = int(total[2, 1])
-    result["empty_responses"] = sum(not verdict.response.strip() for verdict in verdicts)
+    result["empty_responses"] = sum(not final_answer(v.response).strip() for v in verdicts)
     return result
 
 
 def satisfied(verdicts: Sequence[Verdict]) -> dict[int, list[int]]:
-    """Return {constraints asked: responses that satisfy 0, 1, ... all of them}, strict."""
+    """Return {number of constraints: responses that satisfy 0, 1, ... all of them}, strict."""
     found: dict[int, list[int]] = {}
     for verdict in verdicts:
         size = len(verdict.ids)
@@ -177,14 +162,14 @@ def paired_difference(
 ) -> dict[str, Any]:
     """Return after - before on the same prompts: 95% intervals by a bootstrap over prompts.
 
-    Both sides are resampled with the same draws, so what the prompts share cancels out.
+    Both sides are resampled with the same draws, so that the differences between prompts cancel.
 
     Returns:
         {metric: {"value", "low", "high"}}; "types": {id: {"strict": {...}, "loose": {...}}} and
         "categories" likewise.
 
     Raises:
-        ValueError: when the two sides do not hold the same prompts.
+        ValueError: the two sides do not hold the same prompts.
     """
     _check_some(before)
     _check_some(after)
@@ -192,31 +177,20 @@ def paired_difference(
     if sides[0].keys() != sides[1].keys():
         odd = sorted(sides[0].keys() ^ sides[1].keys())
         raise ValueError(
-            f"a paired difference needs the same prompts on both sides: {len(odd)} stand on one "
-            f"side only (first key: {odd[0][0]!r})"
+            f"paired difference: expected the same prompts on both sides, got {len(odd)} that are "
+            f"on one side only (first key: {odd[0][0]!r}); leave them out"
         )
     groups = _groups((*before, *after))
+    # One bootstrap of both sides, so that they share the draws.
     sums = [_counts([side[key] for key in sides[0]], groups) for side in sides]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        values = [array.sum(axis=0)[:, 0] / array.sum(axis=0)[:, 1] for array in sums]
-    draws = _resampled(sums, seed, resamples)
-    change, spread = values[1] - values[0], draws[1] - draws[0]
-    result: dict[str, Any] = {
-        name: _interval(change[i], spread[:, i]) for i, name in enumerate(METRICS)
-    }
-    result |= {"types": {}, "categories": {}}
-    for index, (family, name) in enumerate(groups):
-        at = len(METRICS) + 2 * index
-        result[family][name] = {
-            "strict": _interval(change[at], spread[:, at]),
-            "loose": _interval(change[at + 1], spread[:, at + 1]),
-        }
-    return result
+    both = np.concatenate(sums, axis=1)
+    values, draws = rates(both.sum(axis=0)), resampled_rates(both, seed, resamples)
+    size = len(values) // 2
+    return _entries(values[size:] - values[:size], draws[size:] - draws[:size], groups)
 
 
 def format_table(summary: dict[str, Any]) -> str:
-    """Return a summary as a plain text table, in percent: the four figures, then each category
-    and each type."""
+    """Return a summary as a plain text table in percent: the four figures, categories, types."""
 
     def line(name: str, strict: dict[str, float], count: str) -> str:
         span = f"[{100 * strict['low']:5.1f}, {100 * strict['high']:5.1f}]"

@@ -1,17 +1,19 @@
 """Two runs on the same prompts: paired differences with intervals, and McNemar's exact test.
 
 The interval comes from a bootstrap over prompts with the same draws on both sides
-(`accuracy.paired_difference`). McNemar (Psychometrika 1947, exact form) asks of the prompts on
-which only one of the two succeeds whether they fall to both sides like tosses of a fair coin.
+(`accuracy.paired_difference`). McNemar's test (Psychometrika 1947, exact form) takes the prompts on
+which exactly one of the two runs succeeds; under its null hypothesis either run is equally likely
+to be the one.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any
+
+from scipy import stats
 
 from gapo_jax.evaluate.accuracy import METRICS, Verdict, paired_difference
 
@@ -23,10 +25,8 @@ def mcnemar(first_only: int, second_only: int) -> float:
       first_only, second_only: pairs on which only that side succeeds.
     """
     total = first_only + second_only
-    if not total:
-        return 1.0
-    tail = sum(math.comb(total, i) for i in range(min(first_only, second_only) + 1))
-    return min(1.0, 2 * tail / 2**total)
+    # The smaller count, so that the result is exactly symmetric.
+    return float(stats.binomtest(min(first_only, second_only), total).pvalue) if total else 1.0
 
 
 def _prompts_passed(verdicts: Sequence[Verdict], mode: str) -> dict[str, bool]:
@@ -38,13 +38,13 @@ def _prompts_passed(verdicts: Sequence[Verdict], mode: str) -> dict[str, bool]:
 def compare(
     before: Sequence[Verdict], after: Sequence[Verdict], seed: int = 0, resamples: int = 2000
 ) -> dict[str, Any]:
-    """Compare two runs; prompts that stand in one of them only are left aside and counted.
+    """Compare two runs; prompts of only one of them are left out and counted.
 
     Returns:
-      What `paired_difference` returns (after - before), and "mcnemar": {"strict", "loose"} with
+      The result of `paired_difference` (after - before), and "mcnemar": {"strict", "loose"} with
       "before_only", "after_only" and "p" at the prompt level, over the prompts with one response on
-      both sides, and how many others were "left_out"; absent where all were. "prompts" and
-      "unpaired".
+      both sides; "left_out" is the number of other prompts, and a mode is absent if it is all of
+      them. "prompts" and "unpaired" count the shared and the other prompts.
 
     Raises:
       ValueError: no prompt in common.
@@ -53,7 +53,10 @@ def compare(
     sides = [[dataclasses.replace(v, key="") for v in side] for side in (before, after)]
     common = {v.prompt for v in sides[0]} & {v.prompt for v in sides[1]}
     if not common:
-        raise ValueError("the two runs have no prompt in common: compare runs on one prompts file")
+        raise ValueError(
+            "compare: expected two runs on the same prompts, got no prompt in common; evaluate both"
+            " on one prompts file"
+        )
     unpaired = len({v.prompt for side in sides for v in side} - common)
     sides = [[v for v in side if v.prompt in common] for side in sides]
     result = paired_difference(*sides, seed=seed, resamples=resamples)
@@ -90,5 +93,5 @@ def format_comparison(result: dict[str, Any]) -> str:
             f"{test['after_only']}, p = {test['p']:.4g}{left_out if test['left_out'] else ''}"
         )
     if result["unpaired"]:
-        lines.append(f"{result['unpaired']} prompts stand in one of the runs only")
+        lines.append(f"{result['unpaired']} prompts are in one of the runs only")
     return "\n".join(lines)

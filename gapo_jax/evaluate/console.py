@@ -1,12 +1,33 @@
-"""What a finished run prints: accuracy before and after, sample texts, where things lie."""
+"""What a finished run prints: accuracy before and after, sample texts, the paths of its files."""
 
 from __future__ import annotations
 
 import textwrap
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
 _LEVELS = (("instruction_strict", "per instruction"), ("prompt_strict", "per prompt"))
+# Characters of these kinds are shown as escapes: control characters, which a terminal obeys, line
+# and paragraph separators, and halves of surrogate pairs, which cannot be printed.
+_ESCAPED = ("Cc", "Zl", "Zp", "Cs")
+# Marks that change the direction of the text around them.
+_DIRECTION = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def printable(text: str) -> str:
+    """Return a text that is safe to print: a terminal shows it and obeys nothing in it.
+
+    Control characters other than a newline or a tab appear as escapes such as `\\x1b`.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        char.encode("unicode_escape").decode("ascii")
+        if (unicodedata.category(char) in _ESCAPED and char not in "\n\t") or char in _DIRECTION
+        else char
+        for char in text
+    )
 
 
 def _cell(entry: Mapping[str, float], sign: str = "") -> str:
@@ -28,18 +49,17 @@ def accuracy_table(summary: Mapping[str, Any]) -> str:
 
 
 def _block(label: str, text: str) -> str:
-    body = textwrap.indent(text.strip() or "(empty)", "    ")
+    body = textwrap.indent(printable(text.strip()) or "(empty)", "    ")
     return f"  {label}:\n{body}"
 
 
 def sample_texts(summary: Mapping[str, Any]) -> str:
-    """Return the sample prompts with the text before and after and the verdict of each
-    constraint."""
+    """Return the sample prompts, each with the texts before and after and their verdicts."""
     parts = []
     for sample in summary["samples"]:
         marks = {
             side: ", ".join(
-                f"{name.split(':')[1]} {'holds' if held else 'violated'}"
+                f"{name.split(':')[-1]} {'holds' if held else 'violated'}"
                 for name, held in zip(
                     sample["constraints"], sample[f"verdicts_{side}"], strict=True
                 )
@@ -52,22 +72,23 @@ def sample_texts(summary: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def discriminator_line(judge: Mapping[str, Mapping[str, float]]) -> str:
-    """Return how well the discriminator tells the sides of held-out pairs apart, first and last."""
+def discriminator_line(on_pairs: Mapping[str, Mapping[str, float]]) -> str:
+    """Return how well the discriminator separates the sides of held-out pairs, first and last."""
     parts = [
-        f"{label} {100 * judge['first'][name]:.0f}% -> {100 * judge['last'][name]:.0f}%"
+        f"{label} {100 * on_pairs['first'][name]:.0f}% -> {100 * on_pairs['last'][name]:.0f}%"
         for name, label in (("accuracy", "right"), ("pair_order", "accepted above rejected"))
     ]
     return f"discriminator on held-out pairs, first -> last: {', '.join(parts)}"
 
 
 def print_summary(summary: Mapping[str, Any]) -> None:
-    """Print the outcome of a run: table, samples, proof of movement, paths."""
-    if summary["method"] != "discriminator":  # which leaves the generator as it was
+    """Print the outcome of a run: table, samples, relative change of the weights, paths."""
+    if summary["method"] != "discriminator":  # which leaves the generator unchanged
         print(f"\n{accuracy_table(summary)}\n")
         print(f"{sample_texts(summary)}\n")
-    if summary["judge"]:
-        print(discriminator_line(summary["judge"]))
+    # Summaries of earlier versions call it "judge".
+    if on_pairs := summary.get("discriminator", summary.get("judge")):
+        print(discriminator_line(on_pairs))
     moved = ", ".join(f"{name} {value:.2e}" for name, value in summary["relative_change"].items())
     print(f"relative change of the weights: {moved}")
     total = sum(summary["time_s"].values())

@@ -1,7 +1,7 @@
 """Result files with exactly the fields and names of the IFEval release.
 
-One JSON object a line: `follow_all_instructions`, `follow_instruction_list`,
-`instruction_id_list`, `prompt`, `response`, so that tools made for the release read ours.
+One JSON object per line: `follow_all_instructions`, `follow_instruction_list`,
+`instruction_id_list`, `prompt`, `response`, so that tools for the release read them too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def result_record(verdict: Verdict, mode: Literal["strict", "loose"]) -> dict[st
 
 
 def write_results(folder: str | Path, verdicts: Sequence[Verdict]) -> list[Path]:
-    """Write the strict and the loose result file into `folder` (made if need be)."""
+    """Write the strict and the loose result file into `folder`, which is made if missing."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -54,25 +54,28 @@ def _read(path: Path) -> list[dict[str, Any]]:
         odd = [name for name, kind in _FIELDS.items() if not isinstance(record.get(name), kind)]
         if odd:
             raise ValueError(
-                f"{path}, line {number}: wanted the fields of the IFEval release, two texts and two"
-                f" lists; missing or of another kind: {odd}. Give a folder of scripts/evaluate.py"
+                f"{path}, line {number}: expected the fields of the IFEval release, two texts and"
+                f" two lists; missing or of another kind: {odd}. Give a folder of evaluate.py"
             )
         rows.append(record)
     return rows
 
 
 def read_results(folder: str | Path) -> list[Verdict]:
-    """Read the strict and the loose file of a folder back, ours or the release's.
+    """Read the strict and the loose result file of a folder, written here or by the release.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a line that is no result; the two files do not hold the same prompts and
-            responses in the same order.
+        ValueError: a line that is no result, or prompts and responses that differ between the two
+            files.
     """
     sides = [_read(Path(folder) / name) for name in FILES.values()]
     same = [[(r["prompt"], r["response"]) for r in side] for side in sides]
     if same[0] != same[1]:
-        raise ValueError(f"{folder}: {FILES['strict']} and {FILES['loose']} hold different rows")
+        raise ValueError(
+            f"{folder}: expected the same rows in {FILES['strict']} and {FILES['loose']}, which"
+            " hold different rows; run evaluate.py again"
+        )
     return [
         Verdict(
             key="",

@@ -1,7 +1,7 @@
-"""report.html of a run: one file with everything inside, written from what the workdir holds.
+"""report.html of a run: one file with everything inside, written from the files of the workdir.
 
-Works for unfinished runs too: what is not there yet is left out, and the page says so. All text
-that comes from a model, a prompt or a configuration is escaped.
+It works for unfinished runs too: missing parts are left out, and the page says so. All text that
+comes from a model, a prompt or a configuration is escaped.
 """
 
 from __future__ import annotations
@@ -41,11 +41,13 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
 
     Raises:
         FileNotFoundError: the workdir does not exist.
-        ValueError: a file holds something other than JSON; the message names the place.
+        ValueError: a file holds something other than JSON; names file and line.
     """
     workdir = pathlib.Path(workdir)
     if not workdir.is_dir():
-        raise FileNotFoundError(f"wanted the workdir of a run, found no folder at {workdir}")
+        raise FileNotFoundError(
+            f"report: expected the workdir of a run, found no folder at {workdir}; correct the path"
+        )
     records = _read_lines(workdir / "metrics.jsonl")
     summary = _read_json(workdir / "summary.json")
     config = _read_json(workdir / "config.json")
@@ -108,7 +110,7 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Return the records of a JSONL file; a last line that a kill cut off is left out."""
+    """Return the records of a JSONL file, without a last line that a kill cut off."""
     if not path.exists():
         return []
     return [record for _, record in io.iter_jsonl(path, drop_torn=True)]
@@ -131,7 +133,7 @@ def _facts(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> 
 
 
 def _accuracy_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return one row for each held-out set and measure that was taken before training."""
+    """Return one row for each held-out set and measure from before training."""
     rows = []
     for name, before in summary.get("before", {}).items():
         for measure, label in MEASURES.items():
@@ -146,7 +148,7 @@ def _accuracy_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _verdict(change: Mapping[str, float] | None) -> str:
-    """Return `better`, `worse` or `open`: on which side of zero the whole interval lies."""
+    """Return `better` or `worse` if the whole interval lies on one side of zero, else `open`."""
     if change is None:
         return "open"
     if change["low"] > 0:
@@ -178,7 +180,7 @@ def _type_value(entry: Mapping[str, Any]) -> float:
 
 
 def _samples(summary: Mapping[str, Any], path: pathlib.Path) -> list[dict[str, Any]]:
-    """Return prompts with texts: before and after, or the newest of a run that is not finished."""
+    """Return prompts with their texts: before and after, or the newest of an unfinished run."""
     if summary.get("samples"):
         return [
             {

@@ -1,7 +1,7 @@
-"""Responses kept while they are made, so that a killed evaluation goes on where it stopped.
+"""Responses saved while they are generated, so that a killed evaluation goes on where it stopped.
 
-Batches are the same in every run of the same settings, and a batch is kept whole or not at all, so
-the responses of a resumed evaluation are those of an uninterrupted one.
+The batches are the same in every run with the same settings, and a batch is saved whole or not at
+all, so a resumed evaluation has the same responses as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gapo_jax import io
 
 
 def model_mark(source: str) -> str:
-    """Return a mark that changes when a model's folder or file is written anew; "" for a hub id."""
+    """Return a mark that changes when a model's folder or file is rewritten; "" for a hub id."""
     path = Path(source)
     if not path.exists():
         return ""
@@ -35,11 +35,11 @@ class ResponseStore:
     """An append-only file of batches in the output folder.
 
     Args:
-      folder: the output folder, made if need be.
+      folder: the output folder, made if missing.
       settings: everything that the responses depend on.
 
     Raises:
-      ValueError: the folder holds responses made under other settings; names what differs.
+      ValueError: the folder holds responses made with other settings; names what differs.
     """
 
     NAME = "responses.partial.jsonl"
@@ -48,15 +48,15 @@ class ResponseStore:
         self.path = folder / self.NAME
         self.batches: dict[int, list[str]] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        wanted = json.loads(json.dumps(dict(settings)))
+        given = json.loads(json.dumps(dict(settings)))
         kept = self._read()
         if kept is None:
-            self._append(wanted, "w")
-        elif kept != wanted:
-            odd = {name for name in {*kept, *wanted} if kept.get(name) != wanted.get(name)}
+            self._append(given, "w")
+        elif kept != given:
+            odd = {name for name in {*kept, *given} if kept.get(name) != given.get(name)}
             raise ValueError(
-                f"{self.path} holds responses made with other settings ({', '.join(sorted(odd))});"
-                " give the same ones, another --out, or delete that file"
+                f"{self.path}: expected responses of these settings, got some of other settings"
+                f" ({', '.join(sorted(odd))}); give the same ones, another --out, or delete it"
             )
 
     def _read(self) -> dict[str, Any] | None:
@@ -77,6 +77,6 @@ class ResponseStore:
             os.fsync(file.fileno())
 
     def add(self, batch: int, texts: Sequence[str]) -> None:
-        """Keep the responses of one batch."""
+        """Save the responses of one batch."""
         self._append({"batch": batch, "texts": list(texts)})
         self.batches[batch] = list(texts)

@@ -1,8 +1,8 @@
-"""A second opinion on responses: a discriminator that was no adversary of the judged generator.
+"""A second opinion on responses: the scores of a discriminator from outside the run.
 
-The GAPO paper scores by Longformers tuned on other pairs (arXiv 2503.20194, section 4); the family
-is the adversary's own, so its figures stand beside the verifiers' and never in their place. What is
-reported is how often it accepts, and how far it agrees with the rules.
+The GAPO paper scores by Longformers tuned on other pairs (arXiv 2503.20194, section 4). Such a
+model is of the same family as the discriminator of the training, so its figures are reported beside
+the verifiers' and never replace them: how often it accepts, and how often it agrees with the rules.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gapo_jax.data.discriminator_text import encode_discriminator
 from gapo_jax.evaluate.accuracy import Verdict
+from gapo_jax.evaluate.bootstrap import interval, resampled_rates
 
 ScoreFn = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 
@@ -61,13 +62,12 @@ def make_scorer(
 def second_opinion(
     score: ScoreFn, verdicts: Sequence[Verdict], seed: int = 0, resamples: int = 2000
 ) -> dict[str, Any]:
-    """Return what a discriminator says of responses that the verifiers have judged.
+    """Return figures of a discriminator's scores of responses that have been verified.
 
     Returns:
       "accepted": share of logits above 0 with a 95% bootstrap interval over prompts; "logit_mean";
-      "agreement": share on which acceptance equals the strict prompt-level verdict; "auc": how
-      often a response that follows everything scores above one that does not (ties half), None
-      where there is only one kind.
+      "agreement": share on which acceptance equals the strict prompt-level verdict; "auc" (see
+      `auc`).
     """
     logits_B = score([v.prompt for v in verdicts], [v.response for v in verdicts])
     held_B = np.array([all(v.strict) for v in verdicts])
@@ -75,17 +75,10 @@ def second_opinion(
     prompts: dict[str, list[int]] = {}
     for index, verdict in enumerate(verdicts):
         prompts.setdefault(verdict.prompt, []).append(index)
-    sums = np.array([[accepted_B[rows].sum(), len(rows)] for rows in prompts.values()], float)
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=resamples)
-    totals = weights @ sums
-    low, high = np.percentile(totals[:, 0] / totals[:, 1], [2.5, 97.5])
+    sums = np.array([[[accepted_B[rows].sum(), len(rows)]] for rows in prompts.values()], float)
+    (draws,) = resampled_rates(sums, seed, resamples)
     return {
-        "accepted": {
-            "value": float(accepted_B.mean()),
-            "low": float(low),
-            "high": float(high),
-        },
+        "accepted": interval(accepted_B.mean(), draws),
         "logit_mean": float(logits_B.mean()),
         "agreement": float((accepted_B == held_B).mean()),
         "auc": auc(logits_B, held_B),
@@ -93,11 +86,15 @@ def second_opinion(
 
 
 def auc(logits_B: np.ndarray, held_B: np.ndarray) -> float | None:
-    """Return how often a logit of `held_B` lies above one of the others, ties half; None where
-    either kind is missing. By ranks (Mann-Whitney), so that memory is linear in B."""
-    held = int(held_B.sum())
-    pairs = held * (len(held_B) - held)
-    if not pairs:
+    """Return the area under the ROC curve of logits for the mask `held_B`, or None.
+
+    This is how often a logit of a response that follows everything lies above that of one that does
+    not, ties counted half: the statistic of Mann and Whitney over the number of pairs. None if all
+    responses are of one kind.
+    """
+    logits_B = logits_B.astype(np.float64)  # the ranks are computed in the type of the logits
+    held, others = logits_B[held_B], logits_B[~held_B]
+    if not len(held) or not len(others):
         return None
-    above = stats.rankdata(logits_B)[held_B].sum() - held * (held + 1) / 2
-    return float(above / pairs)
+    test = stats.mannwhitneyu(held, others, method="asymptotic")
+    return float(test.statistic / (len(held) * len(others)))

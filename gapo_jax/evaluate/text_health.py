@@ -1,8 +1,8 @@
-"""Is the text still worth reading? Figures that notice the known ways of gaming a reward.
+"""Figures that show the known ways of gaming a reward: copying the prompt, repeating text.
 
-A policy under a weak reward starts to copy its prompt or to repeat itself, while the
-discriminator's score and corpus diversity look fine; these figures are cheap enough for every
-round.
+Under a weak reward a policy starts to do both, while the discriminator's score and the diversity of
+the texts look fine. The figures are cheap enough for every round. The thinking of a response does
+not count: it may well repeat the prompt.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gapo_jax.constraints.text import final_answer
+
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
-ECHO_RUN = 6  # words in a row taken from the prompt: longer than any topic, shorter than a request
+ECHO_RUN = 6  # consecutive words of the prompt: longer than any topic, shorter than a request
 _GRAM = 3
 _QUOTED = re.compile(r'"[^"\n]*"')
 
@@ -29,9 +31,9 @@ def _grams(words: Sequence[str], size: int) -> list[tuple[str, ...]]:
 def echoes(prompt: str, response: str) -> bool:
     """Return whether the response copies the prompt.
 
-    It does when it contains ECHO_RUN words in a row of the prompt, or when it is shorter than
-    that and lies in the prompt as a whole (at least three words). What the prompt puts in double
-    quotes does not count: those are words that a response was asked to say.
+    It does if it contains ECHO_RUN consecutive words of the prompt, or if it is shorter than that
+    and part of the prompt as a whole (at least three words). Words that the prompt puts in double
+    quotes do not count: they are what the response is asked to say.
     """
     words = _words(response)
     size = min(ECHO_RUN, len(words))
@@ -53,14 +55,18 @@ def text_health(prompts: Sequence[str], responses: Sequence[str]) -> dict[str, f
     Returns:
         "response/echo_rate" (share that copies its prompt), "response/repetition" (mean share of
         repeated 3-grams inside a response), "response/distinct2" (unique share of all word
-        2-grams; falls with the number of responses, compare like with like), "response/words"
-        (mean length), "response/empty_rate".
+        2-grams; it falls with the number of responses, so compare equal numbers),
+        "response/words" (mean length), "response/empty_rate".
 
     Raises:
-        ValueError: when the lengths differ or there are no responses.
+        ValueError: the lengths differ, or there are no responses.
     """
     if len(prompts) != len(responses) or not responses:
-        raise ValueError(f"got {len(prompts)} prompts and {len(responses)} responses")
+        raise ValueError(
+            f"expected one response per prompt and one at least, got {len(prompts)} prompts and"
+            f" {len(responses)} responses"
+        )
+    responses = [final_answer(response) for response in responses]
     words = [_words(response) for response in responses]
     bigrams = [gram for item in words for gram in _grams(item, 2)]
     pairs = zip(prompts, responses, strict=True)

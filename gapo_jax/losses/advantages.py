@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Real, ScalarLike, Shaped
 
 from gapo_jax.losses import kl
 from gapo_jax.losses.masked import masked_fill
 
 
-def last_token_onehot(mask_BR: jax.Array) -> jax.Array:
+def last_token_onehot(mask_BR: Int[Array, "B R"]) -> Float[Array, "B R"]:
     """Return float32 [B, R] with 1 at the last real token of each row, all 0 for an empty row.
 
     Found from the mask alone, so that padding on either side moves the mark with the token.
@@ -23,16 +24,16 @@ def last_token_onehot(mask_BR: jax.Array) -> jax.Array:
 
 
 def token_rewards(
-    score_B: jax.Array,
-    logprobs_BR: jax.Array,
-    ref_logprobs_BR: jax.Array,
-    mask_BR: jax.Array,
-    kl_coef: jax.Array | float,
+    score_B: Real[Array, "B"],
+    logprobs_BR: Float[Array, "B R"],
+    ref_logprobs_BR: Float[Array, "B R"],
+    mask_BR: Int[Array, "B R"],
+    kl_coef: ScalarLike,
     *,
     estimator: str = "k1",
     missing_eos_penalty: float | None = None,
-    ended_B: jax.Array | None = None,
-) -> jax.Array:
+    ended_B: Shaped[Array, "B"] | None = None,
+) -> Float[Array, "B R"]:
     """Reward of each token: `-kl_coef * kl_t`, plus the sequence score on the last real token.
 
     GAPO (arXiv 2503.20194) as its code does it, section 2.1 of arXiv 1909.08593.
@@ -70,12 +71,12 @@ def token_rewards(
 
 
 def gae(
-    rewards_BR: jax.Array,
-    values_BR: jax.Array,
-    mask_BR: jax.Array,
-    gamma: jax.Array | float,
-    lam: jax.Array | float,
-) -> tuple[jax.Array, jax.Array]:
+    rewards_BR: Float[Array, "B R"],
+    values_BR: Float[Array, "B R"],
+    mask_BR: Int[Array, "B R"],
+    gamma: ScalarLike,
+    lam: ScalarLike,
+) -> tuple[Float[Array, "B R"], Float[Array, "B R"]]:
     """Generalised advantage estimation (arXiv 1506.02438, Eq. 16) over the real tokens.
 
     delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lam A_{t+1}, where t + 1 is the
@@ -111,7 +112,7 @@ def gae(
     return advantages_BR, advantages_BR + values_BR
 
 
-def _grouped(scores_B: jax.Array, group_size: int) -> jax.Array:
+def _grouped(scores_B: Real[Array, "B"], group_size: int) -> Float[Array, "A G"]:
     batch = scores_B.shape[0]
     if group_size < 2 or batch % group_size:
         raise ValueError(
@@ -122,8 +123,8 @@ def _grouped(scores_B: jax.Array, group_size: int) -> jax.Array:
 
 
 def group_normalise(
-    scores_B: jax.Array, group_size: int, *, eps: float = 1e-4, scale: bool = True
-) -> jax.Array:
+    scores_B: Real[Array, "B"], group_size: int, *, eps: float = 1e-4, scale: bool = True
+) -> Float[Array, "B"]:
     """Advantages of GRPO (arXiv 2402.03300): (r - mean) / (std + eps) within each group.
 
     Args:
@@ -145,7 +146,7 @@ def group_normalise(
     return centred_GG.reshape(-1)
 
 
-def leave_one_out(scores_B: jax.Array, group_size: int) -> jax.Array:
+def leave_one_out(scores_B: Real[Array, "B"], group_size: int) -> Float[Array, "B"]:
     """Advantages of RLOO (arXiv 2402.14740): r_i minus the mean of the others of its group.
 
     The KL penalty belongs into `scores_B` before the baseline is taken.

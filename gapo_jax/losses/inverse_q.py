@@ -11,20 +11,21 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from gapo_jax.losses.masked import masked_fill, masked_mean
 from gapo_jax.types import Metrics
 
 
 def inverse_q_loss(
-    logprobs_BR: jax.Array,
-    ref_logprobs_BR: jax.Array,
-    target_logprobs_BR: jax.Array,
-    mask_BR: jax.Array,
+    logprobs_BR: Float[Array, "B R"],
+    ref_logprobs_BR: Float[Array, "B R"],
+    target_logprobs_BR: Float[Array, "B R"],
+    mask_BR: Int[Array, "B R"],
     *,
     beta: float = 1.0,
     clip: float = 5.0,
-) -> tuple[jax.Array, Metrics]:
+) -> tuple[Float[Array, ""], Metrics]:
     """Mean over tokens of 1/2 (beta log(pi / ref) - r)^2, r = clip(beta log(pi* / ref), +-clip).
 
     Under soft optimality with the reference, beta log(pi* / ref) = Q* - V* is the advantage of pi*

@@ -14,21 +14,24 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, ScalarLike
 
 from gapo_jax.losses.masked import aggregate, masked_fill
 
+Logprobs = Float[Array, "*shape"]
 
-def k1(logprobs: jax.Array, ref_logprobs: jax.Array) -> jax.Array:
+
+def k1(logprobs: Logprobs, ref_logprobs: Logprobs) -> Logprobs:
     """log pi - log ref."""
     return logprobs.astype(jnp.float32) - ref_logprobs.astype(jnp.float32)
 
 
-def k2(logprobs: jax.Array, ref_logprobs: jax.Array) -> jax.Array:
+def k2(logprobs: Logprobs, ref_logprobs: Logprobs) -> Logprobs:
     """(log pi - log ref)^2 / 2."""
     return 0.5 * k1(logprobs, ref_logprobs) ** 2
 
 
-def k3(logprobs: jax.Array, ref_logprobs: jax.Array) -> jax.Array:
+def k3(logprobs: Logprobs, ref_logprobs: Logprobs) -> Logprobs:
     """ref / pi - 1 - log(ref / pi)."""
     difference = k1(logprobs, ref_logprobs)
     return jnp.expm1(-difference) + difference
@@ -37,7 +40,7 @@ def k3(logprobs: jax.Array, ref_logprobs: jax.Array) -> jax.Array:
 ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 
 
-def estimate(name: str, logprobs: jax.Array, ref_logprobs: jax.Array) -> jax.Array:
+def estimate(name: str, logprobs: Logprobs, ref_logprobs: Logprobs) -> Logprobs:
     """Per-token KL by the estimator called `name` ("k1", "k2" or "k3").
 
     Raises:
@@ -49,14 +52,14 @@ def estimate(name: str, logprobs: jax.Array, ref_logprobs: jax.Array) -> jax.Arr
 
 
 def kl_loss(
-    logprobs_BR: jax.Array,
-    ref_logprobs_BR: jax.Array,
-    mask_BR: jax.Array,
+    logprobs_BR: Float[Array, "B R"],
+    ref_logprobs_BR: Float[Array, "B R"],
+    mask_BR: Int[Array, "B R"],
     *,
     estimator: str = "k3",
     aggregation: str = "token",
-    denominator: jax.Array | float | None = None,
-) -> jax.Array:
+    denominator: ScalarLike | None = None,
+) -> Float[Array, ""]:
     """KL to the reference as a term of the loss, float32 scalar, reduced as the policy loss is.
 
     GRPO (arXiv 2402.03300, Eq. 4) takes k3, whose gradient is that of the forward KL; k2 has the
@@ -81,13 +84,13 @@ def kl_loss(
 
 
 def adaptive_kl_coef(
-    kl_coef: jax.Array | float,
-    observed_kl: jax.Array | float,
+    kl_coef: ScalarLike,
+    observed_kl: ScalarLike,
     *,
     target: float,
-    num_samples: jax.Array | int,
+    num_samples: ScalarLike,
     horizon: float = 10_000,
-) -> jax.Array:
+) -> Float[Array, ""]:
     """Return the KL coefficient for the next rollout (arXiv 1909.08593, section 2.2).
 
     `coef * (1 + clip(observed / target - 1, -0.2, 0.2) * num_samples / horizon)`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
 
 from gapo_jax.losses.masked import masked_fill, masked_mean, weighted_mean
 from gapo_jax.types import Metrics
@@ -27,17 +28,17 @@ def mismatched_rows(batch: int) -> list[int]:
 
 
 def kto_loss(
-    logprobs_B: jax.Array,
-    ref_logprobs_B: jax.Array,
-    mismatched_B: jax.Array,
-    ref_mismatched_B: jax.Array,
-    desirable_B: jax.Array,
+    logprobs_B: Float[Array, "B"],
+    ref_logprobs_B: Float[Array, "B"],
+    mismatched_B: Float[Array, "B"],
+    ref_mismatched_B: Float[Array, "B"],
+    desirable_B: Shaped[Array, "B"],
     *,
     beta: float = 0.1,
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
-    weights_B: jax.Array | None = None,
-) -> tuple[jax.Array, Metrics]:
+    weights_B: Float[Array, "B"] | None = None,
+) -> tuple[Float[Array, ""], Metrics]:
     """Mean of w_D (1 - s(beta (rho - z0))) and w_U (1 - s(beta (z0 - rho))) (Eq. 7-8).
 
     rho = log(pi / ref) of a row; z0 = max(0, mean rho of the mismatched rows), no gradient. The

@@ -13,6 +13,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, ScalarLike, Shaped
 
 from gapo_jax.losses.masked import masked_mean, whiten
 
@@ -20,17 +21,17 @@ __all__ = ["chunked_logprobs", "masked_mean", "whiten"]
 
 
 def chunked_logprobs(
-    hidden_BTD: jax.Array,
-    kernel_DV: jax.Array,
-    targets_BT: jax.Array,
+    hidden_BTD: Float[Array, "B T D"],
+    kernel_DV: Float[Array, "D V"],
+    targets_BT: Int[Array, "B T"],
     *,
-    temperature: jax.Array | float = 1.0,
+    temperature: ScalarLike = 1.0,
     chunk_tokens: int = 256,
     with_entropy: bool = False,
     tied: bool = False,
     softcap: float = 0.0,
-    mask_BT: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array | None]:
+    mask_BT: Int[Array, "B T"] | None = None,
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"] | None]:
     """Log-probs of `targets_BT` under softmax(hidden @ kernel / temperature), chunk by chunk.
 
     Args:
@@ -108,7 +109,7 @@ def _check(hidden_BTD, kernel_DV, targets_BT, temperature, chunk_tokens: int) ->
         )
 
 
-def _chunk(x_BT: jax.Array, chunk_tokens: int) -> jax.Array:
+def _chunk(x_BT: Shaped[Array, "B T *tail"], chunk_tokens: int) -> Shaped[Array, "N M C *tail"]:
     """[B, T, ...] -> [chunks, B', C, ...], B' * C <= chunk_tokens.
 
     The batch axis stays outermost within a chunk, so an array sharded over rows stays so: every
@@ -129,7 +130,9 @@ def _chunk(x_BT: jax.Array, chunk_tokens: int) -> jax.Array:
     return jnp.moveaxis(x_BNC, 1, 0)
 
 
-def _unchunk(x_NBC: jax.Array, batch: int, tokens: int) -> jax.Array:
+def _unchunk(
+    x_NBC: Float[Array, "N M C"], batch: int, tokens: int
+) -> Float[Array, "{batch} {tokens}"]:
     """The inverse of `_chunk` for [chunks, B', C]."""
     chunks, rows, columns = x_NBC.shape
     folds = -(-batch // rows)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, ScalarLike, Shaped
 
 
-def masked_fill(x: jax.Array, mask: jax.Array) -> jax.Array:
+def masked_fill(
+    x: Shaped[Array, "*#shape"], mask: Shaped[Array, "*#shape"]
+) -> Float[Array, "*#shape"]:
     """Return `x` as float32 with zeros wherever `mask` is 0.
 
     Applied to the inputs of a loss, before any other arithmetic, it keeps what stands in padding
@@ -20,12 +23,12 @@ def masked_fill(x: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def masked_mean(
-    x: jax.Array,
-    mask: jax.Array,
+    x: Shaped[Array, "*shape"],
+    mask: Shaped[Array, "*shape"],
     *,
     axis: int | None = None,
-    denominator: jax.Array | float | None = None,
-) -> jax.Array:
+    denominator: ScalarLike | None = None,
+) -> Float[Array, "..."]:
     """Mean of `x` over the places where `mask` is not 0; 0 where there is no such place.
 
     Args:
@@ -45,11 +48,11 @@ def masked_mean(
 
 
 def aggregate(
-    losses_BR: jax.Array,
-    mask_BR: jax.Array,
+    losses_BR: Float[Array, "B R"],
+    mask_BR: Int[Array, "B R"],
     aggregation: str,
-    denominator: jax.Array | float | None = None,
-) -> jax.Array:
+    denominator: ScalarLike | None = None,
+) -> Float[Array, ""]:
     """Reduce token losses to a float32 scalar.
 
     Args:
@@ -71,14 +74,16 @@ def aggregate(
     return masked_mean(losses_B, jnp.any(mask_BR != 0, axis=1), denominator=denominator)
 
 
-def weighted_mean(x: jax.Array, weights: jax.Array) -> jax.Array:
+def weighted_mean(x: Float[Array, "*shape"], weights: Shaped[Array, "*shape"]) -> Float[Array, ""]:
     """Mean of `x` with non-negative `weights` of its shape, float32; 0 if all weights are 0."""
     weights = weights.astype(jnp.float32)
     total = jnp.sum(weights)
     return jnp.sum(masked_fill(x, weights) * weights) / jnp.where(total > 0, total, 1.0)
 
 
-def masked_variance(x: jax.Array, mask: jax.Array, *, unbiased: bool = True) -> jax.Array:
+def masked_variance(
+    x: Float[Array, "*shape"], mask: Shaped[Array, "*shape"], *, unbiased: bool = True
+) -> Float[Array, ""]:
     """Variance of `x` over `mask`, float32 scalar; 0 if fewer than two places are real.
 
     `unbiased` divides by n - 1, as TRL's `masked_var` does.
@@ -90,8 +95,12 @@ def masked_variance(x: jax.Array, mask: jax.Array, *, unbiased: bool = True) -> 
 
 
 def whiten(
-    x: jax.Array, mask: jax.Array, shift_mean: bool = True, *, eps: float = 1e-8
-) -> jax.Array:
+    x: Float[Array, "*shape"],
+    mask: Shaped[Array, "*shape"],
+    shift_mean: bool = True,
+    *,
+    eps: float = 1e-8,
+) -> Float[Array, "*shape"]:
     """Scale `x` to unit variance over the real places, and to zero mean if `shift_mean`.
 
     TRL's `masked_whiten`: `(x - mean) * rsqrt(var + eps)`, with the unbiased variance over all

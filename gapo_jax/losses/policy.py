@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, ScalarLike
 
 from gapo_jax.losses.masked import aggregate, masked_fill, masked_mean
 from gapo_jax.types import Metrics
@@ -25,17 +26,17 @@ def _check(aggregation: str, ratio_level: str, clip_low: float, clip_high: float
 
 
 def ppo_loss(
-    logprobs_BR: jax.Array,
-    old_logprobs_BR: jax.Array,
-    advantages_BR: jax.Array,
-    mask_BR: jax.Array,
+    logprobs_BR: Float[Array, "B R"],
+    old_logprobs_BR: Float[Array, "B R"],
+    advantages_BR: Float[Array, "B R"],
+    mask_BR: Int[Array, "B R"],
     *,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
     aggregation: str = "token",
     ratio_level: str = "token",
-    denominator: jax.Array | float | None = None,
-) -> tuple[jax.Array, Metrics]:
+    denominator: ScalarLike | None = None,
+) -> tuple[Float[Array, ""], Metrics]:
     """Mean of max(-A w, -A clip(w, 1 - clip_low, 1 + clip_high)), w = pi / pi_old per token.
 
     Args:

@@ -12,6 +12,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, ScalarLike
 
 from gapo_jax.losses.masked import masked_fill, masked_mean, weighted_mean
 from gapo_jax.types import Metrics
@@ -20,8 +21,8 @@ DPO_VARIANTS = ("sigmoid", "cdpo", "robust", "exo", "hinge", "ipo")
 
 
 def sequence_logprobs(
-    logprobs_BR: jax.Array, mask_BR: jax.Array, *, mean: bool = False
-) -> jax.Array:
+    logprobs_BR: Float[Array, "B R"], mask_BR: Int[Array, "B R"], *, mean: bool = False
+) -> Float[Array, "B"]:
     """Sum (or, with `mean`, the per-token mean) of the log-probs of each row, float32 [B].
 
     DPO and its kin take sums. SimPO and ORPO take means. For IPO it is a choice with consequences
@@ -33,11 +34,11 @@ def sequence_logprobs(
 
 
 def sft_loss(
-    logprobs_BR: jax.Array,
-    mask_BR: jax.Array,
+    logprobs_BR: Float[Array, "B R"],
+    mask_BR: Int[Array, "B R"],
     *,
-    denominator: jax.Array | float | None = None,
-) -> tuple[jax.Array, Metrics]:
+    denominator: ScalarLike | None = None,
+) -> tuple[Float[Array, ""], Metrics]:
     """Negative log-likelihood, mean over all real tokens of the batch.
 
     Args:
@@ -54,16 +55,16 @@ def sft_loss(
 
 
 def dpo_loss(
-    chosen_B: jax.Array,
-    rejected_B: jax.Array,
-    ref_chosen_B: jax.Array,
-    ref_rejected_B: jax.Array,
+    chosen_B: Float[Array, "B"],
+    rejected_B: Float[Array, "B"],
+    ref_chosen_B: Float[Array, "B"],
+    ref_rejected_B: Float[Array, "B"],
     *,
     beta: float = 0.1,
     variant: str = "sigmoid",
     label_smoothing: float = 0.0,
-    weights_B: jax.Array | None = None,
-) -> tuple[jax.Array, Metrics]:
+    weights_B: Float[Array, "B"] | None = None,
+) -> tuple[Float[Array, ""], Metrics]:
     """Direct preference optimisation (arXiv 2305.18290, Eq. 7) and its variants.
 
     With Delta = log(pi / ref)(chosen) - log(pi / ref)(rejected), m = beta Delta, e =
@@ -103,14 +104,14 @@ def dpo_loss(
 
 
 def simpo_loss(
-    chosen_B: jax.Array,
-    rejected_B: jax.Array,
+    chosen_B: Float[Array, "B"],
+    rejected_B: Float[Array, "B"],
     *,
     beta: float = 2.0,
     gamma: float = 1.0,
     label_smoothing: float = 0.0,
-    weights_B: jax.Array | None = None,
-) -> tuple[jax.Array, Metrics]:
+    weights_B: Float[Array, "B"] | None = None,
+) -> tuple[Float[Array, ""], Metrics]:
     """-ls(beta (chosen - rejected) - gamma): SimPO (arXiv 2405.14734, Eq. 6), no reference.
 
     Args:
@@ -135,7 +136,7 @@ def simpo_loss(
     return _pairwise(losses_B, good_B, bad_B, weights_B)
 
 
-def log1mexp(x: jax.Array) -> jax.Array:
+def log1mexp(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """log(1 - exp(x)) for x < 0 in float32, by the branch that keeps its digits.
 
     Values nearer to 0 than float32's spacing below 1 (x > -6e-8: probability 1) are taken for
@@ -150,17 +151,19 @@ def log1mexp(x: jax.Array) -> jax.Array:
 
 
 def orpo_loss(
-    chosen_BR: jax.Array,
-    rejected_BR: jax.Array,
-    chosen_mask_BR: jax.Array,
-    rejected_mask_BR: jax.Array,
+    chosen_BR: Float[Array, "B R"],
+    rejected_BR: Float[Array, "B R"],
+    chosen_mask_BR: Int[Array, "B R"],
+    rejected_mask_BR: Int[Array, "B R"],
     *,
     beta: float = 0.1,
-    weights_B: jax.Array | None = None,
-) -> tuple[jax.Array, Metrics]:
+    weights_B: Float[Array, "B"] | None = None,
+) -> tuple[Float[Array, ""], Metrics]:
     """NLL(chosen) - beta ls(log odds(chosen) - log odds(rejected)): ORPO (2403.07691, Eq. 6-7).
 
-    log odds = l - log(1 - exp(l)) of the mean token log-prob l, in float32.
+    log odds = l - log(1 - exp(l)) of the mean token log-prob l, in float32. The NLL is of the
+    response given its prompt, as in the paper (Eq. 2) and in our `sft_loss`. TRL's ORPOTrainer
+    takes it over prompt and response, so its loss of the same pairs is another number.
 
     Args:
       chosen_BR, rejected_BR: token log-probs under the policy; there is no reference.
@@ -205,7 +208,9 @@ def _check_dpo(variant: str, beta: float, label_smoothing: float) -> None:
         raise ValueError(f"{variant!r} has no label smoothing, got {label_smoothing}; set it to 0.")
 
 
-def _dpo_losses(delta_B: jax.Array, beta: float, variant: str, e: float) -> jax.Array:
+def _dpo_losses(
+    delta_B: Float[Array, "B"], beta: float, variant: str, e: float
+) -> Float[Array, "B"]:
     margin_B = beta * delta_B
     right_B, wrong_B = jax.nn.softplus(-margin_B), jax.nn.softplus(margin_B)  # -ls(m), -ls(-m)
     if variant == "robust":
@@ -221,13 +226,13 @@ def _dpo_losses(delta_B: jax.Array, beta: float, variant: str, e: float) -> jax.
     return (1 - e) * right_B + e * wrong_B
 
 
-def _weights(weights_B: jax.Array | None, like_B: jax.Array) -> jax.Array:
+def _weights(weights_B: Float[Array, "B"] | None, like_B: Float[Array, "B"]) -> Float[Array, "B"]:
     if weights_B is None:
         return jnp.ones(like_B.shape, jnp.float32)
     return jax.lax.stop_gradient(weights_B.astype(jnp.float32))
 
 
-def _pairwise(losses_B, good_B, bad_B, weights_B) -> tuple[jax.Array, Metrics]:
+def _pairwise(losses_B, good_B, bad_B, weights_B) -> tuple[Float[Array, ""], Metrics]:
     """Weighted mean of the losses, and the metrics that all pairwise losses share."""
     loss = weighted_mean(losses_B, weights_B)
     metrics = {

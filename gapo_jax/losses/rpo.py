@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from gapo_jax.losses.masked import masked_fill, masked_mean, weighted_mean
 from gapo_jax.types import Metrics
@@ -12,15 +13,15 @@ DISTANCES = ("sq", "sqloo", "bwd_kl", "fwd_kl")
 
 
 def rpo_loss(
-    logprobs_BG: jax.Array,
-    ref_logprobs_BG: jax.Array,
-    rewards_BG: jax.Array,
+    logprobs_BG: Float[Array, "B G"],
+    ref_logprobs_BG: Float[Array, "B G"],
+    rewards_BG: Float[Array, "B G"],
     *,
     beta: float,
     eta: float = 1.0,
     distance: str = "bwd_kl",
-    weights_B: jax.Array | None = None,
-) -> tuple[jax.Array, Metrics]:
+    weights_B: Float[Array, "B"] | None = None,
+) -> tuple[Float[Array, ""], Metrics]:
     """Distance between the implicit rewards a = beta log(pi / ref) and the given b = eta r*.
 
     Rows are prompts, columns their G responses (order is free, ties inform too):
@@ -81,7 +82,7 @@ def rpo_loss(
     return loss, jax.lax.stop_gradient(metrics)
 
 
-def _against_others(x_BG: jax.Array) -> jax.Array:
+def _against_others(x_BG: Float[Array, "B G"]) -> Float[Array, "B G"]:
     """x_i minus the mean of the other columns."""
     group = x_BG.shape[1]
     return (x_BG - x_BG.mean(axis=1, keepdims=True)) * (group / (group - 1))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, ScalarLike
 
 from gapo_jax.losses.masked import masked_fill, masked_mean, masked_variance
 from gapo_jax.types import Metrics
 
 
-def explained_variance(values_BR: jax.Array, returns_BR: jax.Array, mask_BR: jax.Array):
+def explained_variance(
+    values_BR: Float[Array, "B R"], returns_BR: Float[Array, "B R"], mask_BR: Int[Array, "B R"]
+) -> Float[Array, ""]:
     """1 - Var(returns - values) / Var(returns) over real tokens, float32 scalar.
 
     1 is a perfect critic, 0 one no better than a constant. 0 when the returns do not vary.
@@ -22,14 +25,14 @@ def explained_variance(values_BR: jax.Array, returns_BR: jax.Array, mask_BR: jax
 
 
 def value_loss(
-    values_BR: jax.Array,
-    old_values_BR: jax.Array,
-    returns_BR: jax.Array,
-    mask_BR: jax.Array,
+    values_BR: Float[Array, "B R"],
+    old_values_BR: Float[Array, "B R"],
+    returns_BR: Float[Array, "B R"],
+    mask_BR: Int[Array, "B R"],
     *,
     clip: float | None = 0.2,
-    denominator: jax.Array | float | None = None,
-) -> tuple[jax.Array, Metrics]:
+    denominator: ScalarLike | None = None,
+) -> tuple[Float[Array, ""], Metrics]:
     """0.5 * mean of max((V - G)^2, (clip(V, V_old +- clip) - G)^2) over real tokens.
 
     Args:

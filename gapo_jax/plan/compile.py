@@ -1,402 +1,218 @@
-"""The steps of a run as a described machine would compile them: shapes in place of all arrays.
+"""Compile the steps of a run for a machine that is not here, and derive what they cost there.
 
-Nothing is allocated and no device of that machine is needed. `planned_steps` gives every compiled
-function of a round with the shapes (and places) of its arguments; `scripts/plan.py` compiles them
-and says what they cost.
+`plan` returns one record for a configuration and a topology; `gapo_jax/cli/plan.py` prints it and
+says where each figure comes from. The environment has to be prepared first (`chips.prepare`).
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import math
-from collections.abc import Callable
+import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
+from jax.experimental import topologies
 
-from gapo_jax.config import OFFLINE_METHODS, Config
-from gapo_jax.config.online import asks_discriminator, has_critic, is_adversarial
-from gapo_jax.models import (
-    Decoder,
-    DecoderConfig,
-    Discriminator,
-    EncoderConfig,
-    RewardModel,
-    generation,
-)
-from gapo_jax.models.hf.known_shapes import shape_of
-from gapo_jax.sharding import Placement
-from gapo_jax.train.build import (
-    Models,
-    assemble_models,
-    build_training,
-    fresh_state,
-    source,
-)
-from gapo_jax.train.forward import PolicySpec
-from gapo_jax.train.offline.steps import OfflineBatch
-from gapo_jax.train.online.steps import TextBatch, discriminator_placement
-from gapo_jax.train.state import GAPOState
-from gapo_jax.train.toy_models import BUILT_IN, TINY
-from gapo_jax.types import Experience, Rollout
+from gapo_jax.config import Config, change, finalize, from_json, lookup, to_json
+from gapo_jax.methods import has_critic
+from gapo_jax.plan import cost, shapes
+from gapo_jax.plan.chips import CHIPS
+from gapo_jax.plan.steps import PlannedStep, planned_steps
+from gapo_jax.sharding import Placement, make_mesh
+
+# What a record of a step holds, in this order; None where the compiler does not say.
+_FIGURES = (
+    "hbm_gb", "together_gb", "argument_gb", "output_gb", "temp_gb", "alias_gb", "fits",
+    "model_tflops", "compute_s_estimate", "mfu_upper_bound", "wire_total_gb", "wire_gb",
+    "lower_s", "compile_s",
+)  # fmt: skip
+_GB = 1e9
 
 
-@dataclasses.dataclass(frozen=True)
-class PlannedStep:
-    """One compiled function of a round.
-
-    `lower()` lowers it for its shapes. `flops` are those that the result needs on all devices
-    together: two for each multiplication of the matrices and of attention (of which a causal one
-    needs half), the backward pass twice the forward; what rematerialisation repeats is not needed.
-    `attention_flops` are the part of attention. `holds` names the resident parts (see `resident`)
-    that are among its arguments. Of the decoder, `loop` is the number of turns of its outermost
-    loop, one a token, and `loop_bytes` what a device has to read in each: its part of the weights
-    (without the embedding, of which it takes a few rows) and of the cache, which has a column for
-    every token of prompt and response from the start.
-    """
-
-    name: str
-    lower: Callable[[], Any]
-    flops: float
-    attention_flops: float
-    holds: tuple[str, ...]
-    loop: int = 0
-    loop_bytes: float = 0.0
+def devices_of(topology: str) -> Any:
+    """Return the devices of a topology, here or described."""
+    kind = topology.partition(":")[0]
+    if kind == "cpu":
+        return jax.devices()
+    try:
+        return topologies.get_topology_desc(topology_name=topology, platform="tpu").devices
+    except Exception as error:  # what libtpu raises has no common type
+        raise ValueError(
+            f"the TPU compiler does not describe {topology!r}: {str(error).splitlines()[0]}. "
+            "Install it with `pip install libtpu`; a shape is written as v5e:8x8 or v5p:2x2x4"
+        ) from error
 
 
-def abstract_models(config: Config, place: Placement) -> Models:
-    """Return the players of a run with shapes for weights; nothing is read but `config.json`.
+def compile_step(step: PlannedStep, topology: str, folder: Path) -> dict[str, Any]:
+    """Compile one step and return its figures; the text of its program is written to `folder`."""
+    kind = topology.partition(":")[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    # as_text() fails for large TPU programs, so the compiler dumps them. On a CPU the dump would be
+    # thousands of files, and as_text() works.
+    options = {"xla_dump_to": str(folder), "xla_dump_hlo_as_text": "True"} if kind in CHIPS else {}
+    start = time.perf_counter()
+    lowered = step.lower()
+    record: dict[str, Any] = dict.fromkeys(_FIGURES)
+    record |= {"model_tflops": step.flops / 1e12, "lower_s": round(time.perf_counter() - start, 1)}
+    start = time.perf_counter()
+    try:
+        compiled = lowered.compile(compiler_options=options)
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return record | {"fits": False, "error": _used(str(error))}
+    record["compile_s"] = round(time.perf_counter() - start, 1)
+    if kind not in CHIPS:
+        (folder / f"{step.name}.after_optimizations.txt").write_text(compiled.as_text())
+    memory = compiled.memory_analysis()
+    record |= {
+        "argument_gb": memory.argument_size_in_bytes / _GB,
+        "output_gb": memory.output_size_in_bytes / _GB,
+        "alias_gb": memory.alias_size_in_bytes / _GB,
+        "temp_gb": memory.temp_size_in_bytes / _GB,
+    }
+    record["hbm_gb"] = (
+        record["argument_gb"] + record["output_gb"] - record["alias_gb"] + record["temp_gb"]
+    )
+    return record | {"fits": True} | costs(step, kind, folder)
+
+
+def _used(message: str) -> str:
+    """Return the line of the compiler's message that gives the memory it needed."""
+    lines = [line for line in message.splitlines() if "xceeded" in line or "Used" in line]
+    return (lines or message.splitlines())[0].strip()[:300]
+
+
+def costs(step: PlannedStep, kind: str, folder: Path) -> dict[str, Any]:
+    """Return the estimates of time and communication from the text of a compiled program."""
+    files = sorted(folder.glob("*after_codegen.txt")) or sorted(
+        folder.glob("*after_optimizations.txt")
+    )
+    if not files:
+        return {}
+    text = max(files, key=lambda path: path.stat().st_size).read_text()
+    program = cost.read_program(text)
+    wire = cost.wire_bytes(program)
+    record: dict[str, Any] = {
+        "wire_total_gb": sum(wire.values()) / _GB,
+        "wire_gb": {cause: size / _GB for cause, size in list(wire.items())[:12]},
+    }
+    if kind not in CHIPS:
+        return record
+    chip = CHIPS[kind]
+    seconds = cost.cycles(program) / (chip["ghz"] * 1e9)
+    count = int(text.partition("num_partitions=")[2].split(",")[0] or 1)
+    if "tpu_custom_call" in text:
+        seconds += step.attention_flops / count / (chip["tflops"] * 1e12)
+    record["compute_s_estimate"] = seconds
+    record["mfu_upper_bound"] = step.flops / count / (chip["tflops"] * 1e12) / max(seconds, 1e-12)
+    if step.loop:
+        turn = cost.loop_cycles(program, step.loop) / (chip["ghz"] * 1e9)
+        record["token_ms_estimate"] = 1e3 * turn
+        record["token_ms_floor"] = 1e3 * step.loop_bytes / (chip["gb_s"] * 1e9)
+    return record
+
+
+def plan(
+    config: Config, topology: str, dump: Path, wanted: list[str], capacity: float | None
+) -> dict[str, Any]:
+    """Compile the steps of a configuration for a topology and return the record of the plan.
+
+    Args:
+        config: the experiment.
+        topology: KIND:SHAPE, for which `chips.prepare` has prepared the environment.
+        dump: folder for the texts of the compiled programs.
+        wanted: names of the steps to compile; empty for all.
+        capacity: memory of a device in GB; None for no limit.
 
     Raises:
-        FileNotFoundError, ValueError: the shape of a network is not to be had.
+        ValueError: the mesh does not fit the topology.
+        FileNotFoundError: the shape of a network is unknown.
     """
-    key, tokens = jax.random.key(0), jnp.zeros((1, 2), jnp.int32)
-
-    def shapes(module: Any, place: Placement) -> Any:
-        made = jax.eval_shape(module.init, key, tokens, tokens)["params"]
-        return place.abstract(made)
-
-    name, judge_name = config.model.generator, config.model.discriminator
-    # Of a plan's tokenizers only the special tokens are read: any will do.
-    shape, tokenizer = BUILT_IN.get(name, BUILT_IN[TINY]).generator()
-    shape = shape if name in BUILT_IN else shape_of(source(name))
-    assert isinstance(shape, DecoderConfig), f"{name} is no decoder"
-    decoder = Decoder(dataclasses.replace(shape, dtype=config.model.dtype))
-    judge_shape, words = BUILT_IN.get(judge_name, BUILT_IN[TINY]).discriminator()
-    judge_shape = judge_shape if judge_name in BUILT_IN else shape_of(source(judge_name))
-    options: Any = {"dtype": config.model.dtype, "remat": config.model.remat}
-    if isinstance(judge_shape, EncoderConfig):
-        options["dropout"] = config.discriminator.dropout
-        options["attention"] = config.model.attention
-        judge: Any = Discriminator(
-            dataclasses.replace(judge_shape, **options), pooling=config.model.pooling
-        )
-    else:
-        judge = RewardModel(dataclasses.replace(judge_shape, **options))
-    return assemble_models(
-        config,
-        place,
-        (decoder, shapes(decoder, place), tokenizer),
-        (judge, shapes(judge, discriminator_placement(config, place)), words),
-    )
-
-
-def abstract_state(config: Config, models: Models) -> tuple[Any, GAPOState]:
-    """Return (training, state) of a run with shapes for arrays."""
-    training = build_training(config, models, num_pairs=max(1, config.data.pairs))
-    make = functools.partial(fresh_state, config, models.spec, training.optimizers)
-    state = jax.eval_shape(make, models.ref_params, models.disc_init_params)
-    place = models.spec.place
-    judging = discriminator_placement(config, place)
-    found = place.abstract(state)
-    networks = judging.abstract((state.discriminator, state.judge))
-    return training, found.replace(discriminator=networks[0], judge=networks[1])
-
-
-def resident(config: Config, models: Models, state: GAPOState) -> dict[str, Any]:
-    """Return what lives through a whole round, by name: weights, networks and their optimisers."""
-    parts: dict[str, Any] = {
-        "reference": models.ref_params,
-        "policy": state.policy,
-        "critic": state.critic,
-        "discriminator": (state.discriminator, state.judge),
+    mesh = config.mesh
+    devices = devices_of(topology)
+    place = Placement(make_mesh(mesh.data, mesh.fsdp, mesh.tensor, devices), described=True)
+    models = shapes.abstract_models(config, place)
+    steps, parts = planned_steps(config, models)
+    held = {name: shapes.bytes_per_device(part) / _GB for name, part in parts.items()}
+    record: dict[str, Any] = {
+        "config": config.name,
+        "topology": topology,
+        "mesh": dict(place.mesh.shape) if place.mesh else {},
+        "sampling_mesh": dict(models.decoding.mesh.shape) if models.decoding.mesh else {},
+        "chip_hbm_gb": capacity,
+        "resident_gb": held,
+        "steps": {},
     }
-    if config.method in OFFLINE_METHODS and config.method != "discriminator":
-        parts.pop("critic")
-    return {name: part for name, part in parts.items() if part is not None}
-
-
-def bytes_per_device(tree: Any) -> int:
-    """Return the bytes that shapes with their places take on one device."""
-    total = 0
-    for leaf in jax.tree.leaves(tree):
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    for step in steps:
+        if wanted and step.name not in wanted:
             continue
-        shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
-        total += int(np.prod(shape)) * leaf.dtype.itemsize
-    return total
+        print(f"compiling {step.name} for {topology} ...", file=sys.stderr, flush=True)
+        found = compile_step(step, topology, dump / step.name)
+        if found["hbm_gb"] is not None:
+            others = sum(size for name, size in held.items() if name not in step.holds)
+            found["together_gb"] = found["hbm_gb"] + others
+            found["fits"] = capacity is None or found["together_gb"] <= capacity
+        record["steps"][step.name] = found
+    record["fits"] = all(found["fits"] for found in record["steps"].values())
+    return record
 
 
-def _shape(*sizes: int, dtype: Any = jnp.float32) -> Any:
-    return jax.ShapeDtypeStruct(sizes, dtype)
+def changes(config: Config, failing: list[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Return changes of the configuration that could make the failing steps fit.
+
+    Each is (command-line flags, fields to set). The cheapest comes first and each contains the one
+    before it, except that a higher number of microbatches replaces a lower one.
+    """
+    base: dict[str, Any] = {}
+    if set(failing) & {"prefill", "decode"}:
+        base["sampling.batch_size"] = max(1, config.sampling.batch_size // 4)
+    if config.model.remat != "full" and set(failing) - {"prefill", "decode"}:
+        base["model.remat"] = "full"
+    found = [base] if base else []
+    microbatches = {
+        "ppo.accumulate": (config.ppo.minibatch_size, {"policy_step", "critic_step"}),
+        "discriminator.accumulate": (config.discriminator.batch_size, {"disc_step"}),
+    }
+    for count in (2, 4, 8):
+        more = {
+            key: count
+            for key, (size, steps) in microbatches.items()
+            if steps & set(failing) and size % count == 0
+        }
+        found += [base | more] if more else []
+    # Then reduce what a device holds through a round: shard every network, drop the critic's own
+    # decoder, drop the optimizer moments of the full policy.
+    held: list[dict[str, Any]] = []
+    mesh = {"mesh.data": 1, "mesh.fsdp": -1, "mesh.tensor": 1}
+    if any(lookup(config, key) != value for key, value in mesh.items()):
+        held.append(mesh)
+    if has_critic(config) and config.model.critic == "decoder":
+        held.append({"model.critic": "reference"})
+    if not config.lora.rank and not config.model.train_embeddings:
+        held.append({"lora.rank": 16})
+    for more in held:
+        found.append((found[-1] if found else {}) | more)
+    return [(" ".join(f"--config.{k}={v}" for k, v in each.items()), each) for each in found]
 
 
-def rollout_shapes(rows: int, prompt: int, response: int) -> Rollout:
-    """Return the shapes of a rollout."""
-    ids = functools.partial(_shape, dtype=jnp.int32)
-    return Rollout(
-        tokens_BT=ids(rows, prompt + response),
-        mask_BT=ids(rows, prompt + response),
-        response_mask_BR=ids(rows, response),
-        logprobs_BR=_shape(rows, response),
-    )
+def find_change(config: Config, topology: str, record: dict[str, Any], dump: Path) -> str:
+    """Compile the steps that do not fit under one change after the other until they do.
 
-
-class Flops:
-    """Multiplications of the networks, counted in operations (two each)."""
-
-    def __init__(self, config: DecoderConfig | EncoderConfig):
-        self.config = config
-        kv_heads = getattr(config, "num_kv_heads", config.num_heads)
-        width = config.num_heads * config.head_dim
-        attention = config.d_model * (2 * width + 2 * kv_heads * config.head_dim)
-        self.layer = attention + (3 if config.gated else 2) * config.d_model * config.d_ff
-        self.width = width
-
-    def layers(self, rows: int, length: int, count: int) -> tuple[float, float]:
-        """Return (all, attention's) operations of `count` layers, forward."""
-        windows = getattr(self.config, "windows", ())
-        causal = isinstance(self.config, DecoderConfig)
-        window = max(windows) if windows and min(windows) > 0 else 0
-        seen = length / 2 if causal else length
-        if window:
-            seen = min(seen, window if causal else 2 * window + 1)
-        attention = 4.0 * rows * length * seen * self.width * count
-        return 2.0 * rows * length * self.layer * count + attention, attention
-
-    def head(self, rows: int, length: int) -> float:
-        """Return the operations of the logits of so many tokens."""
-        return 2.0 * rows * length * self.config.d_model * self.config.vocab_size
-
-
-def planned_steps(config: Config, models: Models) -> tuple[list[PlannedStep], dict[str, Any]]:
-    """Return (the steps of a round, what is resident), see `PlannedStep` and `resident`."""
-    training, state = abstract_state(config, models)
-    parts = resident(config, models, state)
-    prompt, response = config.data.max_prompt_tokens, config.sampling.max_new_tokens
-    steps: list[PlannedStep] = []
-    if config.method not in OFFLINE_METHODS:
-        steps += _sampling_steps(config, models, prompt, response)
-        steps += _online_steps(config, models, training, state, prompt, response)
-    elif config.method != "discriminator":
-        steps.append(_offline_step(config, models, training, state, prompt))
-    judged = config.method == "discriminator" or (
-        config.method not in OFFLINE_METHODS and asks_discriminator(config)
-    )
-    if judged:
-        steps += _judge_steps(config, models, training, state)
-    return steps, parts
-
-
-def _sampling_steps(
-    config: Config, models: Models, prompt: int, response: int
-) -> list[PlannedStep]:
-    place, decoder, rows = models.decoding, models.decoder.config, config.sampling.batch_size
-    prompts = rows // config.ppo.samples_per_prompt
-    dtype = jnp.dtype(decoder.dtype)
-    weights = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: _shape(
-            *leaf.shape,
-            dtype=leaf.dtype if "norm" in jax.tree_util.keystr(path) else dtype,
-        ),
-        models.ref_params,
-    )
-    weights = place.abstract(weights)
-    tokens = place.abstract_rows(_shape(prompts, prompt, dtype=jnp.int32))
-    keys = place.abstract_rows(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows)))
-    count, found = Flops(decoder), decoder.num_layers
-    whole, attention = count.layers(prompts, prompt, found)
-    prefill = place.jit(
-        lambda params, tokens, mask: generation.prefill(params, decoder, tokens, mask)[0],
-        keep="rows",
-        rows=(1, 2),
-    )
-    seen = prompt + response / 2
-    decode = 4.0 * rows * response * seen * count.width * found
-    read = {name: part for name, part in weights.items() if name not in ("embed", "position")}
-    if "lm_head" not in read:
-        read["embed"] = weights["embed"]
-    parts = math.gcd(place.mesh.shape["tensor"], decoder.num_kv_heads) if place.mesh else 1
-    columns = prompts * prompt + rows * response
-    column = 2 * found * decoder.num_kv_heads * decoder.head_dim * dtype.itemsize
-    cache = columns * column / parts / place.row_parts
-    each = 2.0 * rows * response * count.layer * found + count.head(rows, response)
-    return [
-        PlannedStep(
-            "prefill", lambda: prefill.lower(weights, tokens, tokens), whole, attention, ()
-        ),
-        PlannedStep(
-            "decode",
-            lambda: models.sample.lower(weights, tokens, tokens, keys, 1.0),
-            whole + each + decode,
-            0.0,
-            (),
-            loop=response,
-            loop_bytes=bytes_per_device(read) + cache,
-        ),
-    ]
-
-
-def _online_steps(
-    config: Config, models: Models, training: Any, state: GAPOState, prompt: int, response: int
-) -> list[PlannedStep]:
-    spec, place, size = models.spec, models.spec.place, config.ppo.minibatch_size
-    rollout = place.abstract_rows(rollout_shapes(size, prompt, response))
-    critic = None if state.critic is None else state.critic.params
-    inputs = models.ref_params, state.policy.params, critic
-    scored = place.abstract_rows(training.steps.score.shapes(*inputs, rollout))
-    experience = _experience(place, rollout, critic is not None)
-    count, length = Flops(spec.config), prompt + response
-    upper = spec.config.num_layers - spec.first_trainable_layer
-    lower_all, lower_attention = count.layers(size, length, spec.first_trainable_layer)
-    upper_all, upper_attention = count.layers(size, length, upper)
-    head = count.head(size, response)
-    passes = 3 if spec.critic == "decoder" else 2
-    trains_head = config.model.train_embeddings and not config.lora.rank
-    coefficient = jnp.float32(0.1)
-    steps = [
-        PlannedStep(
-            "score",
-            lambda: training.steps.score.lower(*inputs, rollout),
-            lower_all + passes * upper_all + 2 * head,
-            lower_attention + passes * upper_attention,
-            ("reference", "policy", "critic"),
-        ),
-        PlannedStep(
-            "policy_step",
-            lambda: training.steps.policy.lower(
-                state.policy,
-                models.ref_params,
-                experience,
-                scored.frozen_hidden_BTD,
-                coefficient,
-                None,
-            ),
-            _backward(config, spec) * upper_all + (3 if trains_head else 2) * head,
-            3 * upper_attention,
-            ("reference", "policy"),
-        ),
-    ]
-    if has_critic(config):
-        trunk = spec.critic == "decoder"
-        steps.append(
-            PlannedStep(
-                "critic_step",
-                lambda: training.steps.critic.lower(
-                    state.critic, experience, scored.features_BRD, scored.frozen_hidden_BTD
-                ),
-                3 * upper_all if trunk else 6.0 * size * response * spec.config.d_model,
-                3 * upper_attention if trunk else 0.0,
-                ("critic",),
-            )
-        )
-    return steps
-
-
-def _experience(place: Placement, rollout: Rollout, with_critic: bool) -> Experience:
-    """Return the shapes of an experience of the rows of a rollout."""
-    rows, response = rollout.response_mask_BR.shape
-    floats = place.abstract_rows(_shape(rows, response))
-    return Experience(
-        tokens_BT=rollout.tokens_BT,
-        mask_BT=rollout.mask_BT,
-        response_mask_BR=rollout.response_mask_BR,
-        old_logprobs_BR=floats,
-        ref_logprobs_BR=floats,
-        advantages_BR=floats,
-        values_BR=floats if with_critic else None,
-        returns_BR=floats if with_critic else None,
-        rewards_B=place.abstract_rows(_shape(rows)),
-    )
-
-
-def _backward(config: Config, spec: PolicySpec) -> float:
-    """Return the cost of forward and backward in forwards: 3, or 2 where the matrices have no
-    gradient (adapters, whose own cost is small)."""
-    return 2.0 if config.lora.rank else 3.0
-
-
-def _offline_step(
-    config: Config, models: Models, training: Any, state: GAPOState, prompt: int
-) -> PlannedStep:
-    spec, place = models.spec, models.spec.place
-    sides = {"sft": 1, "inverse_q": 1, "rpo": config.rpo.responses}.get(config.method, 2)
-    size = config.offline.batch_size * sides
-    response = config.offline.max_response_tokens
-    rows = rollout_shapes(size, prompt, response)
-    floats = _shape(size)
-    batch = OfflineBatch(
-        rows=rows,
-        other=rows if config.method in ("kto", "inverse_q") else None,
-        rewards_N=floats if config.method == "rpo" else None,
-        ref_N=floats if config.method == "sgpo" else None,
-    )
-    batch = place.abstract_rows(batch)
-    count, length = Flops(spec.config), prompt + response
-    lower, attention = count.layers(size, length, spec.first_trainable_layer)
-    upper, more = count.layers(size, length, spec.config.num_layers - spec.first_trainable_layer)
-    return PlannedStep(
-        "policy_step",
-        lambda: training.offline.lower(state.policy, models.ref_params, batch),
-        lower + _backward(config, spec) * upper + 2 * count.head(size, response),
-        attention + 3 * more,
-        ("reference", "policy"),
-    )
-
-
-def _judge_steps(
-    config: Config, models: Models, training: Any, state: GAPOState
-) -> list[PlannedStep]:
-    place, size = (
-        discriminator_placement(config, models.spec.place),
-        config.discriminator.batch_size,
-    )
-    length = config.discriminator.max_tokens
-    ids = _shape(size, length, dtype=jnp.int32)
-    batch = place.abstract_rows(
-        TextBatch(
-            tokens_BT=ids,
-            mask_BT=ids,
-            type_ids_BT=ids,
-            targets_B=_shape(size),
-            weights_B=_shape(size),
-            classes_B=_shape(size, dtype=jnp.int32),
-        ),
-    )
-    texts = batch.tokens_BT, batch.mask_BT, batch.type_ids_BT
-    judge, key = state.discriminator, place.abstract_whole(jax.eval_shape(jax.random.key, 0))
-    shape = models.discriminator.config
-    whole, attention = Flops(shape).layers(size, length, shape.num_layers)
-    steps = [
-        PlannedStep(
-            "disc_score",
-            lambda: training.steps.disc_score.lower(judge.params, *texts),
-            whole,
-            attention,
-            ("discriminator",),
-        )
-    ]
-    if is_adversarial(config) or config.method == "discriminator" or asks_discriminator(config):
-        steps.append(
-            PlannedStep(
-                "disc_step",
-                lambda: training.steps.disc_update.lower(judge, batch, key),
-                3 * whole,
-                3 * attention,
-                ("discriminator",),
-            )
-        )
-    return steps
+    Returns one line that says what was found, "" if everything fits already. `record` (of `plan`)
+    gets the change as "change" and the figures of all tries as "tried".
+    """
+    failing = [name for name, found in record["steps"].items() if not found["fits"]]
+    possible = changes(config, failing) if failing else []
+    for flag, fields in possible:
+        changed = finalize(change(from_json(to_json(config)), fields))
+        tried = plan(changed, topology, dump / "changed", failing, record["chip_hbm_gb"])
+        record.setdefault("tried", {})[flag] = tried["steps"]
+        if tried["fits"]:
+            record["change"] = flag
+            return f"does not fit as it is; compiled, and fits, with: {flag}"
+    if not failing:
+        return ""
+    names = "; ".join(flag for flag, _ in possible)
+    return f"does not fit, nor with any of: {names}. Take more chips, or shorter texts"

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int, Key, ScalarLike
 
 from gapo_jax.models import generation
 from gapo_jax.rollout.draws import Repeats, Settings, draw_next, no_repeats
@@ -99,11 +100,11 @@ class ContinuousSampler:
     def __call__(
         self,
         params: Params,
-        tokens_AP: np.ndarray,
-        mask_AP: np.ndarray,
-        keys_B: jax.Array,
-        temperature: float | jax.Array,
-        limits_B: np.ndarray | None = None,
+        tokens_AP: Int[Array | np.ndarray, "A P"],
+        mask_AP: Int[Array | np.ndarray, "A P"],
+        keys_B: Key[Array, "B"],
+        temperature: ScalarLike,
+        limits_B: Int[Array | np.ndarray, "B"] | None = None,
         *,
         stop: Callable[[Sequence[int]], bool] | None = None,
         on_rows: Callable[[int], object] = lambda done: None,
@@ -117,7 +118,7 @@ class ContinuousSampler:
         while True:
             slots, row_S = self._fill(params, book, slots, row_S)
             busy_S = row_S >= 0
-            if not busy_S.any():
+            if slots is None or not busy_S.any():
                 break
             if book.waiting == book.total and busy_S.sum() <= fewer < len(row_S):
                 kept_S = np.argsort(~busy_S, kind="stable")[:fewer]
@@ -137,7 +138,7 @@ class ContinuousSampler:
 
     def _fill(
         self, params: Params, book: _Book, slots: Slots | None, row_S: np.ndarray
-    ) -> tuple[Any, np.ndarray]:
+    ) -> tuple[Slots | None, np.ndarray]:
         """Give the free slots to waiting rows, and prefill prompts as they are needed."""
         while book.waiting < book.total and (row_S < 0).any():
             if book.waiting >= book.pooled * book.samples:
@@ -160,7 +161,7 @@ class _Book:
         slots: int,
         prompts_AP: tuple[np.ndarray, np.ndarray],
         keys_B: jax.Array,
-        limits_B: np.ndarray | None,
+        limits_B: jax.Array | np.ndarray | None,
     ) -> None:
         self.samples = samples_per_prompt(settings, prompts_AP[0], keys_B)
         self.prompts_AP, self.keys_B, self.total = prompts_AP, keys_B, keys_B.shape[0]
@@ -215,7 +216,9 @@ class _Book:
         return row_S
 
 
-def samples_per_prompt(settings: Settings, tokens_AP: Any, keys_B: jax.Array) -> int:
+def samples_per_prompt(
+    settings: Settings, tokens_AP: Int[Array | np.ndarray, "A P"], keys_B: Key[Array, "B"]
+) -> int:
     """Return G, the responses to each prompt.
 
     Raises:

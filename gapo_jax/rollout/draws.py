@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, ScalarLike
 
 from gapo_jax.models import DecoderConfig, generation
 
@@ -79,12 +80,12 @@ def no_repeats(settings: Settings, batch: int) -> Repeats | None:
 def draw_next(
     settings: Settings,
     weights: generation.DecodeWeights,
-    hidden_BD: jax.Array,
-    keys_B: jax.Array,
-    step: jax.Array,
-    temperature: float | jax.Array,
-    ended_B: jax.Array,
-    limits_B: jax.Array | None,
+    hidden_BD: Float[Array, "B D"],
+    keys_B: Key[Array, "B"],
+    step: Int[Array, "*_"],
+    temperature: ScalarLike,
+    ended_B: Bool[Array, "B"],
+    limits_B: Int[Array, "B"] | None,
     repeats: Repeats | None,
 ) -> Drawn:
     """Draw token number `step` (a scalar or [B]) of every row from its final hidden state.
@@ -122,15 +123,15 @@ def _follow(repeats: Repeats, tokens_B: jax.Array) -> Repeats:
 
 
 def draw_tokens(
-    logits_BV: jax.Array,
-    keys_B: jax.Array,
-    step: jax.Array,
-    greedy: bool | jax.Array = False,
+    logits_BV: Float[Array, "B V"],
+    keys_B: Key[Array, "B"],
+    step: Int[Array, "*_"],
+    greedy: bool | Bool[Array, ""] = False,
     *,
     top_k: int = 0,
     top_p: float = 1.0,
     min_p: float = 0.0,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
     """Draw one token per row from softmax(logits), or take the best one when `greedy`.
 
     `logits_BV` float32, already divided by the temperature; each of `keys_B` is folded with
@@ -158,8 +159,8 @@ def draw_tokens(
 
 
 def restrict(
-    logits_BV: jax.Array, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
-) -> jax.Array:
+    logits_BV: Float[Array, "B V"], top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+) -> Float[Array, "B V"]:
     """Set to -inf what lies outside the `top_k` best, then outside the nucleus of mass `top_p`,
     then what is less than `min_p` times as probable as the best token (arXiv 2407.01082, Eq. 2).
 
@@ -181,7 +182,7 @@ def restrict(
     return logits_BV
 
 
-def _blocks(logits_BV: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _blocks(logits_BV: Float[Array, "B V"]) -> tuple[Float[Array, "B M C"], Float[Array, "B"]]:
     """Cut the vocabulary into blocks [B, M, C] (-inf beyond V), and the maximum [B]."""
     batch, vocab = logits_BV.shape
     padded_BV = jnp.pad(logits_BV, ((0, 0), (0, -vocab % BLOCK)), constant_values=-jnp.inf)
@@ -189,7 +190,7 @@ def _blocks(logits_BV: jax.Array) -> tuple[jax.Array, jax.Array]:
     return blocks_BMC, blocks_BMC.max(axis=-1).max(axis=-1)
 
 
-def _invert_cdf(mass_BM: jax.Array, uniform_B: jax.Array) -> jax.Array:
+def _invert_cdf(mass_BM: Float[Array, "B M"], uniform_B: Float[Array, "B"]) -> Int[Array, "B"]:
     """First index whose cumulative mass exceeds the share `uniform_B` of the total."""
     cumulative_BM = jnp.cumsum(mass_BM, axis=-1)
     target_B1 = uniform_B[:, None] * cumulative_BM[:, -1:]

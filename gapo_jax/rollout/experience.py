@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, ScalarLike, Shaped
 
 from gapo_jax.losses import (
     gae,
@@ -22,34 +22,47 @@ from gapo_jax.losses import (
 from gapo_jax.types import Experience, Metrics, Rollout
 
 
-def merge_stats(stats_3: jax.Array, values_B: jax.Array) -> jax.Array:
+def merge_stats(stats_3: Float[Array, "3"], values_B: Shaped[Array, "B"]) -> Float[Array, "3"]:
     """Merge new values into running (count, mean, sum of squared deviations), float32 [3].
 
-    Chan, Golub and LeVeque's parallel update of mean and variance.
+    Chan, Golub and LeVeque's parallel update of mean and variance. Values that are not finite are
+    left out: one of them would be in the mean of every later round.
     """
-    values_B = values_B.astype(jnp.float32)
+    finite_B = jnp.isfinite(values_B)
     count, mean, squares = stats_3
-    new_count = jnp.float32(values_B.shape[0])
-    new_mean = values_B.mean()
+    new_count = jnp.sum(finite_B, dtype=jnp.float32)
+    new_mean = masked_mean(values_B, finite_B)
+    spread = jnp.sum(masked_fill(masked_fill(values_B, finite_B) - new_mean, finite_B) ** 2)
     total = count + new_count
+    share = new_count / jnp.maximum(total, 1.0)
     delta = new_mean - mean
-    return jnp.stack(
-        [
-            total,
-            mean + delta * new_count / total,
-            squares + jnp.sum((values_B - new_mean) ** 2) + delta**2 * count * new_count / total,
-        ]
+    return jnp.stack([total, mean + delta * share, squares + spread + delta**2 * count * share])
+
+
+def fault_of_scores(scores_B: Float[Array | np.ndarray, "B"]) -> str | None:
+    """Return why a run must not learn from the discriminator's scores, and what to do about it;
+    None where all are finite."""
+    found_B = np.asarray(scores_B, np.float32)
+    bad = np.flatnonzero(~np.isfinite(found_B))
+    if not len(bad):
+        return None
+    shown = ", ".join(f"{found_B[i]} of response {i}" for i in bad[:3])
+    return (
+        f"{len(bad)} of the discriminator's {len(found_B)} scores are not finite ({shown}"
+        f"{', ...' if len(bad) > 3 else ''}): no reward can be made of them. Lower "
+        "config.discriminator.round_learning_rate (or optim.learning_rate, in the first round), or "
+        "set config.model.dtype='float32' if it is not"
     )
 
 
 def response_scores(
-    logits_B: jax.Array | np.ndarray | None,
-    rules_B: jax.Array | np.ndarray,
+    logits_B: Float[Array | np.ndarray, "B"] | None,
+    rules_B: Float[Array | np.ndarray, "B"],
     *,
     source: str,
     squash: str,
     verifier_weight: float,
-) -> jax.Array:
+) -> Float[Array, "B"]:
     """Return the score of each response, float32 [B], before any standardisation.
 
     Args:
@@ -71,29 +84,33 @@ def response_scores(
     return (1.0 - verifier_weight) * scores_B + verifier_weight * rules_B
 
 
-def overlong_penalty(lengths_B: jax.Array, limit: int, soft: int) -> jax.Array:
+def overlong_penalty(
+    lengths_B: Int[Array | np.ndarray, "B"], limit: int, soft: int
+) -> Float[Array, "B"]:
     """Return what comes off the score of long responses, float32 [B] in [-1, 0]: nothing up to
     `limit - soft` tokens, then linearly more, 1 at the limit (DAPO, arXiv 2503.14476, Eq. 13)."""
     return jnp.clip((limit - soft - jnp.asarray(lengths_B, jnp.float32)) / soft, -1.0, 0.0)
 
 
 def standardise_rewards(
-    scores_B: jax.Array,
-    stats_3: jax.Array,
+    scores_B: Float[Array, "B"],
+    stats_3: Float[Array, "3"],
     *,
     mode: str,
     group_size: int,
     clip: float,
-) -> tuple[jax.Array, jax.Array]:
+    group_eps: float = 0.05,
+) -> tuple[Float[Array, "B"], Float[Array, "3"]]:
     """Turn scores into rewards, float32 [B], and update the running statistics.
 
     `mode` is `running` (over all rounds so far, this one included), `batch` (this round), `group`
     (the samples of one prompt, which stand next to each other) or `none` (clipped only).
+    `group_eps` is added to a group's deviation (`config.reward.group_eps`).
     """
     scores_B = scores_B.astype(jnp.float32)
     stats_3 = merge_stats(stats_3, scores_B)
     if mode == "group":
-        rewards_B = group_normalise(scores_B, group_size, eps=0.05)
+        rewards_B = group_normalise(scores_B, group_size, eps=group_eps)
     elif mode == "none":
         rewards_B = scores_B
     else:
@@ -107,17 +124,17 @@ def standardise_rewards(
 
 def critic_free_advantages(
     estimator: str,
-    rewards_B: jax.Array,
-    logprobs_BR: jax.Array,
-    ref_logprobs_BR: jax.Array,
-    mask_BR: jax.Array,
-    kl_coef: jax.Array,
+    rewards_B: Float[Array, "B"],
+    logprobs_BR: Float[Array, "B R"],
+    ref_logprobs_BR: Float[Array, "B R"],
+    mask_BR: Int[Array, "B R"],
+    kl_coef: ScalarLike,
     *,
     group_size: int,
     gamma: float = 1.0,
     scale: bool = True,
     group_baseline: bool = False,
-) -> jax.Array:
+) -> Float[Array, "B R"]:
     """Return advantages float32 [B, R] of an estimator without a critic, 0 at masked tokens.
 
     | estimator | advantage of each token |
@@ -133,7 +150,7 @@ def critic_free_advantages(
     if estimator == "reinforce_pp":
         if group_baseline:
             rewards_B = group_normalise(rewards_B, group_size, scale=False)
-            kl_coef = jnp.zeros_like(kl_coef)
+            kl_coef = 0.0
         rewards_BR = token_rewards(rewards_B, logprobs_BR, ref_logprobs_BR, mask_BR, kl_coef)
         to_go_BR, _ = gae(rewards_BR, jnp.zeros_like(rewards_BR), mask_BR, gamma, 1.0)
         return whiten(to_go_BR, mask_BR)
@@ -157,25 +174,29 @@ def critic_free_advantages(
 )  # fmt: skip
 def build_experience(
     rollout: Rollout,
-    old_logprobs_BR: jax.Array,
-    ref_logprobs_BR: jax.Array,
-    values_BR: jax.Array | None,
-    rewards_B: jax.Array,
-    kl_coef: jax.Array,
-    learn_B: jax.Array | None = None,
+    old_logprobs_BR: Float[Array, "B R"],
+    ref_logprobs_BR: Float[Array, "B R"],
+    values_BR: Float[Array, "B R"] | None,
+    rewards_B: Float[Array, "B"],
+    kl_coef: ScalarLike,
+    learn_B: Shaped[Array, "B"] | None = None,
+    counted_B: Shaped[Array, "B"] | None = None,
     *,
     estimator: str = "gae",
     gamma: float = 1.0,
     lam: float = 0.95,
     whiten_advantages: bool = True,
-    **options: Any,
+    group_size: int = 1,
+    scale: bool = True,
+    group_baseline: bool = False,
 ) -> tuple[Experience, Metrics]:
     """Place rewards on tokens, estimate advantages; return the experience and its metrics.
 
     With `gae`: r_t = -kl_coef * k1_t + 1[t = last] * reward (GAPO as its code does it, Eq. 7 and 9
     being shorthand); advantages are whitened over the real tokens of the whole rollout. The other
-    estimators: `critic_free_advantages` with `options`, `values_BR` being None. Rows whose
-    `learn_B` is 0 stay in the statistics, but none of their tokens is left to learn from.
+    estimators: `critic_free_advantages`, `values_BR` being None. Rows whose `learn_B` is 0 stay in
+    the statistics, but none of their tokens is left to learn from; means over rows count them all
+    the same, unless `counted_B` is 0 (None: all count).
     """
     mask_BR, returns_BR = rollout.response_mask_BR, None
     logprobs = old_logprobs_BR, ref_logprobs_BR
@@ -185,8 +206,9 @@ def build_experience(
         advantages_BR, returns_BR = gae(rewards_BR, values_BR, mask_BR, gamma, lam)
     else:
         advantages_BR = critic_free_advantages(
-            estimator, rewards_B, *logprobs, mask_BR, kl_coef, gamma=gamma, **options
-        )
+            estimator, rewards_B, *logprobs, mask_BR, kl_coef, group_size=group_size, gamma=gamma,
+            scale=scale, group_baseline=group_baseline,
+        )  # fmt: skip
     metrics = {
         "kl/ref": masked_mean(old_logprobs_BR - ref_logprobs_BR, mask_BR),
         "reward/mean": rewards_B.mean(),
@@ -209,5 +231,6 @@ def build_experience(
         values_BR=values_BR,
         returns_BR=returns_BR,
         rewards_B=rewards_B,
+        counted_B=None if counted_B is None else (counted_B != 0).astype(jnp.int32),
     )
     return experience, metrics

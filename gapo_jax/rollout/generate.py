@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Array, Bool, Key
 from transformers import PreTrainedTokenizerFast
 
+from gapo_jax.data.batching import round_up
 from gapo_jax.data.tokenizer import chat_prompt, decode_responses, encode_prompts
 from gapo_jax.rollout.continuous import ContinuousSampler
+from gapo_jax.rollout.sampler import Sampler
 from gapo_jax.rollout.stops import StopStrings, stop_strings
 from gapo_jax.types import Params, Rollout
 
-SampleFn = Callable[..., Rollout]
+SampleFn = Sampler  # the name that train/ still imports
 
 
 class Generated(NamedTuple):
@@ -27,7 +30,7 @@ class Generated(NamedTuple):
     device_s: float = 0.0
 
 
-def row_keys(key: jax.Array, *path: int, count: int) -> jax.Array:
+def row_keys(key: Key[Array, ""], *path: int, count: int) -> Key[Array, "{count}"]:
     """Return `count` typed keys [B] that depend on the run's key, on `path` and on the row."""
     for part in path:
         key = jax.random.fold_in(key, part)
@@ -41,7 +44,7 @@ def _fold_rows(key: jax.Array, rows_B: jax.Array) -> jax.Array:
 
 def ended_rows(
     rollout: Rollout, eos_ids: Sequence[int], stops: StopStrings | None = None
-) -> np.ndarray:
+) -> Bool[np.ndarray, "B"]:
     """Return which responses hold their end-of-sequence token or a stop string, bool [B]."""
     tokens_BR = np.asarray(rollout.tokens_BT)[:, -rollout.response_mask_BR.shape[1] :]
     is_end_BR = np.isin(tokens_BR, eos_ids)
@@ -53,8 +56,7 @@ def prompt_lengths(
     tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], system: str | None
 ) -> list[int]:
     """Return the length of each prompt in tokens, chat template included."""
-    texts = [chat_prompt(tokenizer, prompt, system) for prompt in prompts]
-    return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    return [len(chat_prompt(tokenizer, prompt, system).ids) for prompt in prompts]
 
 
 def prompt_width(
@@ -72,15 +74,15 @@ def prompt_width(
             f"a prompt has {lengths[longest]} tokens, but config.data.max_prompt_tokens={limit} "
             f"(the prompt: {prompts[longest]!r}); raise the limit or shorten the prompt"
         )
-    return min(limit, -(-lengths[longest] // 8) * 8)
+    return round_up(lengths[longest], limit)
 
 
 def generate(
-    sample: SampleFn,
+    sample: Sampler,
     params: Params,
     tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[str],
-    keys_B: jax.Array,
+    keys_B: Key[Array, "B"],
     *,
     batch_size: int,
     width: int,
@@ -119,8 +121,8 @@ def generate(
         rollout = _in_batches(sample, inputs, samples, batch_size, on_batch)
     device_s = time.perf_counter() - start
     if stops is not None:
-        pad_id: Any = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        rollout = stops.cut_rollout(rollout, pad_id)
+        pad_id = tokenizer.pad_token_id
+        rollout = stops.cut_rollout(rollout, pad_id if isinstance(pad_id, int) else 0)
     tokens_BR, mask_BR = np.asarray(rollout.tokens_BT)[:, width:], rollout.response_mask_BR
     texts = decode_responses(tokenizer, tokens_BR, np.asarray(mask_BR))
     texts = [stops.cut(text) for text in texts] if stops else texts
@@ -128,8 +130,8 @@ def generate(
 
 
 def _in_batches(
-    sample: SampleFn,
-    inputs: tuple[Any, np.ndarray, np.ndarray, jax.Array, float],
+    sample: Sampler,
+    inputs: tuple[Params, np.ndarray, np.ndarray, jax.Array, float],
     samples: int,
     batch_size: int,
     on_batch: Callable[[int], object],

@@ -7,11 +7,13 @@ room for the next ones (`continuous.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Key, ScalarLike
 
 from gapo_jax.models import Decoder, generation
 from gapo_jax.rollout.continuous import ContinuousSampler, samples_per_prompt
@@ -19,9 +21,25 @@ from gapo_jax.rollout.draws import Drawn, Repeats, Settings, draw_next, no_repea
 from gapo_jax.sharding import ONE_DEVICE, Placement
 from gapo_jax.types import Params, Rollout
 
-Sampler = Callable[..., Rollout]
 # The options of `make_sampler` that have a field of the same name in the configuration.
 RESTRICTIONS = ("top_k", "top_p", "min_p", "repetition_period", "repetition_times")
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """What `make_sampler` returns; see there."""
+
+    def __call__(
+        self,
+        params: Params,
+        tokens_AP: Int[Array | np.ndarray, "A P"],
+        mask_AP: Int[Array | np.ndarray, "A P"],
+        keys_B: Key[Array, "B"],
+        temperature: ScalarLike,
+        limits_B: Int[Array | np.ndarray, "B"] | None = None,
+    ) -> Rollout:
+        """Sample one response per key."""
+        ...
 
 
 class _State(NamedTuple):
@@ -46,7 +64,11 @@ def make_sampler(
     slots: int = 0,
     chunk: int = 8,
     place: Placement = ONE_DEVICE,
-    **options: Any,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_period: int = 0,
+    repetition_times: int = 4,
 ) -> Sampler:
     """Build `sample(params, tokens_AP, mask_AP, keys_B, temperature, limits_B=None) -> Rollout`.
 
@@ -66,8 +88,8 @@ def make_sampler(
     `ContinuousSampler` that decodes so many rows at a time, `chunk` tokens between two looks at
     which slots are free, and returns numpy arrays.
 
-    `options` restrict what is drawn: `top_k` (0: all), `top_p` (1: all), `min_p` (0: all), see
-    `draws.restrict`; or end a response that repeats itself: `repetition_times` copies in a row of
+    `top_k` (0: all), `top_p` (1: all) and `min_p` (0: all) restrict what is drawn, see
+    `draws.restrict`. A response that repeats itself is ended: `repetition_times` copies in a row of
     one block of at most `repetition_period` tokens (0: never).
 
     With a `place` of several devices the prompts are split over them, the parameters lie as
@@ -76,7 +98,10 @@ def make_sampler(
     Raises ValueError on impossible settings, and from `sample` when the number of keys is not a
     multiple of the prompts or the tokens do not fit `max_positions`.
     """
-    settings = Settings(decoder.config, max_new_tokens, tuple(eos_ids), pad_id, **options)
+    settings = Settings(
+        decoder.config, max_new_tokens, tuple(eos_ids), pad_id,
+        top_k, top_p, min_p, repetition_period, repetition_times,
+    )  # fmt: skip
     settings.check()
     if slots and place.spread:
         raise ValueError(
@@ -88,15 +113,35 @@ def make_sampler(
 
     def sample(
         params: Params,
-        tokens_AP: jax.Array,
-        mask_AP: jax.Array,
-        keys_B: jax.Array,
-        temperature: float | jax.Array,
-        limits_B: jax.Array | None = None,
+        tokens_AP: Int[Array | np.ndarray, "A P"],
+        mask_AP: Int[Array | np.ndarray, "A P"],
+        keys_B: Key[Array, "B"],
+        temperature: ScalarLike,
+        limits_B: Int[Array | np.ndarray, "B"] | None = None,
     ) -> Rollout:
         return _sample(settings, params, tokens_AP, mask_AP, keys_B, temperature, limits_B)
 
     return place.jit(sample, keep="whole", rows=(1, 2, 3))
+
+
+def restriction_warning(top_k: int, top_p: float, min_p: float) -> str | None:
+    """Return the warning for a run that learns from samples restricted so; None without limits.
+
+    Sampler and policy update give a token its log-prob in the full distribution, although it was
+    drawn from a part of it. The ratio is then not to the policy that sampled, the estimate of the
+    KL can fall below 0, and what lies outside the part is never sampled and so never corrected
+    (https://github.com/huggingface/trl/issues/235).
+    """
+    restricted = {"top_k": (top_k, 0), "top_p": (top_p, 1.0), "min_p": (min_p, 0.0)}
+    changed = {name: pair for name, pair in restricted.items() if pair[0] != pair[1]}
+    if not changed:
+        return None
+    given = ", ".join(f"config.sampling.{name}={value}" for name, (value, _) in changed.items())
+    plain = ", ".join(f"{name}={neutral}" for name, (_, neutral) in changed.items())
+    return (
+        f"{given}: responses are drawn from a part of the policy's distribution but learned from "
+        f"with log-probs of all of it, which biases the update and the KL; set {plain} to train"
+    )
 
 
 def _sample(

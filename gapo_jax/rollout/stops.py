@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 from transformers import PreTrainedTokenizerFast
 
 from gapo_jax.data.tokenizer import decode_responses
@@ -36,7 +37,7 @@ class StopStrings:
         found = [at for at in map(text.find, self.strings) if at >= 0]
         return text[: min(found)] if found else text
 
-    def held(self, rollout: Rollout) -> np.ndarray:
+    def held(self, rollout: Rollout) -> Bool[np.ndarray, "B"]:
         """Return which responses hold a stop string, bool [B]."""
         mask_BR = np.asarray(rollout.response_mask_BR)
         tokens_BR = np.asarray(rollout.tokens_BT)[:, -mask_BR.shape[1] :]

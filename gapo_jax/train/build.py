@@ -1,16 +1,11 @@
-"""Everything that a run needs before its first round: networks, tokenizers, compiled steps.
-
-The names of `built_in.py` stand for small networks with random weights, so that the whole program
-runs in seconds with nothing to download.
-"""
+"""What is fixed in a run before its first round: networks, compiled steps, the starting state."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,18 +13,35 @@ import jax.numpy as jnp
 import optax
 from transformers import PreTrainedTokenizerFast
 
-from gapo_jax import models as networks
-from gapo_jax.config import OFFLINE_METHODS, Config, trained_rows, updates_per_round
-from gapo_jax.config.online import has_critic, scores_with_average
-from gapo_jax.data import weights
-from gapo_jax.data.tokenizer import check_vocabulary, load_tokenizer
-from gapo_jax.models import Decoder, DecoderConfig, Discriminator, RewardModel
+from gapo_jax.compilation import decoder_layers_to_unroll, jit_step
+from gapo_jax.config import Config, updates_per_round
+from gapo_jax.methods import asks_discriminator, has_critic, method_of, scores_with_average
+from gapo_jax.models import Decoder, DecoderConfig
 from gapo_jax.rollout.generate import SampleFn
 from gapo_jax.rollout.sampler import RESTRICTIONS, make_sampler
 from gapo_jax.sharding import ONE_DEVICE, Placement, make_mesh
-from gapo_jax.train.forward import PolicySpec, init_critic, layers_to_unroll
-from gapo_jax.train.offline.steps import Metrics, OfflineBatch, make_offline_step
-from gapo_jax.train.online.steps import Steps, discriminator_placement, make_steps
+from gapo_jax.train.buckets import (
+    accept_buckets,
+    compile_all_widths,
+    cut_rows,
+    uncut_rows,
+)
+from gapo_jax.train.discriminator.steps import (
+    TextBatch,
+    TextReader,
+    disc_score_step,
+    disc_update_step,
+    discriminator_placement,
+)
+from gapo_jax.train.forward import (
+    PolicyNetworks,
+    PolicySpec,
+    RolloutLogprobs,
+    init_critic,
+    score_rollout,
+)
+from gapo_jax.train.offline.steps import OfflineBatch, make_offline_step
+from gapo_jax.train.online.steps import critic_step, policy_step
 from gapo_jax.train.optimizers import (
     freeze_rows,
     frozen_parameters,
@@ -38,6 +50,12 @@ from gapo_jax.train.optimizers import (
     path_name,
     warmup_then_rounds,
 )
+from gapo_jax.train.sources import (
+    LoadedDiscriminator,
+    LoadedGenerator,
+    load_discriminator,
+    load_generator,
+)
 from gapo_jax.train.state import (
     GAPOState,
     TrainState,
@@ -45,23 +63,30 @@ from gapo_jax.train.state import (
     first_trainable_layer,
     start_policy,
 )
-from gapo_jax.train.toy_models import BUILT_IN
+from gapo_jax.types import Metrics, Params, Rollout
 
 log = logging.getLogger("gapo_jax")
 ADAPTER_STREAM = 5
-Params = Any
+Optimizers = dict[str, optax.GradientTransformation]
+Update = Callable[..., tuple[TrainState, Metrics]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Models:
-    """The fixed parts of a run. `ref_params` are the generator's frozen starting weights, which are
-    also the reference; `disc_init_params` the discriminator's (a `Discriminator` or `RewardModel`).
-    `decoding` says where weights lie while `sample` works on them."""
+    """The networks of a run with their tokenizers, and the weights that never change.
+
+    Attributes:
+        decoder: the generator's module; `ref_params` its starting weights, which are also the
+            reference's; `tokenizer` what it reads and writes with.
+        discriminator: the module; `disc_init_params` its starting weights.
+        spec: what the generator's steps need to know of it.
+        sample: the compiled sampler; `decoding` says where weights lie while it works on them.
+    """
 
     decoder: Decoder
     ref_params: Params
     tokenizer: PreTrainedTokenizerFast
-    discriminator: Any
+    discriminator: TextReader
     disc_init_params: Params
     disc_tokenizer: PreTrainedTokenizerFast
     spec: PolicySpec
@@ -81,137 +106,28 @@ class Models:
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
-    """The optimisers of the three networks and the compiled steps that use them; `offline` is the
-    generator's update by an offline method."""
+class TrainSteps:
+    """The compiled steps of a run, and the optimisers in them by the name of their network.
 
-    optimizers: dict[str, optax.GradientTransformation]
-    steps: Steps
-    offline: Callable[[TrainState, Params, OfflineBatch], tuple[TrainState, Metrics]]
-
-
-def source(name: str) -> str | Path:
-    """Return where a model's weights lie: a name of the weight cache, or any other source as is."""
-    return weights.locate(name) if name in weights.WEIGHTS else name
-
-
-def load_generator(
-    name: str, seed: int, place: Placement = ONE_DEVICE
-) -> tuple[Decoder, Params, PreTrainedTokenizerFast]:
-    """Return (decoder, float32 parameters, tokenizer) of a source, or of a built-in name.
-
-    The tokenizer is read before the weights. Raises FileNotFoundError or ValueError as
-    `models.load_decoder` and `load_tokenizer` do.
+    `score`, `policy` and `critic` take a batch or one in a bucket (`buckets.Bucketed`); `critic` is
+    None for a method without one. `offline` is the generator's update by an offline method.
     """
-    if name in BUILT_IN:
-        shape, tokenizer = BUILT_IN[name].generator()
-        decoder = Decoder(shape)
-        tokens = jnp.zeros((1, 2), jnp.int32)
-        init = jax.jit(decoder.init)
-        params = place.init(init, jax.random.key(seed), tokens, jnp.ones_like(tokens))["params"]
-        return decoder, params, tokenizer
-    tokenizer, _, _ = tokenizer_and_shape(source(name))
-    decoder, params = networks.load_decoder(source(name), put=place.put)
-    return decoder, params, tokenizer
+
+    optimizers: Optimizers
+    score: Callable[[PolicyNetworks, Any], RolloutLogprobs]
+    policy: Update
+    critic: Update | None
+    disc_score: Callable[[Params, jax.Array, jax.Array, jax.Array], jax.Array]
+    disc_update: Callable[[TrainState, TextBatch, jax.Array], tuple[TrainState, Metrics]]
+    offline: Callable[[TrainState, OfflineBatch, Params], tuple[TrainState, Metrics]]
 
 
-def tokenizer_and_shape(
-    src: str | Path, tokenizer: str | None = None
-) -> tuple[PreTrainedTokenizerFast, Any, str]:
-    """Return tokenizer and config of a source, which fit each other, and the dtype of its weights,
-    having read none of them; `tokenizer` names another source of that.
-
-    Raises FileNotFoundError or ValueError as `models.inspect` and `load_tokenizer` do, and
-    ValueError where the vocabulary exceeds the embedding.
-    """
-    shape, dtype = networks.inspect(src)
-    words = load_tokenizer(src if tokenizer is None else source(tokenizer))
-    check_vocabulary(words, shape.vocab_size)
-    return words, shape, dtype
-
-
-def _load_reward_model(
-    config: Config, place: Placement
-) -> tuple[RewardModel, Params, PreTrainedTokenizerFast]:
-    """Return a decoder as discriminator: what it thinks of a text is read off its last token."""
-    name, settings = config.model.discriminator, config.discriminator
-    for key in ("frozen_layers", "dropout", "gradient_penalty"):
-        if getattr(settings, key):
-            raise ValueError(
-                f"wanted config.discriminator.{key}=0 for a decoder as discriminator, got "
-                f"{getattr(settings, key)} for {name}; set it, or choose an encoder"
-            )
-    tokenizer, shape, _ = tokenizer_and_shape(source(name))
-    _check_length(settings.max_tokens, shape.max_positions, name)
-    module, params = networks.load_reward_model(
-        source(name),
-        put=place.put,
-        seed=config.seed,
-        dtype=config.model.dtype,
-        remat=config.model.remat,
-        attention=config.model.attention,
-    )
-    # Decoders have no tokens to frame a text with; the last one is what the head reads.
-    tokenizer.cls_token = tokenizer.bos_token or tokenizer.eos_token
-    tokenizer.sep_token = tokenizer.eos_token
-    return module, params, tokenizer
-
-
-def _check_length(tokens: int, positions: int, name: str) -> None:
-    if tokens > positions:
-        raise ValueError(
-            f"config.discriminator.max_tokens={tokens} exceeds the {positions} positions of "
-            f"{name}; lower it"
-        )
-
-
-def load_discriminator(
-    config: Config, key: jax.Array, place: Placement = ONE_DEVICE
-) -> tuple[Discriminator | RewardModel, Params, PreTrainedTokenizerFast]:
-    """Return (module, starting parameters, tokenizer): a pretrained encoder or decoder with a
-    scalar head, its own if it has one (a sequence classifier, an exported discriminator)."""
-    name, settings = config.model.discriminator, config.discriminator
-    pooling, hidden_dim, loaded = config.model.pooling, None, {}
-    if name not in BUILT_IN and networks.network_of(source(name)) in ("decoder", "reward model"):
-        return _load_reward_model(config, place)
-    if name in BUILT_IN:
-        encoder_config, tokenizer = BUILT_IN[name].discriminator()
-    else:
-        tokenizer, encoder_config, _ = tokenizer_and_shape(source(name))
-        found, loaded = networks.load_discriminator(source(name), put=place.put, pooling=pooling)
-        pooling, hidden_dim = found.pooling, found.hidden_dim
-    if settings.frozen_layers >= encoder_config.num_layers:
-        raise ValueError(
-            f"config.discriminator.frozen_layers={settings.frozen_layers} leaves none of the "
-            f"{encoder_config.num_layers} layers of {name} to train; lower it"
-        )
-    _check_length(settings.max_tokens, encoder_config.max_positions, name)
-    # A scan over layers copies what the backward pass keeps; on a CPU that costs a third of the
-    # step, and the few layers of an encoder compile quickly without it.
-    unroll = encoder_config.num_layers if place.platform == "cpu" else 1
-    encoder_config = dataclasses.replace(
-        encoder_config,
-        dropout=settings.dropout,
-        dtype=config.model.dtype,
-        remat=config.model.remat,
-        scan_unroll=unroll,
-        # The penalty is a derivative of a derivative, which only the plain version has.
-        attention="xla" if settings.gradient_penalty else config.model.attention,
-    )
-    discriminator = Discriminator(encoder_config, pooling, hidden_dim)
-    tokens = jnp.zeros((1, 8), jnp.int32)
-    start = discriminator.init
-    init = jax.jit(BUILT_IN[name].scaled(start) if name in BUILT_IN else start)
-    params = dict(place.init(init, key, tokens, jnp.ones_like(tokens))["params"]) | loaded
-    return discriminator, params, tokenizer
-
-
-def make_optimizers(config: Config, warmup_updates: int) -> dict[str, optax.GradientTransformation]:
+def make_optimizers(config: Config, warmup_updates: int) -> Optimizers:
     """Return one optimiser a network, their schedules sized for the whole run."""
-    if config.method in OFFLINE_METHODS:
+    if method_of(config).loop == "offline":
         return offline_optimizers(config, warmup_updates)
     ppo = config.ppo
-    minibatches = trained_rows(config) // ppo.minibatch_size
+    minibatches = ppo.trained_rows // ppo.minibatch_size
     policy_updates = config.rounds * ppo.epochs * minibatches
     critic_updates = config.rounds * ppo.critic_epochs * minibatches
     optimizers = {
@@ -234,35 +150,24 @@ def discriminator_optimizer(config: Config, updates: int) -> optax.GradientTrans
     )
 
 
-def offline_optimizers(
-    config: Config, warmup_updates: int
-) -> dict[str, optax.GradientTransformation]:
+def offline_optimizers(config: Config, warmup_updates: int) -> Optimizers:
     """Return the optimisers of an offline method; networks that it leaves alone keep no moments."""
     still, total = optax.set_to_zero(), config.rounds * updates_per_round(config)
-    if config.method == "discriminator":
-        disc = discriminator_optimizer(config, total)
-        return {"policy": still, "discriminator": disc}
-    optim = config.offline.optim
+    method, optim = method_of(config), config.offline.optim
+    if method.trains == "discriminator":
+        return {"policy": still, "discriminator": discriminator_optimizer(config, total)}
     rates = learning_rate(optim, total)
-    if config.method == "sgpo":
-        first = config.sgpo.improver_rounds * updates_per_round(config)
+    if method.first_stage is not None:
+        stage_rounds, stage_rate = method.first_stage(method.section_of(config))
+        first = stage_rounds * updates_per_round(config)
         rates = optax.join_schedules(
-            [
-                optax.constant_schedule(config.sgpo.improver_learning_rate),
-                learning_rate(optim, total - first),
-            ],
-            [first],
+            [optax.constant_schedule(stage_rate), learning_rate(optim, total - first)], [first]
         )
-    judged = needs_discriminator(config)
+    warmed_up = asks_discriminator(config)
     return {
         "policy": make_optimizer(optim, rates),
-        "discriminator": discriminator_optimizer(config, warmup_updates) if judged else still,
+        "discriminator": discriminator_optimizer(config, warmup_updates) if warmed_up else still,
     }
-
-
-def needs_discriminator(config: Config) -> bool:
-    """Return whether an offline method takes rewards from a discriminator, warmed up on pairs."""
-    return config.method == "rpo" and config.rpo.reward == "discriminator"
 
 
 def warmup_updates(config: Config, num_pairs: int) -> int:
@@ -271,12 +176,79 @@ def warmup_updates(config: Config, num_pairs: int) -> int:
     return config.discriminator.warmup_epochs * -(-texts // config.discriminator.batch_size)
 
 
-def build_training(config: Config, models: Models, num_pairs: int) -> Training:
-    """Build optimisers and compiled steps, once the size of the warm-up is known."""
+def build_steps(
+    config: Config, models: Models, num_pairs: int, widths: Sequence[int] = ()
+) -> TrainSteps:
+    """Bind and compile the steps of a run.
+
+    Args:
+        config: the run.
+        models: its networks; shapes do for their parameters.
+        num_pairs: pairs that the discriminator is warmed up on, which sets its schedule.
+        widths: of the buckets that an online method's batches come in (`buckets.py`).
+    """
     optimizers = make_optimizers(config, warmup_updates(config, num_pairs))
-    steps = make_steps(models.spec, models.discriminator, config, optimizers)
-    offline = make_offline_step(models.spec, config, optimizers["policy"])
-    return Training(optimizers, steps, offline)
+    return make_steps(models.spec, models.discriminator, config, optimizers, widths)
+
+
+def make_steps(
+    spec: PolicySpec,
+    discriminator: TextReader,
+    config: Config,
+    optimizers: Optimizers,
+    widths: Sequence[int] = (),
+) -> TrainSteps:
+    """Bind the static parts of every step and jit it once; states are donated."""
+    place, disc_place = spec.place, discriminator_placement(config, spec.place)
+    bound: dict[str, Any] = {"spec": spec, "config": config}
+
+    def cut(batch: Any, width: int) -> Any:
+        return cut_rows(batch, batch.mask_BT, width)
+
+    def uncut(scored: RolloutLogprobs, rollout: Rollout, width: int) -> RolloutLogprobs:
+        return uncut_rows(scored, rollout.mask_BT, width, rollout.response_mask_BR.shape[1])
+
+    def compiled(step: Callable[..., Any], restore: Any = None, **options: Any) -> Any:
+        if not widths:
+            return jit_step(step, place=place, **options)
+        bucketed = jit_step(accept_buckets(step, cut, restore), place=place, **options)
+        return compile_all_widths(bucketed, widths)
+
+    policy = functools.partial(policy_step, **bound, optimizer=optimizers["policy"])
+    critic = None
+    if has_critic(config):
+        update = functools.partial(critic_step, **bound, optimizer=optimizers["critic"])
+        critic = compiled(update, donate=0, keep="network", rows=(1,))
+    disc = config.discriminator
+    disc_update = functools.partial(
+        disc_update_step,
+        discriminator=discriminator,
+        dropout=disc.dropout > 0,
+        frozen=frozen_parameters(config),
+        frozen_layers=disc.frozen_layers,
+        loss=disc.loss,
+        gradient_penalty=disc.gradient_penalty,
+        accumulate=disc.accumulate,
+        optimizer=optimizers["discriminator"],
+    )
+    disc_options: dict[str, Any] = {"place": disc_place, "embeddings_by_row": True}
+    return TrainSteps(
+        optimizers=optimizers,
+        score=compiled(
+            functools.partial(score_rollout, spec=spec), restore=uncut, keep="rows", rows=(1,)
+        ),
+        policy=compiled(policy, donate=0, keep="network", rows=(1, 3)),
+        critic=critic,
+        disc_score=jit_step(
+            functools.partial(disc_score_step, discriminator=discriminator),
+            rows=(1, 2, 3),
+            **disc_options,
+        ),
+        disc_update=jit_step(
+            disc_update, donate=0, keep="network", rows=(1,), whole=(2,), **disc_options
+        ),
+        offline=make_offline_step(spec, config, optimizers["policy"]),
+    )
 
 
 def build_models(config: Config, place: Placement | None = None) -> Models:
@@ -292,17 +264,17 @@ def build_models(config: Config, place: Placement | None = None) -> Models:
         place = Placement(make_mesh(mesh.data, mesh.fsdp, mesh.tensor))
     generator = load_generator(config.model.generator, config.seed, place)
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
-    judge = load_discriminator(config, key, discriminator_placement(config, place))
-    return assemble_models(config, place, generator, judge)
+    discriminator = load_discriminator(config, key, discriminator_placement(config, place))
+    return assemble_models(config, place, generator, discriminator)
 
 
 def assemble_models(
     config: Config,
     place: Placement,
-    generator: tuple[Decoder, Params, PreTrainedTokenizerFast],
-    judge: tuple[Discriminator | RewardModel, Params, PreTrainedTokenizerFast],
+    generator: LoadedGenerator,
+    discriminator: LoadedDiscriminator,
 ) -> Models:
-    """Return the players of (module, parameters, tokenizer) each; shapes do for parameters.
+    """Return the models of two loaded networks; shapes do for their parameters.
 
     Raises:
         ValueError: the configuration asks for what the generator does not have.
@@ -318,7 +290,7 @@ def assemble_models(
             attention=config.model.attention,
         )
     )
-    discriminator, disc_init_params, disc_tokenizer = judge
+    disc_module, disc_init_params, disc_tokenizer = discriminator
     spec = policy_spec(config, decoder.config, place)
     # What cannot be trained is said before anything slow.
     key = jax.random.key(config.seed)
@@ -339,7 +311,7 @@ def assemble_models(
         decoder=decoder,
         ref_params=ref_params,
         tokenizer=tokenizer,
-        discriminator=discriminator,
+        discriminator=disc_module,
         disc_init_params=disc_init_params,
         disc_tokenizer=disc_tokenizer,
         spec=spec,
@@ -354,9 +326,10 @@ def policy_spec(config: Config, shape: DecoderConfig, place: Placement) -> Polic
     Raises:
         ValueError: the configuration asks for what the generator cannot give.
     """
-    if config.method == "inverse_q" and shape.final_softcap:
+    method = method_of(config)
+    if method.contrasts_logits and shape.final_softcap:
         raise ValueError(
-            "config.method='inverse_q' contrasts logits, but the generator caps them "
+            f"config.method={method.name!r} contrasts logits, but the generator caps them "
             "(final_softcap): choose another config.model.generator, or another method"
         )
     first = first_trainable_layer(shape.num_layers, config.model)
@@ -367,7 +340,7 @@ def policy_spec(config: Config, shape: DecoderConfig, place: Placement) -> Polic
         chunk=config.ppo.logprob_chunk,
         critic=config.model.critic if has_critic(config) else "none",
         critic_hidden=config.model.critic_hidden,
-        unroll=layers_to_unroll(shape, first, place.platform),
+        unroll=decoder_layers_to_unroll(shape.num_layers - first, shape.d_model, place.platform),
         place=place,
     )
 
@@ -375,7 +348,7 @@ def policy_spec(config: Config, shape: DecoderConfig, place: Placement) -> Polic
 def warn_of_whole_batches(config: Config, place: Placement, decoding: Placement) -> None:
     """Say which batches do not divide among the devices: each device computes all of those."""
     rows: dict[str, tuple[int, Placement]] = {}
-    if config.method in OFFLINE_METHODS:
+    if method_of(config).loop == "offline":
         rows["config.offline.batch_size"] = config.offline.batch_size, place
     else:
         rows["config.ppo.minibatch_size"] = config.ppo.minibatch_size, place
@@ -388,24 +361,26 @@ def warn_of_whole_batches(config: Config, place: Placement, decoding: Placement)
             )  # fmt: skip
 
 
-def initial_state(config: Config, models: Models, training: Training) -> GAPOState:
+def initial_state(config: Config, models: Models, steps: TrainSteps) -> GAPOState:
     """Return the state of a run before its first update, on the mesh; a function of seed and
     sources alone."""
-    make = functools.partial(fresh_state, config, models.spec, training.optimizers)
-    place, judging = models.spec.place, discriminator_placement(config, models.spec.place)
+    make = functools.partial(fresh_state, config, models.spec, steps.optimizers)
+    place = models.spec.place
     state = place.init(make, models.ref_params, models.disc_init_params)
-    networks = judging.params((state.discriminator, state.judge))
-    return state.replace(discriminator=networks[0], judge=networks[1])
+    discriminator, average = discriminator_placement(config, place).params(
+        (state.discriminator, state.disc_average)
+    )
+    return state.replace(discriminator=discriminator, disc_average=average)
 
 
 def fresh_state(
     config: Config,
     spec: PolicySpec,
-    optimizers: dict[str, optax.GradientTransformation],
+    optimizers: Optimizers,
     ref_params: Params,
     disc_init_params: Params,
 ) -> GAPOState:
-    """Return the state before the first update, of the starting parameters of both players."""
+    """Return the state before the first update, from the starting weights of both networks."""
     root = jax.random.key(config.seed)
     policy = start_policy(
         ref_params, spec.first_trainable_layer, config, jax.random.fold_in(root, ADAPTER_STREAM)
@@ -423,5 +398,5 @@ def fresh_state(
         round=jnp.zeros((), jnp.int32),
         kl_coef=jnp.float32(config.ppo.kl_coef),
         reward_stats=jnp.zeros(3, jnp.float32),
-        judge=copy_tree(disc) if scores_with_average(config) else None,
+        disc_average=copy_tree(disc) if scores_with_average(config) else None,
     )

@@ -1,27 +1,132 @@
-"""Held-out evaluation of a policy: sample, verify by rule, summarise. The adversary has no say."""
+"""Measuring a policy on held-out prompts: before, during and after training, by rule alone.
+
+The discriminator has no say here: a policy that has learned to please it must not look better.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
+from gapo_jax import io
 from gapo_jax.config import Config, system_text
-from gapo_jax.constraints.verifier_pool import VerifierPool
+from gapo_jax.constraints.verifiers import VerifierPool
 from gapo_jax.evaluate.accuracy import Verdict, paired_difference, summarise, verify
+from gapo_jax.methods import method_of
 from gapo_jax.rollout.generate import generate, row_keys
 from gapo_jax.train.build import Models
-from gapo_jax.types import PromptRow
+from gapo_jax.train.clock import counter
+from gapo_jax.train.context import TrainContext
+from gapo_jax.train.metrics import read_metrics
+from gapo_jax.train.runtime import stop_between_batches
+from gapo_jax.train.state import GAPOState
+from gapo_jax.types import Params, PromptRow
 
 EVAL_STREAM = 101
+# By held-out set.
+VerdictSets = dict[str, list[Verdict]]
+
+
+def measure(ctx: TrainContext, params: Callable[[], Params], name: str) -> VerdictSets:
+    """Return the verdicts of all held-out sets on a policy; read back from the workdir where they
+    are there already.
+
+    Args:
+        ctx: the run.
+        params: makes the policy's parameters as the sampler reads them, if they are needed.
+        name: of the file, `eval_NAME.jsonl`.
+
+    Raises:
+        RunInterrupted: a signal asked for a stop; nothing of the measurement is kept.
+    """
+    path = ctx.workdir / f"eval_{name}.jsonl"
+    if not path.exists():
+        with ctx.clock("eval"):
+            weights, records = params(), []
+            for set_name, rows in ctx.prompts.heldout.items():
+                total = len(rows) * ctx.config.eval.samples_per_prompt
+                with counter(total, f"{name}: {set_name}") as advance:
+                    verdicts = evaluate_policy(
+                        ctx.config,
+                        ctx.models,
+                        weights,
+                        rows,
+                        name=set_name,
+                        width=ctx.prompts.width,
+                        verifiers=ctx.verifiers,
+                        on_batch=stop_between_batches(ctx.stop, ctx.processes, advance),
+                    )
+                records += [{"set": set_name, **dataclasses.asdict(v)} for v in verdicts]
+        io.write_jsonl(path, records)
+    sets: VerdictSets = {}
+    for record in io.read_jsonl(path):
+        set_name = record.pop("set")
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in record.items()
+        }
+        sets.setdefault(set_name, []).append(Verdict(**fields))
+    return sets
+
+
+def write_eval(ctx: TrainContext, verdicts: VerdictSets, finished: int) -> None:
+    """Write one metrics line with the accuracies of all held-out sets.
+
+    A run that is continued after its last round may have written it already.
+    """
+    if not ctx.processes.first:
+        return
+    step = finished * ctx.updates_per_round
+    lines = read_metrics(ctx.workdir)
+    if any(line["phase"] == "eval" and line["step"] == step for line in lines):
+        return
+    metrics: dict[str, float] = {}
+    for set_name, summary in summarise_sets(verdicts, ctx.config.eval.resamples).items():
+        metrics |= _strict_accuracies(summary, f"eval/{set_name}")
+    metrics["time/eval_s"] = ctx.clock.last.get("eval", 0.0)
+    ctx.writer.write(step, finished, "eval", metrics)
+
+
+def maybe_evaluate(ctx: TrainContext, state: GAPOState, finished: int) -> None:
+    """Measure the policy on a part of the first held-out set, if it is due after `finished` rounds;
+    the last round is measured on all of them."""
+    config, every = ctx.config, ctx.config.eval.every_rounds
+    if not every or finished % every or finished == config.rounds:
+        return
+    if method_of(config).trains != "policy":  # it is the one that was measured before
+        return
+    with ctx.clock("eval"):
+        rows = next(iter(ctx.prompts.heldout.values()))[: config.eval.prompts_during]
+        verdicts = evaluate_policy(
+            config,
+            ctx.models,
+            ctx.sampling_params(state),
+            rows,
+            name="during",
+            width=ctx.prompts.width,
+            verifiers=ctx.verifiers,
+        )
+        metrics = _strict_accuracies(summarise(verdicts, resamples=config.eval.resamples), "eval")
+    metrics["time/eval_s"] = ctx.clock.last["eval"]
+    ctx.writer.write(finished * ctx.updates_per_round, finished, "eval", metrics)
+
+
+def _strict_accuracies(summary: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    """Return the strict accuracies of a summary with their intervals, as metrics."""
+    metrics = {}
+    for name in ("instruction_strict", "prompt_strict"):
+        for part, value in summary[name].items():
+            metrics[f"{prefix}/{name}" + ("" if part == "value" else f"_{part}")] = value
+    return metrics
 
 
 def evaluate_policy(
     config: Config,
     models: Models,
-    params: Any,
+    params: Params,
     rows: Sequence[PromptRow],
     *,
     name: str,
@@ -55,7 +160,7 @@ def evaluate_policy(
 
 def summarise_sets(verdicts: Mapping[str, Sequence[Verdict]], resamples: int) -> dict[str, Any]:
     """Return the accuracies of each held-out set with 95% bootstrap intervals."""
-    return {name: summarise(found, resamples=resamples) for name, found in verdicts.items()}
+    return {name: summarise(rows, resamples=resamples) for name, rows in verdicts.items()}
 
 
 def compare_sets(

@@ -9,7 +9,7 @@ only.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -26,11 +26,9 @@ from gapo_jax.models import (
     unembedding,
 )
 from gapo_jax.sharding import ONE_DEVICE, Placement
-from gapo_jax.train.buckets import Frame
 from gapo_jax.train.state import ENDS, overlay
-from gapo_jax.types import Rollout
+from gapo_jax.types import Params, Rollout
 
-Params = Any
 CRITICS = ("reference", "policy", "decoder")
 
 
@@ -60,27 +58,18 @@ class PolicySpec:
 
 
 class RolloutLogprobs(flax.struct.PyTreeNode):
-    """What one pass over a rollout gives: `frozen_hidden_BTD` (or None where nothing is frozen),
-    the critic's `features_BRD`, and float32 [B, R] log-probs and values before the update; features
-    and values are None without a critic."""
+    """What one pass over a rollout gives, before the round's updates.
+
+    Log-probs and values are float32 [B, R]. `frozen_hidden_BTD` is the output of the frozen layers,
+    None where nothing is frozen; `features_BRD` is what the critic's head reads. Features and
+    values are None without a critic.
+    """
 
     frozen_hidden_BTD: jax.Array | None
     features_BRD: jax.Array | None
     old_logprobs_BR: jax.Array
     ref_logprobs_BR: jax.Array
     values_BR: jax.Array | None
-
-
-def layers_to_unroll(config: DecoderConfig, first: int, platform: str) -> int:
-    """Return how many of the layers from `first` on to compile side by side for a platform.
-
-    A loop over layers copies each layer's weights and what its backward pass keeps: on a CPU 6 to
-    10 % of a policy update at SmolLM2's size, for a third of a second of compiling a layer. Small
-    layers are not worth that, and on an accelerator the copies overlap with the arithmetic.
-    """
-    if platform != "cpu" or config.d_model < 256:
-        return 1
-    return config.num_layers - first
 
 
 def _apply(module: nn.Module, params: Params, *args: Any, method: str = "__call__") -> Any:
@@ -92,7 +81,7 @@ def frozen_hidden(spec: PolicySpec, ref_params: Params, tokens_BT, mask_BT) -> j
     positions_BT = positions_of(mask_BT)
     decoder = Decoder(spec.config)
     hidden_BTD = _apply(decoder, ref_params, tokens_BT, positions_BT, method="embed_tokens")
-    # The embedding is split along D over the axis that should split the rows from here on.
+    # The table is split along D over the axis that should split the rows from here on.
     hidden_BTD = spec.place.keep_rows(hidden_BTD)
     if not spec.first_trainable_layer:
         return hidden_BTD
@@ -106,8 +95,8 @@ def upper_hidden(
 ) -> jax.Array:
     """Return the final hidden states [B, R, D] that predict the last `length` columns.
 
-    `params` holds `layers` (those from `spec.first` on), `final_norm` and, if the layers are
-    adapted, `lora`.
+    `params` holds `layers` (those from `spec.first_trainable_layer` on), `final_norm` and, if the
+    layers are adapted, `lora`.
     """
     upper = spec.config.part(spec.first_trainable_layer, spec.config.num_layers)
     stack = LayerStack(dataclasses.replace(upper, scan_unroll=spec.unroll))
@@ -146,8 +135,8 @@ def response_logprobs(
     hidden_BRD = response_hidden(spec, ref_params, trained, rollout, frozen_hidden_BTD)
     policy = policy_part(spec, ref_params, trained)
     kernel_DV = unembedding(policy if "embed" in policy else ref_params)
-    if spec.place.spread:  # gathered once, in the dtype of the product, not in every chunk of it
-        kernel_DV = spec.place.keep_columns(kernel_DV.astype(hidden_BRD.dtype))
+    # Gathered once, in the dtype of the product, not in every chunk of it.
+    kernel_DV = spec.place.keep_columns(kernel_DV, hidden_BRD.dtype)
     real_BR = rollout.response_mask_BR
     targets_BR = rollout.tokens_BT[:, -real_BR.shape[1] :]
     logprobs_BR, entropy_BR = chunked_logprobs(
@@ -159,19 +148,20 @@ def response_logprobs(
         with_entropy=with_entropy,
         tied=spec.config.tie_embeddings,
         softcap=spec.config.final_softcap,
+        # With the mask, real tokens are brought together; between devices that costs more than the
+        # padding that it saves.
         mask_BT=None if spec.place.spread else real_BR,
     )
-    if spec.place.spread:
-        logprobs_BR, entropy_BR = jax.tree.map(
-            lambda x_BR: jnp.where(real_BR != 0, x_BR, 0.0), (logprobs_BR, entropy_BR)
-        )
+    logprobs_BR, entropy_BR = jax.tree.map(
+        lambda x_BR: jnp.where(real_BR != 0, x_BR, 0.0), (logprobs_BR, entropy_BR)
+    )
     return logprobs_BR, entropy_BR, hidden_BRD
 
 
 def policy_part(spec: PolicySpec, ref_params: Params, trained: Params) -> Params:
     """Return the trained parameters with the frozen ones of the same layers around them: those that
     `config.model.freeze` holds, or with adapters (`lora`) all of the reference's."""
-    part = reference_part(spec, ref_params)
+    part = dict(reference_part(spec, ref_params))
     if any(name in trained for name in ENDS):
         part |= {name: ref_params[name] for name in ENDS if name in ref_params}
     return overlay(part, trained)
@@ -219,31 +209,31 @@ def init_critic(spec: PolicySpec, ref_params: Params, key: jax.Array) -> Params:
     return critic
 
 
+class PolicyNetworks(NamedTuple):
+    """The parameters that score a rollout: the reference's, those that are trained of the policy,
+    and the critic's, None for a method without one."""
+
+    ref_params: Params
+    policy: Params
+    critic: Params | None
+
+
 def score_rollout(
-    spec: PolicySpec,
-    ref_params: Params,
-    trained: Params,
-    critic: Params | None,
-    rollout: Rollout,
-    frame: Frame | None = None,
+    networks: PolicyNetworks, rollout: Rollout, *, spec: PolicySpec
 ) -> RolloutLogprobs:
     """Score a rollout with reference, old policy and critic (if any) in one pass over shared
-    layers, no wider than `frame` says.
+    layers.
 
-    Old log-probs come from the training forward, not from the sampler (design, section 7).
+    Old log-probs come from the training forward, not from the sampler (design, section 8).
     """
-    if frame is not None:
-        tight = score_rollout(
-            spec, ref_params, trained, critic, frame.tight(rollout, rollout.mask_BT)
-        )
-        return frame.wide(tight, rollout.mask_BT, rollout.response_mask_BR.shape[1])
+    ref_params, critic = networks.ref_params, networks.critic
     frozen_hidden_BTD = frozen_hidden(spec, ref_params, rollout.tokens_BT, rollout.mask_BT)
     reference = reference_part(spec, ref_params)
     ref_logprobs_BR, _, ref_hidden_BRD = response_logprobs(
         spec, ref_params, reference, rollout, frozen_hidden_BTD
     )
     old_logprobs_BR, _, old_hidden_BRD = response_logprobs(
-        spec, ref_params, trained, rollout, frozen_hidden_BTD
+        spec, ref_params, networks.policy, rollout, frozen_hidden_BTD
     )
     features_BRD = {"reference": ref_hidden_BRD, "policy": old_hidden_BRD}.get(spec.critic)
     if features_BRD is not None:
@@ -251,9 +241,9 @@ def score_rollout(
     values_BR = None
     if critic is not None:
         values_BR = critic_values(spec, critic, rollout, features_BRD, frozen_hidden_BTD)
-    keep_lower = spec.first_trainable_layer > 0 or spec.critic == "decoder"
+    keep_frozen = spec.first_trainable_layer > 0 or spec.critic == "decoder"
     return RolloutLogprobs(
-        frozen_hidden_BTD=frozen_hidden_BTD if keep_lower else None,
+        frozen_hidden_BTD=frozen_hidden_BTD if keep_frozen else None,
         features_BRD=features_BRD,
         old_logprobs_BR=old_logprobs_BR,
         ref_logprobs_BR=ref_logprobs_BR,

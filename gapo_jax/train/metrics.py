@@ -1,7 +1,7 @@
-"""What a run says while it goes: metrics.jsonl, TensorBoard, the console, samples.jsonl.
+"""What a run says while it goes: metrics.jsonl, samples.jsonl, TensorBoard, the console, bars.
 
-Also progress bars. The files of a run that is continued hold what
-an uninterrupted run would have written: lines of steps after the checkpoint are dropped first.
+The files of a run that is continued hold what an uninterrupted run would have written: lines of
+steps after the checkpoint are dropped first.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import os
 import pathlib
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO, TypeVar
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from gapo_jax import io
@@ -225,6 +226,20 @@ def _number(name: str, value: Any, step: int) -> float | int | None:
         )
         return None
     return float(value)
+
+
+def mean_metrics(updates: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Average the metrics of updates key by key; NaN (a class without rows) does not count, but in
+    a loss or a gradient norm it must be seen."""
+    fetched = jax.device_get(list(updates))
+    means = {}
+    for key in fetched[0] if fetched else ():
+        values = np.array([metrics[key] for metrics in fetched], np.float64)
+        if not key.endswith(("loss", "grad_norm")):
+            values = values[~np.isnan(values)]
+        if len(values):
+            means[key] = float(values.mean())
+    return means
 
 
 def console_line(record: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Gradient accumulation: rows pass through a network part by part, the loss sees them all."""
+"""Gradient accumulation: rows pass through a network by microbatches, the loss sees them all."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from typing import Any
 import jax
 
 
-def in_parts(function: Callable[[Any], Any], rows: Any, parts: int) -> Any:
-    """Apply a function of rows part by part and join the results, keeping one part's activations.
+def in_microbatches(function: Callable[[Any], Any], rows: Any, count: int) -> Any:
+    """Apply a function of rows to `count` microbatches in turn and join the results, keeping the
+    activations of one.
 
-    The backward pass runs each part again and adds up the gradients. A loss of the joined result
-    is therefore the loss of the whole batch, whatever it reduces over: gradient accumulation
-    without the usual errors of unequal token counts or of statistics per part.
+    The backward pass runs each microbatch again and adds up the gradients. A loss of the joined
+    result is therefore the loss of the whole batch, whatever it reduces over: gradient accumulation
+    without the usual errors of unequal token counts or of statistics per microbatch.
 
-    A part takes every `parts`-th row, so that rows which are split over devices stay where they
-    are: each device has some of every part.
+    A microbatch takes every `count`-th row, so that rows which are split over devices stay where
+    they are: each device has some of every microbatch.
     """
-    if parts == 1:
+    if count == 1:
         return function(rows)
-    split = jax.tree.map(lambda leaf: leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1), rows)
+    split = jax.tree.map(lambda leaf: leaf.reshape(-1, count, *leaf.shape[1:]).swapaxes(0, 1), rows)
     joined = jax.lax.map(jax.checkpoint(function), split)
     return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:]), joined)

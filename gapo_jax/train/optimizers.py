@@ -1,4 +1,4 @@
-"""Optimisers: optax chains from an `OptimConfig`."""
+"""Optimisers: optax chains from an `OptimConfig`, and what of a network they leave alone."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ import jax
 import optax
 
 from gapo_jax.config import Config, OptimConfig
+from gapo_jax.types import Params
 
 
 def learning_rate(optim: OptimConfig, total_steps: int) -> optax.Schedule:
     """Return the schedule: linear warm-up, then constant, linear or cosine to the final rate.
 
-    `total_steps` counts the updates of the whole run, so that schedules survive across rounds
-    (the reference release sizes them for one round and ends at the floor).
+    `total_steps` counts the updates of the whole run, so the schedule goes on from round to round
+    (the authors' release sizes it for one round, and the later ones run at the final rate).
     """
     peak, floor = optim.learning_rate, optim.learning_rate * optim.final_fraction
     rest = max(total_steps - optim.warmup_steps, 1)
-    decay = {
-        "constant": lambda: optax.constant_schedule(peak),
-        "linear": lambda: optax.linear_schedule(peak, floor, rest),
-        "cosine": lambda: optax.cosine_decay_schedule(peak, rest, optim.final_fraction),
-    }[optim.schedule]()
+    if optim.schedule == "linear":
+        decay = optax.linear_schedule(peak, floor, rest)
+    elif optim.schedule == "cosine":
+        decay = optax.cosine_decay_schedule(peak, rest, optim.final_fraction)
+    else:
+        decay = optax.constant_schedule(peak)
     if not optim.warmup_steps:
         return decay
     warmup = optax.linear_schedule(0.0, peak, optim.warmup_steps)
@@ -31,8 +33,9 @@ def learning_rate(optim: OptimConfig, total_steps: int) -> optax.Schedule:
 
 
 def warmup_then_rounds(peak: float, rounds: float, updates: int) -> optax.Schedule:
-    """Return the discriminator's rate: over the `updates` of its warm-up it climbs to `peak`
-    within the first tenth and falls linearly to `rounds`, where it stays for the rounds."""
+    """Return the discriminator's schedule: within the first tenth of the `updates` of its warm-up
+    the rate climbs to `peak`, over the rest it falls linearly to `rounds`, which the rounds keep.
+    """
     climb = max(1, updates // 10)
     return optax.join_schedules(
         [
@@ -46,28 +49,28 @@ def warmup_then_rounds(peak: float, rounds: float, updates: int) -> optax.Schedu
 def make_optimizer(
     optim: OptimConfig, schedule: optax.Schedule, frozen: str | None = None
 ) -> optax.GradientTransformation:
-    """Return clip + AdamW or Adafactor. Weight decay skips vectors (norms, biases); `frozen` is a
-    regular expression over parameter paths ("a/b/c") whose updates are zero and keep no moments."""
-    scaled = {
-        "adamw": lambda: optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps),
+    """Return clipping by the global norm, then AdamW or Adafactor.
+
+    Weight decay leaves vectors (norms, biases) alone. Parameters whose path ("a/b/c") the regular
+    expression `frozen` finds have no update and no moments.
+    """
+    if optim.optimizer == "adafactor":
         # Without the paper's relative step, so that a learning rate means what it means for AdamW.
-        "adafactor": lambda: optax.chain(
-            optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)
-        ),
-    }[optim.optimizer]()
+        scale = optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
+    else:
+        scale = optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps)
     chain = optax.chain(
         optax.clip_by_global_norm(optim.clip_norm),
-        scaled,
+        scale,
         optax.add_decayed_weights(optim.weight_decay, decay_mask),
         optax.scale_by_learning_rate(schedule),
     )
     if frozen is None:
         return chain
-    pattern = re.compile(frozen)
 
-    def labels(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: "frozen" if pattern.search(path_name(path)) else "trained", params
+    def labels(params: Params) -> Any:
+        return jax.tree.map(
+            lambda stands: "frozen" if stands else "trained", frozen_mask(params, frozen)
         )
 
     return optax.multi_transform({"trained": chain, "frozen": optax.set_to_zero()}, labels)
@@ -75,41 +78,46 @@ def make_optimizer(
 
 def frozen_parameters(config: Config) -> str | None:
     """Return the regular expression of the discriminator's parameters that are not trained."""
-    settings = config.discriminator
-    if settings.frozen_layers:
+    if config.discriminator.frozen_layers:
         return r"encoder/embed/"
-    return r"encoder/embed/word/|decoder/embed/" if settings.freeze_embeddings else None
+    return r"encoder/embed/word/|decoder/embed/" if config.discriminator.freeze_embeddings else None
+
+
+def frozen_mask(params: Params, frozen: str) -> Any:
+    """Return True for the parameters whose path the regular expression `frozen` finds."""
+    pattern = re.compile(frozen)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: pattern.search(path_name(path)) is not None, params
+    )
 
 
 def freeze_rows(pattern: str, rows: int) -> optax.GradientTransformation:
-    """Zero the updates of the first `rows` rows of leaves whose path matches: of stacked layers,
-    the lowest. Weight decay would move them even without a gradient."""
+    """Set the updates of the first `rows` rows to zero in the leaves whose path matches: the lowest
+    layers of a stack. optax freezes whole leaves only, and weight decay would move these rows even
+    without a gradient."""
 
-    def update(updates: Any, params: Any = None) -> Any:
-        del params
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: (
-                leaf.at[:rows].set(0) if re.search(pattern, path_name(path)) else leaf
-            ),
+    def update(updates: optax.Updates, _: optax.Params | None) -> optax.Updates:
+        return jax.tree.map(
+            lambda stands, leaf: leaf.at[:rows].set(0) if stands else leaf,
+            frozen_mask(updates, pattern),
             updates,
         )
 
     return optax.stateless(update)
 
 
-def stop_gradients(params: Any, frozen: str | None) -> Any:
-    """Return the parameters with no gradient flowing to those whose path matches `frozen`."""
+def stop_gradients(params: Params, frozen: str | None) -> Params:
+    """Return the parameters with no gradient flowing to those whose path `frozen` finds."""
     if frozen is None:
         return params
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: (
-            jax.lax.stop_gradient(leaf) if re.search(frozen, path_name(path)) else leaf
-        ),
+    return jax.tree.map(
+        lambda stands, leaf: jax.lax.stop_gradient(leaf) if stands else leaf,
+        frozen_mask(params, frozen),
         params,
     )
 
 
-def decay_mask(params: Any) -> Any:
+def decay_mask(params: Params) -> Any:
     """Return True for the matrices: weight decay leaves norms, biases and heads' vectors alone."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf.ndim >= 2 and not re.search(r"norm|bias|scale", path_name(path)),

@@ -1,5 +1,5 @@
-"""Networks back from wherever they lie: a run's workdir, an imported checkpoint, or any source
-that `models.load_decoder` reads."""
+"""Back from the disk: a run that goes on, and networks from wherever they lie (a run's workdir, an
+imported checkpoint, or any source that `models.load_decoder` reads)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ from gapo_jax.checkpoint import Checkpointer
 from gapo_jax.data.tokenizer import load_tokenizer
 from gapo_jax.data.weights import WEIGHTS, locate
 from gapo_jax.sharding import ONE_DEVICE
-from gapo_jax.train.build import (
-    Models,
-    build_models,
-    build_training,
-    initial_state,
-    tokenizer_and_shape,
-)
-from gapo_jax.train.state import GAPOState, merge_trainable
+from gapo_jax.train.build import Models, build_models, build_steps, initial_state
+from gapo_jax.train.discriminator.texts import replay_from_json
+from gapo_jax.train.export import card_metrics
+from gapo_jax.train.sources import tokenizer_and_shape
+from gapo_jax.train.state import FORMER_NAMES, GAPOState, merge_trainable
+from gapo_jax.train.workdir import CHECKPOINTS, CONFIG, SUMMARY
+from gapo_jax.types import Params
 
 IMPORTED = "model.json"
 _KINDS = {
@@ -44,7 +43,7 @@ class Loaded(NamedTuple):
     where they were read, in which an export gives them back bit for bit; None if trained."""
 
     module: nn.Module
-    params: Any
+    params: Params
     tokenizer: Any
     method: str | None
     base: str
@@ -52,11 +51,24 @@ class Loaded(NamedTuple):
     dtype: str | None = None
 
 
+def restore_state(
+    checkpointer: Checkpointer, abstract: GAPOState, step: int | None = None
+) -> tuple[GAPOState, dict[str, Any]]:
+    """Return a checkpoint's state, replay buffer and all, and what else lies beside its arrays.
+
+    Arrays are placed as those of `abstract` are; `step` as in `Checkpointer.restore`. Checkpoints
+    of earlier versions, with other names for some parts, are read too.
+    """
+    state, host = checkpointer.restore(abstract, step, FORMER_NAMES)
+    replay = replay_from_json(host.get("replay", host.get("store", ())))
+    return state.replace(replay=replay, last_saved=int(state.round)), host
+
+
 def is_run(path: Path) -> bool:
-    """Whether a folder is the workdir of a run."""
-    if not (path / "config.json").is_file():
+    """Return whether a folder is the workdir of a run."""
+    if not (path / CONFIG).is_file():
         return False
-    return (path / "checkpoints").is_dir() or (path / "metrics.jsonl").is_file()
+    return (path / CHECKPOINTS).is_dir() or (path / "metrics.jsonl").is_file()
 
 
 def load_any(
@@ -100,7 +112,7 @@ def load_any(
     if adapts:
         # Merging has changed the weights.
         return _load_adapter(source, base)._replace(dtype=None)
-    words, _, dtype = tokenizer_and_shape(source, tokenizer)
+    loaded_tokenizer, _, dtype = tokenizer_and_shape(source, tokenizer)
     load: Any = {
         "encoder": networks.load_encoder,
         "discriminator": networks.load_discriminator,
@@ -109,7 +121,7 @@ def load_any(
     module, params = load(source)
     # A model card names what it was made from, not where that lay.
     base = str(src) if not Path(src).expanduser().exists() else Path(src).expanduser().name
-    return Loaded(module, params, words, None, base, dtype=dtype)
+    return Loaded(module, params, loaded_tokenizer, None, base, dtype=dtype)
 
 
 def trained_system(src: str | os.PathLike[str]) -> str | None:
@@ -142,7 +154,7 @@ def load_trained_adapters(
 
 def _checkpoint_of(path: Path, step: int | None) -> tuple[Path, int | None]:
     """Return workdir and step of `WORKDIR/checkpoints/STEP`; anything else as it is."""
-    if path.parent.name == "checkpoints" and path.name.isdigit() and path.is_dir():
+    if path.parent.name == CHECKPOINTS and path.name.isdigit() and path.is_dir():
         return path.parent.parent, int(path.name)
     return path, step
 
@@ -176,25 +188,15 @@ def _load_run(workdir: Path, network: str, step: int | None) -> Loaded:
     params = merge_trainable(
         models.ref_params, state.policy.params, models.spec.first_trainable_layer
     )
-    summary, metrics = workdir / "summary.json", None
+    summary, metrics = workdir / SUMMARY, None
     if step is None and summary.is_file():
         metrics = card_metrics(io.read_json(summary))
     base = config.model.generator
     return Loaded(models.decoder, params, models.tokenizer, config.method, base, metrics)
 
 
-def card_metrics(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the model card of a run's generator says: the strict accuracies after training,
-    with their intervals, of `summary.json`."""
-    return {
-        f"{name} {metric} (strict)": found[f"{metric}_strict"]
-        for name, found in summary.get("after", {}).items()
-        for metric in ("instruction", "prompt")
-    }
-
-
 def _read_config(workdir: Path) -> configuration.Config:
-    return configuration.from_json(io.read_json(workdir / "config.json"))
+    return configuration.from_json(io.read_json(workdir / CONFIG))
 
 
 def _restore(
@@ -203,12 +205,12 @@ def _restore(
     """Return what is fixed in a run, and a checkpoint of what is not."""
     models = build_models(config, ONE_DEVICE)  # on one device, whatever mesh it was trained on
     # The size of the warm-up sets schedules only, no shape.
-    training = build_training(config, models, num_pairs=1)
-    abstract = jax.eval_shape(lambda: initial_state(config, models, training))
-    directory = config.checkpoint.directory or workdir / "checkpoints"
+    steps = build_steps(config, models, num_pairs=1)
+    abstract = jax.eval_shape(lambda: initial_state(config, models, steps))
+    directory = config.checkpoint.directory or workdir / CHECKPOINTS
     # The run may be going on.
     with Checkpointer(directory, read_only=True) as checkpointer:
-        state, _ = checkpointer.restore(abstract, step)
+        state, _ = restore_state(checkpointer, abstract, step)
     return models, state
 
 
@@ -225,7 +227,7 @@ def save_imported(
     kind = type(module).__name__.lower()
     if kind not in _KINDS:
         raise ValueError(f"Wanted a module of kind {sorted(_KINDS)}, got {kind}.")
-    with Checkpointer(folder / "checkpoints") as checkpointer:
+    with Checkpointer(folder / CHECKPOINTS) as checkpointer:
         checkpointer.save(0, {"params": params}, {"base": base}, wait=True)
     tokenizer.save_pretrained(folder)
     config = dataclasses.asdict(module.config)
@@ -243,6 +245,6 @@ def _load_imported(folder: Path) -> Loaded:
     module = make(make_config(**fields), **record.get("head", {}))
     tokens = jnp.zeros((1, 2), jnp.int32)
     variables = jax.eval_shape(module.init, jax.random.key(0), tokens, jnp.ones_like(tokens))
-    with Checkpointer(folder / "checkpoints", read_only=True) as checkpointer:
+    with Checkpointer(folder / CHECKPOINTS, read_only=True) as checkpointer:
         state, _ = checkpointer.restore({"params": variables["params"]})
     return Loaded(module, state["params"], load_tokenizer(folder), None, record["base"])

@@ -1,4 +1,4 @@
-"""What a run trains and saves: three networks, their optimisers, and the counters of the loop."""
+"""What a run changes and saves: three networks, their optimisers, counters, the replay buffer."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ import optax
 
 from gapo_jax.config import Config, ModelConfig
 from gapo_jax.models.lora import init_adapters, merge_adapters, put
+from gapo_jax.train.discriminator.texts import ReplayBuffer
 from gapo_jax.train.optimizers import path_name
+from gapo_jax.types import Params
 
-Params = Any
 # The parts of a decoder below and above its layers.
 ENDS = ("embed", "position", "lm_head")
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """One trained network: its parameters, its optimiser's state and its count of updates."""
+    """One trained network: parameters, the optimiser's state, the number of updates (int32)."""
 
     params: Params
     opt_state: optax.OptState
@@ -29,22 +30,35 @@ class TrainState(flax.struct.PyTreeNode):
 
     @classmethod
     def create(cls, params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-        """Return a network at step 0."""
+        """Return the state before the first update."""
         return cls(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
     def apply_gradients(
         self, gradients: Params, optimizer: optax.GradientTransformation
     ) -> TrainState:
-        """Return the network after one update."""
+        """Return the state after one update."""
         updates, opt_state = optimizer.update(gradients, self.opt_state, self.params)
-        return TrainState(optax.apply_updates(self.params, updates), opt_state, self.step + 1)
+        params: Any = optax.apply_updates(self.params, updates)
+        return TrainState(params, opt_state, self.step + 1)
 
 
 class GAPOState(flax.struct.PyTreeNode):
-    """Everything that a checkpoint holds on the device side. `round` counts finished rounds;
-    `reward_stats` is the running (count, mean, sum of squares) of scores, float32 [3]. `critic` is
-    None for a method without one; `judge` is the moving average of the discriminator's parameters
-    that scores with `discriminator.score_with="ema"`, else None."""
+    """All that changes in a run: phases take it and return the next one.
+
+    Attributes:
+        policy: the trained parts of the generator.
+        critic: None for a method without one.
+        discriminator: frozen where the method does not train it.
+        key: the run's random key, which never changes; what is drawn is folded in.
+        round: the number of finished rounds, int32.
+        kl_coef: the weight of the KL to the reference, float32.
+        reward_stats: running (count, mean, sum of squared deviations) of scores, float32 [3].
+        disc_average: the moving average of the discriminator's parameters, which scores with
+            `discriminator.score_with="ema"`; None without.
+        replay: generated text of earlier rounds. No array, so no leaf of the tree: a checkpoint
+            holds it beside the arrays.
+        last_saved: the number of finished rounds of the newest checkpoint, None before the first.
+    """
 
     policy: TrainState
     critic: TrainState | None
@@ -53,7 +67,13 @@ class GAPOState(flax.struct.PyTreeNode):
     round: jax.Array
     kl_coef: jax.Array
     reward_stats: jax.Array
-    judge: Params | None = None
+    disc_average: Params | None = None
+    replay: ReplayBuffer = flax.struct.field(pytree_node=False, default=())
+    last_saved: int | None = flax.struct.field(pytree_node=False, default=None)
+
+
+# The names that fields of `GAPOState` have in checkpoints of earlier versions.
+FORMER_NAMES = {"disc_average": "judge"}
 
 
 def copy_tree(tree: Params) -> Params:

@@ -29,8 +29,8 @@ _WIDTH = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class BuiltIn:
-    """Tokenizers and depths of a built-in pair of networks. `init_scale` multiplies the
+class ToyModels:
+    """Tokenizers and depths of a pair of small networks. `init_scale` multiplies the
     discriminator's starting matrices, whose deviation is BERT's."""
 
     decoder_tokenizer: Callable[[], PreTrainedTokenizerFast]
@@ -78,10 +78,10 @@ class BuiltIn:
         return start
 
 
-BUILT_IN = {
-    TINY: BuiltIn(character_tokenizer, wordpiece_tokenizer, 4, 2, 4, 1.0),
+TOY_MODELS = {
+    TINY: ToyModels(character_tokenizer, wordpiece_tokenizer, 4, 2, 4, 1.0),
     # BERT's deviation of .02 is that of networks 768 wide.
-    WORDS: BuiltIn(
+    WORDS: ToyModels(
         word_tokenizer,
         lambda: wordpiece_tokenizer(known_words()),
         2,

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from gapo_jax import constraints
+from gapo_jax.constraints import plugins
 from gapo_jax.constraints.template import draw_style, render, styles_of
 from gapo_jax.types import Constraint, PreferentialPair
 
@@ -66,7 +67,7 @@ def test_a_prompt_is_a_function_of_the_seed():
 def test_prompts_without_constraints_and_wrong_phrasing():
     rng = np.random.default_rng(0)
     assert constraints.compose_prompt(" Say hello. ", [], rng) == "Say hello."
-    with pytest.raises(ValueError, match="phrasing: wanted one of"):
+    with pytest.raises(ValueError, match="phrasing: expected one of"):
         constraints.compose_prompt(TASK, [NO_COMMA], rng, "test")
 
 
@@ -191,15 +192,29 @@ def test_no_prompt_asks_for_a_word_and_forbids_it(responses, words):
             assert max(asked.values()) == 1
 
 
-def test_an_edit_goes_with_what_is_kept(responses):
+class Alone(constraints.TrainableType):
+    """A type that excludes every other; only this type knows."""
+
+    id = "tests:alone"
+    train = ("Say abc and nothing else.",)
+    heldout = ("The only word is abc.",)
+    conflicts = frozenset(constraints.types())
+
+    def check(self, constraint, response, prompt=""):
+        return response.strip() == "abc"
+
+
+def test_an_edit_goes_with_what_is_kept(responses, monkeypatch):
     """Also where only the other type knows that the two exclude each other."""
-    assert constraints.conflict("punctuation:no_comma", "custom:csv_city")
-    assert constraints.conflict("custom:csv_city", "punctuation:no_comma")
-    assert not constraints.conflict("punctuation:no_comma", "count:numbers")
+    monkeypatch.setattr(plugins, "_TYPES", {})
+    constraints.register(Alone)
+    assert constraints.conflict("punctuation:no_comma", Alone.id)
+    assert constraints.conflict(Alone.id, "punctuation:no_comma")
+    assert not constraints.conflict("punctuation:no_comma", "keywords:existence")
     rng = np.random.default_rng(0)
     for accepted, possible in (([], True), ([LONG], False)):
         pair = constraints.make_pair(
-            TASK, accepted, responses[0], rng, kind="insert", type_ids=("custom:csv_city",)
+            TASK, accepted, responses[0], rng, kind="insert", type_ids=(Alone.id,)
         )
         assert (pair is not None) == possible
 
@@ -222,7 +237,7 @@ def test_pairs_that_cannot_be():
     rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match="got violated .*no_comma"):
         constraints.make_pair(TASK, [NO_COMMA], "One, two", rng)
-    with pytest.raises(ValueError, match="kind: wanted one of"):
+    with pytest.raises(ValueError, match="kind: expected one of"):
         constraints.make_pair(TASK, [NO_COMMA], "One two", rng, kind="delete")
     assert constraints.make_pair(TASK, [NO_COMMA], "One two", rng, kind="polarity") is None
     assert constraints.make_pair(TASK, [], "One two", rng, kind="modify") is None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gapo_jax.constraints.verifier_pool import Judged, VerifierPool, question
+from gapo_jax.constraints.verifiers import Verdicts, VerifierPool, make_request
 from gapo_jax.evaluate.accuracy import verify
 from gapo_jax.types import Constraint, PromptRow
 
@@ -53,7 +53,7 @@ def test_an_error_names_its_row_wherever_it_was_made(pool):
 
 
 def test_workers_have_no_jax_and_leave_signals_to_their_parent(pool):
-    pool.ask([question("a", (NO_COMMA,), "p")])()
+    pool.submit([make_request("a", (NO_COMMA,), "p")])()
     pids = list(pool._pool._processes)
     assert pids
     for pid in pids:
@@ -61,16 +61,16 @@ def test_workers_have_no_jax_and_leave_signals_to_their_parent(pool):
         assert not maps.exists() or "jaxlib" not in maps.read_text()
         os.kill(pid, signal.SIGTERM)
         os.kill(pid, signal.SIGINT)
-    assert pool.ask([question("a, b", (NO_COMMA,), "p")])() == [Judged((False,), (False,))]
+    assert pool.submit([make_request("a, b", (NO_COMMA,), "p")])() == [Verdicts((False,), (False,))]
 
 
 ALONE = """
 import os, signal
-from gapo_jax.constraints.verifier_pool import VerifierPool, question
+from gapo_jax.constraints.verifiers import VerifierPool, make_request
 from gapo_jax.records import Constraint
 if __name__ == "__main__":
     pool = VerifierPool(1)
-    pool.ask([question("a", (Constraint("punctuation:no_comma"),), "p")])()
+    pool.submit([make_request("a", (Constraint("punctuation:no_comma"),), "p")])()
     print(*pool._pool._processes, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """

@@ -6,13 +6,17 @@ import signal
 import unicodedata
 
 import pytest
+from by_path import load
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gapo_jax import constraints
-from gapo_jax.constraints import facts, fields, ifbench_official, official
+from gapo_jax.constraints import fields, ifbench_checks
+from gapo_jax.constraints import product_checks as facts
+from gapo_jax.constraints.text import LONG_TEXT, MAX_TEXT, bounded_pattern, short_marks
 
-SIZE = official.MAX_TEXT
+probes_of = load("tests/constraints/probes.py").probes_of
+SIZE = MAX_TEXT
 HEAD = "ProductID,Category,Brand,Price,Stock\n"
 
 
@@ -65,7 +69,7 @@ SLOW = [
     ("keywords:forbidden_words", {"forbidden_words": ["a" * 199 + "b"] * 5}, "a" * SIZE),
     ("keywords:forbidden_words", {"forbidden_words": ["a?" + "a" * 197 + "b"] * 5}, "a" * SIZE),
     ("keywords:frequency", {"keyword": "a?a?a?" + "a" * 190 + "b", "frequency": 1,
-     "relation": "at least"}, "a" * official.LONG_TEXT),
+     "relation": "at least"}, "a" * LONG_TEXT),
     (
         "detectable_format:multiple_sections",
         {"section_spliter": "x*", "num_sections": 2},
@@ -80,7 +84,7 @@ SLOW = [
 def test_what_was_slow_at_the_longest_text(type_id, kwargs, text):
     assert len(text) <= SIZE
     if kwargs is None:
-        kwargs = dict(constraints.get(type_id).probes[0][0])
+        kwargs = dict(probes_of(type_id)[0][0])
     with processor_time(10):
         assert constraints.check(text, [type_id], [kwargs]) in ([True], [False])
 
@@ -93,14 +97,14 @@ def test_every_argument_is_bounded():
     }  # fmt: skip
     unbounded = {"count", "positive", "relation", "letter", "language"}  # not texts, or one letter
     for type_id, kinds in fields.FIELDS.items():
-        probe = constraints.get(type_id).probes[0][0]
+        probe = probes_of(type_id)[0][0]
         for field, kind in kinds.items():
             assert kind in sizes or kind in unbounded
             if kind not in sizes:
                 continue
             word = "a: " + "b" * (sizes[kind] - 2)
             listed = kind not in ("text", "pattern")
-            with pytest.raises(ValueError, match=f"{field} wants .* of at most {sizes[kind]} char"):
+            with pytest.raises(ValueError, match=f"{field} to be .* of at most {sizes[kind]} char"):
                 fields.clean_kwargs(type_id, {**probe, field: [word] if listed else word})
             if listed:
                 with pytest.raises(ValueError, match=f"1 to {fields.MAX_WORDS} of at most"):
@@ -118,7 +122,7 @@ HOSTILE = (
 
 @pytest.mark.parametrize("pattern", HOSTILE)
 def test_patterns_with_many_ways_to_match_are_literal(pattern):
-    assert official.bounded_pattern(pattern) == re.escape(pattern)
+    assert bounded_pattern(pattern) == re.escape(pattern)
     assert constraints.check(f"so {pattern} it", ["keywords:existence"], [{"keywords": [pattern]}])
 
 
@@ -127,7 +131,7 @@ def test_patterns_with_many_ways_to_match_are_literal(pattern):
 @example("a?a?a?" + "a" * 60)
 def test_what_stays_a_pattern_has_few_ways_to_match(text):
     for long, size in ((False, 2_000), (True, 20_000)):
-        pattern = official.bounded_pattern(text, long=long)
+        pattern = bounded_pattern(text, long=long)
         if pattern != re.escape(text):
             plain = re.sub(r"([*+?])\+", r"\1", pattern)
             assert len(re.findall(r"[?|]", plain)) <= (1 if long else 3)
@@ -137,22 +141,22 @@ def test_what_stays_a_pattern_has_few_ways_to_match(text):
 
 
 def test_ordinary_keywords_stay_patterns():
-    assert official.bounded_pattern(".{50}x") == ".{50}x"  # but not in a long text
-    assert official.bounded_pattern(".{50}x", long=True) == re.escape(".{50}x")
+    assert bounded_pattern(".{50}x") == ".{50}x"  # but not in a long text
+    assert bounded_pattern(".{50}x", long=True) == re.escape(".{50}x")
     for word in ("what?", "e.g.", "colou?r", "tea|coffee", "C++", "so...", "[name]", "^Dear"):
-        assert official.bounded_pattern(word) == word
+        assert bounded_pattern(word) == word
 
 
 @settings(max_examples=80, deadline=None, derandomize=True, database=None)
 @given(st.lists(st.sampled_from(["a", " ", "\n", "\u0301", "\u0323", _MARKS * 40, "é", "漢"])))
 def test_runs_of_marks_are_cut_and_nothing_else(pieces):
     text = "".join(pieces)
-    short = official.short_marks(text)
+    short = short_marks(text)
     run = longest = 0
     for char in short:
         run = run + 1 if unicodedata.combining(char) else 0
         longest = max(longest, run)
-    assert longest <= 32 and official.short_marks(short) == short
+    assert longest <= 32 and short_marks(short) == short
     plain = [c for c in text if not unicodedata.combining(c)]
     assert [c for c in short if not unicodedata.combining(c)] == plain
     if all(piece != _MARKS * 40 for piece in pieces) and len(pieces) <= 32:
@@ -202,8 +206,8 @@ _PROSE = st.lists(st.sampled_from(["", " ", "* a", "*", "a", "A. B.", ".", "-", 
 @settings(max_examples=200, deadline=None, derandomize=True, database=None)
 @given(_PROSE)
 def test_prose_then_bullets_is_the_packages(lines):
-    checker = ifbench_official.registry()["format:no_bullets_bullets"]("x")
+    checker = ifbench_checks.registry()["format:no_bullets_bullets"]("x")
     text = "\n".join(lines)
     if text.strip():
         wanted = bool(checker.check_following(text))
-        assert ifbench_official.prose_then_bullets(checker, text) == wanted
+        assert ifbench_checks.prose_then_bullets(checker, text) == wanted

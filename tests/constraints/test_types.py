@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gapo_jax import constraints
-from gapo_jax.constraints import official
+from gapo_jax.constraints.fields import FIELDS, LANGUAGE_CODES, RELATIONS
 from gapo_jax.types import Constraint
 
 ALL = constraints.types()
@@ -51,7 +51,7 @@ def test_descriptions_say_every_argument(type_id):
                 if field in ("relation", "let_relation", "capital_relation"):
                     continue
                 for item in value if isinstance(value, list) else [value]:
-                    said = official.language_codes()[item] if field == "language" else str(item)
+                    said = LANGUAGE_CODES[item] if field == "language" else str(item)
                     said = {"1": "1|once", "2": "2|twice"}.get(said, re.escape(said))
                     assert re.search(said.lower(), text), (field, item, text)
 
@@ -64,14 +64,14 @@ def test_descriptions_say_the_relation(type_id):
     for style in kind.train_styles + kind.heldout_styles:
         texts = {
             kind.describe(Constraint(type_id, {**constraint.kwargs, kind.relation: rel}), style)
-            for rel in official.RELATIONS
+            for rel in RELATIONS
         }
         assert len(texts) == 2
 
 
 def test_describe_refuses_an_unknown_style():
     kind = constraints.get("detectable_format:title")
-    with pytest.raises(ValueError, match="style of detectable_format:title: wanted 0 to"):
+    with pytest.raises(ValueError, match="style of detectable_format:title: expected 0 to"):
         kind.describe(Constraint(kind.id), 99)
 
 
@@ -103,14 +103,14 @@ def test_modify_always_violates_and_changes_something(type_id, responses, words)
         before = kind.sample(rng, response=response, satisfied=True, words=words)
         if before is None:
             continue
-        after = kind.modify(before, response, rng, words)
+        after = constraints.modify(before, response, rng, words)
         if after is None:
             continue
         made += 1
         assert after != before
         assert constraints.check(response, [after.id], [after.kwargs]) == [False]
         assert 0 < constraints.get(after.id).shortfall(after, response) <= 1
-        if kind.id in official.FIELDS and official.FIELDS[kind.id]:
+        if FIELDS[kind.id]:
             assert after.id == type_id  # a near miss of the same type
     assert made >= 6
 
@@ -138,9 +138,10 @@ def test_modify_stays_within_the_types_allowed():
     rng = np.random.default_rng(0)
     response = "<<Tea>> A warm drink."
     for allowed in (["startend:quotation"], ["startend:end_checker"]):
-        made = kind.modify(Constraint(kind.id), response, rng, types=allowed)
+        made = constraints.modify(Constraint(kind.id), response, rng, types=allowed)
         assert made is not None and [made.id] == allowed
-    assert kind.modify(Constraint(kind.id), response, rng, types=[]) is None
+    assert constraints.modify(Constraint(kind.id), response, rng, types=[]) is None
+    assert kind.modify(Constraint(kind.id), response, rng) is None  # no near miss of its own
 
 
 def test_numbers_lie_near_the_response():
@@ -198,7 +199,7 @@ def test_keywords_come_from_the_siblings_words(responses, words):
 
 
 def test_sample_without_a_response_takes_no_verdict():
-    with pytest.raises(ValueError, match="wants a response"):
+    with pytest.raises(ValueError, match="needs a response"):
         constraints.get("detectable_format:title").sample(np.random.default_rng(0), satisfied=True)
 
 

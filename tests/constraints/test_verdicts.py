@@ -1,6 +1,7 @@
 """The verdicts are the official ones, for every string, and always the same."""
 
 import random
+import re
 
 import pytest
 from hypothesis import example, given, settings
@@ -10,7 +11,14 @@ from nltk.tokenize.destructive import NLTKWordTokenizer
 from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
 
 from gapo_jax import constraints
-from gapo_jax.constraints import official
+from gapo_jax.constraints import ifeval_checks, verdicts
+from gapo_jax.constraints.fields import LANGUAGE_CODES
+from gapo_jax.constraints.text import (
+    bounded_pattern,
+    detect_language,
+    split_sentences,
+    word_tokenize,
+)
 
 ENGLISH = "we walked along the old road and talked about the things that we had seen that day."
 
@@ -130,13 +138,13 @@ TEXTS = sorted({text for _, _, good, bad in CASES for text in good + bad})
 
 def direct(type_id, kwargs, response):
     """The release's own procedure with the package's class, nothing of ours between."""
-    checker = official.registry()[type_id](type_id)
+    checker = ifeval_checks.registry()[type_id](type_id)
     checker.build_description(**kwargs)
     return bool(response.strip() and checker.check_following(response))
 
 
 def test_cases_cover_every_type():
-    assert {case[0] for case in CASES} == set(constraints.types()) == set(official.registry())
+    assert {case[0] for case in CASES} == set(constraints.types()) == set(ifeval_checks.registry())
     assert len(constraints.types()) == 25
 
 
@@ -207,7 +215,7 @@ def test_sentences_split_as_nltk_splits_with_the_same_model():
         "She said \"Stop.\" He did. 'Why?' asked Prof. Lee. It was 5 p.m. They left at 6 a.m. now",
     ]
     for text in texts:
-        assert list(official.sentence_tokenizer().tokenize(text)) == reference.tokenize(text), text
+        assert list(split_sentences(text)) == reference.tokenize(text), text
 
 
 def test_words_split_as_nltk_splits():
@@ -218,9 +226,9 @@ def test_words_split_as_nltk_splits():
         "\"Say\" ``it`` ''twice'' (or [not] {ever} <now>) -- a--b... $3.50, 1,000: 5:30; 7% #y",
     ]
     for text in texts:
-        parts = official.sentence_tokenizer().tokenize(text)
+        parts = split_sentences(text)
         wanted = [token for part in parts for token in fresh.tokenize(part)]
-        assert list(official.word_tokenize(text)) == wanted, text
+        assert list(word_tokenize(text)) == wanted, text
 
 
 def test_language_verdicts_do_not_depend_on_random_state():
@@ -228,8 +236,8 @@ def test_language_verdicts_do_not_depend_on_random_state():
     seen = []
     for seed in (0, 1, 2):
         random.seed(seed)
-        official.detect_language.cache_clear()
-        seen.append([official.detect_language(text) for text in texts])
+        detect_language.cache_clear()
+        seen.append([detect_language(text) for text in texts])
     assert seen[0] == seen[1] == seen[2]
 
 
@@ -276,9 +284,9 @@ _PIECE = st.sampled_from(["*", "-", "a", "<", ">", "<<", ">>", "[", "]", "p.", "
 @example("*" + " " * 80 + "\n* b")
 def test_forms_for_long_texts_equal_the_official_ones(text):
     for type_id, kwargs in LONG_TYPES:
-        checker = official._checker(type_id, official._key(kwargs), True)
+        checker = ifeval_checks.checker(type_id, verdicts.as_items(kwargs), True)
         wanted = checker.check_following(text)
-        assert official._follows_long(type_id, checker, text) == wanted, type_id
+        assert ifeval_checks.follows_long(type_id, checker, text) == wanted, type_id
 
 
 def test_long_hostile_texts_finish():
@@ -291,10 +299,10 @@ def test_long_hostile_texts_finish():
 
 def test_patterns_from_data_are_bounded():
     hostile = "(a+)+$"
-    assert official.bounded_pattern(hostile) == official.re.escape(hostile)
-    assert official.bounded_pattern("(a|aa)*b") == official.re.escape("(a|aa)*b")
-    assert official.bounded_pattern("what?") == "what?"
-    assert official.bounded_pattern("e.g.") == "e.g."
+    assert bounded_pattern(hostile) == re.escape(hostile)
+    assert bounded_pattern("(a|aa)*b") == re.escape("(a|aa)*b")
+    assert bounded_pattern("what?") == "what?"
+    assert bounded_pattern("e.g.") == "e.g."
     # Neither compiles nor hangs: taken literally.
     for word in ["(", "*star", "a**", "[x", "\\", hostile, "{1}"]:
         for type_id, field in [("keywords:existence", "keywords")]:
@@ -303,6 +311,13 @@ def test_patterns_from_data_are_bounded():
     assert constraints.check(text, ["keywords:existence"], [{"keywords": [hostile]}]) == [False]
     marker = [{"postscript_marker": "(s*)*x"}]
     assert constraints.check("s" * 5000, ["detectable_content:postscript"], marker) == [False]
+
+
+def test_language_codes_are_those_of_the_package():
+    ifeval_checks.instructions()
+    from if_verifiable.ifeval.instructions_util import LANGUAGE_CODES as official
+
+    assert LANGUAGE_CODES == dict(official)
 
 
 def test_letters_outside_the_alphabet_are_counted_as_asked():
@@ -356,8 +371,8 @@ def test_kwargs_that_do_not_fit(type_id, kwargs, message):
 
 def test_a_short_name_is_the_type_of_its_id():
     ids = ["no_comma", "punctuation:no_comma"]
-    for response, verdicts in (("a, b", [False] * 2), ("a b", [True] * 2)):
-        assert constraints.check(response, ids, [{}, None]) == verdicts
+    for response, held in (("a, b", [False] * 2), ("a b", [True] * 2)):
+        assert constraints.check(response, ids, [{}, None]) == held
     assert constraints.get("title") is constraints.get("detectable_format:title")
 
 
@@ -370,7 +385,7 @@ def test_unknown_names():
         constraints.get("zzzz")
     with pytest.raises(ValueError, match="2 ids and 1 kwargs"):
         constraints.check("text", ["punctuation:no_comma"] * 2, [{}])
-    with pytest.raises(ValueError, match="wanted a str"):
+    with pytest.raises(ValueError, match="expected a str"):
         constraints.check(None, ["punctuation:no_comma"], [{}])  # pyright: ignore
 
 

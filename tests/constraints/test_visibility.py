@@ -107,7 +107,7 @@ def test_an_encode_that_drops_the_middle_is_caught():
 
 def test_wrong_action():
     report = constraints.check_visibility((), lambda prompt, response: [0], max_length=8)
-    with pytest.raises(ValueError, match="on_invisible: wanted one of"):
+    with pytest.raises(ValueError, match="on_invisible: expected one of"):
         constraints.enforce(report, on_invisible="ignore")
 
 

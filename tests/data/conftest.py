@@ -15,7 +15,9 @@ def written():
 
 @pytest.fixture(scope="session")
 def build_data():
-    return load("scripts/build_data.py")
+    from gapo_jax.cli import build_data
+
+    return build_data
 
 
 @pytest.fixture(scope="module")

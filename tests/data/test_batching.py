@@ -58,3 +58,31 @@ def test_bad_arguments():
         batching.batch_at(0, 0, 4, 0)
     with pytest.raises(ValueError, match="batch_size"):
         batching.length_sorted_batches([1], 0)
+
+
+def test_widths_are_few_and_grow_by_equal_factors():
+    assert batching.bucket_widths(1, 10, 100) == ()
+    assert batching.bucket_widths(3, 16, 128) == (32, 64, 128)
+    assert batching.bucket_widths(2, 500, 2048) == (1024, 2048)  # whole lanes
+    assert batching.text_buckets(96) == (36, 48, 64, 96)
+    assert [batching.round_up(n, 20) for n in (1, 8, 9, 17, 20)] == [8, 8, 16, 20, 20]
+
+
+def test_groups_stay_together():
+    lengths = np.random.default_rng(0).integers(1, 100, 48)
+    batches = list(batching.like_lengths(lengths, 8, 4, (3, 1)))
+    assert sorted(np.concatenate(batches).tolist()) == list(range(48))
+    for batch in batches:
+        np.testing.assert_array_equal(batch.reshape(2, 4) % 4, [[0, 1, 2, 3]] * 2)
+
+
+def test_mixed_batches_have_the_mix_of_all_rows_and_similar_lengths():
+    rng = np.random.default_rng(0)
+    kinds = [index % 4 == 0 for index in range(66)]
+    lengths = rng.integers(1, 100, 66).tolist()
+    order = batching.mixed_batches(kinds, lengths, 16, rng)
+    assert sorted(order) == list(range(66))
+    batches = [order[start : start + 16] for start in range(0, 64, 16)]
+    assert all(sum(kinds[i] for i in batch) in (3, 4, 5) for batch in batches)
+    spread = [np.ptp([lengths[i] for i in batch if kinds[i]]) for batch in batches]
+    assert max(spread) < 60

@@ -10,7 +10,8 @@ import pytest
 from by_path import ROOT, load
 
 from gapo_jax import constraints, io
-from gapo_jax.constraints.official import MAX_TEXT
+from gapo_jax.cli import build_data as script
+from gapo_jax.constraints.text import MAX_TEXT
 from gapo_jax.data import mining, selection, sources
 from gapo_jax.data.card import card, card_markdown, histogram
 from gapo_jax.data.groups import asked_for, compatible
@@ -18,9 +19,8 @@ from gapo_jax.data.recipe import Recipe
 from gapo_jax.types import Constraint, PreferentialPair
 
 ROWS = load("tests/data/rows.py").rows()
-script = load("scripts/build_data.py")
 TYPES = constraints.resolve(
-    "no_comma number_words existence forbidden_words title number_sentences numbers".split()
+    "no_comma number_words existence forbidden_words title number_sentences quotation".split()
 )
 SETTINGS = mining.Mining(TYPES, per_task=10)
 
@@ -155,7 +155,7 @@ def test_variants_of_a_task_stand_on_one_side():
 
 
 def test_open_prompts_ask_for_nothing_contradictory():
-    """Over all types: those of IFEval do not know which of IFBench dictate the whole text."""
+    """Over all types that may be trained on."""
     settings = mining.Mining(
         constraints.resolve(["all"]), per_task=40, max_constraints=3, pairing="open"
     )

@@ -158,7 +158,7 @@ def test_a_tampered_pair_is_refused(pairs):
         pair.task, pair.response, pair.rejected, pair.accepted, pair.prompt_rejected,
         pair.prompt_accepted, pair.edit, pair.type,
     )  # fmt: skip
-    with pytest.raises(ValueError, match="accepted prompt: wanted constraints that all hold"):
+    with pytest.raises(ValueError, match="accepted prompt: expected constraints that all hold"):
         constraints.verify_pair(swapped)
 
 

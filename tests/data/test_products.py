@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gapo_jax import constraints
-from gapo_jax.constraints.facts import others_stated, stated, tokens
+from gapo_jax.constraints.product_checks import others_stated, stated, tokens
 from gapo_jax.data import products
 
 

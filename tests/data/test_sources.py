@@ -59,13 +59,13 @@ def test_our_own_rows_and_pairs_round_trip(tmp_path):
     [
         ('{"prompt": "x"', "line 2: not valid JSON"),
         ("[1, 2]", "line 2: wanted a JSON object, got list"),
-        ('{"prompt": 3, "instruction_id_list": []}', "line 2: wanted a string under 'prompt'"),
-        ('{"prompt": "x"}', "line 2: wanted a list of ids"),
+        ('{"prompt": 3, "instruction_id_list": []}', "line 2: expected a text or messages"),
+        ('{"prompt": "x"}', "line 2: expected one of the columns"),
         ('{"prompt": "\\ud800", "instruction_id_list": []}', "line 2: 'prompt' is not valid Uni"),
-        ('{"prompt": 3, "task": "t", "constraints": []}', "line 2: wanted a string under 'prompt'"),
+        ('{"prompt": 3, "task": "t", "constraints": []}', "line 2: expected a text or messages"),
         ('{"prompt": "x", "task": 3, "constraints": []}', "line 2: wanted a string under 'task'"),
         ('{"prompt": "x", "task": "\\ud800", "constraints": []}', "line 2: 'task' is not valid"),
-        ('{"prompt": "x", "task": "t", "constraints": "a"}', "line 2: wanted a list under 'con"),
+        ('{"prompt": "x", "task": "t", "constraints": "a"}', "line 2: constraints: expected JSON"),
         (
             '{"prompt": "x", "instruction_id_list": ["punctuation:no_coma"], "kwargs": [{}]}',
             "line 2: .*no_coma.*no_comma",
@@ -76,7 +76,7 @@ def test_our_own_rows_and_pairs_round_trip(tmp_path):
         ),
         (
             '{"prompt": "x", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}, {}]}',
-            "line 2: wanted 1 dictionaries under 'kwargs'",
+            "line 2: kwargs: expected a list of 1 dictionaries",
         ),
     ],
 )
@@ -103,25 +103,3 @@ def test_empty_and_missing_files(tmp_path):
             read(path)
     with pytest.raises(FileNotFoundError, match=r"nowhere\.jsonl"):
         sources.read_prompts(tmp_path / "nowhere.jsonl")
-
-
-def test_responses_are_matched_by_prompt(tmp_path):
-    lines = [
-        json.dumps({"prompt": p, "response": r}) for p, r in (("b", "2"), ("a", "1"), ("b", "3"))
-    ]
-    path = _file(tmp_path, *lines)
-    assert sources.scan_responses(path, ["a", "b", "b"]) == ([["1"], ["2"], ["3"]], [])
-    assert sources.scan_responses(path, ["a", "b"]) == ([["1"], ["2", "3"]], [])  # two samples
-    found, problems = sources.scan_responses(path, ["a", "c", "b"])
-    assert found == [["1"], [], ["2", "3"]]
-    assert problems == [f"{path}: no response for prompt 2: 'c'"]
-    with pytest.raises(ValueError, match=r"2 responses answer no prompt \(first: line 1\)"):
-        sources.scan_responses(path, ["a"])
-    assert sources.scan_responses(path, ["a"], partial=True) == ([["1"]], [])
-    path = _file(tmp_path, *lines, lines[0], "{torn", '{"prompt": "a"}')
-    with pytest.raises(ValueError, match="3 responses cannot be shared out among the 2 rows"):
-        sources.scan_responses(path, ["a", "b", "b"])
-    found, problems = sources.scan_responses(path, ["b"] * 4 + ["a"])
-    assert found == [["2"], ["3"], ["2"], [], ["1"]]
-    assert "line 5: not valid JSON" in problems[0] and len(problems) == 3
-    assert problems[1].endswith("line 6: wanted the strings 'prompt' and 'response'")

@@ -148,13 +148,12 @@ def test_the_marked_example_is_what_the_mask_says():
     tokenizer = character_tokenizer()
     turns = [Segment("user", "Say hi.", False), Segment("assistant", "Hi.", True)]
     ids, mask = encode(turns, tokenizer)
-    text = tokenizer.apply_chat_template(
-        [{"role": turn.role, "content": turn.text} for turn in turns], tokenize=False
-    )
-    assert tokenizer.decode(ids) == text
+    # As in training: the prompt that a sampler continues, the answer, and the token that ends it.
+    prompt = chat_prompt(tokenizer, "Say hi.")
+    assert tokenizer.decode(ids) == prompt + "Hi.</s>"
     trained = [i for i, m in zip(ids, mask, strict=True) if m]
-    assert tokenizer.decode(trained) == "Hi.\n"
-    assert marked(ids, mask, tokenizer) == text.replace("Hi.\n", f"{MARKS[0]}Hi.\n{MARKS[1]}")
+    assert tokenizer.decode(trained) == "Hi.</s>"
+    assert marked(ids, mask, tokenizer) == f"{prompt}{MARKS[0]}Hi.</s>{MARKS[1]}"
     tokenizer.chat_template = None
     ids, mask = encode(turns, tokenizer)
     assert ids == tokenizer("Say hi.Hi.")["input_ids"] + [tokenizer.eos_token_id]
@@ -243,7 +242,8 @@ def test_csv_cells_hold_lists_and_labels(tmp_path):
         ("r.parquet", b"PAR1 torn", "not a whole Parquet file"),
         ("r.json", b'{"a": 1}\n{"a": 2}', r"not valid JSON .*is \.jsonl"),
         ("r.json", b'{"a": 1}', "wanted a JSON list of rows, got dict"),
-        ("r.csv", b"\xff\xfea\0,\0b\0\n\x001\0", "r.csv: its first line is no header in UTF-8"),
+        ("r.csv", b"\xfaa,b\n1,2\n", "r.csv: its first line is no header in UTF-8"),
+        ("r.csv", b"\xff\xfea\0,\0b\0\n\x001", "r.csv: not valid UTF-16"),
         ("r.txt", b"hello", "wanted a file that ends in one of"),
     ],
 )

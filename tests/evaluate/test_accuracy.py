@@ -46,6 +46,18 @@ def test_verify_and_summarise_by_hand():
     assert accuracy.satisfied(verdicts) == {1: [0, 1], 2: [0, 2, 0]}
 
 
+def test_thinking_is_no_part_of_the_answer():
+    response = "<think>\nSay it without commas, okay\n</think>\n\nno commas here"
+    unfinished = "<think>Say it without"
+    verdicts = accuracy.verify([_row("a", NO_COMMA), _row("b", NO_COMMA)], [response, unfinished])
+    assert [v.strict for v in verdicts] == [(True,), (False,)]
+    assert verdicts[0].response == response  # result files hold the response as it was given
+    assert accuracy.summarise(verdicts, resamples=20)["empty_responses"] == 1
+    health = accuracy.text_health(["Say it without commas, okay"] * 2, [response, unfinished])
+    assert health["response/echo_rate"] == 0 and health["response/words"] == 1.5
+    assert health["response/empty_rate"] == 0.5
+
+
 def test_an_empty_response_satisfies_nothing():
     (verdict,) = accuracy.verify([_row("a", NO_COMMA)], [""])
     assert verdict.strict == verdict.loose == (False,)
@@ -92,6 +104,16 @@ def test_samples_of_one_prompt_do_not_pass_for_independent_prompts():
     assert again["prompt_strict"] == pytest.approx(found)
 
 
+def test_few_units_and_few_resamples():
+    """A round's metrics take the values alone, with one resample; warnings are errors."""
+    verdicts = [_verdict(str(i), [i % 2 == 0]) for i in range(4)]
+    for some in (verdicts[:1], verdicts[:2], verdicts):
+        for resamples in (1, 2):
+            found = accuracy.summarise(some, resamples=resamples)["prompt_strict"]
+            assert found["value"] in (0.5, 1) and 0 <= found["low"] <= found["high"] <= 1
+    assert accuracy.summarise(verdicts[:1])["prompt_strict"] == {"value": 1, "low": 1, "high": 1}
+
+
 def test_the_result_depends_on_the_seed_alone():
     verdicts = [_verdict(str(i), [i % 3 == 0, i % 2 == 0]) for i in range(40)]
     assert accuracy.summarise(verdicts, seed=3) == accuracy.summarise(verdicts, seed=3)
@@ -120,7 +142,7 @@ def test_paired_difference_cancels_what_the_prompts_share():
 
 def test_paired_difference_wants_the_same_prompts():
     one, two = [_verdict("a", [True])], [_verdict("b", [True])]
-    with pytest.raises(ValueError, match="same prompts on both sides: 2 stand"):
+    with pytest.raises(ValueError, match="same prompts on both sides, got 2"):
         accuracy.paired_difference(one, two)
 
 

@@ -41,7 +41,7 @@ def test_a_comparison_by_hand():
     assert found["types"]["keywords:existence"]["strict"]["value"] == pytest.approx(0)
     table = format_comparison(found)
     assert "McNemar, prompts, strict: only before 1, only after 1, p = 1" in table
-    assert "1 prompts stand in one of the runs only" in table
+    assert "1 prompts are in one of the runs only" in table
     twice = compare(before + before, after + after, resamples=20)
     assert twice["mcnemar"] == {}
     with pytest.raises(ValueError, match="no prompt in common"):

@@ -1,4 +1,4 @@
-"""scripts/evaluate.py, both modes, from the command line's side."""
+"""`gapo-jax evaluate`, both modes, from the command line's side."""
 
 import json
 from pathlib import Path
@@ -6,12 +6,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-from by_path import load
 
 from gapo_jax import models
+from gapo_jax.cli import evaluate as script
 from gapo_jax.data.tiny_tokenizer import character_tokenizer, wordpiece_tokenizer
-
-script = load("scripts/evaluate.py")
 
 ROWS = [
     {"key": 1, "prompt": "Say hi. No commas.", "kwargs": [{}],
@@ -61,14 +59,55 @@ def test_rows_that_do_not_fit_are_named_and_left_out(tmp_path, capsys):
     assert script.main(arguments) == 0
     error = capsys.readouterr().err
     for part in (
-        "line 2: constraint type: wanted one of", "punctuation:no_comma", "line 3: kwargs of",
-        "line 7: not valid JSON", "no constraint to verify", "line 6: wanted the strings",
+        "line 2: constraint type: expected one of", "punctuation:no_comma", "line 3: kwargs of",
+        "line 7: not valid JSON", "no constraint to verify", "line 6: expected the texts",
         "left out: r.jsonl: no response for prompt 2".replace("r.jsonl", responses),
     ):  # fmt: skip
         assert part in error, part
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert len(summary["skipped_rows"]) == 6 and summary["responses"] == 2
     assert script.main([*arguments, "--strict"]) == 1
+
+
+def test_strangers_blanks_and_thinking(tmp_path, capsys):
+    """A response to a prompt that nobody asked for is named and counted, and ends nothing."""
+    prompts = _write(tmp_path / "p.jsonl", [{**ROWS[0], "kwargs": "[{}]"}, ROWS[1]])
+    answers = [
+        {"prompt": f"{ROWS[0]['prompt']} ", "response": "<think>\nHi, or hello?\n</think>\n\nHi"},
+        {"prompt": ROWS[1]["prompt"], "response": "<think>Which title?"},
+        {"prompt": "Who are you?", "response": "Nobody."},
+    ]
+    responses = _write(tmp_path / "r.jsonl", answers)
+    arguments = ["--prompts", prompts, "--responses", responses, "--out", str(tmp_path / "out")]
+    assert script.main(arguments) == 0
+    printed = capsys.readouterr()
+    assert "line 3: it answers none of the prompts: 'Who are you?'" in printed.err
+    assert "1 rows did not fit" in printed.out
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["prompt_strict"]["value"] == 0.5 and summary["responses"] == 2
+    assert len(summary["skipped_rows"]) == 1 and summary["empty_responses"] == 1
+    # With --limit the other prompts of the file are no strangers.
+    assert script.main([*arguments[:-1], str(tmp_path / "one"), "--limit", "1"]) == 0
+    summary = json.loads((tmp_path / "one" / "summary.json").read_text())
+    assert len(summary["skipped_rows"]) == 1 and summary["prompt_strict"]["value"] == 1
+
+
+def test_constraint_types_of_a_file(tmp_path):
+    plugin = tmp_path / "of_script_test.py"
+    plugin.write_text(
+        "class Short:\n"
+        "    id = 'of_script_test:short'\n"
+        "    def describe(self, constraint): return 'Be short.'\n"
+        "    def check(self, constraint, response): return len(response) < 5\n"
+    )
+    row = {**ROWS[0], "instruction_id_list": ["of_script_test:short"]}
+    prompts = _write(tmp_path / "p.jsonl", [row])
+    responses = _write(tmp_path / "r.jsonl", [{"prompt": row["prompt"], "response": "Hi"}])
+    arguments = ["--prompts", prompts, "--responses", responses, "--out", str(tmp_path / "out")]
+    assert script.main(arguments) == 1  # an unknown type
+    assert script.main([*arguments, "--plugin", str(plugin)]) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["types"]["of_script_test:short"]["strict"]["value"] == 1
 
 
 def test_runs_on_other_prompts_are_not_compared(tmp_path, capsys):
@@ -235,5 +274,5 @@ def test_a_scorer_gives_a_second_opinion(tmp_path, capsys):
     near = {"run": True, "run/scorer": True, "run/scorer/export": True}
     for model, told in {**near, "run/other": False, "r.jsonl": False, "no/such": False}.items():
         arguments = ["--prompts", "p", "--out", "o", "--model", str(tmp_path / model)]
-        script.warn_of_adversary(script.parse_arguments([*arguments, "--scorer", str(folder)]))
-        assert ("adversary itself" in capsys.readouterr().err) == told, model
+        script.warn_of_own_scorer(script.parse_arguments([*arguments, "--scorer", str(folder)]))
+        assert ("trained to please" in capsys.readouterr().err) == told, model

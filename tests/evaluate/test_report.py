@@ -208,6 +208,15 @@ def test_an_unfinished_run_has_a_page_too(tmp_path: pathlib.Path) -> None:
     assert "not finished" in text and "R & R" in text and TYPES[0] in text
 
 
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0c", "\r"])
+def test_line_marks_in_a_text_end_no_record(tmp_path: pathlib.Path, mark: str) -> None:
+    sample = {"step": 8, "round": 1, "prompt": "P?", "response": f"one{mark}two", "score": 0.1}
+    lines = [json.dumps(sample, ensure_ascii=False), json.dumps({**sample, "response": "last"})]
+    (tmp_path / "samples.jsonl").write_bytes("".join(f"{line}\n" for line in lines).encode())
+    text = " ".join(Page(write_report(tmp_path)).text)
+    assert "two" in text and "last" in text
+
+
 @pytest.mark.parametrize("phase", ["rollout", "eval"])
 def test_any_phase_may_be_missing(tmp_path: pathlib.Path, phase: str) -> None:
     fill(tmp_path)

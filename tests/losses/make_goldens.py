@@ -209,11 +209,12 @@ def odds_and_simpo(trl):
     mask = mask[:, 1:]
     means = (logps * mask).sum(1) / mask.sum(1)
     ratio, *_ = ORPOTrainer.odds_ratio_loss(Trainer(beta=0.4), means[:B], means[B:])
-    nll = -(logps * mask)[:B].sum() / mask[:B].sum()  # torch cross-entropy over chosen tokens
+    # Over the chosen response, Eq. 2 of the paper; ORPOTrainer takes it over prompt and response.
+    nll = -(logps * mask)[:B].sum() / mask[:B].sum()
     options = dict(loss_type="simpo", alpha=0.0, simpo_gamma=0.8, beta=2.5, label_smoothing=0.05)
     losses, *_ = CPOTrainer.cpo_loss(Trainer(**options), means[:B], means[B:])
     return {
-        "source": f"trl {trl.__version__}",
+        "source": f"trl {trl.__version__} (orpo: its odds ratio; NLL in torch, of the response)",
         "given": {"logps": logps, "mask": mask},
         "orpo": {"beta": 0.4, "loss": nll - ratio.mean(), "nll": nll},
         "simpo": {"beta": 2.5, "gamma": 0.8, "label_smoothing": 0.05, "loss": losses.mean()},

@@ -33,8 +33,8 @@ def test_cross_entropy_by_hand_and_at_the_extremes():
 
 
 def test_the_gradient_at_a_logit_of_zero():
-    gradient = grad(lambda x: losses.binary_cross_entropy(x, jnp.float32(1.0)))(0.0)
-    assert float(gradient) == pytest.approx(-0.5)
+    gradient_B = grad(lambda x_B: losses.binary_cross_entropy(x_B, jnp.ones(1))[0])(jnp.zeros(1))
+    assert float(gradient_B[0]) == pytest.approx(-0.5)
 
 
 def test_weighted_loss_equals_the_slow_version_with_and_without_jit(rng):
@@ -76,6 +76,20 @@ def test_class_metrics_by_hand():
     assert metrics["disc/score_generated"] == pytest.approx(-4 / 3)
     assert metrics["disc/generated_fraction"] == pytest.approx(3 / 7)
     assert metrics["disc/count_generated"] == 3
+
+
+def test_verified_text_is_right_with_a_positive_logit():
+    """Of four generated texts the verifiers accept the first two; a logit of 0 is never right."""
+    classes, targets = jnp.full(4, GENERATED), jnp.array([1.0, 0.9, 0.0, 0.2])
+    logits = jnp.array([2.0, -1.0, -3.0, 0.0])
+    plain = losses.class_metrics(logits, classes)
+    assert float(plain["disc/acc_generated"]) == 2 / 4
+    metrics = losses.class_metrics(logits, classes, targets_B=targets)
+    assert float(metrics["disc/acc_generated"]) == 2 / 4
+    metrics = losses.class_metrics(jnp.array([2.0, 1.0, 3.0, -1.0]), classes, targets_B=targets)
+    assert float(metrics["disc/acc_generated"]) == 3 / 4
+    _, metrics = losses.bce_loss(jnp.array([2.0, 1.0, -3.0, -1.0]), targets, classes_B=classes)
+    assert float(metrics["disc/acc_generated"]) == 1 and float(metrics["disc/accuracy"]) == 1
 
 
 def test_a_class_without_a_row_has_no_accuracy():

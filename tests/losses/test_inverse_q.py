@@ -61,4 +61,4 @@ def test_by_hand_and_at_its_fixed_point():
 def test_settings_that_mean_nothing(options):
     zeros = jnp.zeros((1, 2))
     with pytest.raises(ValueError, match="above 0"):
-        inverse_q_loss(zeros, zeros, zeros, zeros, **options)
+        inverse_q_loss(zeros, zeros, zeros, jnp.ones((1, 2), jnp.int32), **options)

@@ -167,6 +167,19 @@ def test_orpo_equals_the_slow_version(rng):
     assert np.isfinite(certain)  # a chosen side of probability 1
 
 
+def test_orpo_by_hand_takes_the_likelihood_of_the_response_alone():
+    """Means of log 1/2 and log 1/4: odds of 1 and 1/3. A prompt's log-probs have no place in it:
+    TRL, which adds the prompt's three tokens to the mean, would find an NLL of 4/3 log 2."""
+    prompt, response = np.log([0.5, 0.25, 0.25]), np.log([0.25, 0.5, 1.0])
+    chosen, rejected = jnp.array([response]), jnp.full((1, 3), np.log(0.25))
+    mask = jnp.ones((1, 3), jnp.int32)
+    loss, metrics = losses.orpo_loss(chosen, rejected, mask, mask, beta=0.1)
+    assert float(metrics["pref/nll"]) == pytest.approx(np.log(2), rel=1e-5)
+    assert -np.mean([*prompt, *response]) == pytest.approx(4 / 3 * np.log(2))
+    assert float(metrics["pref/margin"]) == pytest.approx(np.log(3), rel=1e-5)
+    assert float(loss) == pytest.approx(np.log(2) - 0.1 * np.log(0.75), rel=1e-5)
+
+
 @pytest.mark.parametrize("batch", [2, 3, 8])
 def test_no_prompt_meets_its_own_response(batch):
     rows = losses.mismatched_rows(batch)

@@ -24,11 +24,13 @@ from small_steps import (
     weights,
 )
 
-from gapo_jax.config import OFFLINE_METHODS
+from gapo_jax.methods import METHODS as REGISTRY
 from gapo_jax.train.offline.steps import OfflineBatch, make_offline_step
 from gapo_jax.train.state import TrainState
 
-METHODS = tuple(method for method in OFFLINE_METHODS if method != "discriminator")
+METHODS = tuple(
+    name for name, m in REGISTRY.items() if m.loop == "offline" and m.trains == "policy"
+)
 
 
 def updates(method: str, sizes) -> tuple:
@@ -38,13 +40,14 @@ def updates(method: str, sizes) -> tuple:
     base, policy = place.params(weights()[0]), network(place, policy_start(method))
     batch = OfflineBatch(
         rows=rollout(rng),
-        other=rollout(rng) if method in ("kto", "inverse_q") else None,
+        mismatched=rollout(rng) if method == "kto" else None,
+        condition=rollout(rng) if method == "inverse_q" else None,
         rewards_N=rng.normal(size=ROWS).astype(np.float32) if method == "rpo" else None,
         ref_N=rng.normal(size=ROWS).astype(np.float32) if method == "sgpo" else None,
     )
     found = []
     for _ in range(3):
-        policy, metrics = step(policy, base, batch)
+        policy, metrics = step(policy, batch, base)
         found.append(metrics)
     return jax.device_get((policy, found))
 
@@ -64,7 +67,7 @@ def test_a_network_keeps_its_places_and_its_memory() -> None:
     )
     before = jax.tree.leaves(policy)
     batch = OfflineBatch(rows=rollout(np.random.default_rng(5)))
-    after, metrics = step(policy, place.params(weights()[0]), batch)
+    after, metrics = step(policy, batch, place.params(weights()[0]))
     assert all(leaf.is_deleted() for leaf in before)
     for left, right in zip(before, jax.tree.leaves(after), strict=True):
         assert left.sharding.is_equivalent_to(right.sharding, left.ndim)

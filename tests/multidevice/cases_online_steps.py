@@ -30,15 +30,18 @@ from small_steps import (
 )
 
 from gapo_jax.compilation import CompileCounter
-from gapo_jax.config import ONLINE_METHODS
+from gapo_jax.methods import METHODS as REGISTRY
 from gapo_jax.models import Decoder
 from gapo_jax.rollout.sampler import make_sampler
-from gapo_jax.train.buckets import Frame, at_every_width
-from gapo_jax.train.forward import RolloutLogprobs
-from gapo_jax.train.online.steps import TextBatch, discriminator_placement, make_steps
+from gapo_jax.train.buckets import Bucketed, accept_buckets, compile_all_widths, cut_rows
+from gapo_jax.train.build import make_steps
+from gapo_jax.train.discriminator.steps import TextBatch, discriminator_placement
+from gapo_jax.train.forward import PolicyNetworks, RolloutLogprobs
+from gapo_jax.train.online.steps import CriticBatch, PolicyBatch
 from gapo_jax.types import Experience
 
-METHODS = tuple(method for method in ONLINE_METHODS if method != "gapo")  # its policy step is PPO's
+# The policy step of gapo is PPO's.
+METHODS = tuple(n for n, m in REGISTRY.items() if m.loop == "online" and not m.adversarial)
 # A step of 0.1 overshoots with the gradients of the discriminator, which multiplies the rounding of
 # float32 (in the third update one device and eight are off by 1e-4, each to its side of float64).
 OPTIMIZERS = {"policy": OPTIMIZER, "critic": OPTIMIZER, "discriminator": optax.sgd(0.02)}
@@ -52,10 +55,14 @@ def updates(method: str, sizes) -> tuple:
     """Three updates of the policy; for PPO of its critic too, after it has scored. The score step
     of the others is PPO's: they get drawn numbers."""
     config, place = config_of(method), placement(sizes)
-    steps = make_steps(spec_of(config, place), JUDGE, config, OPTIMIZERS)
+    # In a bucket as wide as the rows, which are moved there and back.
+    widths = (PROMPT + RESPONSE,) if sizes == (1, 4, 2) else ()
+    steps = make_steps(spec_of(config, place), JUDGE, config, OPTIMIZERS, widths)
     rng = np.random.default_rng(3)
-    # As wide as the rows, but they are moved there and back.
-    frame = Frame(PROMPT + RESPONSE) if sizes == (1, 4, 2) else None
+
+    def in_bucket(batch):
+        return Bucketed(batch, *widths) if widths else batch
+
     base, policy = place.params(weights()[0]), network(place, policy_start(method))
     critic = None if steps.critic is None else network(place, critic_start())
     rows = rollout(rng)
@@ -64,7 +71,8 @@ def updates(method: str, sizes) -> tuple:
         old, ref = ((0.1 * noise() - 4).astype(np.float32) for _ in range(2))
         scored = RolloutLogprobs(None, None, old, ref, None)
     else:
-        scored = steps.score(base, policy.params, critic.params, rows, frame)
+        networks = PolicyNetworks(base, policy.params, critic.params)
+        scored = steps.score(networks, in_bucket(rows))
     values = scored.values_BR
     experience = Experience(
         tokens_BT=rows.tokens_BT,
@@ -79,26 +87,28 @@ def updates(method: str, sizes) -> tuple:
     )
     found = []
     for _ in range(3):
-        policy, metrics = steps.policy(
-            policy, base, experience, scored.frozen_hidden_BTD, jnp.float32(0.1), None, frame
-        )
+        batch = PolicyBatch(experience, scored.frozen_hidden_BTD, jnp.float32(0.1))
+        policy, metrics = steps.policy(policy, in_bucket(batch), base, None)
         if steps.critic is not None:
-            critic, more = steps.critic(critic, experience, None, scored.frozen_hidden_BTD, frame)
+            batch = CriticBatch(experience, None, scored.frozen_hidden_BTD)
+            critic, more = steps.critic(critic, in_bucket(batch))
             metrics |= more
         found.append(metrics)
     return jax.device_get((policy, found, critic, scored.old_logprobs_BR))
 
 
 def test_a_step_compiled_ahead_is_the_one_that_runs() -> None:
-    def narrow(rows, frame):
-        return frame.tight(rows, rows.mask_BT)
+    def cut(rows, width):
+        return cut_rows(rows, rows.mask_BT, width)
 
-    sizes, rows = (9, 11), rollout(np.random.default_rng(3))
-    step = at_every_width(placement((1, 4, 2)).jit(narrow, keep="rows", rows=(0,)), sizes)
+    widths, rows = (9, 11), rollout(np.random.default_rng(3))
+    accepting = accept_buckets(lambda _, rows: rows, cut)
+    jitted = placement((1, 4, 2)).jit(accepting, keep="rows", rows=(1,))
+    step = compile_all_widths(jitted, widths)
     counts = []
     with CompileCounter() as counter:
         for width in (11, 9, 11):
-            found = step(rows, Frame(width))
+            found = step(None, Bucketed(rows, width))
             assert found.tokens_BT.shape == (ROWS, width)
             assert found.tokens_BT.addressable_shards[0].data.shape == (ROWS // 4, width)
             counts.append(counter.count + counter.loaded)

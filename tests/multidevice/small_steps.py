@@ -85,7 +85,7 @@ def weights():
 def policy_start(method: str):
     """Return the trained parameters that a method starts from, numpy."""
     config = config_of(method)
-    first = spec_of(config, placement(None)).first
+    first = spec_of(config, placement(None)).first_trainable_layer
     return jax.device_get(start_policy(weights()[0], first, config, jax.random.key(2)))
 
 

@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 
 import numpy as np
 import pytest
 import torch
-from by_path import load
 from decoder_references import tiny_classifier, tiny_decoder
 from encoder_references import classifier
 from safetensors.numpy import load_file, save_file
 
+from gapo_jax.cli import convert
 from gapo_jax.data.tiny_tokenizer import character_tokenizer
 from gapo_jax.models import Discriminator, save_hf
 
 
-@pytest.fixture(scope="module")
-def convert():
-    return load("scripts/convert.py")
-
-
-def _run(convert, monkeypatch, capsys, *arguments):
+def _run(capsys, *arguments):
     """Exit status and printed text of one command."""
-    monkeypatch.setattr(sys, "argv", ["convert.py", *map(str, arguments)])
-    return convert.main(), capsys.readouterr().out
+    return convert.main([*map(str, arguments)]), capsys.readouterr().out
 
 
 def _differences(printed):
@@ -40,13 +33,11 @@ def _source(model, folder):
     return folder
 
 
-def test_a_decoder_is_verified_and_a_damaged_one_found(convert, monkeypatch, capsys, tmp_path):
+def test_a_decoder_is_verified_and_a_damaged_one_found(capsys, tmp_path):
     source = _source(tiny_decoder("gemma2", max_position_embeddings=256), tmp_path / "source")
-    status, printed = _run(convert, monkeypatch, capsys, "export", source, tmp_path / "out")
+    status, printed = _run(capsys, "export", source, tmp_path / "out")
     assert status == 0 and max(_differences(printed)) < 1e-4
-    status, printed = _run(
-        convert, monkeypatch, capsys, "verify", tmp_path / "out", "--prompts", 2, "--tokens", 8
-    )
+    status, printed = _run(capsys, "verify", tmp_path / "out", "--prompts", 2, "--tokens", 8)
     assert status == 0 and "greedy tokens equal on 2 of 2 prompts over 8 tokens" in printed
     # A folder whose weights are not those that were exported.
     loaded = convert.load_any(source)
@@ -59,25 +50,21 @@ def test_a_decoder_is_verified_and_a_damaged_one_found(convert, monkeypatch, cap
 
 
 @pytest.mark.parametrize("kind", ["decoder", "encoder", "classifier"])
-def test_what_decides_is_computed_in_float64(convert, monkeypatch, capsys, tmp_path, kind):
+def test_what_decides_is_computed_in_float64(capsys, tmp_path, kind):
     """These have no rotary angles, which transformers always computes in float32."""
     if kind == "decoder":
         source = _source(tiny_decoder("gpt2", max_position_embeddings=256), tmp_path / "source")
     else:
         model = classifier("bert", max_position_embeddings=256)
         source = _source(model if kind == "classifier" else model.bert, tmp_path / "source")
-    status, printed = _run(
-        convert, monkeypatch, capsys, "verify", source, "--prompts", 1, "--tokens", 1
-    )
+    status, printed = _run(capsys, "verify", source, "--prompts", 1, "--tokens", 1)
     # Hidden states and logits, on either side; no classifier's logits with padding on the left.
     count = {"decoder": 4, "encoder": 2, "classifier": 3}[kind]
     assert status == 0 and len(_differences(printed)) == count, printed
     assert max(_differences(printed)) < 1e-10
 
 
-def test_greedy_tokens_are_compared_beyond_the_end_of_a_turn(
-    convert, monkeypatch, capsys, tmp_path
-):
+def test_greedy_tokens_are_compared_beyond_the_end_of_a_turn(monkeypatch, capsys, tmp_path):
     """Whatever the model's own generation config says; a difference ends with status 1."""
     model = tiny_decoder("llama", max_position_embeddings=256)
     source = _source(model, tmp_path / "source")
@@ -85,26 +72,26 @@ def test_greedy_tokens_are_compared_beyond_the_end_of_a_turn(
     loaded = convert.load_any(source)
     first = {"eos_token_id": list(range(120)), "repetition_penalty": 5.0, "max_new_tokens": 1}
     (source / "generation_config.json").write_text(json.dumps(first))
-    status, printed = _run(convert, monkeypatch, capsys, *arguments)
+    status, printed = _run(capsys, *arguments)
     assert status == 0 and "greedy tokens equal on 2 of 2 prompts over 12 tokens" in printed
     theirs = convert._torch_model(source, loaded.module)
     with torch.no_grad():
         theirs.model.norm.weight.neg_()
     monkeypatch.setattr(convert, "_torch_model", lambda *_: theirs)
     monkeypatch.setattr(convert, "_compare", lambda *_: 0)
-    status, printed = _run(convert, monkeypatch, capsys, *arguments)
+    status, printed = _run(capsys, *arguments)
     assert status == 1 and "greedy tokens equal on 0 of 2 prompts" in printed
 
 
-def test_half_precision_comes_back_bit_for_bit(convert, monkeypatch, capsys, tmp_path):
+def test_half_precision_comes_back_bit_for_bit(capsys, tmp_path):
     """In, as an Orbax checkpoint, and out again without a word about the dtype."""
     model = tiny_decoder("llama", max_position_embeddings=256).to(torch.bfloat16)
     source = _source(model, tmp_path / "source")
-    status, _ = _run(convert, monkeypatch, capsys, "import", source, tmp_path / "orbax")
+    status, _ = _run(capsys, "import", source, tmp_path / "orbax")
     assert status == 0
     for start, options in ((source, ()), (tmp_path / "orbax", ("--no-compare",))):
         out = tmp_path / f"out{len(options)}"
-        status, printed = _run(convert, monkeypatch, capsys, "export", start, out, *options)
+        status, printed = _run(capsys, "export", start, out, *options)
         assert status == 0 and ("largest" in printed) == (not options)
         stored, wanted = (load_file(folder / "model.safetensors") for folder in (out, source))
         assert stored.keys() == wanted.keys()
@@ -112,7 +99,7 @@ def test_half_precision_comes_back_bit_for_bit(convert, monkeypatch, capsys, tmp
             assert tensor.dtype == stored[name].dtype == "bfloat16"
             assert tensor.tobytes() == stored[name].tobytes(), name
     status, _ = _run(
-        convert, monkeypatch, capsys, "export", source, tmp_path / "wide",
+        capsys, "export", source, tmp_path / "wide",
         "--dtype", "float32", "--no-compare",
     )  # fmt: skip
     assert (
@@ -120,34 +107,35 @@ def test_half_precision_comes_back_bit_for_bit(convert, monkeypatch, capsys, tmp
     )
 
 
-def test_verify_says_what_it_cannot_verify(convert, monkeypatch, capsys, tmp_path):
+def test_verify_says_what_it_cannot_verify(capsys, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "metrics.jsonl").write_text("")
-    monkeypatch.setattr(sys, "argv", ["convert.py", "verify", str(tmp_path)])
-    assert convert.main() == 1
+    assert convert.main(["verify", str(tmp_path)]) == 1
     said = capsys.readouterr().err
     assert "Wanted what transformers reads too" in said and "convert.py export" in said
     assert "Traceback" not in said
     for wrong in (("--first", "20"), ("--prompts", "0"), ("--tokens", "0")):
         (tmp_path / "metrics.jsonl").unlink(missing_ok=True)
-        monkeypatch.setattr(sys, "argv", ["convert.py", "verify", str(tmp_path), *wrong])
-        assert convert.main() == 1 and "Wanted --first from 0 to 19" in capsys.readouterr().err
+        assert (
+            convert.main(["verify", str(tmp_path), *wrong]) == 1
+            and "Wanted --first from 0 to 19" in capsys.readouterr().err
+        )
 
 
-def test_an_export_says_how_its_own_head_is_loaded(convert, monkeypatch, capsys, tmp_path):
+def test_an_export_says_how_its_own_head_is_loaded(capsys, tmp_path):
     model = classifier("bert", max_position_embeddings=256)
     loaded = convert.load_any(_source(model, tmp_path / "source"))
     head = {"out": {"kernel": np.ones((32, 1), np.float32), "bias": np.zeros(1, np.float32)}}
     params = {"encoder": loaded.params["encoder"], "head": head}
     module = Discriminator(loaded.module.config, "mean")
     save_hf(module, params, tmp_path / "own", loaded.tokenizer)
-    status, printed = _run(convert, monkeypatch, capsys, "export", tmp_path / "own", tmp_path / "x")
+    status, printed = _run(capsys, "export", tmp_path / "own", tmp_path / "x")
     assert status == 0 and "trust_remote_code=True" in printed
     assert max(_differences(printed)) < 1e-10
 
 
-def test_a_reward_model_is_exported_in_half_precision(convert, monkeypatch, capsys, tmp_path):
+def test_a_reward_model_is_exported_in_half_precision(capsys, tmp_path):
     source = _source(tiny_classifier("qwen2"), tmp_path / "source")
     arguments = ("export", source, tmp_path / "out", "--dtype", "bfloat16")
-    status, printed = _run(convert, monkeypatch, capsys, *arguments)
+    status, printed = _run(capsys, *arguments)
     assert status == 0 and len(_differences(printed)) == 4 and max(_differences(printed)) < 1e-4

@@ -16,8 +16,8 @@ from transformers.convert_slow_tokenizer import TikTokenConverter
 from gapo_jax.data.tiny_tokenizer import character_tokenizer
 from gapo_jax.data.tokenizer import load_tokenizer
 from gapo_jax.models.hf.gguf_file import GGUFSource
-from gapo_jax.train.build import load_generator
 from gapo_jax.train.restore import load_any
+from gapo_jax.train.sources import load_generator
 
 CORPUS = [
     "",

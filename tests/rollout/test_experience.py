@@ -21,6 +21,28 @@ def test_running_statistics_equal_those_of_all_values_at_once():
     np.testing.assert_allclose(stats[2], ((every - every.mean()) ** 2).sum(), rtol=1e-4)
 
 
+def test_scores_that_are_not_finite_stay_out_of_the_running_statistics():
+    clean = experience.merge_stats(jnp.array([4.0, 1.0, 2.0]), jnp.array([0.5, 2.0]))
+    dirty = jnp.array([jnp.nan, 0.5, jnp.inf, 2.0, -jnp.inf])
+    stats = experience.merge_stats(jnp.array([4.0, 1.0, 2.0]), dirty)
+    np.testing.assert_allclose(stats, clean, rtol=1e-6)
+    for before in (jnp.zeros(3), jnp.array([4.0, 1.0, 2.0])):
+        np.testing.assert_array_equal(experience.merge_stats(before, dirty[:1]), before)
+    rewards, stats = _standardise(np.asarray(dirty), "running")
+    assert np.isfinite(stats).all() and np.isfinite(np.asarray(rewards)[[1, 3]]).all()
+
+
+def test_scores_that_are_not_finite_are_named_with_a_way_out():
+    assert experience.fault_of_scores(np.zeros(3, np.float32)) is None
+    scores = np.array([0.0, np.nan, 1.0, -np.inf], np.float32)
+    message = experience.fault_of_scores(scores)
+    assert message is not None
+    assert message.startswith("2 of the discriminator's 4 scores are not finite (nan of response 1")
+    assert (
+        "-inf of response 3)" in message and "config.discriminator.round_learning_rate" in message
+    )
+
+
 def _standardise(scores, mode, **changes):
     options = {"mode": mode, "group_size": 4, "clip": 10.0} | changes
     return experience.standardise_rewards(jnp.asarray(scores), jnp.zeros(3), **options)
@@ -36,6 +58,15 @@ def test_standardised_rewards():
     assert (np.diff(np.asarray(grouped)[4:]) > 0).all()
     # Fractions survive: a peer truncates rewards to integers.
     assert len(set(np.round(np.asarray(rewards), 4))) == len(scores)
+
+
+def test_a_group_of_hardly_different_scores_is_not_blown_up():
+    scores = np.array([0.50, 0.51, 0.50, 0.51, 0.0, 1.0, 0.0, 1.0], np.float32)
+    for eps in (0.05, 1e-4):
+        rewards, _ = _standardise(scores, "group", group_eps=eps)
+        deviations = np.array([0.01, 1.0]) * np.sqrt(1 / 3)  # of 1/2 and -1/2 times these, n - 1
+        want = np.array([0.005, 0.5]) / (deviations + eps)
+        np.testing.assert_allclose(np.asarray(rewards).reshape(2, 4)[:, 1], want, rtol=1e-4)
 
 
 def test_rewards_are_clipped_and_may_be_left_alone():
@@ -112,3 +143,17 @@ def test_experience_equals_a_plain_loop_and_ignores_padding(pad):
         assert not np.asarray(made.advantages_BR[row, length:]).any()
     difference = [(old[r, :n] - ref[r, :n]).sum() for r, n in enumerate(lengths)]
     np.testing.assert_allclose(metrics["kl/ref"], sum(difference) / sum(lengths), rtol=1e-4)
+
+
+def test_rows_that_are_masked_still_count_and_rows_that_fill_do_not():
+    mask_BR = jnp.ones((4, 3), jnp.int32)
+    rollout = Rollout(
+        jnp.zeros((4, 5), jnp.int32), jnp.ones((4, 5), jnp.int32), mask_BR, -1.0 * mask_BR
+    )
+    found, _ = experience.build_experience(
+        rollout, -1.0 * mask_BR, -1.5 * mask_BR, None, jnp.arange(4.0), 0.1,
+        jnp.array([True, False, True, False]), jnp.array([True, True, True, False]),
+        estimator="grpo", group_size=2,
+    )  # fmt: skip
+    np.testing.assert_array_equal(found.response_mask_BR.sum(axis=1), [3, 0, 3, 0])
+    np.testing.assert_array_equal(found.counted_B, [1, 1, 1, 0])

@@ -11,7 +11,7 @@ import transformers
 
 from gapo_jax.models import save_hf
 from gapo_jax.rollout.draws import draw_tokens, restrict
-from gapo_jax.rollout.sampler import make_sampler
+from gapo_jax.rollout.sampler import make_sampler, restriction_warning
 
 NEW = 12
 
@@ -214,3 +214,21 @@ def test_impossible_requests_say_what_was_wanted(model, prompts, plain):
     long_BP = np.ones((1, 60), np.int32)
     with pytest.raises(ValueError, match="max_positions = 64"):
         plain(params, long_BP, long_BP, keys(1), 1.0)
+
+
+def test_a_run_that_learns_from_restricted_samples_is_warned():
+    assert restriction_warning(0, 1.0, 0.0) is None
+    message = restriction_warning(50, 0.9, 0.0)
+    assert message is not None
+    assert "config.sampling.top_k=50, config.sampling.top_p=0.9:" in message
+    assert "set top_k=0, top_p=1.0 to train" in message and "min_p" not in message
+
+
+def test_log_probs_of_restricted_samples_are_those_of_the_full_distribution():
+    """Which is what the warning is about: the two best of four tokens, drawn with 3/4 and 1/4, have
+    log-probs of 0.6 and 0.2."""
+    logits_BV = jnp.tile(jnp.log(jnp.array([0.6, 0.2, 0.1, 0.1])), (64, 1))
+    keys_B = jax.random.split(jax.random.key(0), 64)
+    tokens_B, logprobs_B = draw_tokens(logits_BV, keys_B, jnp.int32(0), top_k=2)
+    assert set(np.asarray(tokens_B)) == {0, 1}
+    np.testing.assert_allclose(np.exp(logprobs_B), np.where(tokens_B == 0, 0.6, 0.2), rtol=1e-5)

@@ -46,12 +46,13 @@ class Runs:
     def run_here(self, workdir, **changes):
         """Play a run (of `file`) in this process by the function that the script calls; return
         (exit status, what it printed, its last word on stderr)."""
+        from gapo_jax.cli.train import train
         from gapo_jax.config import finalize
 
         out, err, code = io.StringIO(), io.StringIO(), 0
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
-                load("scripts/train.py")._train(finalize(self.config(**changes)), workdir)
+                code = train(finalize(self.config(**changes)), workdir)
             except SystemExit as end:
                 code = end.code if isinstance(end.code, int) else 1
                 err.write("" if isinstance(end.code, int) else str(end.code))
@@ -81,13 +82,14 @@ class Runs:
     def states(self, workdir, *steps):
         """Return the checkpointed states at `steps`."""
         from gapo_jax.checkpoint import Checkpointer
-        from gapo_jax.train.build import build_training, initial_state
+        from gapo_jax.train.build import build_steps, initial_state
+        from gapo_jax.train.restore import restore_state
 
         config, models = self.models(workdir)
         pairs = (workdir / "pairs.jsonl").read_text().count("\n")
-        state = initial_state(config, models, build_training(config, models, pairs))
+        state = initial_state(config, models, build_steps(config, models, pairs))
         with Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep) as checkpointer:
-            return [checkpointer.restore(state, step)[0] for step in steps]
+            return [restore_state(checkpointer, state, step)[0] for step in steps]
 
 
 @pytest.fixture(scope="session")

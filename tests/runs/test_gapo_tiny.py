@@ -72,7 +72,7 @@ def test_generated_text_comes_from_new_prompts_in_every_round(runs, straight):
 
 
 def test_scores_in_samples_are_those_of_the_decoded_text(runs, straight):
-    """The judge read the text that samples.jsonl shows, re-tokenised (defects 20, 21, 24)."""
+    """The discriminator read what samples.jsonl shows, re-tokenised (defects 20, 21, 24)."""
     import jax
 
     from gapo_jax.data.discriminator_text import encode_discriminator

@@ -1,4 +1,5 @@
-"""Runs that end early, by a signal, by themselves or for bad input; and PPO, the frozen judge."""
+"""Runs that end early, by a signal, by themselves or for bad input; and PPO, whose discriminator is
+frozen."""
 
 import contextlib
 import os
@@ -12,10 +13,13 @@ import numpy as np
 import pytest
 from safetensors import SafetensorError
 
+from gapo_jax.cli.train import CONTINUE
 from gapo_jax.config import finalize
-from gapo_jax.train import online, phases
-from gapo_jax.train import run as run_module
+from gapo_jax.train import clock, evaluation, main
+from gapo_jax.train.discriminator import warmup
+from gapo_jax.train.online import loop
 from gapo_jax.train.runtime import RunInterrupted
+from gapo_jax.train.workdir import finished_summary
 
 SMALL = {
     "data__bootstrap_responses": 48, "data__pairs": 24, "data__pairs_heldout": 4,
@@ -55,25 +59,27 @@ def test_a_finished_run_started_again_is_left_as_it_is(runs, ppo, tmp_path):
         shutil.copy(ppo / name, tmp_path)
     for changes in ({"rounds": 2}, {"rounds": 1, "export": True}):
         config = finalize(runs.config(**{"method": "ppo"} | SMALL | changes))
-        assert run_module.finished(config, tmp_path) == {}
+        assert finished_summary(config, tmp_path) == {}
 
 
 def _poison_round_2(monkeypatch):
     """Make the policy's loss NaN in round 2, by its advantages."""
-    update_policy = online.update_policy
+    update_policy = loop.update_policy
 
-    def poisoned(run, state, experience, scored, index):
-        if index == 1:
-            experience = experience.replace(advantages_BR=experience.advantages_BR * np.nan)
-        return update_policy(run, state, experience, scored, index)
+    def poisoned(ctx, state, experience):
+        if experience.index == 1:
+            rows = experience.rows
+            rows = rows.replace(advantages_BR=rows.advantages_BR * np.nan)
+            experience = experience._replace(rows=rows)
+        return update_policy(ctx, state, experience)
 
-    monkeypatch.setattr(online, "update_policy", poisoned)
+    monkeypatch.setattr(loop, "update_policy", poisoned)
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        # The judge has learned before the policy is measured.
+        # The discriminator has learned before the policy is measured.
         (
             {
                 "ppo__kl_limit": 0.0001,
@@ -98,8 +104,11 @@ def test_a_collapsing_run_saves_and_stops_itself(runs, ppo, tmp_path, monkeypatc
     assert (int(last.round), int(last.policy.step)) == (1, 2)
     assert int(last.discriminator.step) - int(first.discriminator.step) == 3
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(last.policy.params))
-    store = runs.host(tmp_path, 1)["store"]
-    assert {text["round"] for text in store} == {1}
+    assert {text["round"] for text in runs.host(tmp_path, 1)["replay"]} == {1}
+    # What the policy learned from is on record, also of the round that ended the run by a NaN.
+    lines = runs.lines(tmp_path)
+    assert any(line["round"] == 2 and line["phase"] == "rollout" for line in lines) != bool(changes)
+    assert {row["round"] for row in runs.lines(tmp_path, "samples.jsonl")} == {1, 2}
 
 
 def test_a_warm_up_that_leaves_no_numbers_saves_nothing(runs, ppo, tmp_path):
@@ -125,7 +134,7 @@ def asked(monkeypatch):
 
     @contextlib.contextmanager
     def counter(total, name):
-        with phases.counter(total, name) as advance:
+        with clock.counter(total, name) as advance:
             yield lambda done: (tell(name), advance(done))
 
     def progress(batches, name):
@@ -133,8 +142,9 @@ def asked(monkeypatch):
             tell(name)
             yield batch
 
-    monkeypatch.setattr(run_module, "counter", counter)
-    monkeypatch.setattr(online, "progress", progress)
+    for module in (main, evaluation):
+        monkeypatch.setattr(module, "counter", counter)
+    monkeypatch.setattr(warmup, "progress", progress)
     return plan
 
 
@@ -156,7 +166,7 @@ def test_a_signal_ends_every_phase_at_its_next_batch(runs, ppo, tmp_path, monkey
     }
     for phase, missing in stages.items():
         code, out, err = play(signal.SIGTERM, phase)
-        assert code == 0, err
+        assert code == CONTINUE, err
         assert "stopped by SIGTERM" in out and "continue with: " in out
         assert not (tmp_path / missing).exists() and not list(tmp_path.glob("*.partial"))
     code, _, err = play()
@@ -177,32 +187,32 @@ def test_a_run_closes_its_checkpointer_whatever_its_writer_does(body, wanted):
     def fail():
         raise OSError("writer")
 
-    run = SimpleNamespace(
-        verifiers=SimpleNamespace(close=lambda: closed.append("judges")),
+    ctx = SimpleNamespace(
+        verifiers=SimpleNamespace(close=lambda: closed.append("verifiers")),
         writer=SimpleNamespace(close=fail),
         checkpointer=SimpleNamespace(close=lambda: closed.append("checkpointer")),
     )
-    with pytest.raises(Exception, match=f"^{wanted}$"), run_module.closing(run):
+    with pytest.raises(Exception, match=f"^{wanted}$"), main.closing(ctx):
         if body is not None:
             raise body
-    assert closed == ["judges", "checkpointer"]
+    assert closed == ["verifiers", "checkpointer"]
 
 
 def test_an_export_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     def fail(*arguments):
         raise SafetensorError("No space left on device")
 
-    for name in ("moved", "exported_params", "summarise_run"):
-        monkeypatch.setattr(run_module, name, lambda *arguments: {"some": 1})
-    monkeypatch.setattr(run_module, "export", fail)
-    run = SimpleNamespace(
+    for name in ("relative_param_change", "exported_params", "summarise_run"):
+        monkeypatch.setattr(main, name, lambda *arguments: {"some": 1})
+    monkeypatch.setattr(main, "export", fail)
+    ctx = SimpleNamespace(
         config=SimpleNamespace(export=True),
         processes=SimpleNamespace(first=True),
-        clock=phases.PhaseClock(),
+        clock=clock.PhaseClock(),
         workdir=tmp_path,
     )
     with pytest.raises(OSError, match="No space left on device.*export"):
-        run_module.conclude(run, None, {}, {})
+        main.conclude(ctx, None, {}, {})
 
 
 def test_a_workdir_that_cannot_be_made_is_named_with_the_way_out(runs, tmp_path):

@@ -11,6 +11,8 @@ import sys
 import numpy as np
 import pytest
 
+from gapo_jax.cli.train import CONTINUE
+
 # The headline configuration as it is rehearsed, a mesh of eight devices; with few and short rows.
 CONFIG = "configs/gapo_tpu.py:rehearse"
 SMALL = {
@@ -51,8 +53,8 @@ def start(runs, workdir, process, port, flags):
 
 
 def free_port():
-    with socket.create_server(("", 0)) as server:
-        return server.getsockname()[1] - 1
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1] - 1  # the port after it is used too
 
 
 def same_metrics(runs, one, other, rtol=2e-3):
@@ -68,7 +70,7 @@ def same_metrics(runs, one, other, rtol=2e-3):
 
 
 @pytest.mark.parametrize("buckets", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_two_processes_play_the_run_of_one_device_and_stop_together(runs, tmp_path, buckets):
+def test_two_processes_make_the_run_of_one_device_and_stop_together(runs, tmp_path, buckets):
     """Interrupted by a signal to the second of two processes, continued by one on another mesh."""
     alone, workdir, port = tmp_path / "one", tmp_path / "two", free_port()
     flags = (*FLAGS, f"--config.ppo.length_buckets={buckets}")
@@ -81,7 +83,7 @@ def test_two_processes_play_the_run_of_one_device_and_stop_together(runs, tmp_pa
             break
     output += first.communicate(timeout=900)[0]
     other = second.communicate(timeout=900)[0]
-    assert first.returncode == second.returncode == 0, output + other
+    assert first.returncode == second.returncode == CONTINUE, output + other
     assert "stopped by SIGTERM" in output and f"continue with: {again}\n" in output
     # Only the first process says anything, and only its folder is left.
     assert "round" not in other and "responses in" not in other, other
@@ -110,7 +112,7 @@ def learned(workdir, summary):
 
 @pytest.mark.slow
 def test_the_headline_configuration_is_rehearsed_on_eight_devices(runs, tmp_path):
-    """By its own command, as it is; the test above plays it too, smaller and in two processes."""
+    """By its own command, unchanged; the test above runs it too, smaller and in two processes."""
     play(runs, tmp_path, 8)
     learned(tmp_path, json.loads((tmp_path / "summary.json").read_text()))
 
@@ -122,5 +124,5 @@ def test_a_process_that_never_comes_ends_the_run_with_its_name(runs, tmp_path):
     )  # fmt: skip
     done = subprocess.run(command, **runs.options(), capture_output=True, check=False, timeout=60)
     assert done.returncode == 1
-    assert "process 1 (host unknown) of 2 did not come to the stage 'join'" in done.stderr
+    assert "error: process 1 (machine unknown) did not come to the stage 'join'" in done.stderr
     assert not os.listdir(tmp_path)

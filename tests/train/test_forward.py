@@ -39,7 +39,8 @@ def _spec(critic="reference", first=1, temperature=0.7, config=CONFIG):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _score(spec, base, trained, critic, rollout):
-    return forward.score_rollout(spec, base, trained, critic, rollout)
+    networks = forward.PolicyNetworks(base, trained, critic)
+    return forward.score_rollout(networks, rollout, spec=spec)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,6 +1,5 @@
 """Training of adapters alone, and of what `config.model.freeze` leaves."""
 
-import functools
 import json
 import re
 
@@ -15,8 +14,8 @@ from gapo_jax.models import Decoder, DecoderConfig, load_adapter, save_adapter, 
 from gapo_jax.rollout.sampler import make_sampler
 from gapo_jax.sharding import PARAMETER_AXES, make_mesh, param_shardings
 from gapo_jax.train import forward
-from gapo_jax.train.build import build_models, build_training, initial_state
-from gapo_jax.train.online.steps import policy_step
+from gapo_jax.train.build import build_models, build_steps, initial_state
+from gapo_jax.train.online.steps import PolicyBatch, policy_step
 from gapo_jax.train.optimizers import make_optimizer, path_name
 from gapo_jax.train.restore import load_any, load_trained_adapters
 from gapo_jax.train.state import TrainState, merge_trainable, split_trainable, start_policy
@@ -92,9 +91,8 @@ def _updated(base, experience, config, first, count=3):
 
     @jax.jit
     def step(network):
-        return policy_step(
-            network, base, experience, None, spec=spec, config=config, optimizer=optimizer
-        )
+        batch = PolicyBatch(experience, None)
+        return policy_step(network, batch, base, spec=spec, config=config, optimizer=optimizer)
 
     for _ in range(count):
         network, metrics = step(network)
@@ -104,7 +102,12 @@ def _updated(base, experience, config, first, count=3):
 @pytest.fixture(scope="module", params=[0, 1])
 def score(request):
     """(lowest adapted layer, jitted scoring of (base, trained, critic, rollout))."""
-    return request.param, jax.jit(functools.partial(forward.score_rollout, _spec(request.param)))
+
+    def score(base, trained, critic, rollout):
+        networks = forward.PolicyNetworks(base, trained, critic)
+        return forward.score_rollout(networks, rollout, spec=_spec(request.param))
+
+    return request.param, jax.jit(score)
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +303,7 @@ def test_adapters_have_a_place_on_the_mesh(base):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The workdir of a run that trained adapters of the upper layers; its players and state."""
+    """The workdir of a run that trained adapters of the upper layers; its models and state."""
     workdir = tmp_path_factory.mktemp("run")
     config = _config(rank=4, targets=("v", "down"))
     config.model.generator = config.model.discriminator = TINY
@@ -308,7 +311,7 @@ def run(tmp_path_factory):
     config = configuration.finalize(config)
     (workdir / "config.json").write_text(json.dumps(configuration.to_json(config)))
     models = build_models(config)
-    state = initial_state(config, models, build_training(config, models, num_pairs=7))
+    state = initial_state(config, models, build_steps(config, models, num_pairs=7))
     policy = state.policy.replace(params=_moved(state.policy.params))
     state = state.replace(policy=policy)
     with Checkpointer(workdir / "checkpoints") as checkpointer:

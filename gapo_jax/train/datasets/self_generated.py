@@ -1,9 +1,9 @@
 """The data of a run, made from the starting generator: responses, preferential pairs, prompts.
 
-Nothing is downloaded: our own tasks are answered once by the generator, the verifiers find which
-constraints each answer happens to satisfy (hindsight), and augmentation makes the prompts that it
-violates. What was made lies in the workdir, so that a continued run reads it back. The user's own
-data take the place of all this in `own_data.py`.
+Nothing is downloaded: the generator answers our own tasks once, the verifiers say which constraints
+each answer happens to satisfy (hindsight), and augmentation makes the prompts that it violates.
+What was made lies in the workdir, so that a continued run reads it back. With
+`config.data.source` all this comes from the user's own data instead (`user.py`).
 """
 
 from __future__ import annotations
@@ -44,8 +44,16 @@ PAIRS = {"train": "pairs.jsonl", "test": "pairs_heldout.jsonl"}  # of a workdir
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-    """The prompts of a run: `train` to learn on, `heldout` to measure on; `width` is P of all of
-    them (so that one sampler serves all), `train_width` of the former alone."""
+    """The prompts of a run.
+
+    Attributes:
+        type_ids: the constraint types in use.
+        train: to learn on.
+        heldout: to measure on, by the name of the set.
+        bootstrap: whose answers become pairs.
+        width: P of all of them, so that one sampler serves all.
+        train_width: P of `train` alone.
+    """
 
     type_ids: tuple[str, ...]
     train: list[PromptRow]
@@ -57,13 +65,33 @@ class Prompts:
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-    """Preferential pairs to train on, and others to measure the discriminator on; `compared` are
-    the former as the discriminator reads them (`data.preference`). With a curriculum the easy ones
-    come first."""
+    """Preferential pairs, the easy ones first if there is a curriculum.
+
+    Attributes:
+        train: to learn from.
+        heldout: to measure the discriminator on.
+        compared: `train` as the discriminator reads them (`data.preference`).
+    """
 
     train: list[PreferentialPair]
     heldout: list[PreferentialPair]
     compared: Sequence[Preference]
+
+
+def training_types(config: Config) -> tuple[str, ...]:
+    """Return the ids of `config.data.types`, with the plug-ins loaded; needs no model.
+
+    Raises:
+        ValueError, FileNotFoundError: an unknown type, types of IFBench, a plug-in that cannot be
+            loaded; or, without `config.data.source`, a type that no prompt can be made with.
+    """
+    for path in config.data.plugins:
+        constraints.load_plugin(path)
+    type_ids = constraints.resolve(config.data.types)
+    if not config.data.source:
+        for type_id in type_ids:
+            constraints.trainable(type_id)
+    return type_ids
 
 
 def visible_types(config: Config, models: Models, wanted: Sequence[str]) -> tuple[str, ...]:
@@ -83,7 +111,7 @@ def visible_types(config: Config, models: Models, wanted: Sequence[str]) -> tupl
 
 
 def max_words(config: Config) -> int:
-    """Return the number of words that an answer can hold: English takes 4/3 tokens a word."""
+    """Return how many words an answer can have: English takes 4/3 tokens a word."""
     return config.sampling.max_new_tokens * 3 // 4
 
 
@@ -114,7 +142,7 @@ def make_all_prompts(config: Config, models: Models) -> Prompts:
     Raises:
         ValueError: as `visible_types` and `fitting`.
     """
-    type_ids = visible_types(config, models, constraints.resolve(config.data.types))
+    type_ids = visible_types(config, models, training_types(config))
     data = config.data
 
     def make(split: Any, count: int, stream: int, phrasing: str, limit: int) -> list[PromptRow]:
@@ -137,8 +165,8 @@ def make_all_prompts(config: Config, models: Models) -> Prompts:
         "heldout_phrasings": make("heldout_phrasings", count, 12, "heldout", data.max_constraints),
     }
     starts = bootstrap_prompts(config, models, type_ids)
-    found = prompt_widths(config, models, train, [*heldout.values(), starts])
-    return Prompts(type_ids, train, heldout, starts, *found)
+    width, train_width = prompt_widths(config, models, train, [*heldout.values(), starts])
+    return Prompts(type_ids, train, heldout, starts, width, train_width)
 
 
 def prompt_widths(

@@ -1,8 +1,8 @@
 """The data of a run, from a folder of preferential pairs that scripts/build_data.py wrote.
 
-What is taken of it is copied into the workdir, so that a continued run does not depend on the
-folder. Pairs come and go in whole cycles (`data/cycles.py`): with a part of one, a prompt would be
-more often accepted than rejected, and give its label away.
+What is taken of it is copied into the workdir, so that a continued run does not need the folder.
+Pairs are taken and left in whole cycles (`data/cycles.py`): with a part of one, a prompt would
+be more often accepted than rejected, and give its label away.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from gapo_jax import constraints
-from gapo_jax.config import ONLINE_METHODS, Config
-from gapo_jax.config.offline import learns_from_pairs
-from gapo_jax.config.online import asks_discriminator
+from gapo_jax.config import Config
 from gapo_jax.data.curriculum import cycles_of
 from gapo_jax.data.discriminator_text import encode_texts
 from gapo_jax.data.preferences import preferential_responses
@@ -30,6 +28,7 @@ from gapo_jax.data.sources import (
     write_pairs,
     write_prompts,
 )
+from gapo_jax.methods import asks_discriminator, batches_of, method_of
 from gapo_jax.train.build import Models
 from gapo_jax.train.datasets.self_generated import (
     PAIRS,
@@ -37,6 +36,7 @@ from gapo_jax.train.datasets.self_generated import (
     compared_pairs,
     fitting,
     prompt_widths,
+    training_types,
     visible_types,
 )
 from gapo_jax.train.offline.examples import make_examples
@@ -48,57 +48,57 @@ _PROMPTS = {"train": "prompts_train.jsonl", "test": "prompts_heldout.jsonl"}
 
 
 def check_source(config: Config, workdir: Path) -> None:
-    """Check that the method can use what `config.data.source` holds, without any model; nothing to
-    check where a run has taken its part already.
+    """Check `config.data.types`, and that the method can use what `config.data.source` holds.
+
+    It needs no model. The source is not checked where a run has taken its part already.
 
     Raises:
-        FileNotFoundError: the folder is not what build_data.py wrote.
+        FileNotFoundError: the folder is not what build_data.py wrote, or a plug-in is missing.
         ValueError: a row cannot be read, or too few are of use to the method; names the key.
     """
+    training_types(config)
     if not config.data.source or (workdir / _PROMPTS["test"]).exists():
         return
     mined = {side: _read(config, side) for side in MINED}
-    wanted = set(_found_types(config, mined))
-    pairs, method = mined["train"], config.method
+    wanted = set(_types_in(config, mined))
+    pairs, method = mined["train"], method_of(config)
     pairs = [pair for pair in pairs if all(c.id in wanted for c in asked(pair))]
-    judged = method == "discriminator" or (method in ONLINE_METHODS and asks_discriminator(config))
-    if config.data.preference == "responses" and judged:
+    if method.trains == "discriminator" or asks_discriminator(config):
         compared_pairs(config, pairs)
-    if method == "sgpo":
-        found = len(preferential_responses(pairs))
-    elif learns_from_pairs(config):
-        found = len(make_examples(config, pairs))
-    else:
+    if method.loop == "online" or batches_of(config) not in ("examples", "refinements"):
         return
-    if found < config.offline.batch_size:
+    refines = batches_of(config) == "refinements"
+    count = len(preferential_responses(pairs) if refines else make_examples(config, pairs))
+    if count < config.offline.batch_size:
         raise ValueError(
-            f"config.data.source={config.data.source} gives {method} {found} examples, fewer than "
-            f"config.offline.batch_size={config.offline.batch_size}; lower that, or mine more"
+            f"config.data.source={config.data.source} gives {method.name} {count} examples, fewer "
+            f"than config.offline.batch_size={config.offline.batch_size}; lower that, or mine more"
         )
 
 
 def own_prompts(config: Config, models: Models, workdir: Path) -> Prompts:
     """Return the accepted prompts of mined pairs, those of the test side held out; the pairs go
-    into the workdir, where `prepare.make_pairs` finds them.
+    into the workdir, where `self_generated.make_pairs` reads them.
 
     Raises:
         FileNotFoundError: `config.data.source` is not what build_data.py wrote.
         ValueError: too little of it can be used: other types, too long, invisible.
     """
+    training_types(config)  # loads the plug-ins, which the rows may ask for
     if not (workdir / _PROMPTS["test"]).exists():
         _take(config, models, workdir)
     rows = {side: read_prompts(workdir / name) for side, name in _PROMPTS.items()}
     present = {c.id for part in rows.values() for row in part for c in row.constraints}
     type_ids = tuple(name for name in constraints.types("all") if name in present)
-    found = prompt_widths(config, models, rows["train"], [rows["test"]])
-    return Prompts(type_ids, rows["train"], {HELDOUT: rows["test"]}, [], *found)
+    width, train_width = prompt_widths(config, models, rows["train"], [rows["test"]])
+    return Prompts(type_ids, rows["train"], {HELDOUT: rows["test"]}, [], width, train_width)
 
 
 def _take(config: Config, models: Models, workdir: Path) -> None:
     """Choose pairs and prompts of the folder and write them; the last file says that all are."""
     data = config.data
     mined = {side: _read(config, side) for side in MINED}
-    seen = set(visible_types(config, models, _found_types(config, mined)))
+    visible = set(visible_types(config, models, _types_in(config, mined)))
     counts = {
         "train": (data.pairs, data.prompts),
         "test": (data.pairs_heldout, config.eval.prompts_per_set),
@@ -107,7 +107,7 @@ def _take(config: Config, models: Models, workdir: Path) -> None:
     for stream, (side, pairs) in enumerate(mined.items(), 10):
         where = f"{data.source}/{MINED[side]}"
         reason = "constraints of types that are not in use (config.data.types)"
-        cycles = usable(in_cycles(pairs), lambda part: _ask_only(part, seen), where, reason)
+        cycles = usable(in_cycles(pairs), lambda part: _ask_only(part, visible), where, reason)
         reason = f"texts longer than config.discriminator.max_tokens={limit}"
         cycles = usable(cycles, lambda part: _seen_whole(config, models, part), where, reason)
         rng = np.random.default_rng([config.seed, stream])
@@ -119,15 +119,16 @@ def _take(config: Config, models: Models, workdir: Path) -> None:
         )
 
 
-def _found_types(config: Config, mined: Mapping[str, Cycle]) -> list[str]:
+def _types_in(config: Config, mined: Mapping[str, Cycle]) -> list[str]:
+    """Return those of `config.data.types` that the pairs have."""
     present = {c.id for pairs in mined.values() for pair in pairs for c in asked(pair)}
-    found = [name for name in constraints.resolve(config.data.types) if name in present]
-    if not found:
+    types = [name for name in training_types(config) if name in present]
+    if not types:
         raise ValueError(
             f"config.data.source={config.data.source} has pairs of other types only "
             f"({sorted(present)}) than config.data.types; name those, or a family such as 'ifeval'"
         )
-    return found
+    return types
 
 
 def asked(pair: PreferentialPair) -> tuple[Constraint, ...]:
@@ -199,14 +200,14 @@ def usable(
         ValueError: none is left.
     """
     passed = iter(test(_flat(cycles)))
-    found = [cycle for cycle in cycles if all([next(passed) for _ in cycle])]
-    total, kept = (sum(map(len, part)) for part in (cycles, found))
+    whole = [cycle for cycle in cycles if all([next(passed) for _ in cycle])]
+    total, kept = (sum(map(len, part)) for part in (cycles, whole))
     left_out = f"{total - kept} of {total} pairs of {where} are left out: {reason}"
-    if not found:
+    if not whole:
         raise ValueError(f"{left_out}; nothing remains to train on, so change that key")
     if kept < total:
         log.warning(left_out)
-    return found
+    return whole
 
 
 def some_cycles(cycles: Sequence[Cycle], count: int, rng: np.random.Generator) -> Cycle:

@@ -1,50 +1,37 @@
-"""The discriminator's side of a round: which texts it sees, with which targets, and how often.
+"""What the discriminator learns from: which texts, with which targets, in which batches.
 
 Algorithm 1 of GAPO (arXiv 2503.20194): accepted prompts 1, rejected prompts 0, generated text by
-the label policy. Everything here is decided on the host from (seed, round) alone.
+the label policy. All of it is decided on the host, a function of (seed, round) alone.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from gapo_jax.config import DiscriminatorConfig
-from gapo_jax.data.batching import batch_at
+from gapo_jax.config import Config, DiscriminatorConfig
+from gapo_jax.data.batching import batch_at, mixed_batches, text_buckets
+from gapo_jax.data.curriculum import in_use
 from gapo_jax.data.discriminator_text import encode_discriminator
 from gapo_jax.evaluate.accuracy import Verdict
 from gapo_jax.evaluate.text_health import repetition
-from gapo_jax.train.online.steps import TextBatch
+from gapo_jax.train.discriminator.steps import TextBatch
+from gapo_jax.train.discriminator.texts import GeneratedText, LabelledText, Text
 from gapo_jax.types import ACCEPTED, GENERATED, REJECTED, Preference
-
-
-class LabelledText(NamedTuple):
-    """One text for the discriminator: prompt, response, class id and target in [0, 1]."""
-
-    prompt: str
-    response: str
-    kind: int
-    target: float
-
-
-@dataclasses.dataclass(frozen=True)
-class GeneratedText:
-    """A sampled response, and whether it counts as a good answer: see `is_accepted`."""
-
-    prompt: str
-    response: str
-    verified: bool
-    round: int
 
 
 def is_accepted(config: DiscriminatorConfig, verdict: Verdict) -> bool:
     """Return whether every constraint holds (strict) and the text does not repeat itself."""
     return all(verdict.strict) and repetition(verdict.response) <= config.max_repetition
+
+
+def pairs_in_use(config: Config, count: int, done: float) -> int:
+    """Return how many of `count` pairs to draw from after a part `done` of the training."""
+    data = config.data
+    return in_use(count, done, share=data.curriculum, start=data.curriculum_start)
 
 
 def pair_texts(pair: Preference, positive: float) -> tuple[LabelledText, LabelledText]:
@@ -78,31 +65,31 @@ def round_texts(
     config: DiscriminatorConfig,
     pairs: Sequence[Preference],
     fresh: Sequence[GeneratedText],
-    store: Sequence[GeneratedText],
+    replay: Sequence[GeneratedText],
     *,
     seed: int,
     round_index: int,
 ) -> list[LabelledText]:
-    """Compose the texts of one round's update, in batches of like length (`like_lengths`).
+    """Compose the texts of one round's update, in batches of like length (`mixed_batches`).
 
     Of updates_per_round * batch_size texts, `generated_fraction` are generated (of which
-    `replay_fraction` from earlier rounds, as far as the store holds them) and the rest are half
-    accepted, half rejected, as pairs. Generated texts repeat when there are too
-    few of them, so the mix really has the share that was asked for; when the label policy leaves
-    none, the real texts take their room. For the Bradley-Terry loss the same shares hold of half as
-    many comparisons of two texts, see `compared`.
+    `replay_fraction` from earlier rounds, as far as the replay buffer goes) and the rest are half
+    accepted, half rejected, as pairs. Generated texts repeat where there are too few of them, so
+    that the mix has the share that was asked for; where the label policy leaves none, real texts
+    take their room. For the Bradley-Terry loss the same shares hold of half as many comparisons of
+    two texts, see `compared`.
     """
     rng = np.random.default_rng([seed, round_index, 1])
     pairwise = config.loss == "bradley_terry"
     total = config.updates_per_round * config.batch_size // (2 if pairwise else 1)
     wanted = round(total * config.generated_fraction)
-    new, old = label_generated(fresh, config), label_generated(store, config)
+    new, old = label_generated(fresh, config), label_generated(replay, config)
     if not (new or old):
         wanted = 0
-    from_store = min(round(wanted * config.replay_fraction), len(old))
+    replayed = min(round(wanted * config.replay_fraction), len(old))
     if not new:
-        from_store = wanted
-    generated = _draw(rng, new, wanted - from_store) + _draw(rng, old, from_store)
+        replayed = wanted
+    generated = _draw(rng, new, wanted - replayed) + _draw(rng, old, replayed)
     num_pairs = total if pairwise else -(-(total - wanted) // 2)
     chosen = batch_at(seed, round_index, len(pairs), num_pairs) if num_pairs else []
     real = [text for i in chosen for text in pair_texts(pairs[i], config.positive_label)]
@@ -111,30 +98,10 @@ def round_texts(
     else:
         units = [(text,) for text in (*generated, *real[: total - wanted])]
     rows = config.batch_size // (2 if pairwise else 1)
-    return [text for unit in like_lengths(rng, units, rows) for text in unit]
-
-
-def like_lengths(
-    rng: np.random.Generator, units: Sequence[tuple[LabelledText, ...]], rows: int
-) -> list[tuple[LabelledText, ...]]:
-    """Arrange texts (or comparisons) so that `rows` neighbours are a batch of like length; the
-    batches come in a random order, one that is not full last.
-
-    Each kind of text (class and target) is spread over the batches as evenly as it goes, its
-    shortest texts into the first and its longest into the last: a batch has the mix of the round,
-    and is padded to little more than it holds.
-    """
-    kinds: dict[Any, list[int]] = {}
-    for i in rng.permutation(len(units)):
-        kinds.setdefault(tuple((text.kind, text.target > 0.5) for text in units[i]), []).append(i)
-    place = np.zeros(len(units))
-    for members in kinds.values():
-        members.sort(key=lambda i: max(len(text.prompt + text.response) for text in units[i]))
-        place[members] = (np.arange(len(members)) + 0.5) / len(members)
-    order = np.argsort(place, kind="stable")
-    full = len(units) // rows
-    starts = [int(batch) * rows for batch in rng.permutation(full)] + [full * rows]
-    return [units[i] for start in starts for i in order[start : start + rows]]
+    kinds = [tuple((text.kind, text.target > 0.5) for text in unit) for unit in units]
+    lengths = [max(len(text.prompt + text.response) for text in unit) for unit in units]
+    order = mixed_batches(kinds, lengths, rows, rng)
+    return [text for i in order for text in units[i]]
 
 
 def compared(
@@ -173,38 +140,6 @@ def _draw(
     return drawn
 
 
-def update_store(
-    store: Sequence[GeneratedText],
-    fresh: Sequence[GeneratedText],
-    capacity: int,
-    *,
-    seed: int,
-    round_index: int,
-) -> list[GeneratedText]:
-    """Add a round's texts to the replay store: no duplicates, random eviction when it is full."""
-    seen = {(text.prompt, text.response) for text in store}
-    merged = list(store)
-    for text in fresh:
-        if (text.prompt, text.response) not in seen:
-            seen.add((text.prompt, text.response))
-            merged.append(text)
-    if len(merged) <= capacity:
-        return merged
-    rng = np.random.default_rng([seed, round_index, 2])
-    keep = np.sort(rng.permutation(len(merged))[:capacity])
-    return [merged[i] for i in keep]
-
-
-def store_to_json(store: Sequence[GeneratedText]) -> list[dict[str, Any]]:
-    """Return the replay store as JSON-ready records."""
-    return [dataclasses.asdict(text) for text in store]
-
-
-def store_from_json(records: Sequence[dict[str, Any]]) -> list[GeneratedText]:
-    """Rebuild the replay store from `store_to_json`."""
-    return [GeneratedText(**record) for record in records]
-
-
 def class_weights(targets: Sequence[float], balance: bool) -> np.ndarray:
     """Return a weight for each text, float32 [B], mean 1.
 
@@ -219,9 +154,21 @@ def class_weights(targets: Sequence[float], balance: bool) -> np.ndarray:
     return (targets_B * up + (1 - targets_B) * down).astype(np.float32)
 
 
-def widths(max_tokens: int) -> tuple[int, ...]:
-    """Return the padded lengths in use: three eighths, a half, two thirds and all of the limit."""
-    return tuple(sorted({max(8, -(-max_tokens * part // 24)) for part in (9, 12, 16, 24)}))
+def encode_texts(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], config: DiscriminatorConfig
+) -> tuple[jnp.ndarray, jnp.ndarray, jnp.ndarray]:
+    """Return ids, mask and segment ids, int32 [`config.batch_size`, T], of at most so many texts;
+    the last one fills the rows that are missing."""
+    padded = [*texts, *[texts[-1]] * (config.batch_size - len(texts))]
+    arrays = encode_discriminator(
+        tokenizer,
+        [text.prompt for text in padded],
+        [text.response for text in padded],
+        config.max_tokens,
+        pad_to=text_buckets(config.max_tokens),
+    )
+    tokens_BT, mask_BT, type_ids_BT = (jnp.asarray(array_BT) for array_BT in arrays)
+    return tokens_BT, mask_BT, type_ids_BT
 
 
 def make_batch(
@@ -231,27 +178,21 @@ def make_batch(
     config: DiscriminatorConfig,
 ) -> TextBatch:
     """Encode texts as one batch of `config.batch_size` rows; missing rows get weight 0."""
-    padded = list(texts) + [texts[-1]] * (config.batch_size - len(texts))
-    tokens_BT, mask_BT, type_ids_BT = encode_discriminator(
-        tokenizer,
-        [text.prompt for text in padded],
-        [text.response for text in padded],
-        config.max_tokens,
-        pad_to=widths(config.max_tokens),
-    )
+    padded = [*texts, *[texts[-1]] * (config.batch_size - len(texts))]
     weights_B = np.zeros(config.batch_size, np.float32)
     weights_B[: len(texts)] = weights
+    tokens_BT, mask_BT, type_ids_BT = encode_texts(tokenizer, padded, config)
     return TextBatch(
-        tokens_BT=jnp.asarray(tokens_BT),
-        mask_BT=jnp.asarray(mask_BT),
-        type_ids_BT=jnp.asarray(type_ids_BT),
+        tokens_BT=tokens_BT,
+        mask_BT=mask_BT,
+        type_ids_BT=type_ids_BT,
         targets_B=jnp.array([text.target for text in padded], jnp.float32),
         weights_B=jnp.asarray(weights_B),
         classes_B=jnp.array([text.kind for text in padded], jnp.int32),
     )
 
 
-def batches(
+def labelled_batches(
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[LabelledText],
     config: DiscriminatorConfig,
@@ -263,5 +204,5 @@ def batches(
     balance = config.balance_classes and config.loss == "bce"
     weights_B = class_weights([text.target for text in texts], balance)
     for start in range(0, len(texts), config.batch_size):
-        part = slice(start, start + config.batch_size)
-        yield make_batch(tokenizer, texts[part], weights_B[part], config)
+        rows = slice(start, start + config.batch_size)
+        yield make_batch(tokenizer, texts[rows], weights_B[rows], config)

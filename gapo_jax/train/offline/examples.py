@@ -1,4 +1,4 @@
-"""What the offline methods read: examples of one or more sides, encoded to one static shape."""
+"""What the offline methods learn from: examples of one or more sides, encoded as batches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from gapo_jax.config import Config, system_text
-from gapo_jax.data.batching import batch_at
+from gapo_jax.data.batching import batch_at, bucket_widths, like_lengths, round_up
+from gapo_jax.data.chat import end_id, response_ids
 from gapo_jax.data.curriculum import in_use
 from gapo_jax.data.preferences import (
     Example,
@@ -21,22 +22,31 @@ from gapo_jax.data.preferences import (
     preferential_prompts,
     preferential_responses,
 )
-from gapo_jax.data.tokenizer import chat_prompt, encode_prompts, encode_responses, response_ids
+from gapo_jax.data.tokenizer import chat_prompt, encode_prompts, encode_responses
 from gapo_jax.io import read_jsonl
 from gapo_jax.losses import mismatched_rows
+from gapo_jax.methods import Layout, method_of, sides_of
 from gapo_jax.rollout.generate import prompt_lengths
-from gapo_jax.train.buckets import frame_of, like_lengths, widths
+from gapo_jax.train.buckets import Bucketed, in_bucket
 from gapo_jax.train.build import Models
 from gapo_jax.train.offline.steps import OfflineBatch
 from gapo_jax.types import PreferentialPair, Rollout
 
 log = logging.getLogger("gapo_jax")
+# A number for every (prompt, response).
+BySide = Mapping[tuple[str, str], float]
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """Turns sides into rows of width P + R; `cut_off` are the texts that sampling cut. `lengths`
-    are the tokens of the longest side of each example, `widths` those of the batches (() for one).
+    """Turns sides into rows of width P + R.
+
+    Attributes:
+        models: gives the tokenizer and the end token.
+        prompt_width, response_width: P and R.
+        cut_off: texts that sampling cut; they get no end token.
+        lengths: the tokens of the longest side of each example.
+        widths: of the buckets that the batches come in, () for one.
     """
 
     models: Models
@@ -58,7 +68,7 @@ class Encoder:
             responses,
             ends(responses, self.cut_off),
             self.response_width,
-            end_id(self.models),
+            end_of(self.models),
         )
         fields: dict[str, Any] = {
             "tokens_BT": np.concatenate([tokens_BP, tokens_BR], axis=1),
@@ -69,11 +79,9 @@ class Encoder:
         return Rollout(**fields)
 
 
-def end_id(models: Models) -> int:
-    """Return the token that ends a response: the tokenizer's, if the model ends with it."""
-    ids = models.decoder.config.eos_ids
-    own: Any = models.tokenizer.eos_token_id
-    return own if own in ids or not ids else ids[0]
+def end_of(models: Models) -> int | None:
+    """Return the token that ends a response where the chat template has none."""
+    return end_id(models.tokenizer, models.decoder.config.eos_ids)
 
 
 def cut_off_texts(workdir: Path) -> tuple[str, ...]:
@@ -89,31 +97,22 @@ def make_examples(config: Config, pairs: Sequence[PreferentialPair]) -> list[Exa
     Raises:
         ValueError: the pairs give none; names the key to change.
     """
-    if config.method == "sft":
+    if method_of(config).layout == "accepted":
         return accepted_rows(pairs)
-    make = {"prompts": preferential_prompts, "responses": preferential_responses}
-    preference = config.data.preference
-    if config.method == "inverse_q":
-        preference = "prompts"
-    size = config.rpo.responses if config.method == "rpo" else 2
-    rng = np.random.default_rng([config.seed, 18])
-    examples = make[preference](pairs, size, rng)
+    preference, size = config.data.preference, max(2, sides_of(config))
+    make = {"prompts": preferential_prompts, "responses": preferential_responses}[preference]
+    examples = make(pairs, size, np.random.default_rng([config.seed, 18]))
     if not examples:
-        way_out = (
+        remedy = (
             "set config.data.preference='prompts': no prompt occurs both accepted and rejected"
             if size == 2
             else "lower config.rpo.responses or raise config.data.responses_per_task and "
             "config.data.pairs"
         )
         raise ValueError(
-            f"none of the {len(pairs)} pairs gives an example with {size} {preference}; {way_out}"
+            f"none of the {len(pairs)} pairs gives an example with {size} {preference}; {remedy}"
         )
     return examples
-
-
-def round_up(length: int, limit: int) -> int:
-    """Return a length rounded up to a multiple of 8, at most the limit."""
-    return min(limit, -(-length // 8) * 8)
 
 
 def side_tokens(
@@ -125,11 +124,10 @@ def side_tokens(
     lengths = prompt_lengths(models.tokenizer, prompts, system_text(config))
     prompt_tokens = dict(zip(prompts, lengths, strict=True))
     response_tokens = {
-        text: len(ids) + whole
-        for text, ids, whole in zip(
+        text: len(ids)
+        for text, ids in zip(
             responses,
-            response_ids(models.tokenizer, responses),
-            ends(responses, cut_off),
+            response_ids(models.tokenizer, responses, ends(responses, cut_off), end_of(models)),
             strict=True,
         )
     }
@@ -181,15 +179,15 @@ def fit(
     longest = tuple(max(sum(tokens[side]) for side in examples[i]) for i in kept)
     # KTO puts prompts before the responses of others.
     top = prompt + response
-    top = top if config.method == "kto" else round_up(max(longest), top)
-    several = widths(config.offline.length_buckets, min(longest), top)
-    encoder = Encoder(models, prompt, response, tuple(cut_off), longest, several)
+    top = top if method_of(config).layout == "halves" else round_up(max(longest), top)
+    widths = bucket_widths(config.offline.length_buckets, min(longest), top)
+    encoder = Encoder(models, prompt, response, tuple(cut_off), longest, widths)
     return [examples[i] for i in kept], encoder
 
 
 def mismatched_examples(examples_N: np.ndarray) -> list[int]:
     """Return `losses.mismatched_rows`, skipping rows of the same example: where one epoch ends and
-    the next begins, a batch may hold it twice."""
+    the next begins, a batch may hold an example twice."""
     rows = mismatched_rows(len(examples_N))
     if (examples_N == examples_N[0]).all():
         return rows
@@ -200,59 +198,82 @@ def mismatched_examples(examples_N: np.ndarray) -> list[int]:
     return rows
 
 
-def drawn(config: Config, encoder: Encoder, known: int, step: int) -> np.ndarray:
-    """Return the examples of update `step` out of the first `known`, int64 [batch_size].
+def drawn(config: Config, encoder: Encoder, known: int, update: int) -> np.ndarray:
+    """Return the examples of an update out of the first `known`, int64 [batch_size].
 
-    Where batches have several widths, those of a round (or of an epoch, if that is shorter) are
-    cut by length out of what they would hold, and come in random order.
+    Where batches have several widths, the examples of a round (or of an epoch, if that is shorter)
+    are cut into batches by length, which come in random order.
     """
     offline, seed = config.offline, config.seed
     if not encoder.widths:
-        return batch_at(seed, step, known, offline.batch_size)
+        return batch_at(seed, update, known, offline.batch_size)
     together = max(1, min(offline.steps_per_round, known // offline.batch_size))
-    window, place = divmod(step, together)
+    window, place = divmod(update, together)
     picks = batch_at(seed, window, known, together * offline.batch_size)
     lengths = np.array(encoder.lengths)[picks]
     return picks[list(like_lengths(lengths, offline.batch_size, 1, (seed, window)))[place]]
+
+
+def in_use_at(config: Config, examples: int, update: int) -> int:
+    """Return how many of the examples, from easy to hard, an update draws from."""
+    if not config.data.curriculum:
+        return examples
+    done = update / (config.rounds * config.offline.steps_per_round)
+    share, start = config.data.curriculum, config.data.curriculum_start
+    known = in_use(examples, done, share=share, start=start)
+    # At least a batch of them: KTO puts a prompt beside the response of another.
+    return min(examples, max(config.offline.batch_size, known))
+
+
+def laid_out(
+    layout: Layout, chosen: Sequence[Example], picks: np.ndarray
+) -> tuple[list[Side], dict[str, list[Side]]]:
+    """Return the rows of a batch to learn from, and by the name in `OfflineBatch` those beside
+    them. `picks` are the numbers of the `chosen` examples."""
+    if layout == "halves":
+        # All accepted rows, then all rejected ones: the rotation by one then goes from one pair to
+        # the next, never to the other side of the same pair, whose response may be the same.
+        sides = [example[k] for k in (0, 1) for example in chosen]
+        others = mismatched_examples(np.tile(picks, 2))
+        mismatched = [
+            Side(side.prompt, sides[i].response, 0.0) for side, i in zip(sides, others, strict=True)
+        ]
+        return sides, {"mismatched": mismatched}
+    if layout == "conditions":
+        return [example[0] for example in chosen], {"condition": [e[1] for e in chosen]}
+    return [side for example in chosen for side in example], {}
 
 
 def offline_batch(
     config: Config,
     encoder: Encoder,
     examples: Sequence[Example],
-    rewards: Mapping[tuple[str, str], float],
-    step: int,
-) -> OfflineBatch:
-    """Return the batch of update `step`: a function of (seed, step) and the examples alone.
+    update: int,
+    rewards: BySide | None = None,
+    references: BySide | None = None,
+) -> OfflineBatch | Bucketed:
+    """Return the batch of an update, in its bucket if there are any: a function of the seed, the
+    number of the update and the examples alone.
 
-    `rewards`, by (prompt, response), take the place of the sides' own.
+    Args:
+        config: the run.
+        encoder: made with the examples, by `fit`.
+        examples: to draw from.
+        update: counted over the whole run.
+        rewards: these take the place of the sides' own.
+        references: the log-probs of the sides under a reference that the batch brings along.
     """
-    size, known = config.offline.batch_size, len(examples)
-    if config.data.curriculum:  # the examples go from easy to hard
-        done = step / (config.rounds * config.offline.steps_per_round)
-        share, start = config.data.curriculum, config.data.curriculum_start
-        # At least a batch of them: KTO puts a prompt beside the response of another.
-        known = min(known, max(size, in_use(known, done, share=share, start=start)))
-    picks = drawn(config, encoder, known, step)
-    chosen = [examples[i] for i in picks]
-    sides = [side for example in chosen for side in example]
+    picks = drawn(config, encoder, in_use_at(config, len(examples), update), update)
+    sides, beside = laid_out(method_of(config).layout, [examples[i] for i in picks], picks)
     system = system_text(config)
-    other = None
-    if config.method == "kto":
-        # All accepted rows, then all rejected ones: the rotation by one then goes from one pair to
-        # the next, never to the other side of the same pair, whose response may be the same.
-        sides = [example[k] for k in (0, 1) for example in chosen]
-        rotated = [sides[i].response for i in mismatched_examples(np.tile(picks, 2))]
-        other = encoder.rows(
-            [Side(s.prompt, text, 0.0) for s, text in zip(sides, rotated, strict=True)], system
-        )
-    if config.method == "inverse_q":
-        sides = [example[0] for example in chosen]
-        other = encoder.rows([example[1] for example in chosen], system)
-    rewards_N: Any = np.array(
-        [rewards.get((side.prompt, side.response), side.reward) for side in sides], np.float32
-    )
+
+    texts = [(side.prompt, side.response) for side in sides]
+    rewards_N = [(rewards or {}).get(text, s.reward) for text, s in zip(texts, sides, strict=True)]
+    numbers: dict[str, Any] = {"rewards_N": np.array(rewards_N, np.float32)}
+    if references:
+        numbers["ref_N"] = np.array([references[text] for text in texts], np.float32)
     rows = encoder.rows(sides, system)
-    tokens = [np.sum(part.mask_BT, axis=1) for part in (rows, other) if part is not None]
-    frame = frame_of(encoder.widths, np.concatenate(tokens))
-    return OfflineBatch(rows=rows, other=other, rewards_N=rewards_N, frame=frame)
+    others = {name: encoder.rows(part, system) for name, part in beside.items()}
+    batch = OfflineBatch(rows=rows, **others, **numbers)
+    lengths = [np.sum(part.mask_BT, axis=1) for part in (rows, *others.values())]
+    return in_bucket(batch, np.concatenate(lengths), encoder.widths)

@@ -3,15 +3,16 @@
 Sourced (arXiv 2408.14874, abstract and introduction): token-level rewards without a reward model,
 value model or labels, by estimating a conditionally optimal policy from the model's own responses
 and imitating its rewards. This project's reconstruction: the estimate. It is the frozen starting
-model contrasted under a better and a worse condition and renormalised (`target_logprobs`), and the
-conditions are those that constraints offer (`inverse_q.contrast`): the prompt with and without its
+model contrasted under a better and a worse condition and renormalised (`steps.target_logprobs`).
+The conditions come from constraints (`inverse_q.contrast`): the prompt with and without its
 constraints, with and without a system prompt that asks for exactness, or the two prompts of a
-preferential pair. pi_0 stays frozen, so the target cannot run away.
+preferential pair; the last kind needs no samples and is not made here. The starting model stays
+frozen, so the target cannot run away.
 """
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -20,40 +21,45 @@ from gapo_jax.data.batching import batch_at
 from gapo_jax.data.tokenizer import chat_prompt, encode_prompts
 from gapo_jax.evaluate.accuracy import verify
 from gapo_jax.rollout.generate import Generated, generate, prompt_width, row_keys
-from gapo_jax.train.offline.batch_sources import Lesson, Teacher, fixed_teacher, policy_update
+from gapo_jax.train.buckets import take_rows
+from gapo_jax.train.context import TrainContext
 from gapo_jax.train.offline.steps import OfflineBatch
-from gapo_jax.train.online.phases import TrainContext, rollout_metrics, take_rows
+from gapo_jax.train.online.rollout import rollout_metrics
 from gapo_jax.train.state import GAPOState
 from gapo_jax.types import PromptRow, Rollout
 
 SAMPLE_STREAM = 103
 
 
-def inverse_q_teacher(ctx: TrainContext, state: GAPOState) -> Teacher:
-    """Return the lessons: pairs under their two prompts, or fresh samples in every round."""
-    if ctx.config.inverse_q.contrast == "prompts":
-        return fixed_teacher(ctx, state)
-    update, width = policy_update(ctx), other_width(ctx)
+class SampledBatches:
+    """The policy's own samples of a round, beside them the same responses under the other
+    condition; an update takes the next ones."""
 
-    def teach(state: GAPOState, index: int) -> Lesson:
-        rows, generated = sample_round(ctx, state, index)
-        other = condition_rows(ctx.config, ctx, rows, generated.rollout, width)
-        both = OfflineBatch(rows=generated.rollout, other=other)
-        first = index * ctx.updates_per_round
-        return Lesson(functools.partial(_part, both, ctx.config.offline.batch_size, first), update)
+    widths: Sequence[int] = ()
 
-    return teach
+    def __init__(self, ctx: TrainContext, state: GAPOState) -> None:
+        """Take the prompts of a run; nothing is sampled yet."""
+        del state
+        self.ctx, self.width = ctx, other_width(ctx)
 
+    def begin_round(self, state: GAPOState, index: int) -> None:
+        """Sample a response to each prompt of the round."""
+        rows, generated = sample_round(self.ctx, state, index)
+        condition = condition_rows(self.ctx, rows, generated.rollout, self.width)
+        self.samples = OfflineBatch(rows=generated.rollout, condition=condition)
+        self.first = index * self.ctx.updates_per_round
 
-def _part(both: OfflineBatch, size: int, first: int, step: int) -> OfflineBatch:
-    start = (step - first) * size
-    return take_rows(both, slice(start, start + size))
+    def batch(self, update: int) -> OfflineBatch:
+        """Return the samples of an update."""
+        size = self.ctx.config.offline.batch_size
+        start = (update - self.first) * size
+        return take_rows(self.samples, slice(start, start + size))
 
 
 def sample_round(
     ctx: TrainContext, state: GAPOState, index: int
 ) -> tuple[list[PromptRow], Generated]:
-    """Sample one response to each prompt of a round from the policy; write how they fare."""
+    """Sample one response to each prompt of a round from the policy; write what verifiers say."""
     config, pool = ctx.config, ctx.prompts.train
     count = ctx.updates_per_round * config.offline.batch_size
     rows = [pool[i] for i in batch_at(config.seed, index, len(pool), count)]
@@ -93,11 +99,11 @@ def other_width(ctx: TrainContext) -> int:
 
 
 def condition_rows(
-    config: Config, ctx: TrainContext, rows: list[PromptRow], rollout: Rollout, width: int
+    ctx: TrainContext, rows: list[PromptRow], rollout: Rollout, width: int
 ) -> Rollout:
     """Return the rollout's responses after the prompts of the other condition."""
     tokenizer = ctx.models.tokenizer
-    texts = [chat_prompt(tokenizer, *other_prompt(config, row)) for row in rows]
+    texts = [chat_prompt(tokenizer, *other_prompt(ctx.config, row)) for row in rows]
     tokens_BP, mask_BP = encode_prompts(tokenizer, texts, width, buckets=(width,))
     mask_BR = np.asarray(rollout.response_mask_BR)
     tokens_BR = np.asarray(rollout.tokens_BT)[:, -mask_BR.shape[1] :]

@@ -1,40 +1,54 @@
 """The loop of the offline methods: rounds of updates on examples made before training.
 
-`config.method` is sft, dpo, kto, simpo, orpo or rpo (preferential prompts or responses, see
-`data/preferences.py`), discriminator (the reward model alone), inverse_q or sgpo, which sample in
-between (`inverse_q.py`, `sgpo.py`). A round is `offline.steps_per_round` updates and the unit of
-logging, evaluation and saving; the batch of an update depends on the seed and its number alone, so
-a continued run is the same run. `step` in metrics.jsonl counts updates; `throughput/*` counts the
+A round is `offline.steps_per_round` updates and the unit of logging, evaluation and saving. What an
+update learns from is the matter of its batch source: pairs as comparisons of prompts or responses
+(`data/preferences.py`), the texts of the discriminator alone, or what a method samples in between
+(`inverse_q.py`, `sgpo.py`). The batch of an update depends on the seed and its number alone, so a
+continued run is the same run. `step` in metrics.jsonl counts updates; `throughput/*` counts the
 tokens of prompts and responses that pass through the update.
 """
 
 from __future__ import annotations
 
 import functools
-import math
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
-from gapo_jax.train.build import needs_discriminator
-from gapo_jax.train.discriminator.update import evaluate_pairs, mean_metrics
-from gapo_jax.train.offline.batch_sources import Teacher, discriminator_teacher, fixed_teacher
-from gapo_jax.train.offline.inverse_q import inverse_q_teacher
-from gapo_jax.train.offline.sgpo import sgpo_teacher
-from gapo_jax.train.online.loop import run_rounds, warmup
-from gapo_jax.train.online.phases import TrainContext
-from gapo_jax.train.runtime import RunStopped
-from gapo_jax.train.state import GAPOState
+from gapo_jax.methods import Batches, asks_discriminator, batches_of, method_of
+from gapo_jax.train.buckets import Bucketed, compile_all_widths
+from gapo_jax.train.checks import check_finite, check_kl
+from gapo_jax.train.context import TrainContext
+from gapo_jax.train.discriminator.scoring import evaluate_pairs
+from gapo_jax.train.discriminator.update import DISCRIMINATOR_STREAM
+from gapo_jax.train.discriminator.warmup import warm_up
+from gapo_jax.train.metrics import mean_metrics
+from gapo_jax.train.offline.batch_sources import BatchSource, pair_batches, pair_text_batches
+from gapo_jax.train.offline.inverse_q import SampledBatches
+from gapo_jax.train.offline.sgpo import RefinementBatches
+from gapo_jax.train.rounds import PhaseMetrics, run_rounds, save
+from gapo_jax.train.state import GAPOState, TrainState
+from gapo_jax.types import Metrics
 
-TEACHERS = {
-    "discriminator": discriminator_teacher,
-    "inverse_q": inverse_q_teacher,
-    "sgpo": sgpo_teacher,
+SOURCES: dict[Batches, Callable[[TrainContext, GAPOState], BatchSource]] = {
+    "examples": pair_batches,
+    "texts": pair_text_batches,
+    "samples": SampledBatches,
+    "refinements": RefinementBatches,
+}
+# (state of the network that is trained, batch, widths of the batches) -> (next state, metrics)
+Update = Callable[[TrainState, Any, tuple[int, ...]], tuple[TrainState, Metrics]]
+# What to lower where the updates of a network leave no numbers.
+RATES = {
+    "policy": "config.offline.optim.learning_rate",
+    "disc": "config.discriminator.optim.learning_rate",
 }
 
 
 def train(ctx: TrainContext, state: GAPOState) -> GAPOState:
-    """Play all rounds that are left, saving at round boundaries; return the final state.
+    """Run all rounds that are left, saving at round boundaries; return the final state.
 
     Raises:
         RunInterrupted: asked to stop by a signal; everything needed to continue is saved.
@@ -42,74 +56,72 @@ def train(ctx: TrainContext, state: GAPOState) -> GAPOState:
             one, is saved.
         ValueError: the data gives too few examples that fit; names the keys to change.
     """
-    if ctx.last_saved is None:
-        if needs_discriminator(ctx.config):
-            state = warmup(ctx, state)
-        ctx.save(state, 0)
+    if state.last_saved is None:
+        if asks_discriminator(ctx.config):
+            state = warm_up(ctx, state)
+        state = save(ctx, state, 0)
     with ctx.clock("examples"):
-        teach = TEACHERS.get(ctx.config.method, fixed_teacher)(ctx, state)
-    return run_rounds(ctx, state, functools.partial(one_round, teach))
+        source = SOURCES[batches_of(ctx.config)](ctx, state)
+    run_round = functools.partial(offline_round, source, compiled_update(ctx, state))
+    return run_rounds(ctx, state, run_round)
 
 
-def one_round(teach: Teacher, ctx: TrainContext, state: GAPOState, index: int) -> GAPOState:
-    """Play round `index` (from 0): its updates one after the other, then one line of metrics.
+def compiled_update(ctx: TrainContext, state: GAPOState) -> Update:
+    """Return the update of the network that the method trains."""
+    if method_of(ctx.config).trains == "discriminator":
+        key = jax.random.fold_in(state.key, DISCRIMINATOR_STREAM)
+        return lambda network, batch, widths: ctx.steps.disc_update(network, batch, key)
+    steps = functools.cache(functools.partial(compile_all_widths, ctx.steps.offline))
+    return lambda network, batch, widths: steps(widths)(network, batch, ctx.models.ref_params)
+
+
+def offline_round(
+    source: BatchSource, update: Update, ctx: TrainContext, state: GAPOState, index: int
+) -> tuple[GAPOState, PhaseMetrics]:
+    """Run the updates of round `index` (from 0); return the state and one line of metrics.
 
     Raises:
         RunStopped: a loss is not finite or the policy has left the reference.
     """
-    number, updates = index + 1, ctx.updates_per_round
-    name = "discriminator" if ctx.config.method == "discriminator" else "policy"
-    lesson = teach(state, index)
-    network, rows = getattr(state, name), []
-    tokens = np.zeros(2)
+    source.begin_round(state, index)
+    name, first = method_of(ctx.config).trains, index * ctx.updates_per_round
+    network, updates, tokens = getattr(state, name), [], np.zeros(2)
     with ctx.clock(name):
-        for step in range(index * updates, number * updates):
-            batch = lesson.batch(step)
+        for number in range(first, first + ctx.updates_per_round):
+            batch = source.batch(number)
             tokens += token_counts(batch)
-            network, metrics = lesson.update(network, batch)
-            rows.append(metrics)
-        found = mean_metrics(rows)
+            network, metrics = update(network, batch, tuple(source.widths))
+            updates.append(metrics)
+        metrics = mean_metrics(updates)
     seconds = ctx.clock.last[name]
-    check(ctx, found, number)
+    check(ctx, metrics, index + 1)
     if name == "discriminator":
-        found |= evaluate_pairs(
-            ctx.training.steps,
+        metrics |= evaluate_pairs(
+            ctx.steps,
             network.params,
             ctx.models.disc_tokenizer,
             ctx.pairs.heldout,
             ctx.config.discriminator,
         )
-    found |= {
+    metrics |= {
         f"time/{name}_s": seconds,
         "throughput/real_tokens_per_s": float(tokens[0] / seconds),
         "throughput/padded_tokens_per_s": float(tokens[1] / seconds),
     }
-    ctx.writer.write(number * updates, number, name, found)
-    return state.replace(**{name: network}, round=state.round + 1)
+    return state.replace(**{name: network}), {name: metrics}
 
 
 def token_counts(batch: Any) -> np.ndarray:
     """Return (real, padded) tokens of the rows of a batch, float64 [2]."""
-    mask_BT = np.asarray(batch.rows.mask_BT if hasattr(batch, "rows") else batch.mask_BT)
-    frame = getattr(batch, "frame", None)
-    width = frame.width if frame else mask_BT.shape[1]
+    whole = batch.batch if isinstance(batch, Bucketed) else batch
+    mask_BT = np.asarray(whole.mask_BT)
+    width = batch.width if isinstance(batch, Bucketed) else mask_BT.shape[1]
     return np.array([mask_BT.sum(), len(mask_BT) * width], np.float64)
 
 
 def check(ctx: TrainContext, metrics: dict[str, float], number: int) -> None:
     """Raise RunStopped when a loss or gradient is not finite, or own samples show a collapse."""
-    keys = {"policy": "config.offline.optim", "disc": "config.discriminator.optim"}
-    for network, key in keys.items():
-        for name in ("loss", "grad_norm"):
-            value = metrics.get(f"{network}/{name}", 0.0)
-            if not math.isfinite(value):
-                raise RunStopped(
-                    f"{network}/{name} is {value} in round {number}; lower {key}.learning_rate"
-                )
-    limit = ctx.config.ppo.kl_limit
-    if not metrics.get("kl/ref", 0.0) <= limit:
-        raise RunStopped(
-            f"KL to the reference is {metrics['kl/ref']:.3f} a token in round {number}, above "
-            f"config.ppo.kl_limit={limit}: the policy is collapsing; lower "
-            "config.offline.optim.learning_rate or config.inverse_q.strength"
-        )
+    when = f"round {number}"
+    check_finite(metrics, when, RATES)
+    remedy = f"lower {RATES['policy']} or config.inverse_q.strength"
+    check_kl(metrics.get("kl/ref", 0.0), ctx.config.ppo.kl_limit, when, remedy)

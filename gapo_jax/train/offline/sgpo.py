@@ -1,15 +1,16 @@
 """SGPO-style learning: the policy learns to refine its answers, then prefers its refinements.
 
-Sourced (arXiv 2507.20181, abstract and summary): improver and policy are one model; the improver is
-trained for incremental improvements of the current response with the SFT output as a guide; then
-preference optimisation on policy, the refinement chosen and the response rejected, both by that one
-model. Unknown there and this project's reconstruction: templates, filters, weights, sizes, all of
-them in `config.sgpo`. In particular: the answers to refine in stage 1 are responses that violate
-their prompt, and the SFT outputs responses to the same prompt that satisfy it, both of the
-preferential pairs; and in stage 2 the refinement is scored under the plain prompt.
+Sourced (arXiv 2507.20181, abstract and summary): improver and policy are one model. The improver is
+trained for incremental improvements of the current response with the SFT output as a guide. Then
+follows preference optimisation on policy: the refinement is chosen, the response rejected, and both
+are written by that one model. What the sources leave open is this project's reconstruction:
+templates, filters, weights and sizes, all in `config.sgpo`. In particular, stage 1 refines
+responses that violate their prompt, guided by responses to the same prompt that satisfy it, both
+from the preferential pairs; and stage 2 scores the refinement under the plain prompt.
 
-What the two stages learn from lies in the workdir (`sgpo_improver.jsonl`, `sgpo_pairs.jsonl`), the
-latter with the log-probs of its reference, the policy at the end of stage 1.
+What the two stages learn from is written to the workdir (`sgpo_improver.jsonl`,
+`sgpo_pairs.jsonl`), and so are the log-probs of stage 2's reference, the policy at the end of
+stage 1 (`sgpo_reference.jsonl`).
 """
 
 from __future__ import annotations
@@ -17,24 +18,26 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from gapo_jax.compilation import jit_step
-from gapo_jax.config import SGPOConfig, system_text
-from gapo_jax.data.batching import batch_at
+from gapo_jax.config import system_text
+from gapo_jax.data.batching import batch_at, round_up
 from gapo_jax.data.preferences import Example, Side, preferential_responses
 from gapo_jax.io import read_jsonl, write_jsonl
 from gapo_jax.losses import sequence_logprobs
+from gapo_jax.options import SGPOConfig
 from gapo_jax.rollout.generate import generate, prompt_lengths, row_keys
 from gapo_jax.train.clock import counter
-from gapo_jax.train.offline.batch_sources import Lesson, Teacher, policy_update
-from gapo_jax.train.offline.examples import Encoder, cut_off_texts, fit, offline_batch
-from gapo_jax.train.offline.steps import OfflineBatch, row_logprobs
-from gapo_jax.train.online.phases import TrainContext, ended
+from gapo_jax.train.context import TrainContext
+from gapo_jax.train.datasets.self_generated import ended_responses
+from gapo_jax.train.offline.batch_sources import ExampleBatches
+from gapo_jax.train.offline.examples import Encoder, cut_off_texts, fit
+from gapo_jax.train.offline.steps import row_logprobs
 from gapo_jax.train.state import GAPOState
 from gapo_jax.types import Rollout
 
@@ -60,12 +63,12 @@ def edit_distance(first: str, second: str) -> float:
 def ask(
     ctx: TrainContext, params: Any, prompts: Sequence[str], stream: int, name: str
 ) -> list[tuple[str, bool]]:
-    """Sample one response to each prompt: (text, whether it ended within the limit). `name` is what
-    the console calls them."""
+    """Sample one response to each prompt; return (text, whether it ended within the limit). The
+    console calls them by `name`."""
     config, tokenizer = ctx.config, ctx.models.tokenizer
     system = system_text(config)
     limit = config.sgpo.max_prompt_tokens
-    width = min(limit, -(-max(prompt_lengths(tokenizer, prompts, system)) // 8) * 8)
+    width = round_up(max(prompt_lengths(tokenizer, prompts, system)), limit)
     with ctx.clock("rollout"), counter(len(prompts), name) as advance:
         generated = generate(
             ctx.models.sample,
@@ -80,7 +83,7 @@ def ask(
             stop=config.sampling.stop,
             on_batch=advance,
         )
-    ended_B = ended(ctx, generated.rollout)
+    ended_B = ended_responses(config, ctx.models, generated.rollout)
     return list(zip(generated.texts, ended_B.tolist(), strict=True))
 
 
@@ -186,8 +189,17 @@ def preference_records(ctx: TrainContext, state: GAPOState) -> Records:
     return records
 
 
-def stage_records(ctx: TrainContext, name: str, make: Any, index: int, first: int) -> Records:
+def stage_records(
+    ctx: TrainContext, name: str, make: Callable[[], Records], index: int, first: int
+) -> Records:
     """Return the kept records of a stage, made in its first round and read back in the others.
+
+    Args:
+        ctx: the run.
+        name: the file in the workdir.
+        make: asks for refinements and says which are kept.
+        index: the present round.
+        first: the first round of the stage, which writes how many are kept.
 
     Raises:
         ValueError: too few are kept for a batch.
@@ -212,10 +224,12 @@ def stage_records(ctx: TrainContext, name: str, make: Any, index: int, first: in
     return [record for record in records if record["verdict"] == "kept"]
 
 
-def improver_lesson(ctx: TrainContext, records: Records) -> Lesson:
+def improver_batches(ctx: TrainContext, index: int) -> ExampleBatches:
     """Return stage 1: imitate the refinement under the improve template, and the good answer under
     the plain prompt with the weight `sgpo.answer_weight`."""
     settings = ctx.config.sgpo
+    make = functools.partial(improver_records, ctx)
+    records = stage_records(ctx, "sgpo_improver.jsonl", make, index, 0)
     examples = [
         (
             Side(
@@ -231,14 +245,13 @@ def improver_lesson(ctx: TrainContext, records: Records) -> Lesson:
     examples, encoder = fit(
         ctx.config, ctx.models, examples, cut_off, prompt_limit=settings.max_prompt_tokens
     )
-    batch = functools.partial(offline_batch, ctx.config, encoder, examples, {})
-    return Lesson(batch, policy_update(ctx, encoder.widths))
+    return ExampleBatches(ctx, encoder, examples)
 
 
-def preference_lesson(ctx: TrainContext, state: GAPOState, index: int) -> Lesson:
+def preference_batches(ctx: TrainContext, state: GAPOState, index: int) -> ExampleBatches:
     """Return stage 2: DPO on the policy's own answers and refinements."""
-    first = ctx.config.sgpo.improver_rounds
     make = functools.partial(preference_records, ctx, state)
+    first = ctx.config.sgpo.improver_rounds
     records = stage_records(ctx, "sgpo_pairs.jsonl", make, index, first)
     examples = [
         tuple(Side(r["prompt"], r[side], 0.0) for side in ("chosen", "rejected")) for r in records
@@ -248,13 +261,8 @@ def preference_lesson(ctx: TrainContext, state: GAPOState, index: int) -> Lesson
     path = ctx.workdir / "sgpo_reference.jsonl"
     if not path.exists():
         write_jsonl(path, reference_records(ctx, state, encoder, examples))
-    known = {(r["prompt"], r["response"]): r["logprob"] for r in read_jsonl(path)}
-
-    def batch(step: int) -> OfflineBatch:
-        plain = offline_batch(ctx.config, encoder, examples, known, step)
-        return plain.replace(ref_N=plain.rewards_N, rewards_N=None)
-
-    return Lesson(batch, policy_update(ctx, encoder.widths))
+    references = {(r["prompt"], r["response"]): r["logprob"] for r in read_jsonl(path)}
+    return ExampleBatches(ctx, encoder, examples, references=references)
 
 
 def reference_records(
@@ -281,21 +289,29 @@ def reference_records(
     return records[: len(sides)]
 
 
-def sgpo_teacher(ctx: TrainContext, state: GAPOState) -> Teacher:
-    """Return the lessons of both stages; what they learn from is made when a stage begins."""
-    del state
-    made: dict[str, Lesson] = {}
+class RefinementBatches:
+    """The batches of both stages; what they learn from is made when a stage begins, or read back in
+    a continued run."""
 
-    def teach(state: GAPOState, index: int) -> Lesson:
-        stage = "improver" if index < ctx.config.sgpo.improver_rounds else "preference"
-        if stage not in made:
-            made.clear()
-            if stage == "improver":
-                make = functools.partial(improver_records, ctx)
-                records = stage_records(ctx, "sgpo_improver.jsonl", make, index, 0)
-                made[stage] = improver_lesson(ctx, records)
-            else:
-                made[stage] = preference_lesson(ctx, state, index)
-        return made[stage]
+    def __init__(self, ctx: TrainContext, state: GAPOState) -> None:
+        """Take a run, of which no stage has begun."""
+        del state
+        self.ctx, self.stage = ctx, 0
 
-    return teach
+    @property
+    def widths(self) -> Sequence[int]:
+        """Those of the stage."""
+        return self.examples.widths
+
+    def begin_round(self, state: GAPOState, index: int) -> None:
+        """Make what the stage of the round learns from, if it has not begun yet."""
+        stage = 1 if index < self.ctx.config.sgpo.improver_rounds else 2
+        if stage == 1 != self.stage:
+            self.examples = improver_batches(self.ctx, index)
+        elif stage == 2 != self.stage:
+            self.examples = preference_batches(self.ctx, state, index)
+        self.stage = stage
+
+    def batch(self, update: int) -> Any:
+        """Return the examples of an update, encoded."""
+        return self.examples.batch(update)

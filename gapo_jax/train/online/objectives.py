@@ -5,20 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from gapo_jax.config import Config
-from gapo_jax.config.online import estimator, group_size, kl_in_loss
 from gapo_jax.losses import kl_loss, ppo_loss, rpo_loss, sequence_logprobs
-from gapo_jax.types import Experience
-
-Metrics = dict[str, jax.Array]
+from gapo_jax.methods import estimator, kl_in_loss
+from gapo_jax.types import Experience, Metrics
 
 
 def reduction(config: Config, experience: Experience) -> dict[str, Any]:
     """Return `aggregation` and `denominator` of the token losses of a minibatch.
 
     GRPO and GSPO average rows of token means; DAPO all tokens of the batch that one update sees;
-    Dr. GRPO divides by rows times `sampling.max_new_tokens`, whatever was really sampled.
+    Dr. GRPO divides by rows times `sampling.max_new_tokens`, whatever was really sampled. As in
+    TRL, a row without a token to learn from (`grpo.mask_truncated`) counts as a row all the same:
+    left out, it would raise the weight of the others. Rows that only fill the shape do not count.
     """
     chosen = estimator(config)
     if chosen == "rloo":
@@ -26,13 +27,14 @@ def reduction(config: Config, experience: Experience) -> dict[str, Any]:
     if chosen != "grpo":
         return {"aggregation": config.ppo.aggregation, "denominator": None}
     variant = config.grpo.variant
-    rows, constant = experience.response_mask_BR.shape[0], None
+    if variant == "dapo":
+        return {"aggregation": "token", "denominator": None}
+    rows: Any = experience.response_mask_BR.shape[0]
+    if experience.counted_B is not None:
+        rows = jnp.maximum(jnp.sum(experience.counted_B, dtype=jnp.float32), 1.0)
     if variant == "dr_grpo":
-        constant = rows * config.sampling.max_new_tokens
-    return {
-        "aggregation": "token" if variant in ("dapo", "dr_grpo") else "sequence",
-        "denominator": constant,
-    }
+        return {"aggregation": "token", "denominator": rows * config.sampling.max_new_tokens}
+    return {"aggregation": "sequence", "denominator": rows}
 
 
 def ratio_level(config: Config) -> str:
@@ -82,7 +84,7 @@ def _rpo(
     config: Config, logprobs_BR: jax.Array, experience: Experience
 ) -> tuple[jax.Array, Metrics]:
     """RPO (arXiv 2502.00203) on the samples of the current policy, the rewards being explicit."""
-    group, mask_BR = group_size(config), experience.response_mask_BR
+    group, mask_BR = config.ppo.group_size, experience.response_mask_BR
     assert experience.rewards_B is not None
     policy_B, ref_B = (
         sequence_logprobs(x_BR, mask_BR) for x_BR in (logprobs_BR, experience.ref_logprobs_BR)

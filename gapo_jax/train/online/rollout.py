@@ -1,4 +1,4 @@
-"""What a round learns from: sampled responses with their verdicts and rule rewards.
+"""Generate and verify: the responses that a round learns from.
 
 With `grpo.dynamic_sampling` (DAPO, arXiv 2503.14476, section 3.2) groups without a signal are
 replaced by groups of further prompts.
@@ -7,41 +7,149 @@ replaced by groups of further prompts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from gapo_jax.config import Config
-from gapo_jax.config.online import estimator
-from gapo_jax.evaluate.accuracy import Verdict, verify
-from gapo_jax.evaluate.text_health import repetition
-from gapo_jax.rollout.generate import Generated
-from gapo_jax.train.online.phases import (
-    TrainContext,
-    ended,
-    rollout_metrics,
-    sample_responses,
-    take_rows,
-)
+from gapo_jax.config import Config, system_text
+from gapo_jax.data.batching import batch_at, bucket_widths
+from gapo_jax.evaluate.accuracy import Verdict, summarise, verify
+from gapo_jax.evaluate.text_health import repetition, text_health
+from gapo_jax.methods import estimator
+from gapo_jax.rollout.generate import Generated, generate, prompt_lengths, row_keys
+from gapo_jax.train.buckets import take_rows
+from gapo_jax.train.build import Models
+from gapo_jax.train.context import TrainContext
+from gapo_jax.train.datasets.self_generated import Prompts, ended_responses
+from gapo_jax.train.discriminator.batches import is_accepted
+from gapo_jax.train.discriminator.texts import GeneratedText
+from gapo_jax.train.round import RoundRollout
 from gapo_jax.train.state import GAPOState
-from gapo_jax.types import PromptRow
+from gapo_jax.types import PromptRow, Rollout
+
+ROLLOUT_STREAM = 102
 
 
-class Sampled(NamedTuple):
-    """A round's responses, the samples of a prompt next to each other.
+def sample_rollout(ctx: TrainContext, state: GAPOState, index: int) -> RoundRollout:
+    """Sample and verify the responses of round `index`, again for groups without a signal if the
+    method asks for it.
 
-    `rules_B` are the rule rewards, float32; `learn_B` is 0 for rows that must not be learned from;
-    `metrics` and `tokens` (real, padded) are those of everything that was sampled.
+    Raises:
+        RunInterrupted: a signal asked for a stop, and the last round boundary is saved.
     """
+    with ctx.clock("rollout"):
+        rollout = _sample(ctx, state, index)
+    ctx.stop_if_asked(state, index)
+    return rollout
 
-    rows: list[PromptRow]
-    generated: Generated
-    verdicts: list[Verdict]
-    rules_B: np.ndarray
-    learn_B: np.ndarray
-    metrics: dict[str, float]
-    tokens: tuple[int, int]
+
+def _sample(ctx: TrainContext, state: GAPOState, index: int) -> RoundRollout:
+    config, group = ctx.config, ctx.config.ppo.samples_per_prompt
+    grpo = config.grpo if estimator(config) == "grpo" else None
+    dynamic = grpo is not None and grpo.dynamic_sampling
+    wanted = config.ppo.prompts_per_round
+    rows: list[PromptRow] = []
+    verdicts: list[Verdict] = []
+    batches: list[Generated] = []
+    rule_rewards_B, useful_A = np.zeros(0, np.float32), np.zeros(0, bool)
+    for attempt in range(1 + (config.grpo.max_resamples if dynamic else 0)):
+        more, generated = sample_responses(ctx, state, index, attempt)
+        rows, batches = rows + more, [*batches, generated]
+        verdicts += verify(more, generated.texts, ctx.verifiers)
+        rule_rewards_B = rule_rewards(config, verdicts)
+        useful_A = informative(rule_rewards_B, group)
+        if useful_A.sum() >= wanted:
+            break
+    every = join(batches)
+    metrics = rollout_metrics(ctx, rows, every, verdicts)
+    metrics["reward/rule_mean"] = float(rule_rewards_B.mean())
+    # Those with a signal first; where there are too few, others fill the static shape unlearned.
+    kept_A = np.argsort(~useful_A, kind="stable")[:wanted] if dynamic else np.arange(wanted)
+    learn_B = np.repeat(useful_A[kept_A] | (not dynamic), group)
+    counted_B = learn_B.copy() if dynamic else None
+    if dynamic:
+        metrics["rollout/groups_sampled"] = float(len(useful_A))
+        metrics["rollout/groups_informative"] = float(useful_A.sum())
+    chosen = (kept_A[:, None] * group + np.arange(group)).reshape(-1)
+    arrays = take_rows(every.rollout, chosen)
+    if grpo is not None and grpo.mask_truncated:
+        learn_B &= ended_responses(config, ctx.models, arrays)
+    rows, texts = [rows[i] for i in chosen], [every.texts[i] for i in chosen]
+    verdicts = [verdicts[i] for i in chosen]
+    return RoundRollout(
+        index=index,
+        rows=rows,
+        texts=texts,
+        arrays=arrays,
+        verdicts=verdicts,
+        generated=[
+            GeneratedText(row.prompt, text, is_accepted(config.discriminator, verdict), index + 1)
+            for row, text, verdict in zip(rows, texts, verdicts, strict=True)
+        ],
+        rule_rewards_B=rule_rewards_B[chosen],
+        learn_B=learn_B,
+        counted_B=counted_B,
+        metrics=metrics,
+        response_mask_BR=np.asarray(every.rollout.response_mask_BR),
+        device_s=every.device_s,
+    )
+
+
+def sample_responses(
+    ctx: TrainContext, state: GAPOState, index: int, attempt: int = 0
+) -> tuple[list[PromptRow], Generated]:
+    """Sample `samples_per_prompt` responses to each of the round's prompts.
+
+    Further attempts take the prompts in other orders, with other keys.
+    """
+    config, pool = ctx.config, ctx.prompts.train
+    chosen = batch_at(config.seed + 7919 * attempt, index, len(pool), config.ppo.prompts_per_round)
+    prompts = [pool[i] for i in chosen]
+    rows = [row for row in prompts for _ in range(config.ppo.samples_per_prompt)]
+    path = (ROLLOUT_STREAM, index, *([attempt] if attempt else []))
+    generated = generate(
+        ctx.models.sample,
+        ctx.sampling_params(state),
+        ctx.models.tokenizer,
+        [row.prompt for row in prompts],
+        row_keys(state.key, *path, count=len(rows)),
+        batch_size=config.sampling.batch_size,
+        width=ctx.prompts.width,
+        temperature=config.sampling.temperature,
+        system=system_text(config),
+        stop=config.sampling.stop,
+    )
+    return rows, generated._replace(rollout=without_spare(ctx.prompts, generated.rollout))
+
+
+def without_spare(prompts: Prompts, rollout: Rollout) -> Rollout:
+    """Return a rollout without the leading columns that no training prompt reaches: the sampler
+    has them for the held-out prompts, but nobody need score or learn from padding."""
+    spare = prompts.width - prompts.train_width
+    return rollout.replace(
+        tokens_BT=rollout.tokens_BT[:, spare:], mask_BT=rollout.mask_BT[:, spare:]
+    )
+
+
+def rollout_widths(config: Config, models: Models, prompts: Prompts) -> tuple[int, ...]:
+    """Return the widths of the buckets that rows of a rollout come in (`ppo.length_buckets`), ()
+    for one. Few rows are shorter than half of the prompts."""
+    if config.ppo.length_buckets == 1:
+        return ()
+    texts = [row.prompt for row in prompts.train]
+    lengths = prompt_lengths(models.tokenizer, texts, system_text(config))
+    limit = prompts.train_width + config.sampling.max_new_tokens
+    return bucket_widths(config.ppo.length_buckets, float(np.median(lengths)), limit)
+
+
+def join(batches: Sequence[Generated]) -> Generated:
+    """Return several batches of responses as one."""
+    if len(batches) == 1:
+        return batches[0]
+    texts = [text for batch in batches for text in batch.texts]
+    rollouts = [batch.rollout for batch in batches]
+    rollout = jax.tree.map(lambda *leaves: np.concatenate(leaves), *rollouts)
+    return Generated(texts, rollout, sum(batch.device_s for batch in batches))
 
 
 def rule_rewards(config: Config, verdicts: Sequence[Verdict]) -> np.ndarray:
@@ -51,68 +159,36 @@ def rule_rewards(config: Config, verdicts: Sequence[Verdict]) -> np.ndarray:
     response that repeats itself, which satisfies some constraints by accident
     (`discriminator.max_repetition`).
     """
-    judge = all if config.reward.rule == "all" else np.mean
+    combine = all if config.reward.rule == "all" else np.mean
     limit = config.discriminator.max_repetition
     return np.array(
         [
-            float(judge(verdict.strict)) if repetition(verdict.response) <= limit else 0.0
+            float(combine(verdict.strict)) if repetition(verdict.response) <= limit else 0.0
             for verdict in verdicts
         ],
         np.float32,
     )
 
 
-def informative(rules_B: np.ndarray, group: int) -> np.ndarray:
+def informative(rule_rewards_B: np.ndarray, group: int) -> np.ndarray:
     """Return which groups of neighbouring rows have unequal rule rewards, bool [B / group]."""
-    rules_AG = rules_B.reshape(-1, group)
-    return rules_AG.max(axis=1) > rules_AG.min(axis=1)
+    rewards_AG = rule_rewards_B.reshape(-1, group)
+    return rewards_AG.max(axis=1) > rewards_AG.min(axis=1)
 
 
-def sample_round(ctx: TrainContext, state: GAPOState, round_index: int) -> Sampled:
-    """Sample and verify the responses of a round, again for groups without a signal if asked."""
-    config, group = ctx.config, ctx.config.ppo.samples_per_prompt
-    dynamic = estimator(config) == "grpo" and config.grpo.dynamic_sampling
-    rows, verdicts, parts, wanted = [], [], [], config.ppo.prompts_per_round
-    rules_B, useful_A = np.zeros(0, np.float32), np.zeros(0, bool)
-    for attempt in range(1 + (config.grpo.max_resamples if dynamic else 0)):
-        more, generated = sample_responses(ctx, state, round_index, attempt)
-        rows, parts = rows + more, [*parts, generated]
-        verdicts += verify(more, generated.texts, ctx.verifiers)
-        rules_B = rule_rewards(config, verdicts)
-        useful_A = informative(rules_B, group)
-        if useful_A.sum() >= wanted:
-            break
-    every = merge(parts)
-    metrics = rollout_metrics(ctx, rows, every, verdicts)
-    mask_BR = np.asarray(every.rollout.response_mask_BR)
-    tokens = (int(mask_BR.sum()), mask_BR.size)
-    # Those with a signal first; where there are too few, others fill the static shape unlearned.
-    kept_A = np.argsort(~useful_A, kind="stable")[:wanted] if dynamic else np.arange(wanted)
-    learn_B = np.repeat(useful_A[kept_A] | (not dynamic), group)
-    if dynamic:
-        metrics["rollout/groups_sampled"] = float(len(useful_A))
-        metrics["rollout/groups_informative"] = float(useful_A.sum())
-    chosen = (kept_A[:, None] * group + np.arange(group)).reshape(-1)
-    texts = [every.texts[i] for i in chosen]
-    kept = Generated(texts, take_rows(every.rollout, chosen), every.device_s)
-    if estimator(config) == "grpo" and config.grpo.mask_truncated:
-        learn_B &= ended(ctx, kept.rollout)
-    return Sampled(
-        rows=[rows[i] for i in chosen],
-        generated=kept,
-        verdicts=[verdicts[i] for i in chosen],
-        rules_B=rules_B[chosen],
-        learn_B=learn_B,
-        metrics=metrics | {"reward/rule_mean": float(rules_B.mean())},
-        tokens=tokens,
-    )
-
-
-def merge(parts: Sequence[Generated]) -> Generated:
-    """Return several batches of responses as one."""
-    if len(parts) == 1:
-        return parts[0]
-    texts = [text for part in parts for text in part.texts]
-    rollouts = [part.rollout for part in parts]
-    rollout = jax.tree.map(lambda *leaves: np.concatenate(leaves), *rollouts)
-    return Generated(texts, rollout, sum(part.device_s for part in parts))
+def rollout_metrics(
+    ctx: TrainContext, rows: Sequence[PromptRow], generated: Generated, verdicts: Sequence[Verdict]
+) -> dict[str, float]:
+    """Return constraint accuracy (by rule) and the health of the sampled text."""
+    summary = summarise(verdicts, resamples=1)
+    ended_B = ended_responses(ctx.config, ctx.models, generated.rollout)
+    metrics = {
+        "constraint/instruction_strict": summary["instruction_strict"]["value"],
+        "constraint/prompt_strict": summary["prompt_strict"]["value"],
+        "response/length": float(np.asarray(generated.rollout.response_mask_BR).sum(1).mean()),
+        "response/eos_rate": float(ended_B.mean()),
+    }
+    metrics |= text_health([row.prompt for row in rows], generated.texts)
+    for name, entry in summary["types"].items():
+        metrics[f"constraint/type/{name}"] = entry["strict"]["value"]
+    return metrics

@@ -1,4 +1,4 @@
-"""Accepted pairs for an SFT term in the policy loss: what ties the generator to text that obeys.
+"""Demonstrations for an SFT term in the policy loss, which holds the generator to text that obeys.
 
 UniAPL (arXiv 2509.25148) mixes demonstrations into every gradient step; here they are the accepted
 sides of the preferential pairs, so nothing is needed beyond what the discriminator learns from.

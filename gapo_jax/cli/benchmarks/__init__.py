@@ -1,0 +1,1 @@
+"""The measurements of gapo-jax benchmark, by kind."""

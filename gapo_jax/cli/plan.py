@@ -1,0 +1,122 @@
+"""Compile the steps of a run for a machine that is not here: do they fit, and what do they cost?
+
+    gapo-jax plan --config FILE.py --topology v5e:8x8 [--json FILE] [--dump DIR] [--steps A,B]
+
+Topologies: `v5e:8x8`, `v5p:2x2x4`, `v6e:4x4`, ... (the TPU compiler of the package libtpu runs on
+any Linux machine: `pip install libtpu`), and `cpu:8`. Nothing is allocated, and the networks of
+`gapo_jax/models/hf/known_shapes.py` need no weights. Where each figure comes from:
+
+- `hbm_gb`, per device: arguments + results - alias + temporaries, as the compiler assigns them;
+  `fits` compares `together_gb` with the memory that the chip leaves to programs, or with --hbm_gb.
+  These are exact.
+- `together_gb`: `hbm_gb` plus whatever else lives on the device during that step of a round.
+- `model_tflops`: the multiplications that the result needs, on all devices together; see
+  `PlannedStep`.
+- `alias_gb`: the state that is updated in place, close to the size of the network that learns.
+- `compute_s_estimate`: the compiler's own `estimated_cycles` times the turns of each loop, over the
+  clock of the chip (1.5 GHz v5e, 1.75 v5p and v6e: assumed, not published). The compiler estimates
+  nothing for attention in a Pallas kernel, which counts at the peak rate. Communication, overlap
+  and host time are missing, so this is a lower bound of the time, and `mfu_upper_bound` (against
+  the published peak) an upper bound of the MFU.
+- `wire_gb`: bytes that each device sends, by cause, if every collective is a ring.
+- `token_ms_estimate`: the same estimate for one turn of decoding's loop over tokens;
+  `token_ms_floor`: the bytes that a device reads in that turn, over the published bandwidth.
+
+The steps: `prefill`, `decode` (with a prefill), `score` (reference, old policy and values),
+`disc_score`, `disc_step`, `policy_step`, `critic_step`. None of the figures is a measurement. What
+the compiler does not estimate (on `cpu:8`, all times) is null. Where a step does not fit, changes
+of the configuration are compiled until one does, which is printed and written as `change`.
+
+The exit status is 0 if everything fits, also with a change, and otherwise 1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from gapo_jax.cli.experiment import parse_flags
+from gapo_jax.config import finalize
+from gapo_jax.plan.chips import CHIPS, prepare
+
+
+def _define(values: flags.FlagValues) -> None:
+    flags.DEFINE_string(
+        "topology", None, "KIND:SHAPE, such as v5e:8x8, or cpu:8.", flag_values=values
+    )
+    flags.DEFINE_string("json", None, "Write the figures to this file.", flag_values=values)
+    flags.DEFINE_float(
+        "hbm_gb",
+        None,
+        "Memory of a device in GB (default: the chip's; unlimited on cpu).",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "dump", None, "Keep the compiled programs (HLO text) in this folder.", flag_values=values
+    )
+    flags.DEFINE_list("steps", [], "Only these steps (default: all).", flag_values=values)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compile the plan, print it and write it; return the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    values, _ = parse_flags(_define, argv, __doc__, ["topology"])
+    try:
+        config = finalize(values.config)
+        prepare(values.topology)
+        # Imported late: JAX reads the environment when it is loaded.
+        from gapo_jax.plan.compile import find_change, plan
+
+        with tempfile.TemporaryDirectory() as scratch:
+            dump = Path(values.dump or scratch)
+            chip = CHIPS.get(values.topology.partition(":")[0], {"hbm_gb": None})
+            capacity = values.hbm_gb or chip["hbm_gb"]
+            record = plan(config, values.topology, dump, values.steps, capacity)
+            show(record)
+            if outcome := find_change(config, values.topology, record, dump):
+                print(outcome)
+    except (ValueError, FileNotFoundError) as error:
+        if os.environ.get("GAPO_JAX_TRACEBACK"):
+            raise
+        sys.exit(f"error: {error}")
+    if values.json:
+        Path(values.json).write_text(json.dumps(record, indent=2) + "\n")
+    return 0 if record["fits"] or "change" in record else 1
+
+
+def show(record: dict[str, Any]) -> None:
+    """Print a plan as a table."""
+    capacity = record["chip_hbm_gb"]
+    print(f"{record['config']} on {record['topology']}, mesh {record['mesh']}", end="")
+    print(f", sampling on {record['sampling_mesh']}")
+    held = ", ".join(f"{name} {size:.2f}" for name, size in record["resident_gb"].items())
+    print(f"through a round, GB per device: {held}")
+    if capacity:
+        print(f"memory of a chip for programs: {capacity:.1f} GB")
+    columns = (
+        "hbm_gb", "together_gb", "temp_gb", "alias_gb", "model_tflops", "compute_s_estimate",
+        "mfu_upper_bound", "wire_total_gb", "compile_s",
+    )  # fmt: skip
+    print(f"{'step':<12} fits " + " ".join(f"{name:>18}" for name in columns))
+    for name, found in record["steps"].items():
+        values = [" " * 18 if found[key] is None else f"{found[key]:18.3f}" for key in columns]
+        print(f"{name:<12} {'yes ' if found['fits'] else 'NO  '} " + " ".join(values))
+        if "error" in found:
+            print(f"             {found['error']}")
+        if "token_ms_estimate" in found:
+            token, floor = found["token_ms_estimate"], found["token_ms_floor"]
+            print(f"             {token:.2f} ms a token; to read weights and cache: {floor:.2f} ms")
+    for name, found in record["steps"].items():
+        for cause, size in list((found["wire_gb"] or {}).items())[:4]:
+            print(f"  {name}: {size:8.3f} GB  {cause}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

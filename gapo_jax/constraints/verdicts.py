@@ -1,0 +1,61 @@
+"""The strict and the loose verdict on a response, for every built-in family of constraint types.
+
+Strict looks at the response as it is, loose at eight variants of it (first line, last line or both
+dropped, asterisks dropped), as the IFEval release defines them (arXiv 2311.07911, section 3). An
+empty response follows no constraint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from gapo_jax.constraints import ifbench_checks, ifeval_checks, product_checks
+from gapo_jax.constraints.fields import FAMILY_FIELDS, clean_kwargs
+from gapo_jax.constraints.text import MAX_TEXT
+
+Check = Callable[[str, tuple[tuple[str, Any], ...], str], bool]
+_CHECKS: dict[str, Check] = {
+    "ifeval": ifeval_checks.follows,
+    "ifbench": ifbench_checks.follows,
+    "product": product_checks.follows,
+}
+_CHECK_OF = {type_id: _CHECKS[name] for name, types in FAMILY_FIELDS.items() for type_id in types}
+
+
+def as_items(kwargs: Mapping[str, Any] | None) -> tuple[tuple[str, Any], ...]:
+    """Return arguments as sorted pairs that can be hashed; lists become sorted tuples."""
+    items = []
+    for field, value in sorted((kwargs or {}).items()):
+        if isinstance(value, list | set | frozenset):
+            value = tuple(sorted(value, key=str))
+        items.append((field, value))
+    return tuple(items)
+
+
+def follows(type_id: str, kwargs: Mapping[str, Any] | None, answer: str) -> bool:
+    """Return the strict verdict on one answer for one instruction of a built-in type.
+
+    Official for IFEval and IFBench types, this project's for product facts. Every string has a
+    verdict; one of more than `MAX_TEXT` characters follows no constraint, which bounds the time of
+    a check.
+
+    Raises:
+      ValueError: invalid arguments (`clean_kwargs`).
+      KeyError: an unknown id (`registry.get` raises the error for users).
+    """
+    if len(answer) > MAX_TEXT:
+        clean_kwargs(type_id, kwargs)
+        return False
+    try:
+        return _CHECK_OF[type_id](type_id, as_items(kwargs), answer)
+    except TypeError:  # a value that cannot be hashed is valid in no field: name the field
+        clean_kwargs(type_id, kwargs)
+        raise
+
+
+def loose_variants(answer: str) -> list[str]:
+    """Return the release's eight variants of an answer, the answer itself first."""
+    from if_verifiable.common import get_loose_transformations
+
+    return get_loose_transformations(answer)

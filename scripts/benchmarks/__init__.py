@@ -1,1 +1,0 @@
-"""The measurements of scripts/benchmark.py, by kind."""
