@@ -24,7 +24,6 @@ from gapo_jax.models.attention import AttentionInputs, attend, causal_bias
 from gapo_jax.models.decoder_config import DecoderConfig
 from gapo_jax.models.layers import (
     ACTIVATIONS,
-    Embed,
     Norm,
     RopeTables,
     apply_rope,
@@ -250,9 +249,13 @@ class Decoder(nn.Module):
     def setup(self) -> None:
         """Declare embedding, layers, final norm and, if not tied, the output matrix."""
         cfg = self.config
-        self.embed = Embed(cfg.vocab_size, cfg.d_model, dtype=cfg.dtype)
+        self.embed = nn.Embed(
+            cfg.vocab_size, cfg.d_model, dtype=cfg.dtype, embedding_init=kernel_init
+        )
         if cfg.positions == "learned":
-            self.position = Embed(cfg.max_positions, cfg.d_model, dtype=cfg.dtype)
+            self.position = nn.Embed(
+                cfg.max_positions, cfg.d_model, dtype=cfg.dtype, embedding_init=kernel_init
+            )
         self.layers = LayerStack(cfg)
         self.final_norm = Norm(cfg.norm_eps, cfg.norm)
         if not cfg.tie_embeddings:

@@ -21,11 +21,11 @@ from gapo_jax.models import encoder_attention as attention
 from gapo_jax.models.attention import padding_bias
 from gapo_jax.models.encoder_config import EncoderConfig
 from gapo_jax.models.layers import (
-    Embed,
     RopeTables,
     apply_rope,
     dense,
     gelu,
+    kernel_init,
     remat,
     rope_tables,
     scan_layers,
@@ -82,8 +82,8 @@ class EncoderEmbedding(nn.Module):
         """Declare the tables that the family has."""
         cfg = self.config
 
-        def table(size: int) -> Embed:
-            return Embed(size, cfg.d_model, dtype=cfg.dtype)
+        def table(size: int) -> nn.Embed:
+            return nn.Embed(size, cfg.d_model, dtype=cfg.dtype, embedding_init=kernel_init)
 
         self.word = table(cfg.vocab_size)
         if cfg.type_vocab_size:

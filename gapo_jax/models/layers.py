@@ -15,10 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
-
-from gapo_jax.sharding import batch_sharding
 
 RematPolicy = Literal["none", "dots", "full"]
 NormKind = Literal["rms", "rms_plus_one", "layer"]
@@ -166,35 +163,6 @@ class Norm(nn.Module):
         if self.kind == "layer":
             params["bias"] = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
         return normalize(x_BTD, params, self.kind, self.eps)
-
-
-def split_rows(x_BTD: jax.Array) -> jax.Array:
-    """Hold an array to its rows split over the devices of the context mesh, if there is one.
-
-    Rows that the devices do not divide stay whole on every device, as `sharding.Placement.rows`
-    places them. Call it where XLA would otherwise keep another split (see `Embed`).
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or any(kind != AxisType.Auto for kind in mesh.axis_types):
-        return x_BTD
-    rows = batch_sharding(mesh)
-    parts = math.prod(mesh.shape[axis] for axis in rows.spec[0])
-    where = NamedSharding(mesh, PartitionSpec()) if x_BTD.shape[0] % parts else rows
-    return jax.lax.with_sharding_constraint(x_BTD, where)
-
-
-class Embed(nn.Embed):
-    """An embedding table with float32 parameters.
-
-    The table is split along D over the mesh axis that splits the rows of a batch. Without the
-    constraint XLA would continue with split features and sum over the devices after each product.
-    """
-
-    embedding_init: Any = kernel_init
-
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Look up `inputs` (int32 [B, ...]); returns [B, ..., D]."""
-        return split_rows(super().__call__(inputs))
 
 
 def flat_dot_general(
