@@ -133,7 +133,7 @@ def _capital(text: str) -> str:
 
 
 def describe(category: Category, facts: Sequence[str], rng: np.random.Generator) -> str:
-    """Return a description that states the facts, varied in form; the verifiers judge it."""
+    """Return a description that states the facts, varied in form; callers verify it."""
     left = [tuple(part.strip() for part in fact.split(":", 1)) for fact in shuffled(rng, facts)]
     sentences = [pick(rng, _OPENINGS).format(name=category.name)]
     while left:
@@ -163,7 +163,7 @@ def asked(category: Category, facts: Sequence[str]) -> tuple[Constraint, Constra
 def edit_facts(
     category: Category, facts: Sequence[str], edit: str, rng: np.random.Generator
 ) -> list[str] | None:
-    """Return the facts with one changed, added or removed; None where there is none to."""
+    """Return the facts with one changed, added or removed; None if that is not possible."""
     names = [fact.split(":", 1)[0] for fact in facts]
     place = int(rng.integers(len(facts)))
     if edit == "remove":
