@@ -109,7 +109,8 @@ class DataConfig(Section):
     With `source`, a folder that `scripts/build_data.py` wrote, its pairs and their prompts take the
     place of ours: nothing is composed or sampled beforehand, and the prompts of its test side are
     the held-out ones (`heldout_tasks`). `types` are names or families (`ifeval`); pairs of other
-    types, or longer than the discriminator reads, are left out.
+    types, or longer than the discriminator reads, are left out. Types of IFBench are refused, as it
+    measures constraints that training has not seen.
     `on_invisible` says what happens to a type that the discriminator's tokenizer cannot see:
     `refuse` stops the run, `drop` leaves the type out with a warning. `system_prompt="template"`
     leaves the system turn to the chat template; any other text, the empty one too, replaces it.

@@ -1,8 +1,8 @@
 """The constraint engine: verifiable constraints that label, reward and evaluate responses.
 
-`check` and `check_loose` give the official verdicts of IFEval and IFBench, and ours on product
-facts. `get(id)` returns a type, which describes and checks, and where training prompts are made
-with it also samples and modifies. `compose_prompt` writes prompts; `make_pair` makes verified
+`check` and `check_loose` give the official verdicts of IFEval and IFBench, and verdicts on product
+facts. `get(id)` returns a type, which describes and checks; a type that training prompts are made
+with also samples and modifies. `compose_prompt` writes prompts; `make_pair` makes verified
 preferential prompts (GAPO section 3.2); `check_visibility` finds the types that a discriminator's
 tokenizer cannot see; `reward` is a reward function for TRL; `register` and `load_plugin` add types
 of one's own. Nothing here loads JAX. Random choices take a numpy Generator.

@@ -85,8 +85,8 @@ class ConstraintType:
 
     @property
     def can_sample(self) -> bool:
-        """Whether prompts can be made with the type: it has `sample`."""
-        return hasattr(self, "sample")
+        """Whether prompts can be made with the type: it has `sample` and `modify`."""
+        return hasattr(self, "sample") and hasattr(self, "modify")
 
     @functools.cached_property
     def conflicts(self) -> frozenset[str]:

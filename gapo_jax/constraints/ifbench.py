@@ -1,7 +1,7 @@
 """The 58 types of IFBench (arXiv 2507.02833), which are verified and described, never trained on.
 
 IFBench measures how far obedience carries over to constraints that training has not seen. So its
-types have no `sample`, no near misses and no phrasings of ours: `describe` gives the official
+types have no `sample`, no `modify` and no phrasings for training: `describe` gives the official
 wording, `check` the official verdict, and `registry.resolve` refuses them as training types.
 """
 

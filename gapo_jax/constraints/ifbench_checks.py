@@ -1,6 +1,6 @@
 """Official verdicts of the 58 IFBench types (arXiv 2507.02833), made safe to call.
 
-The checkers are those of the package `if-verifiable`. Added here:
+The checkers come from the package `if-verifiable`. Added here:
 
 * Nothing is downloaded, and NLTK outside the package is unchanged: sentences and words come from
   `text.py`, stop words from the list below (NLTK's English list without the entries that have an

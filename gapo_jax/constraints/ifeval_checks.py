@@ -1,6 +1,6 @@
 """Official verdicts of the 25 IFEval types, made safe to call in a training loop.
 
-The checkers are those of the package `if-verifiable`, which carries the code of the release
+The checkers come from the package `if-verifiable`, which carries the code of the release
 (google-research/instruction_following_eval; Zhou et al. 2023, arXiv 2311.07911). Added here:
 
 * Sentences and words are split by `text.py`, without a download. Only the package's own reference

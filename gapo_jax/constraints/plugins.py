@@ -46,7 +46,7 @@ from gapo_jax.constraints.text import MAX_TEXT, final_answer
 from gapo_jax.records import Constraint
 
 ENTRY_POINTS = "gapo_jax.constraints"
-TIME_LIMIT_S = 10.0  # of one verdict of a plug-in; the built-in checks are bounded by their text
+TIME_LIMIT_S = 5.0  # of one verdict of a plug-in; the built-in checks are bounded by their text
 _NEEDED = ("id", "describe", "check")
 
 log = logging.getLogger("gapo_jax")

@@ -109,7 +109,7 @@ def resolve(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def trainable(type_id: str) -> TrainableType:
-    """Return a type that training prompts can be made with (`get`, and it has `sample`).
+    """Return a type that training prompts can be made with: it has `sample` and `modify`.
 
     Raises:
       ValueError: no such id, or a type that can only be verified.
@@ -117,8 +117,8 @@ def trainable(type_id: str) -> TrainableType:
     kind = get(type_id)
     if not kind.can_sample:
         raise ValueError(
-            f"constraint type {kind.id} has no `sample`, so no prompt can be made with it: take it"
-            " out of config.data.types (or --types); for a plug-in, add `sample` and `modify` (see"
+            f"constraint type {kind.id} has no `sample` and `modify`, so no prompt can be made with"
+            " it: take it out of config.data.types (or --types); for a plug-in, add both (see"
             " gapo_jax/constraints/plugins.py) or name rows that ask for it in config.data.source"
         )
     return cast(TrainableType, kind)
@@ -223,7 +223,7 @@ def check_loose(
     dropped; asterisks dropped) follows strictly. Arguments and errors as in `check`.
     """
     instances = _instances(response, instruction_id_list, kwargs_list)
-    variants = loose_variants(final_answer(response))
+    variants = dict.fromkeys(loose_variants(final_answer(response)))  # each text once
     return [
         any(kind.check(constraint, variant, prompt or "") for variant in variants)
         for kind, constraint in instances

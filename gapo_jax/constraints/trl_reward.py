@@ -3,7 +3,7 @@
     from gapo_jax.constraints import reward
     GRPOTrainer(model=..., reward_funcs=[reward], train_dataset=ifeval_rows, ...)
 
-It needs no JAX. The columns are those of `rows.py`.
+It needs no JAX. `rows.py` lists the columns that say what to verify.
 """
 
 from __future__ import annotations

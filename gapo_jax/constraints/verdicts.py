@@ -36,8 +36,9 @@ def as_items(kwargs: Mapping[str, Any] | None) -> tuple[tuple[str, Any], ...]:
 def follows(type_id: str, kwargs: Mapping[str, Any] | None, answer: str) -> bool:
     """Return the strict verdict on one answer for one instruction of a built-in type.
 
-    Official for IFEval and IFBench types, ours for product facts. Every string has a verdict; one
-    of more than `MAX_TEXT` characters follows no constraint, which bounds the time of a check.
+    Official for IFEval and IFBench types, this project's for product facts. Every string has a
+    verdict; one of more than `MAX_TEXT` characters follows no constraint, which bounds the time of
+    a check.
 
     Raises:
       ValueError: invalid arguments (`clean_kwargs`).

@@ -133,7 +133,7 @@ def _capital(text: str) -> str:
 
 
 def describe(category: Category, facts: Sequence[str], rng: np.random.Generator) -> str:
-    """Return a description that states the facts, varied in form; callers verify it."""
+    """Return a description that states the facts, varied in form; the verifiers check it."""
     left = [tuple(part.strip() for part in fact.split(":", 1)) for fact in shuffled(rng, facts)]
     sentences = [pick(rng, _OPENINGS).format(name=category.name)]
     while left:

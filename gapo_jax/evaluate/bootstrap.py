@@ -28,7 +28,7 @@ def resampled_rates(sums: np.ndarray, seed: int, resamples: int) -> np.ndarray:
     Args:
       sums: float64 [unit, metric, 2], the last axis (number that holds, number counted).
       seed: of the draws, which depend on nothing else and are the same for all metrics.
-      resamples: how many; a single unit has nothing to resample and gives one.
+      resamples: how many, at least 2; a single unit has nothing to resample and gives one.
     """
     units, metrics, _ = sums.shape
     if units < 2:
@@ -47,7 +47,7 @@ def resampled_rates(sums: np.ndarray, seed: int, resamples: int) -> np.ndarray:
     drawn: Any = stats.bootstrap(
         (np.arange(units),),
         totals,
-        n_resamples=resamples,
+        n_resamples=max(resamples, 2),  # SciPy takes their standard deviation
         batch=_BATCH,
         vectorized=True,
         method="percentile",

@@ -27,7 +27,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, GREY = (
     "#7c3aed",
     "#64748b",
 )
-_SIZE = (5.6, 4.2)  # inches; one size for all, so that they stand in rows
+_SIZE = (5.6, 4.2)  # inches; one size for all, so that they align in rows
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "gapo_jax",
@@ -92,11 +92,11 @@ def _axes(panels: int = 1) -> tuple[Figure, list[Axes]]:
 
 
 def _lines(
-    ax: Axes, records: Records, wanted: Sequence[tuple[str, str, str]], phase: str | None = None
+    ax: Axes, records: Records, curves: Sequence[tuple[str, str, str]], phase: str | None = None
 ) -> bool:
     """Draw the (metric, label, colour) series that exist; return whether there are any."""
     drawn = 0
-    for name, label, colour in wanted:
+    for name, label, colour in curves:
         rounds, values = series(records, name, phase)
         if len(rounds):
             ax.plot(rounds, values, color=colour, label=label, marker="o")
@@ -169,8 +169,8 @@ def discriminator(records: Records) -> Figure | None:
     figure, (accuracy_ax, gap_ax) = _axes(2)
     accuracy_ax.set_title("Discriminator accuracy by class")
     classes = [("accepted", GREEN), ("rejected", RED), ("generated", BLUE)]
-    wanted = [(f"disc/acc_{name}", name, colour) for name, colour in classes]
-    drawn = _lines(accuracy_ax, records, wanted)
+    curves = [(f"disc/acc_{name}", name, colour) for name, colour in classes]
+    drawn = _lines(accuracy_ax, records, curves)
     accuracy_ax.set_ylim(-0.03, 1.03)
     gap_ax.set_title("Score gap, accepted minus rejected (logits)")
     drawn |= _lines(gap_ax, records, [("disc/score_gap", "gap", ORANGE)])

@@ -48,12 +48,12 @@ class ResponseStore:
         self.path = folder / self.NAME
         self.batches: dict[int, list[str]] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        wanted = json.loads(json.dumps(dict(settings)))
+        given = json.loads(json.dumps(dict(settings)))
         kept = self._read()
         if kept is None:
-            self._append(wanted, "w")
-        elif kept != wanted:
-            odd = {name for name in {*kept, *wanted} if kept.get(name) != wanted.get(name)}
+            self._append(given, "w")
+        elif kept != given:
+            odd = {name for name in {*kept, *given} if kept.get(name) != given.get(name)}
             raise ValueError(
                 f"{self.path}: expected responses of these settings, got some of other settings"
                 f" ({', '.join(sorted(odd))}); give the same ones, another --out, or delete it"

@@ -68,7 +68,7 @@ def test_an_index_of_zero_is_worded_as_it_is():
 def test_no_prompt_is_made_with_ifbench(type_id):
     kind = constraints.get(type_id)
     assert not kind.can_sample and not hasattr(kind, "sample") and not hasattr(kind, "modify")
-    with pytest.raises(ValueError, match=f"{type_id} has no `sample`"):
+    with pytest.raises(ValueError, match=f"{type_id} has no `sample` and `modify`"):
         constraints.trainable(type_id)
     with pytest.raises(ValueError, match=f"got {type_id} of IFBench, a test of constraints"):
         constraints.resolve(["no_comma", type_id])

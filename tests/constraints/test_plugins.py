@@ -236,6 +236,19 @@ def test_a_response_that_kills_its_worker_fails_closed(tmp_path):
         pool.close()
 
 
+def test_workers_that_cannot_start_are_an_error(monkeypatch, tmp_path):
+    """Not a reason to count every response as violating."""
+    nothing = plugins.for_workers()[1]
+    monkeypatch.setattr(plugins, "for_workers", lambda: ((tmp_path / "gone.py",), nothing))
+    pool = VerifierPool(1)
+    try:
+        begun = pool.submit([make_request("a", [Constraint("punctuation:no_comma")], "p")])
+        with pytest.raises(RuntimeError, match="cannot start.*config.data.verify_workers=0"):
+            begun()
+    finally:
+        pool.close()
+
+
 def test_classes_that_no_other_process_can_import_are_refused_for_workers():
     class Local(Polite):
         pass

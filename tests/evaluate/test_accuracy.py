@@ -104,6 +104,16 @@ def test_samples_of_one_prompt_do_not_pass_for_independent_prompts():
     assert again["prompt_strict"] == pytest.approx(found)
 
 
+def test_few_units_and_few_resamples():
+    """A round's metrics take the values alone, with one resample; warnings are errors."""
+    verdicts = [_verdict(str(i), [i % 2 == 0]) for i in range(4)]
+    for some in (verdicts[:1], verdicts[:2], verdicts):
+        for resamples in (1, 2):
+            found = accuracy.summarise(some, resamples=resamples)["prompt_strict"]
+            assert found["value"] in (0.5, 1) and 0 <= found["low"] <= found["high"] <= 1
+    assert accuracy.summarise(verdicts[:1])["prompt_strict"] == {"value": 1, "low": 1, "high": 1}
+
+
 def test_the_result_depends_on_the_seed_alone():
     verdicts = [_verdict(str(i), [i % 3 == 0, i % 2 == 0]) for i in range(40)]
     assert accuracy.summarise(verdicts, seed=3) == accuracy.summarise(verdicts, seed=3)

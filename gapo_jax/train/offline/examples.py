@@ -185,15 +185,15 @@ def fit(
     return [examples[i] for i in kept], encoder
 
 
-def mismatched_examples(examples_N: np.ndarray) -> list[int]:
+def mismatched_examples(examples_B: np.ndarray) -> list[int]:
     """Return `losses.mismatched_rows`, skipping rows of the same example: where one epoch ends and
     the next begins, a batch may hold an example twice."""
-    rows = mismatched_rows(len(examples_N))
-    if (examples_N == examples_N[0]).all():
+    rows = mismatched_rows(len(examples_B))
+    if (examples_B == examples_B[0]).all():
         return rows
     for i, j in enumerate(rows):
-        while examples_N[j] == examples_N[i]:
-            j = (j + 1) % len(examples_N)
+        while examples_B[j] == examples_B[i]:
+            j = (j + 1) % len(examples_B)
         rows[i] = j
     return rows
 
@@ -268,10 +268,10 @@ def offline_batch(
     system = system_text(config)
 
     texts = [(side.prompt, side.response) for side in sides]
-    rewards_N = [(rewards or {}).get(text, s.reward) for text, s in zip(texts, sides, strict=True)]
-    numbers: dict[str, Any] = {"rewards_N": np.array(rewards_N, np.float32)}
+    rewards_B = [(rewards or {}).get(text, s.reward) for text, s in zip(texts, sides, strict=True)]
+    numbers: dict[str, Any] = {"rewards_B": np.array(rewards_B, np.float32)}
     if references:
-        numbers["ref_N"] = np.array([references[text] for text in texts], np.float32)
+        numbers["ref_B"] = np.array([references[text] for text in texts], np.float32)
     rows = encoder.rows(sides, system)
     others = {name: encoder.rows(part, system) for name, part in beside.items()}
     batch = OfflineBatch(rows=rows, **others, **numbers)
