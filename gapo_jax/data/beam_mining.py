@@ -1,8 +1,8 @@
-"""Mining on many machines: the steps of `scripts/build_data.py mine` as an Apache Beam pipeline.
+"""Mine on many machines: the steps of `build_data.py mine` as an Apache Beam pipeline.
 
-Each source is read by one worker and each task mined by one; only summaries of the cycles
-(`selection.Summary`) meet in one place, where the same choice is made as on a single machine. The
-result is a function of the recipe alone: the same pairs, wherever they were made.
+Each source is read by one worker and each task is mined by one. Only summaries of the cycles
+(`selection.Summary`) meet in one place, where the same cycles are chosen as on a single machine.
+The result depends on the recipe alone, not on the number of machines.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def import_beam() -> Any:
 
 
 def this_process() -> Any:
-    """Return the runner that works in this process. Beam's own choice for one machine, the
-    DirectRunner, would fetch a program (Prism) first."""
+    """Return a Beam runner that works in this process; the DirectRunner, Beam's choice for one
+    machine, would download a program (Prism) first."""
     import_beam()
     from apache_beam.runners.portability import fn_api_runner  # pyright: ignore
 

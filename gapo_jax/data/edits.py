@@ -1,8 +1,8 @@
-"""Rules that edit a response so that it gains a property which it would hardly ever have.
+"""Edit a response by rule so that it gains a property that a small model hardly ever writes.
 
-A small model never writes a title, a postscript or quotation marks of its own accord, so without
-edited texts the discriminator would see those constraints violated only. The edits look like
-something a person might have written and do not prove anything: callers check with the verifiers.
+A small model almost never writes a title, a postscript or quotation marks. Without edited texts the
+discriminator would only see those constraints violated. The edits look like something that a person
+might have written; they prove nothing, so callers check them with the verifiers.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]?\s+")
 def sentences(text: str) -> list[str]:
     """Split a text into sentences at line breaks and at . ! ? followed by white space.
 
-    A plain rule for editing; verdicts use the official splitter. List markers are dropped, and so
-    is an unfinished last sentence (a response cut at its length limit) if any other is there.
+    This is a plain rule for editing; verdicts use the official splitter. List markers are dropped.
+    An unfinished last sentence (from a response cut at its length limit) is dropped if there are
+    others.
     """
     parts: list[str] = []
     for line in text.split("\n"):

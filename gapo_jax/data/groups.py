@@ -1,7 +1,7 @@
-"""Responses to one task, constraints over them, and the verdicts of each on each.
+"""Collect the responses to one task, constraints over them, and every verdict.
 
-The raw material of preferential pairs: what the model wrote and rule edits of it, instances of
-every constraint type that some of the texts satisfy and others violate, and a table of verdicts.
+This is the raw material of preferential pairs: what the model wrote and rule edits of it, instances
+of every constraint type that some of the texts satisfy and others violate, and a table of verdicts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gapo_jax.types import Constraint
 POLAR = ("keywords:existence", "keywords:forbidden_words", "keywords:frequency")
 _MAX_ORIGINALS = 6  # responses to one task that enter a group
 _DRAWS = 3  # satisfied and violated instances drawn of each type and group, and as many free ones
-# Hardly ever in a small model's own text: edited in first.
+# A small model's own text hardly ever has these properties, so they are edited in first.
 _RARE = (
     "detectable_format:title",
     "detectable_content:postscript",
@@ -123,9 +123,12 @@ def identity(constraint: Constraint) -> str:
 
 
 def asked_for(constraint: Constraint, task: str = "") -> bool:
-    """Return whether a prompt would ask for this: no ending and no request to repeat made of a
-    response's own words, which often break off in the middle of a sentence, and no first word that
-    is a mark of layout."""
+    """Return whether a prompt would plausibly ask for this constraint.
+
+    Constraints are also drawn from responses. An ending or a text to repeat taken from a response
+    often breaks off in the middle of a sentence, and its first word may be a layout mark: no prompt
+    would ask for those.
+    """
     kwargs = constraint.kwargs
     request = kwargs.get("prompt_to_repeat")
     if request is not None and request not in (*REQUESTS, task):
@@ -194,7 +197,7 @@ def make_group(
 
 
 def compatible(chosen: Sequence[Constraint]) -> bool:
-    """Return whether constraints can stand in one prompt.
+    """Return whether constraints can be asked for in one prompt.
 
     Their types do not conflict (the release's table), no type occurs twice, and no word is both
     asked for and forbidden.

@@ -1,8 +1,8 @@
-"""A look at training data before anything is trained: what is wrong, and what the loss is taken on.
+"""Check training data before anything is trained: what is wrong, and what the loss covers.
 
-`lint` counts rows that are malformed, empty, truncated, duplicated or wholly masked and shows the
-first example as the model will see it, the trained part between marks. `LintReport.errors` names
-what would train silently on something else than was meant; `refuse` raises for it.
+`lint` counts rows that are malformed, empty, truncated, duplicated or wholly masked. It shows the
+first example as the model will read it, with marks around the trained part. `LintReport.errors`
+lists what would silently train the model on something else than intended.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ _FAULTS = {
 
 @dataclasses.dataclass
 class LintReport:
-    """What lint found.
+    """The findings of `lint`.
 
     Attributes:
       rows: rows read; `schemas`: rows of each schema.
-      malformed: rows that fit no schema or whose fields do not fit; `problems`: the first of them
-        with number and reason.
+      malformed: rows that fit no schema or whose fields do not fit; `problems`: the first of them,
+        each with its number and the reason.
       empty, truncated, duplicated, all_masked: rows of that kind; truncated needs a limit.
       faults: fault -> rows; labels: label -> rows; unused: field that is not read -> rows.
-      example: the first good row as text, trained parts between marks.
+      example: the first good row as text, with marks around the trained parts.
       lengths: tokens (or words, without a tokenizer) of each good row.
       unit: "tokens" or "words".
     """
@@ -67,7 +67,7 @@ class LintReport:
 
     @property
     def errors(self) -> list[str]:
-        """What makes this data silently wrong, a sentence each; none if it may be trained on."""
+        """Return why this data would train on something else, a sentence each; [] if it is fine."""
         good = self.rows - self.malformed
         errors = []
         if not good:
@@ -87,7 +87,7 @@ class LintReport:
         return errors
 
     def refuse(self) -> None:
-        """Raise ValueError for data that is silently wrong, with all reasons."""
+        """Raise ValueError with all `errors`, if there are any."""
         if self.errors:
             raise ValueError(
                 "this data would train on something else:\n  " + "\n  ".join(self.errors)
@@ -131,7 +131,7 @@ def encode(
 
 
 def marked(ids: Sequence[int], mask: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> str:
-    """Return the decoded tokens with each trained run between `MARKS`."""
+    """Decode the tokens, putting each trained run between `MARKS`."""
     parts, start = [], 0
     for end in range(1, len(ids) + 1):
         if end == len(ids) or mask[end] != mask[start]:
@@ -149,7 +149,7 @@ def _plain(turns: Sequence[Segment]) -> str:
 
 
 def _verify(record: Mapping[str, Any], schema: str) -> None:
-    """Raise ValueError where constraints of a row are unknown, do not fit or are not as claimed."""
+    """Raise ValueError if the constraints of a row are unknown, invalid or falsely claimed."""
     if schema == "ifeval":
         prompt_row(record)
     elif schema == "preferential":

@@ -58,7 +58,7 @@ class Mixture:
     def _block(self, epoch: int, block: int) -> np.ndarray:
         order = np.random.default_rng([self.seed, epoch, 0, block]).permutation(_BLOCK)
         sources = np.repeat(np.arange(len(self.sizes)), self.counts)[order]
-        # The rank is that of occurrence: an epoch that ends within a block skips no row before it.
+        # Ranks count occurrences, so an epoch that ends within a block skips no row before it.
         ranks = np.zeros(_BLOCK, np.int64)
         for source, count in enumerate(self.counts):
             ranks[sources == source] = np.arange(count)

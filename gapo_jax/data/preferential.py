@@ -1,17 +1,17 @@
-"""Preferential prompts from plain (task, response) rows, every one proven by the verifiers.
+"""Build preferential prompts from (task, response) rows, each pair proven by the verifiers.
 
-GAPO (arXiv 2503.20194, section 3.2) pairs one response with a prompt that it satisfies and one
-that it violates, but does not say how the rejected prompts are chosen. Chosen carelessly they
-give the label away: "wrap it in quotes" is nearly always violated, "at least 5 words" nearly
-always satisfied, and a discriminator that looks at the prompt alone scores well. So pairs are
-made in closed cycles over the responses to one task: the rejected prompt of each pair is the
-accepted prompt of the next one. Every prompt then occurs as often accepted as rejected, and so
-does every response: neither alone says anything about the label, exactly, not on average.
+GAPO (arXiv 2503.20194, section 3.2) pairs one response with a prompt that it satisfies and one that
+it violates, but does not say how the rejected prompts are chosen. A careless choice gives the label
+away: "wrap it in quotes" is nearly always violated, "at least 5 words" nearly always satisfied, so
+a discriminator that looks at the prompt alone scores well. Therefore pairs are made in closed
+cycles over the responses to one task: the rejected prompt of each pair is the accepted prompt of
+the next one. Every prompt and every response is then accepted exactly as often as it is rejected,
+and neither alone says anything about the label.
 
 Four kinds of edit lead from the accepted prompt to the rejected one: `modify` (one constraint
 becomes another instance of its type), `polarity` (include these words becomes avoid them, or the
-other way round), `insert` (a violated constraint is added), and `replace` (constraints give way
-to one of another type), which closes the cycles and serves types without arguments.
+other way round), `insert` (a violated constraint is added), and `replace` (constraints give way to
+one of another type), which closes the cycles and serves types without arguments.
 """
 
 from __future__ import annotations

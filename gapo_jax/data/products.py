@@ -163,7 +163,7 @@ def asked(category: Category, facts: Sequence[str]) -> tuple[Constraint, Constra
 def edit_facts(
     category: Category, facts: Sequence[str], edit: str, rng: np.random.Generator
 ) -> list[str] | None:
-    """Return the facts with one changed, added or removed; None where there is none to."""
+    """Return the facts with one changed, added or removed; None if that is not possible."""
     names = [fact.split(":", 1)[0] for fact in facts]
     place = int(rng.integers(len(facts)))
     if edit == "remove":

@@ -1,4 +1,4 @@
-"""Six row schemas, recognised by their fields and brought into one form.
+"""Recognise six row schemas and bring them into one form.
 
 | schema | fields |
 |---|---|
@@ -9,11 +9,12 @@
 | prompt_label | a dialogue, or `prompt` and a response, and `label` (true or false) |
 | prompt_completion | `prompt` (or another name of `PROMPTS`), a response |
 
-A response stands under a name of `RESPONSES`, a dialogue in any form that `turns.py` reads. What
-`input` or `context` say belongs to the prompt, `system` and `history` stand before it. A row
-becomes segments, texts with a mark whether they are trained on; `prompt_and_response` is what
-mining reads. No field that changes what a row means is left out in silence: it is used, or the row
-is refused by its name. `unused` names the fields of which that cannot be known.
+A response is in a field of `RESPONSES`, a dialogue in any form that `turns.py` reads. `input` and
+`context` are added to the prompt; `system` and `history` come before it. A row becomes segments:
+texts, each marked as trained or not. Mining reads `prompt_and_response`.
+
+A field that changes the meaning of a row is never dropped silently: it is used, or the row is
+refused with the field's name. `unused` lists the fields whose meaning is not known.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def unused_text(names: Iterable[str]) -> str:
 
 
 def _refuse_what_is_not_read(record: Mapping[str, Any], schema: str) -> None:
-    """Raise ValueError for a field that makes the row something else than its texts."""
+    """Raise ValueError if a field makes the row more than its texts."""
     names = (*_MEDIA, *_TOOLS)
     for name in names if schema == "prompt_label" else (*names, "label"):
         if _has(record, name):
@@ -150,7 +151,7 @@ def _as_context(turns: list[Segment]) -> list[Segment]:
 
 
 def _side(record: Mapping[str, Any], name: str) -> list[Segment]:
-    """Read an answer, or a dialogue that ends with one; what stands before it is context."""
+    """Read an answer, or a dialogue that ends with one; the turns before it are context."""
     turns = as_dialogue(record[name], name)
     if turns is None:
         text = _text(record, name)
@@ -161,7 +162,7 @@ def _side(record: Mapping[str, Any], name: str) -> list[Segment]:
 
 
 def _prompt(record: Mapping[str, Any]) -> list[Segment]:
-    """Read what is asked, from whatever fields say it; [] where none does."""
+    """Read the prompt from all fields that are part of it; [] if there is none."""
     name = _first(record, PROMPTS)
     if name is None:
         return []
@@ -207,7 +208,7 @@ def _framed(record: Mapping[str, Any], turns: list[Segment]) -> list[Segment]:
 
 
 def _joined(prompt: list[Segment], side: list[Segment]) -> list[Segment]:
-    """Join a prompt with an answer or with a whole dialogue, which has the prompt once more."""
+    """Join a prompt with an answer, or with a whole dialogue, which repeats the prompt."""
     context, answer = side[:-1], side[-1:]
     said, asked = ([(t.role, t.text.strip()) for t in turns] for turns in (context, prompt))
     if said[: len(asked)] == asked or not asked:
@@ -221,7 +222,7 @@ def _joined(prompt: list[Segment], side: list[Segment]) -> list[Segment]:
 
 
 def _asks(record: Mapping[str, Any], name: str) -> bool:
-    """Return whether a dialogue ends with a question, whose answer stands in another field."""
+    """Return whether a dialogue ends with a question, so that its answer is in another field."""
     return (as_dialogue(record[name], name) or [Segment("", "", False)])[-1].role == "user"
 
 
@@ -243,11 +244,11 @@ def _from_dialogue(record: Mapping[str, Any], name: str) -> list[Segment]:
 def segments(record: Mapping[str, Any], schema: str) -> list[list[Segment]]:
     """Return the sequences of a row: one, or two for chosen_rejected and preferential rows.
 
-    Preferential rows have the accepted prompt first. IFEval rows without a response have nothing
-    to train on: they are prompts to answer. An empty answer is never trained on.
+    Preferential rows have the accepted prompt first. IFEval rows without a response have nothing to
+    train on: they are prompts to answer. An empty answer is never trained on.
 
     Raises:
-      ValueError: a field that does not hold what the schema says, or that is not read.
+      ValueError: a field has the wrong content, or changes the row in a way that is not supported.
     """
     _refuse_what_is_not_read(record, schema)
     if schema == "preferential":
@@ -299,12 +300,12 @@ def separate_task(record: Mapping[str, Any]) -> str:
 def prompt_and_response(record: Mapping[str, Any], schema: str) -> tuple[str, str]:
     """Return (task, response) for mining; of two sequences the first one.
 
-    A system text is a part of the task. Blanks around the task are dropped: with and without them
-    it is one task. Of messages, the last assistant turn answers the user turn before it, provided
-    that there is only one user turn: a later one cannot be understood alone.
+    A system text is part of the task. White space around the task is dropped, so that it does not
+    make another task. In a dialogue the last assistant turn answers the user turn before it; a
+    dialogue with several user turns is refused, because a later one cannot be understood alone.
 
     Raises:
-      ValueError: the row has no single task and response, or has fields that are not read.
+      ValueError: the row has no single task and response, or has a field that is not supported.
     """
     if schema == "ifeval":
         _refuse_what_is_not_read(record, schema)

@@ -1,7 +1,7 @@
-"""Rows in and out of JSONL: IFEval prompts, responses, prompt rows and preferential pairs.
+"""Read and write prompt rows and preferential pairs; every error names the file and the line.
 
-Every error names the file and the line. IFEval rows are those of the public release: `key`,
-`prompt`, `instruction_id_list`, `kwargs` (one dictionary for each instruction, nulls ignored).
+Rows of the IFEval release have `key`, `prompt`, `instruction_id_list` and `kwargs` (one dictionary
+per instruction, nulls ignored).
 """
 
 from __future__ import annotations

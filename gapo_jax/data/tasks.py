@@ -166,7 +166,7 @@ HELDOUT_TOPICS: dict[str, tuple[str, ...]] = _parse(_HELDOUT)
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A request without constraints: its text, the topic and the template that made it.
+    """A request without constraints: its text, the topic and the template it was made from.
 
     `words` are likely words of an answer, candidates for keyword constraints.
     """

@@ -181,7 +181,7 @@ def _check(path: Path, sha256: str) -> None:
 
 
 def _install(source: Path, folder: Path, weights: Weights) -> None:
-    """Copy the files of the model; the folder appears when it is whole."""
+    """Copy the files of the model; the folder appears when it is complete."""
     with io.replace_folder(folder) as scratch:
         for name in weights.files:
             shutil.copyfile(source / name, scratch / name)
