@@ -6,7 +6,7 @@ The variants are cdpo, ipo, hinge, robust and exo. On SmolLM2-135M-Instruct, wit
 and evaluation of configs/gapo_quickstart.py.
 
 Measured 2026-11-22, seed 0, one CPU core: 11 minutes of processor time, 5.3 GB at the peak;
-bootstrap, pairs and first evaluation were those of a quickstart run and would take 4 minutes more.
+bootstrap, pairs and first evaluation came from a quickstart run and would take 4 minutes more.
 Held-out constraint accuracy (strict, per instruction, points, 95% interval): topics +13.0 [+3.0,
 +23.0], phrasings +17.2 [+6.9, +27.3]. Titles come always (43 -> 100%), postscripts, bullets and
 exact endings more often; minimum lengths are kept less often (75 -> 62%), and so is the ban on

@@ -12,7 +12,7 @@ share of the constraints that hold, so no discriminator is warmed up or asked. O
 SmolLM2-135M-Instruct with the data of configs/gapo_quickstart.py.
 
 Measured 2026-11-22, seed 0, one CPU core: 14 minutes of processor time, 5.3 GB at the peak;
-bootstrap, pairs and first evaluation were those of a quickstart run and would take 4 minutes more.
+bootstrap, pairs and first evaluation came from a quickstart run and would take 4 minutes more.
 Held-out constraint accuracy (strict, per instruction, points, 95% interval): topics +28.3 [+20.3,
 +36.1], phrasings +27.3 [+17.8, +37.6]. More than any other method: the rules that measure are the
 rules that reward, so nothing stands between. Commas are left out (39 -> 87%), postscripts, titles

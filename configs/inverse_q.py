@@ -6,7 +6,7 @@ The presets beside tiny are the contrasts other than `constraints`: system and p
 SmolLM2-135M-Instruct, with the models, data and evaluation of configs/gapo_quickstart.py.
 
 Measured 2026-11-22, seed 0, one CPU core: 12 minutes of processor time, 5.3 GB at the peak;
-bootstrap, pairs and first evaluation were those of a quickstart run and would take 4 minutes more.
+bootstrap, pairs and first evaluation came from a quickstart run and would take 4 minutes more.
 Held-out constraint accuracy (strict, per instruction, points, 95% interval): topics +17.4 [+6.6,
 +27.7], phrasings +25.8 [+16.5, +36.1]. By type on topics: titles 43 -> 87%, postscripts 30 -> 52%,
 bullets 26 -> 52%, no commas 39 -> 48%, endings 0 -> 14%, minimum lengths 75 -> 67%. Answers become

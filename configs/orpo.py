@@ -5,7 +5,7 @@
 On SmolLM2-135M-Instruct, with the models, data and evaluation of configs/gapo_quickstart.py.
 
 Measured 2026-11-22, seed 0, one CPU core: 10 minutes of processor time, 5.1 GB at the peak;
-bootstrap, pairs and first evaluation were those of a quickstart run and would take 4 minutes more.
+bootstrap, pairs and first evaluation came from a quickstart run and would take 4 minutes more.
 Held-out constraint accuracy (strict, per instruction, points, 95% interval): topics +15.9 [+6.3,
 +25.2], phrasings +13.3 [+3.2, +23.8]. Titles (43 -> 91%), postscripts and bullets come more often,
 minimum lengths are kept less often; answers become a little shorter and echo the prompt less. The

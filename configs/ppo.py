@@ -9,7 +9,7 @@ or any decoder (the paper's is Qwen2.5-7B); the generator is SmolLM2-135M-Instru
 same as in configs/gapo_quickstart.py.
 
 Measured 2026-11-22, seed 0, one CPU core: 18 minutes of processor time, 5.6 GB at the peak;
-bootstrap, pairs and first evaluation were those of a quickstart run and would take 4 minutes more.
+bootstrap, pairs and first evaluation came from a quickstart run and would take 4 minutes more.
 Held-out constraint accuracy (strict, per instruction, points, 95% interval): topics +17.4 [+7.7,
 +27.4], phrasings +18.0 [+8.5, +28.1]. Postscripts (30 -> 91%), titles (43 -> 70%) and endings (0 ->
 23%) are kept more often; commas and bullets stay as they were, and repeated 3-grams on topics go

@@ -7,7 +7,7 @@ The reward is half the probability of the discriminator that the warm-up left, h
 constraints that hold. On SmolLM2-135M-Instruct with the data of configs/gapo_quickstart.py.
 
 Measured 2026-11-22, seed 0, one CPU core: 17 minutes of processor time, 5.6 GB at the peak;
-bootstrap, pairs and first evaluation were those of a quickstart run and would take 4 minutes more.
+bootstrap, pairs and first evaluation came from a quickstart run and would take 4 minutes more.
 Held-out constraint accuracy (strict, per instruction, points, 95% interval): topics +26.8 [+16.4,
 +37.0], phrasings +28.9 [+19.5, +38.0]. Postscripts (30 -> 96%), titles (43 -> 96%), bullets (26 ->
 52%), no commas (39 -> 52%) and endings (0 -> 14%) are kept more often, minimum lengths less (75 ->

@@ -5,7 +5,7 @@
 On SmolLM2-135M-Instruct with the data of configs/gapo_quickstart.py.
 
 Measured 2026-11-22, seed 0, one CPU core: 19 minutes of processor time, 5.7 GB at the peak;
-bootstrap, pairs and first evaluation were those of a quickstart run and would take 4 minutes more.
+bootstrap, pairs and first evaluation came from a quickstart run and would take 4 minutes more.
 Held-out constraint accuracy (strict, per instruction, points, 95% interval): topics +19.6 [+9.2,
 +29.8], phrasings +19.5 [+10.0, +29.5]. Titles (43 -> 87%), postscripts (30 -> 91%) and endings (0
 -> 23%) are kept more often; commas and bullets stay as they were. As with PPO against the same

@@ -7,7 +7,7 @@ The presets beside tiny are sq and fwd_kl (distances), k4 (4 sides an example) a
 configs/gapo_quickstart.py.
 
 Measured 2026-11-22, seed 0, one CPU core: 13 minutes of processor time, 5.2 GB at the peak;
-bootstrap, pairs and first evaluation were those of a quickstart run and would take 4 minutes more.
+bootstrap, pairs and first evaluation came from a quickstart run and would take 4 minutes more.
 Held-out constraint accuracy (strict, per instruction, points, 95% interval): topics +14.5 [+6.6,
 +22.5], phrasings +10.9 [+1.6, +20.2]. By type on topics: titles 43 -> 70%, postscripts 30 -> 61%,
 bullets 26 -> 61%, no commas 39 -> 35%, minimum lengths 75 -> 67%. The share of pairs in order goes

@@ -8,7 +8,7 @@ softmax(beta log(pi / ref)) and softmax(eta r). On SmolLM2-135M-Instruct with th
 configs/gapo_quickstart.py.
 
 Measured 2026-11-22, seed 0, one CPU core: 17 minutes of processor time, 5.2 GB at the peak;
-bootstrap, pairs and first evaluation were those of a quickstart run and would take 4 minutes more.
+bootstrap, pairs and first evaluation came from a quickstart run and would take 4 minutes more.
 Held-out constraint accuracy (strict, per instruction, points, 95% interval): topics +15.2 [+5.8,
 +24.6], phrasings +18.0 [+9.7, +26.6]. Postscripts (30 -> 70%), titles (43 -> 70%), no commas (39 ->
 57%) and endings (0 -> 18%) are kept more often, bullets stay as they were, minimum lengths are kept

@@ -3,7 +3,9 @@
 import dataclasses
 
 import pytest
+from absl import flags
 from by_path import ROOT, load
+from ml_collections import config_flags
 
 from gapo_jax import config as configuration
 from gapo_jax.config import Config, finalize
@@ -51,6 +53,7 @@ def test_a_misspelt_field_is_refused_with_the_nearest_one():
         ("data.types", (), r"config.data.types is empty"),
         ("ppo.value_clip", 0.0, r"config.ppo.value_clip must lie in"),
         ("ppo.critic_epochs", 0, r"config.ppo.critic_epochs must lie in \[1"),
+        ("data.types", ("title", 3), r"config.data.types must be of type str, got 3"),
         ("offline.optim.clip_norm", 0.0, r"config.offline.optim.clip_norm must lie in"),
         ("ppo.optim.b2", 1.0, r"config.ppo.optim.b2 must lie in"),
         ("discriminator.label_policy", "verify", r"did you mean 'verified'"),
@@ -276,6 +279,33 @@ def _sections(section):
     for value in vars(section).values():
         if dataclasses.is_dataclass(value):
             yield from _sections(value)
+
+
+def _from_flags(*argv):
+    values = flags.FlagValues()
+    argv = ["train", *argv]
+    config_flags.DEFINE_config_dataclass("config", Config(), flag_values=values, sys_argv=argv)
+    values(argv)
+    return values.config
+
+
+def test_flags_change_fields_with_choices_and_ranges():
+    config = _from_flags(
+        "--config.method=dpo",
+        "--config.dpo.variant=ipo",
+        "--config.dpo.beta=0.3",
+        "--config.ppo.advantage=rloo",
+        "--config.data.types=('no_comma', 'title')",
+        "--config.model.train_embeddings",
+        "--config.offline.optim.warmup_steps=7",
+    )
+    assert (config.dpo.variant, config.dpo.beta, config.ppo.advantage) == ("ipo", 0.3, "rloo")
+    assert config.data.types == ("no_comma", "title") and config.model.train_embeddings
+    assert finalize(config).offline.optim.warmup_steps == 7
+    with pytest.raises(ValueError, match="config.dpo.variant cannot be 'ip'; did you mean 'ipo'"):
+        finalize(_from_flags("--config.dpo.variant=ip"))
+    with pytest.raises(flags.Error, match="config.rounds=2.5"):
+        _from_flags("--config.rounds=2.5")
 
 
 def test_flags_can_read_the_type_of_every_field():

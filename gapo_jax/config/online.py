@@ -251,5 +251,5 @@ class PPOConfig(Section):
             if getattr(self, name) % self.accumulate:
                 raise ValueError(
                     f"config.ppo.accumulate={self.accumulate} must divide config.ppo.{name}="
-                    f"{getattr(self, name)}: the rows pass through the network in equal parts"
+                    f"{getattr(self, name)}: microbatches have equally many rows"
                 )

@@ -46,15 +46,15 @@ def moved_config(name: str) -> str | None:
     >>> moved_config("configs/dpo_tiny.py:ipo")
     'configs/dpo.py:tiny,ipo'
     """
-    found = _FORMER_NAME.fullmatch(name)
-    if not found or Path(name.partition(":")[0]).exists():
+    match = _FORMER_NAME.fullmatch(name)
+    if not match or Path(name.partition(":")[0]).exists():
         return None
-    method = METHODS.get(found["method"])
+    method = METHODS.get(match["method"])
     if method is None or method.adversarial:  # the files of gapo kept their names
         return None
-    parts = ["tiny"] if found["size"] == "tiny" else []
-    preset = ",".join([*parts, *filter(None, [found["variant"]])])
-    path = f"{found['folder'] or ''}{method.name}{found['end'] or ''}"
+    parts = ["tiny"] if match["size"] == "tiny" else []
+    preset = ",".join([*parts, *filter(None, [match["variant"]])])
+    path = f"{match['folder'] or ''}{method.name}{match['end'] or ''}"
     return f"{path}:{preset}" if preset else path
 
 
@@ -90,7 +90,7 @@ def smollm2(method: str, name: str = "") -> Config:
     """Return a method on SmolLM2-135M-Instruct: models, data and evaluation of the quickstart.
 
     An offline method makes 40 updates of 8 examples, minutes of a CPU core: enough to see what it
-    does, not what it can do. An online method plays ten rounds of 12 prompts x 8 samples, of which
+    does, not what it can do. An online method runs ten rounds of 12 prompts x 8 samples, of which
     the two best and the two worst are learned from.
     """
     config = Config(method=method, name=name or method, rounds=4)

@@ -83,7 +83,7 @@ def frozen_parameters(config: Config) -> str | None:
     return r"encoder/embed/word/|decoder/embed/" if config.discriminator.freeze_embeddings else None
 
 
-def frozen_mask(params: Params, frozen: str) -> Any:
+def frozen_mask(params: Any, frozen: str) -> Any:
     """Return True for the parameters whose path the regular expression `frozen` finds."""
     pattern = re.compile(frozen)
     return jax.tree_util.tree_map_with_path(
@@ -96,7 +96,7 @@ def freeze_rows(pattern: str, rows: int) -> optax.GradientTransformation:
     layers of a stack. optax freezes whole leaves only, and weight decay would move these rows even
     without a gradient."""
 
-    def update(updates: Any, _: Any) -> Any:
+    def update(updates: optax.Updates, _: optax.Params | None) -> optax.Updates:
         return jax.tree.map(
             lambda stands, leaf: leaf.at[:rows].set(0) if stands else leaf,
             frozen_mask(updates, pattern),

@@ -67,7 +67,7 @@ class ExampleBatches:
 
     @property
     def widths(self) -> Sequence[int]:
-        """Those of the encoder."""
+        """Widths that the encoder chose for the lengths of the examples."""
         return self.encoder.widths
 
     def begin_round(self, state: GAPOState, index: int) -> None:

@@ -300,7 +300,7 @@ class RefinementBatches:
 
     @property
     def widths(self) -> Sequence[int]:
-        """Those of the stage."""
+        """Widths of the batches of the present stage."""
         return self.examples.widths
 
     def begin_round(self, state: GAPOState, index: int) -> None:

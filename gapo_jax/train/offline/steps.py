@@ -117,8 +117,8 @@ def target_logprobs(
 def score_batch(
     trained: Params, ref_params: Params, batch: OfflineBatch, spec: PolicySpec, config: Config
 ) -> RowLogprobs:
-    """Return the log-probs that the method's loss may ask for; the gradient flows to `trained` from
-    those of the rows under the policy alone."""
+    """Return the log-probs that the method's loss may ask for. Only `policy_BR` has a gradient, to
+    `trained`."""
     method, microbatches = method_of(config), config.offline.accumulate
 
     def scored(params: Params, rows: Rollout) -> RowLogprobs:
