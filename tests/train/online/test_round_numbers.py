@@ -43,7 +43,7 @@ CASES = {
         "reward__source": "verifier",
         "reward__standardise": "group",
     },
-    "reinforce_pp with a group baseline": {
+    "reinforce_pp_group_baseline": {
         "method": "gapo",
         "ppo__advantage": "reinforce_pp",
         "ppo__group_baseline": True,
@@ -93,7 +93,8 @@ def test_dropout_is_on_in_updates_with_new_masks_each_and_off_in_scoring(tmp_pat
                 losses.setdefault(fields["batch"].tokens_BT.tobytes(), []).append(
                     float(fields["metrics"]["disc/loss"])
                 )
-        scores = [json.loads(x)["score"] for x in (workdir / "samples.jsonl").open()][:16]
+        lines = (workdir / "samples.jsonl").read_text().splitlines()[:16]
+        scores = [json.loads(line)["score"] for line in lines]
         found[dropout] = losses, scores
     (plain, scores), (dropped, with_dropout) = found[0.0], found[0.3]
     assert scores == pytest.approx(with_dropout, abs=1e-6)
