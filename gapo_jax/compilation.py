@@ -5,13 +5,15 @@ What is tuned for one kind of device stands here, not in the steps and networks 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import os
 import platform
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -100,7 +102,7 @@ def jit_step(
     step: Callable[..., Any],
     donate: int | None = None,
     place: Placement = ONE_DEVICE,
-    keep: str = "whole",
+    keep: Literal["rows", "whole", "network"] = "whole",
     rows: Sequence[int] = (),
     whole: Sequence[int] = (),
     embeddings_by_row: bool = False,
@@ -110,14 +112,94 @@ def jit_step(
     Args:
         step: pure, called by position.
         donate: the argument that gives its memory to the result.
-        place: the devices; `keep`, `rows` and `whole` say what lies where (`Placement.jit`).
+        place: the devices; `keep`, `rows` and `whole` say what lies where (`jit_placed`).
         embeddings_by_row: hold what an embedding gives to the split of the batch's rows.
     """
     donated = () if donate is None else (donate,)
     options = step_options(place.device_kind)
     if embeddings_by_row and place.spread:
         step = split_embeddings_by_row(step, place)
-    return place.jit(step, keep, rows, whole, donate_argnums=donated, compiler_options=options)
+    return jit_placed(step, place, keep, rows, whole, donate=donated, compiler_options=options)
+
+
+def jit_placed(
+    function: Callable[..., Any],
+    place: Placement,
+    keep: Literal["rows", "whole", "network"] = "whole",
+    rows: Sequence[int] = (),
+    whole: Sequence[int] = (),
+    donate: Sequence[int] = (),
+    compiler_options: dict[str, str] | None = None,
+) -> Any:
+    """Return `jax.jit(function)`, placed on the devices of `place`.
+
+    Args:
+        function: pure, called by position; networks that it takes lie on the mesh already.
+        place: where; on one device the result is what `jax.jit` returns.
+        keep: where its results lie: "rows", "whole", or "network" for (network, metrics), of which
+            the network keeps its places. Left to XLA, a network could come back in another layout
+            than it had, and the next step would be compiled anew.
+        rows: which arguments are batches, placed on their way in.
+        whole: which arguments every device takes all of; a step on another layout of the devices
+            than the run's (`Placement.for_rows`) cannot take them as they lie.
+        donate: which arguments give their memory to the result.
+        compiler_options: as for `jax.jit`.
+    """
+    compiled = functools.partial(
+        jax.jit, donate_argnums=tuple(donate), compiler_options=compiler_options
+    )
+    if not place.spread:
+        return compiled(function)
+
+    def kept(*inputs: Any) -> Any:
+        results = function(*inputs)
+        if keep == "network":
+            network, metrics = results
+            return place.keep(network, "params"), place.keep(metrics, "whole")
+        return place.keep(results, keep)
+
+    kept.__name__ = getattr(getattr(function, "func", function), "__name__", "step")
+    return PlacedStep(place, compiled(kept), tuple(rows), tuple(whole))
+
+
+@dataclasses.dataclass(frozen=True)
+class PlacedStep:
+    """A compiled step of several devices: places the batches among its arguments and calls it."""
+
+    place: Placement
+    jitted: Any
+    rows: tuple[int, ...]
+    whole: tuple[int, ...] = ()
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Call the step."""
+        with self._context():
+            return self.jitted(*self._placed(inputs))
+
+    def lower(self, *inputs: Any) -> jax.stages.Lowered:
+        """Lower the step for arguments, or for shapes that carry their shardings."""
+        if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(inputs)):
+            inputs = tuple(self._placed(inputs))
+        with self._context():
+            return self.jitted.lower(*inputs)
+
+    def shapes(self, *inputs: Any) -> Any:
+        """Return the shapes of what the step gives for such arguments."""
+        with self._context():
+            return jax.eval_shape(self.jitted, *inputs)
+
+    def _placed(self, inputs: Sequence[Any]) -> list[Any]:
+        placed = list(inputs)
+        for i in self.rows:
+            placed[i] = self.place.rows(inputs[i])
+        for i in self.whole:
+            placed[i] = self.place.whole(inputs[i])
+        return placed
+
+    def _context(self) -> AbstractContextManager[object]:
+        # Tells kernels that XLA cannot split which mesh they are split over.
+        assert self.place.mesh is not None
+        return jax.set_mesh(self.place.mesh)
 
 
 def split_embeddings_by_row(step: Callable[..., Any], place: Placement) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""The values on the host that cross module borders: constraints, prompts, pairs of texts.
+"""Define the host-side records that cross modules: constraints, prompts, pairs of texts.
 
 Plain Python, so that a process that only verifies text starts without JAX.
 """

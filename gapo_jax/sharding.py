@@ -3,7 +3,7 @@
 Parameters get logical axes by the first pattern of `PARAMETER_AXES` that their path ends with, and
 logical axes get mesh axes by `MESH_AXES`. Mesh axes: `data` (batch only), `fsdp` (batch, and
 parameters split over it), `tensor` (parameters and their activations split over it). The mesh is
-Auto: XLA places the rest. `Placement` puts the parts of a run by these rules.
+Auto: XLA places the rest. `Placement` puts what a run works with by these rules.
 """
 
 from __future__ import annotations
@@ -12,16 +12,20 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 AXIS_NAMES = ("data", "fsdp", "tensor")
 
 LogicalAxes = tuple[str | None, ...]
+Layout = Literal["params", "rows", "whole"]
+# A pytree goes in and one of the same structure comes out: arrays, shapes or shardings.
+Tree = TypeVar("Tree")
 
 # (pattern of the end of the path, logical axes of the array). First match wins.
 PARAMETER_AXES: tuple[tuple[str, LogicalAxes], ...] = (
@@ -47,9 +51,9 @@ PARAMETER_AXES: tuple[tuple[str, LogicalAxes], ...] = (
     (r"layers/(attn|mlp)(_post)?_norm/(scale|bias)", ("layers", None)),
     (r"layers/attn/[qk]_norm/(scale|bias)", ("layers", None)),
     (r"(embed/norm|embed/relative_norm|final_norm|head/norm)/(scale|bias)", (None,)),
-    # Scalar heads (critic, discriminator): small, the same on every device.
-    (r"(^|/)(up|out)/kernel", (None, None)),
-    (r"(^|/)(up|out)/bias", (None,)),
+    # Scalar heads (critic, discriminator) and BERT's pooler: small, the same on every device.
+    (r"(^|/)(up|out|pooler)/kernel", (None, None)),
+    (r"(^|/)(up|out|pooler)/bias", (None,)),
     # Of a run's state: count, mean and squares of the rewards so far.
     (r"reward_stats", (None,)),
 )
@@ -105,10 +109,10 @@ def make_mesh(
 
 def param_shardings(
     mesh: Mesh,
-    params: Any,
+    params: Tree,
     *,
     table: Sequence[tuple[str, LogicalAxes]] = PARAMETER_AXES,
-) -> Any:
+) -> Tree:
     """Return a tree like `params` with a `NamedSharding` for every leaf.
 
     Works for whatever carries parameter paths: parameters, their shapes (`jax.eval_shape`),
@@ -139,13 +143,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Puts what a run works with on its mesh, and compiles its steps for it.
+    """Puts what a run works with on its mesh. `compilation.jit_placed` compiles steps for it.
 
-    Without a mesh, or with one of a single device, every method hands on what it is given and
-    `jit` is `jax.jit`: a run on one device has the programs that it would have without this class.
-    In a run of several processes every process calls every method, with the same values. For
-    devices that are `described` but not here, single ones too, shapes are placed and programs
-    compiled.
+    Without a mesh, or with one of a single device, every method hands on what it is given: a run on
+    one device has the programs that it would have without this class. In a run of several processes
+    every process calls every method, with the same values. For devices that are `described` but not
+    here, single ones too, shapes are placed and programs compiled.
     """
 
     mesh: Mesh | None = None
@@ -197,106 +200,82 @@ class Placement:
         size = self._mesh.size
         return self.regrouped(size // math.gcd(rows, size))
 
-    def abstract(self, tree: Any) -> Any:
-        """Return the shapes of parameters, optimizer states or networks with their places."""
-        return _located(tree, param_shardings(self._mesh, tree)) if self.spread else tree
+    def shardings(self, tree: Tree, layout: Layout) -> Tree:
+        """Return where each leaf of a tree lies: "params" by the table above (parameters, optimizer
+        states, whole networks), "rows" split over `data` and `fsdp`, or whole where they do not
+        divide (batches), "whole" on every device."""
+        if layout == "params":
+            return param_shardings(self._mesh, tree)
+        whole, split = replicated(self._mesh), batch_sharding(self._mesh)
 
-    def abstract_rows(self, tree: Any) -> Any:
-        """Return the shapes of a batch with their places."""
-        return _located(tree, self._row_shardings(tree)) if self.spread else tree
+        def where(leaf: Any) -> NamedSharding:
+            shape = np.shape(leaf)
+            divides = layout == "rows" and shape and shape[0] % self.row_parts == 0
+            return split if divides else whole
 
-    def abstract_whole(self, tree: Any) -> Any:
-        """Return shapes with their places, whole on every device."""
+        return jax.tree.map(where, tree)
+
+    def abstract(self, tree: Tree, layout: Layout = "params") -> Tree:
+        """Return shapes with their places."""
         if not self.spread:
             return tree
-        return _located(tree, jax.tree.map(lambda _: replicated(self._mesh), tree))
 
-    def params(self, tree: Any) -> Any:
-        """Place parameters, optimizer states or whole networks by the table above."""
-        return _place(tree, param_shardings(self._mesh, tree)) if self.spread else tree
+        def located(leaf: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+        return jax.tree.map(located, tree, self.shardings(tree, layout))
+
+    def abstract_rows(self, tree: Tree) -> Tree:
+        """Return the shapes of a batch with their places."""
+        return self.abstract(tree, "rows")
 
     def put(self, path: str, leaf: np.ndarray) -> jax.Array:
         """Take one parameter from the host, named as in the table, to its shards: with it weights
         are read from disk without a second tree of them in memory."""
         if not self.spread:
-            return jax.numpy.asarray(leaf)
+            return jnp.asarray(leaf)
         where = NamedSharding(self._mesh, _param_spec(self._mesh, path, leaf.shape, PARAMETER_AXES))
         return _put(leaf, where)
 
-    def rows(self, tree: Any) -> Any:
-        """Place a batch: rows split over `data` and `fsdp`, or whole where they do not divide."""
-        return _place(tree, self._row_shardings(tree)) if self.spread else tree
-
-    def whole(self, tree: Any) -> Any:
-        """Place arrays so that every device holds all of each."""
+    def place(self, tree: Tree, layout: Layout) -> Tree:
+        """Take arrays to their places."""
         if not self.spread:
             return tree
-        return _place(tree, jax.tree.map(lambda _: replicated(self._mesh), tree))
+        places = self.shardings(tree, layout)
+        if jax.process_count() == 1:
+            return jax.device_put(tree, places)
+        return jax.tree.map(_put, tree, places)
 
-    def init(self, function: Callable[..., Any], *inputs: Any) -> Any:
+    def params(self, tree: Tree) -> Tree:
+        """Place parameters, optimizer states or whole networks."""
+        return self.place(tree, "params")
+
+    def rows(self, tree: Tree) -> Tree:
+        """Place a batch."""
+        return self.place(tree, "rows")
+
+    def whole(self, tree: Tree) -> Tree:
+        """Place arrays so that every device holds all of each."""
+        return self.place(tree, "whole")
+
+    def init(self, function: Callable[..., Tree], *inputs: Any) -> Tree:
         """Return `function(*inputs)`, new parameters or networks, each made where it belongs."""
         if not self.spread:
             return function(*inputs)
         shardings = param_shardings(self._mesh, jax.eval_shape(function, *inputs))
         return jax.jit(function, out_shardings=shardings)(*inputs)
 
-    def jit(
-        self,
-        function: Callable[..., Any],
-        keep: str = "whole",
-        rows: Sequence[int] = (),
-        whole: Sequence[int] = (),
-        donate_argnums: Sequence[int] = (),
-        **options: Any,
-    ) -> Any:
-        """Compile a step: `jax.jit(function, donate_argnums=..., **options)`, placed on the mesh.
-
-        Args:
-            function: pure, called by position; networks that it takes lie on the mesh already.
-            keep: where its results lie: "rows", "whole", or "network" for (network, metrics), of
-                which the network keeps its places. Left to XLA, a network could come back in
-                another layout than it had, and the next step would be compiled anew.
-            rows: which arguments are batches, placed on their way in.
-            whole: which arguments every device takes all of; a step on another layout of the
-                devices than the run's (`for_rows`) cannot take them as they lie.
-            donate_argnums: as for `jax.jit`.
-            options: further ones of `jax.jit`.
-        """
-        if not self.spread:
-            return jax.jit(function, donate_argnums=tuple(donate_argnums), **options)
-
-        def kept(*inputs: Any) -> Any:
-            results = function(*inputs)
-            if keep == "network":
-                network, metrics = results
-                return self.keep_params(network), self.keep_whole(metrics)
-            return self.keep_rows(results) if keep == "rows" else self.keep_whole(results)
-
-        kept.__name__ = getattr(getattr(function, "func", function), "__name__", "step")
-        compiled = jax.jit(kept, donate_argnums=tuple(donate_argnums), **options)
-        return PlacedStep(self, compiled, tuple(rows), tuple(whole))
-
-    def keep_params(self, tree: Any) -> Any:
-        """Hold traced parameters, optimizer states or networks to their places."""
+    def keep(self, tree: Tree, layout: Layout) -> Tree:
+        """Hold traced arrays to their places."""
         if not self.spread:
             return tree
-        return jax.lax.with_sharding_constraint(tree, param_shardings(self._mesh, tree))
+        return jax.lax.with_sharding_constraint(tree, self.shardings(tree, layout))
 
-    def keep_rows(self, tree: Any) -> Any:
-        """Hold traced batches to their places, as `rows`."""
-        if not self.spread:
-            return tree
-        return jax.lax.with_sharding_constraint(tree, self._row_shardings(tree))
+    def keep_rows(self, tree: Tree) -> Tree:
+        """Hold traced batches to their places."""
+        return self.keep(tree, "rows")
 
-    def keep_whole(self, tree: Any) -> Any:
-        """Hold traced arrays to all of each on every device."""
-        if not self.spread:
-            return tree
-        return jax.lax.with_sharding_constraint(
-            tree, jax.tree.map(lambda _: replicated(self._mesh), tree)
-        )
-
-    def keep_columns(self, kernel_DV: jax.Array, dtype: Any) -> jax.Array:
+    def keep_columns(self, kernel_DV: jax.Array, dtype: DTypeLike) -> jax.Array:
         """Hold a traced matrix, cast to `dtype`, to its columns split over `tensor` and gathered
         over `fsdp`: before a loop that would otherwise gather it in every turn. On one device there
         is nothing to gather and the loop casts what it reads."""
@@ -309,7 +288,7 @@ class Placement:
             kernel_DV = jax.lax.with_sharding_constraint(kernel_DV, place)
         return kernel_DV
 
-    def host(self, tree: Any) -> Any:
+    def host(self, tree: Tree) -> Tree:
         """Return arrays that this process can read whole: as they are, or gathered from the other
         processes, a slice of a stack at a time, so that no device has to hold all of it."""
         if jax.process_count() == 1 or not self.spread:
@@ -330,71 +309,8 @@ class Placement:
         assert self.mesh is not None
         return self.mesh
 
-    def _row_shardings(self, tree: Any) -> Any:
-        whole, split = replicated(self._mesh), batch_sharding(self._mesh)
-
-        def where(leaf: Any) -> NamedSharding:
-            shape = np.shape(leaf)
-            return split if shape and shape[0] % self.row_parts == 0 else whole
-
-        return jax.tree.map(where, tree)
-
-
-@dataclasses.dataclass(frozen=True)
-class PlacedStep:
-    """A compiled step of several devices: places the batches among its arguments and calls it."""
-
-    place: Placement
-    jitted: Any
-    rows: tuple[int, ...]
-    whole: tuple[int, ...] = ()
-
-    def __call__(self, *inputs: Any) -> Any:
-        """Call the step."""
-        with self._context():
-            return self.jitted(*self._placed(inputs))
-
-    def lower(self, *inputs: Any) -> Any:
-        """Lower the step for arguments, or for shapes that carry their shardings."""
-        if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(inputs)):
-            inputs = tuple(self._placed(inputs))
-        with self._context():
-            return self.jitted.lower(*inputs)
-
-    def shapes(self, *inputs: Any) -> Any:
-        """Return the shapes of what the step gives for such arguments."""
-        with self._context():
-            return jax.eval_shape(self.jitted, *inputs)
-
-    def _placed(self, inputs: Sequence[Any]) -> list[Any]:
-        placed = list(inputs)
-        for i in self.rows:
-            placed[i] = self.place.rows(inputs[i])
-        for i in self.whole:
-            placed[i] = self.place.whole(inputs[i])
-        return placed
-
-    def _context(self) -> Any:
-        # Tells kernels that XLA cannot split which mesh they are split over.
-        assert self.place.mesh is not None
-        return jax.set_mesh(self.place.mesh)
-
 
 ONE_DEVICE = Placement()
-
-
-def _located(tree: Any, shardings: Any) -> Any:
-    return jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        tree,
-        shardings,
-    )
-
-
-def _place(tree: Any, shardings: Any) -> Any:
-    if jax.process_count() == 1:
-        return jax.device_put(tree, shardings)
-    return jax.tree.map(_put, tree, shardings)
 
 
 def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:

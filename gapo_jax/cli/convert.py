@@ -195,7 +195,7 @@ def _outputs(module: Any, tokens_BT: jax.Array, mask_BT: jax.Array) -> dict[str,
         return {"hidden state": hidden_BTD, "logit": module.logits(hidden_BTD)}
     reads = isinstance(module, models.RewardModel)
     hidden_BTD = (module.decoder.hidden if reads else module.encoder)(tokens_BT, mask_BT)
-    return {"hidden state": hidden_BTD, "logit": module.judge(hidden_BTD, mask_BT)}
+    return {"hidden state": hidden_BTD, "logit": module.score_hidden(hidden_BTD, mask_BT)}
 
 
 def _torch_outputs(

@@ -105,6 +105,7 @@ def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None
 
 def load_model(options: argparse.Namespace) -> tuple[Any, Any, Callable[..., Any], int]:
     """Return the parameters, the tokenizer, the sampler and the longest prompt in tokens."""
+    from gapo_jax.data.chat import stop_ids
     from gapo_jax.models import Decoder
     from gapo_jax.rollout.sampler import make_sampler
     from gapo_jax.train.restore import load_any, trained_system
@@ -125,7 +126,7 @@ def load_model(options: argparse.Namespace) -> tuple[Any, Any, Callable[..., Any
     sample = make_sampler(
         decoder,
         max_new_tokens=options.max_new_tokens,
-        eos_ids=config.eos_ids,
+        eos_ids=stop_ids(loaded.tokenizer, config.eos_ids),
         pad_id=config.pad_id,
         slots=0 if options.whole_batches else options.batch_size,
         top_k=options.top_k,

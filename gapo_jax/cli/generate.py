@@ -17,6 +17,7 @@ import jax
 
 from gapo_jax.checkpoint import CheckpointError
 from gapo_jax.cli import program, summary
+from gapo_jax.data.chat import stop_ids
 from gapo_jax.evaluate.console import printable
 from gapo_jax.models import Decoder
 from gapo_jax.rollout.generate import generate, prompt_width, row_keys
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             make_sampler(
                 loaded.module,
                 max_new_tokens=args.max_new_tokens,
-                eos_ids=config.eos_ids,
+                eos_ids=stop_ids(loaded.tokenizer, config.eos_ids),
                 pad_id=config.pad_id,
                 slots=SLOTS if count > SLOTS else 0,
                 top_k=args.top_k,

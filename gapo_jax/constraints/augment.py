@@ -50,6 +50,8 @@ def verify_pair(pair: PreferentialPair) -> None:
         )
     if all(holds(c, pair.response) for c in pair.rejected):
         raise ValueError("rejected prompt: expected a violated constraint (Eq. 4), got none")
+    # What the two sides share. Everything else has to be explained by the edit, or the pair would
+    # teach the discriminator two things at once.
     kept = [c for c in pair.accepted if c in pair.rejected]
     lost = len(pair.accepted) - len(kept)
     added = len(pair.rejected) - len(kept)
@@ -70,6 +72,8 @@ def difficulty(pair: PreferentialPair) -> float:
     bullets asked of a response with 3 give 0.75, 10 bullets 0.3; a constraint without degrees,
     such as a title, gives 0. A curriculum goes from low to high.
     """
+    # The most violated constraint decides: one gross violation makes a pair easy, however near the
+    # others come.
     gaps = [
         get(c.id).shortfall(c, pair.response) for c in pair.rejected if not holds(c, pair.response)
     ]
@@ -106,6 +110,8 @@ def _violated(
     """Return an instance, violated by the response, of an allowed type that is not present and goes
     with the constraints that are kept."""
     ids = {constraint.id for constraint in present}
+    # Random order, and not the easiest type first: types that are violated by nearly any text would
+    # make up most of the rejected prompts.
     for type_id in shuffled(rng, list(allowed)):
         if type_id in ids or any(conflict(type_id, other.id) for other in kept):
             continue
@@ -125,6 +131,7 @@ def _modified(constraints, index, response, rng, words, allowed, task) -> Constr
     old = constraints[index]
     others = tuple(c for i, c in enumerate(constraints) if i != index)
     free = [t for t in allowed if not any(conflict(t, other.id) for other in others)]
+    # Another draw helps only where a word of another constraint is in the way.
     for _ in range(_DRAWS):
         new = modify(old, response, rng, words, task=task, types=free)
         if new is None or _goes_with(new, others):
@@ -161,6 +168,8 @@ def _edited_pair(kind, task, constraints, response, rng, words, phrasing, allowe
         if new.id != constraints[index].id and kind != "polarity":
             other = style.with_style(index, pick(rng, styles_of(new.id, phrasing)))
         rejected = constraints[:index] + (new,) + constraints[index + 1 :]
+        # The edited type names the pair, not the type that replaces it: counts by type say which
+        # constraints were edited, and the data is balanced over those counts.
         edited = constraints[index].id
         return _pair(task, response, constraints, rejected, style, other, kind, edited)
     return None
@@ -172,6 +181,8 @@ def _inserted_pair(task, constraints, response, rng, words, phrasing, allowed):
     if new is None:
         return None
     rejected = constraints + (new,)
+    # Drawn for the longer prompt and cut down for the shorter one, so that both share everything
+    # else.
     style = draw_style(rejected, rng, phrasing)
     plain = style.without(len(constraints))
     return _pair(task, response, constraints, rejected, plain, style, "insert", new.id)

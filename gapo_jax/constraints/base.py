@@ -88,6 +88,7 @@ class ConstraintType:
         """Whether prompts can be made with the type: it has `sample` and `modify`."""
         return hasattr(self, "sample") and hasattr(self, "modify")
 
+    # Twice the same type in one prompt contradicts itself or says the same thing again.
     @functools.cached_property
     def conflicts(self) -> frozenset[str]:
         """Ids that must not occur in one prompt with this type; a type excludes itself."""
@@ -162,6 +163,7 @@ class TrainableType(ConstraintType):
                 f"style of {self.id}: expected 0 to {len(phrasings) - 1}, got {style}; training"
                 f" styles are {self.train_styles}, held-out styles {self.heldout_styles}"
             )
+        # Rows of public sets carry nulls and whole floats; the sentence must not show either.
         kwargs = self.clean(constraint.kwargs)
         phrasing = phrasings[style]
         if not isinstance(phrasing, str):
@@ -213,6 +215,7 @@ class TrainableType(ConstraintType):
         if measured is None:
             return 1.0
         value, relation, number = measured
+        # At the border of "less than" the value is one too large, not zero: hence the + 1.
         gaps = {"at least": number - value, "less than": value - number + 1}
         gap = max(1, gaps.get(relation, abs(value - number)))
         return min(1.0, gap / max(value, number, 1))
@@ -247,8 +250,12 @@ class TrainableType(ConstraintType):
                 raise ValueError("sample: satisfied= needs a response to verify, got none")
             kwargs = self.propose(rng, None, True, words, task)
             return None if kwargs is None else Constraint(self.id, kwargs)
+        # The arguments come from what will be verified, so thinking is left out here already: a
+        # keyword from the thinking would hardly ever hold.
         answer = final_answer(response)
         holds = bool(rng.integers(2)) if satisfied is None else satisfied
+        # A proposal is a guess (the official counts have corners that `propose` does not repeat),
+        # so a few are tried; without arguments every try would be the same.
         for _ in range(_ATTEMPTS if self.has_arguments else 1):
             kwargs = self.propose(rng, answer, holds, words, task)
             if kwargs is None:
@@ -277,6 +284,7 @@ class TrainableType(ConstraintType):
         answer = final_answer(response)
         before = self.clean(constraint.kwargs)
         for kwargs in self.near_misses(rng, before, answer, words):
+            # A near miss may be the constraint itself again, or one that happens to hold as well.
             if self.clean(kwargs) != before and not self.follows(kwargs, answer):
                 return Constraint(self.id, kwargs)
         if not self.has_arguments:
@@ -319,6 +327,7 @@ def threshold(
         lowest, highest = max(lowest, low), min(highest, high)
         if lowest > highest:
             continue
+        # Round numbers are what people ask for; off the grid only where the window holds none.
         number = int(rng.integers(lowest, highest + 1))
         rounded = round(number / step) * step
         return relation, rounded if lowest <= rounded <= highest else number
@@ -350,6 +359,8 @@ def relation_near_misses(
         step=step,
         relations=(relation,),
     )
+    # Both kinds in random order: with one of them always first, the relation alone or the number
+    # alone would tell the violated prompt from the satisfied one.
     for candidate in shuffled(rng, [(other_relation(relation), number), moved]):
         if candidate is not None and candidate[1] >= low:
             yield candidate

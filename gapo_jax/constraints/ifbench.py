@@ -28,4 +28,5 @@ class IFBenchType(ConstraintType):
         return ifbench_checks.describe(self.id, verdicts.as_items(constraint.kwargs))
 
 
+# One class for all: the package holds the checker and the wording of each, by its id.
 TYPES = tuple(IFBenchType(type_id) for type_id in IFBENCH)

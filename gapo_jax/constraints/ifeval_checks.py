@@ -39,6 +39,7 @@ def instructions() -> Any:
     from if_verifiable.ifeval import instructions as module
     from if_verifiable.ifeval import instructions_util as util
 
+    # The package expects an object with `tokenize`; its own one needs data that NLTK downloads.
     sentences = types.SimpleNamespace(tokenize=text.split_sentences)
     util._get_sentence_tokenizer = lambda: sentences
     util.nltk = types.SimpleNamespace(
@@ -69,6 +70,7 @@ def conflicts() -> dict[str, frozenset[str]]:
     instructions()
     from if_verifiable.ifeval.instructions_registry import INSTRUCTION_CONFLICTS
 
+    # The release lists some conflicts with one of the two types only.
     table = {key: set(others) | {key} for key, others in INSTRUCTION_CONFLICTS.items()}
     for key, others in list(table.items()):
         for other in others:
@@ -86,6 +88,8 @@ def checker(type_id: str, items: tuple[tuple[str, Any], ...], long: bool) -> Any
     for field in _PATTERN_FIELDS:
         if field in kwargs:
             value = kwargs[field]
+            # `strip` because the checker strips a single keyword and would then compile another
+            # pattern than the one that was found safe.
             if isinstance(value, str):
                 kwargs[field] = text.bounded_pattern(value.strip(), long=long)
             else:
@@ -94,6 +98,7 @@ def checker(type_id: str, items: tuple[tuple[str, Any], ...], long: bool) -> Any
     if letter is not None and not (letter.isascii() and letter.isalpha()):
         # The release replaces such a letter by a random one; here the letter of the row counts.
         kwargs["letter"] = "a"
+    # Made once per set of arguments: the loose verdict asks it for up to eight texts.
     made = registry()[type_id](type_id)
     made.build_description(**kwargs)
     if letter is not None:
@@ -130,6 +135,7 @@ def follows_long(type_id: str, official: Any, response: str) -> bool:
         return count_placeholders(response) >= official._num_placeholders
     if type_id == "detectable_format:title":
         return has_title(response)
+    # Their patterns stay the official ones; only what makes them slow is taken out of the text.
     if type_id in ("detectable_format:number_bullet_lists", "detectable_content:postscript"):
         response = text.squeeze_spaces(response)
     return official.check_following(response)
@@ -142,6 +148,7 @@ def follows(type_id: str, items: tuple[tuple[str, Any], ...], response: str) -> 
       ValueError: invalid arguments (`clean_kwargs`).
     """
     long = len(response) > text.LONG_TEXT
+    # Before the empty response is refused: invalid arguments are an error for any response.
     official = checker(type_id, items, long)
     if not response.strip():
         return False

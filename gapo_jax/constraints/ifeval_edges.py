@@ -69,17 +69,20 @@ class EndChecker(TrainableType):
         return {"end_phrase": pick(rng, END_PHRASES)}
 
     def near_misses(self, rng, kwargs, response, words):
+        # There is no phrase near another one; a few draws are enough, as nearly each is violated.
         for _ in range(4):
             yield self.propose(rng, response, False, words, None)
 
     @staticmethod
     def _ends(response, phrase):
+        # As the release compares: quotation marks around the text and case do not count.
         return response.strip().strip('"').lower().endswith(phrase.lower())
 
     @staticmethod
     def _tail(text, rng):
         lines = text.strip().strip('"').splitlines()
         words = lines[-1].lstrip("*-# ").split() if lines else []
+        # Three to five words: shorter endings are common by chance, longer ones are hard to repeat.
         size = int(rng.integers(3, 6))
         return " ".join(words[-size:]) if len(words) > size else None
 
@@ -119,6 +122,7 @@ class Postscript(TrainableType):
         ]
         if not fitting:
             return None
+        # The second marker is rare, on both sides of a pair alike.
         if len(fitting) == 1:
             return {"postscript_marker": fitting[0]}
         return {"postscript_marker": fitting[int(rng.random() < 0.2)]}
@@ -183,6 +187,7 @@ class Placeholders(TrainableType):
         if response is None:
             return {"num_placeholders": int(rng.integers(1, 4))}
         count = count_placeholders(response)
+        # Only one or two more than there are: a far number would be an easy pair.
         if not satisfied:
             return {"num_placeholders": count + int(rng.integers(1, 3))}
         return (

@@ -53,18 +53,22 @@ class BulletLists(TrainableType):
         count = self._count(response)
         if satisfied:
             return {"num_bullets": count} if count else None
+        # Without any bullet each number is equally far, so the usual small ones are asked for.
         numbers = [n for n in range(1, max(6, count + 3)) if n != count]
         near = [n for n in numbers if abs(n - count) <= 2] if count else numbers[1:4]
         return {"num_bullets": pick(rng, near)}
 
     def near_misses(self, rng, kwargs, response, words):
         count = self._count(response)
+        # "Exactly" can be missed on both sides.
         for step in shuffled(rng, (-1, 1, -2, 2)):
             if count + step >= 1:
                 yield {"num_bullets": count + step}
 
     @staticmethod
     def _count(response):
+        # The official patterns, with the same guard as `ifeval_checks.follows_long`: mining counts
+        # the bullets of the same long texts that are verified.
         if len(response) > LONG_TEXT:
             response = squeeze_spaces(response)
         stars = re.findall(r"^\s*\*[^\*].*$", response, flags=re.MULTILINE)
@@ -85,6 +89,7 @@ class Title(TrainableType):
         "Name the text: the name belongs inside doubled angle brackets, for instance <<name>>.",
         "Start from a headline that is enclosed like this: <<headline>>.",
     )
+    # Near misses of a type without arguments: other marks that a text bears or lacks as a whole.
     siblings = ("startend:quotation", "detectable_content:postscript", "startend:end_checker")
     probes = (
         (
@@ -172,6 +177,8 @@ class HighlightedSections(TrainableType):
 
     @staticmethod
     def _count(response):
+        # As the release counts. The single form matches the bare "**" of a double one too, but
+        # without text inside it does not count.
         single = re.findall(r"\*[^\n\*]*\*", response)
         double = re.findall(r"\*\*[^\n\*]*\*\*", response)
         return sum(bool(part.strip("*").strip()) for part in single) + sum(
@@ -220,7 +227,9 @@ class MultipleSections(TrainableType):
         mark = pick(rng, self._MARKS)
         if response is None:
             return self._kwargs(mark, int(rng.integers(2, 4)))
+        # Marks of the response itself come first: a mark that does not occur is violated trivially.
         present = [mark for mark in self._MARKS if self._count(mark, response)]
+        # Without a numbered mark only 0 sections would hold, which is no constraint.
         if satisfied:
             if not present:
                 return None
@@ -237,6 +246,7 @@ class MultipleSections(TrainableType):
 
     @staticmethod
     def _count(mark, response):
+        # The release counts the splits of a pattern, which is the number of its matches.
         return len(re.findall(re.escape(mark) + r"\s?\d+", response))
 
     @staticmethod
@@ -248,6 +258,7 @@ class ConstrainedResponse(TrainableType):
     """The response holds one of the release's three fixed answers."""
 
     id = "detectable_format:constrained_response"
+    # The three answers are fixed by the release, so the phrasings spell them out.
     train = (
         'Answer with one of these: "My answer is yes.", "My answer is no.", "My answer is maybe."',
         'Choose your reply from "My answer is yes.", "My answer is no." and "My answer is maybe."',

@@ -27,6 +27,8 @@ class Existence(TrainableType):
     """Every keyword occurs (as a substring, ignoring case: the official rule)."""
 
     id = "keywords:existence"
+    # The order of the phrasings is part of the data: `augment` gives both sides of a polarity pair
+    # the same style number.
     # Each style is worded like that of ForbiddenWords: the two differ in nothing but the polarity.
     train = (
         "Include {noun} {listed} in your answer.",
@@ -58,6 +60,8 @@ class Existence(TrainableType):
     def propose(self, rng, response, satisfied, words, task):
         if response is None:
             return {"keywords": _draw(rng, list(words) or COMMON_WORDS)}
+        # Words of the response hold by themselves; absent ones come from other answers to the task,
+        # so that both sides of a pair are on topic.
         if satisfied:
             inside = content_words(response)
             return {"keywords": _draw(rng, inside)} if inside else None
@@ -103,6 +107,7 @@ class ForbiddenWords(TrainableType):
             return {"forbidden_words": _draw(rng, list(words) or COMMON_WORDS)}
         if satisfied:
             return {"forbidden_words": _draw(rng, absent_words(response, words))}
+        # Forbidding a word that occurs is the violated side: the mirror image of `Existence`.
         inside = content_words(response)
         return {"forbidden_words": _draw(rng, inside)} if inside else None
 
@@ -168,10 +173,12 @@ class Frequency(TrainableType):
         if response is None:
             keyword = pick(rng, list(words) or COMMON_WORDS)
             relation = pick(rng, ("at least", "less than"))
+            # "Fewer than 1" would forbid the word, which is another type.
             low = 1 if relation == "at least" else 2
             return self._kwargs(keyword, relation, int(rng.integers(low, 4)))
         inside = content_words(response)
         keyword = pick(rng, inside) if inside else None
+        # An absent word is a fair question too: "at least once" is violated by it.
         if keyword is None or (not satisfied and rng.random() < 0.3):
             keyword = pick(rng, absent_words(response, words))
         found = threshold(rng, self._count(keyword, response), satisfied, low=1, high=8)
@@ -230,6 +237,7 @@ class LetterFrequency(TrainableType):
         ),
     )
     difference = "one letter"
+    # From frequent to rare; each is drawn alike.
     _LETTERS = "aeiourstlnmdcphgbkvwyjqxz"
 
     def fields(self, kwargs):
@@ -245,6 +253,7 @@ class LetterFrequency(TrainableType):
             relation = pick(rng, ("at least", "less than"))
             return self._kwargs(letter, relation, int(rng.integers(2, 9)))
         count = Counter(response.lower())[letter]
+        # Letters are frequent: for a count of 40, a number within 10 is near.
         spread = max(2, count // 4)
         found = threshold(rng, count, satisfied, low=1, high=200, spread=spread)
         if found is None:

@@ -82,6 +82,7 @@ class NumberWords(TrainableType):
             relation = pick(rng, RELATIONS)
             return {"num_words": pick(rng, self._SIZES), "relation": relation}
         count = count_words(response)
+        # In steps of five words, as people ask for round numbers.
         found = threshold(
             rng, count, satisfied, low=4, high=2000, spread=self._spread(count), step=5
         )
@@ -102,6 +103,8 @@ class NumberWords(TrainableType):
 
     @staticmethod
     def _spread(count):
+        # A wide window: what a discriminator cannot count it cannot learn, so misses are by a good
+        # part of the length.
         return max(5, round(0.6 * count))
 
 
@@ -164,6 +167,7 @@ class NumberSentences(TrainableType):
 
     def near_misses(self, rng, kwargs, response, words):
         count = count_sentences(response)
+        # Wider for long texts, where one sentence more or less is hardly seen.
         spread = 2 + count // 4
         for relation, number in relation_near_misses(
             rng, kwargs["relation"], kwargs["num_sentences"], count, low=2, spread=spread
@@ -198,6 +202,7 @@ class NumberParagraphs(TrainableType):
         count = self._count(response)
         if satisfied:  # a text without a divider is one paragraph: nothing to ask for
             return {"num_paragraphs": count} if count >= 2 else None
+        # Not from 1: exactly one paragraph is what any text without the divider has.
         numbers = [n for n in range(2, max(5, count + 3)) if n != count]
         near = [n for n in numbers if abs(n - count) <= 2] or numbers
         return {"num_paragraphs": pick(rng, near)}
@@ -210,6 +215,7 @@ class NumberParagraphs(TrainableType):
 
     @staticmethod
     def _count(response):
+        # The release splits at the same divider and refuses blank pieces inside.
         return sum(bool(part.strip()) for part in response.split("***"))
 
 
@@ -251,6 +257,7 @@ class NthParagraphFirstWord(TrainableType):
             number = int(rng.integers(2, 4))
             first = pick(rng, list(words) or COMMON_WORDS)
             return self._kwargs(number, int(rng.integers(1, number + 1)), first)
+        # Number of paragraphs and first words of the response itself; the checker compares both.
         first_words = self._first_words(response)
         number = len(first_words)
         if satisfied:
@@ -259,6 +266,7 @@ class NthParagraphFirstWord(TrainableType):
                 return None
             nth = pick(rng, usable)
             return self._kwargs(number, nth + 1, first_words[nth])
+        # Half violated by the word, half by the number of paragraphs.
         if number and rng.random() < 0.5:
             word = pick(rng, absent_words(response, words))
             return self._kwargs(number, int(rng.integers(1, number + 1)), word)
@@ -268,6 +276,7 @@ class NthParagraphFirstWord(TrainableType):
 
     def near_misses(self, rng, kwargs, response, words):
         number, nth, first = kwargs["num_paragraphs"], kwargs["nth_paragraph"], kwargs["first_word"]
+        # One of the three arguments changes, the others stay: the nearest misses there are.
         options = [
             (number, nth, pick(rng, absent_words(response, words))),
             (number + 1, nth, first),
@@ -282,6 +291,7 @@ class NthParagraphFirstWord(TrainableType):
     def _first_words(response):
         """Return the first word of each paragraph as the official checker reads it ("" if none)."""
         found = []
+        # Blank lines divide, as in the release; blank pieces between two of them are no paragraphs.
         for paragraph in response.split("\n\n"):
             if paragraph.strip():
                 word = paragraph.split()[0].lstrip("'").lstrip('"')

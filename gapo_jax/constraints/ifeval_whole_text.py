@@ -39,6 +39,7 @@ class EnglishCapital(TrainableType):
         "Use only capital letters, and write in English.",
     )
     heldout = ("Every letter of your English text has to be upper case.",)
+    # Misses about capitals, so that a pair turns on the case of the letters and nothing else.
     siblings = ("change_case:english_lowercase", "change_case:capital_word_frequency")
     probes = (
         (
@@ -129,6 +130,7 @@ class CapitalWordFrequency(TrainableType):
 
     @staticmethod
     def _count(response):
+        # By the tokens of the release, to which "U.S." is one word and "A" one more.
         return sum(word.isupper() for word in word_tokenize(response))
 
     @staticmethod
@@ -161,6 +163,7 @@ class ResponseLanguage(TrainableType):
 
     def propose(self, rng, response, satisfied, words, task):
         if response is not None and satisfied:
+            # Asked of the checker: langdetect knows more languages than the release names.
             codes = [code for code in LANGUAGE_CODES if self.follows({"language": code}, response)]
             return {"language": pick(rng, codes)} if codes else None
         return {"language": pick(rng, self._COMMON)}
@@ -219,6 +222,8 @@ class RepeatPrompt(TrainableType):
 
     def propose(self, rng, response, satisfied, words, task):
         if response is not None and satisfied:
+            # The task itself if the response repeats it; else the first sentence, which is repeated
+            # by definition.
             if task and self.follows({"prompt_to_repeat": task}, response):
                 return {"prompt_to_repeat": task}
             sentences = split_sentences(response)
@@ -234,6 +239,7 @@ class RepeatPrompt(TrainableType):
                 changed = list(parts)
                 changed[place], changed[place + 1] = changed[place + 1], changed[place]
                 yield {"prompt_to_repeat": " ".join(changed)}
+        # For requests too short to exchange words in.
         yield {"prompt_to_repeat": pick(rng, REQUESTS)}
 
 

@@ -70,6 +70,7 @@ def time_limit(seconds: float) -> Iterator[None]:
         yield
         return
 
+    # Patterns are interrupted too: Python's matcher looks for signals while it matches.
     def end(*_: Any) -> None:
         raise TimeUp(f"took longer than {seconds:g} s")
 
@@ -87,6 +88,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 def _takes(function: Callable[..., Any], most: int, least: int, usage: str) -> int:
     """Return how many positional arguments, `most` or fewer, a function can be called with."""
     signature = inspect.signature(function)
+    # The longest call first: a check with a default for the prompt shall get the prompt.
     for count in range(most, least - 1, -1):
         with contextlib.suppress(TypeError):
             signature.bind(*[None] * count)
@@ -126,6 +128,7 @@ class PluginType(ConstraintType):
     @property
     def origin(self) -> tuple[str, str]:
         """Module and name of the class: a class of the same origin replaces the older one."""
+        # A worker imports the main script under another name; the class is the same.
         kind = type(self.own)
         return kind.__module__.replace("__mp_main__", "__main__"), kind.__qualname__
 
@@ -176,11 +179,13 @@ class PluginType(ConstraintType):
     def check(self, constraint: Constraint, response: str, prompt: str = "") -> bool:
         """Return the class's verdict; violated where there is none, or for an empty response."""
         answer = final_answer(response)
+        # The same rules as for built-in types, and classes need not repeat them.
         if not answer.strip() or len(answer) > MAX_TEXT:
             return False
         try:
             with time_limit(TIME_LIMIT_S):
                 verdict = self.own.check(*(constraint, answer, prompt)[: self._checks])
+            # A text such as "no" is true in Python: taken as it is, it would fail open.
             if not isinstance(verdict, bool | np.bool_):
                 raise TypeError(f"expected True or False, got {verdict!r:.200}")
         except (Exception, TimeUp) as error:
@@ -216,6 +221,7 @@ def register(kind: T) -> T:
             f"constraint type {made.id}: this is the id of a built-in type; choose another one,"
             " such as 'mine:NAME'"
         )
+    # Two types under one id would make rewards depend on the order of imports.
     known = _TYPES.get(made.id)
     if known is not None and known.origin != made.origin:
         raise ValueError(
@@ -228,6 +234,7 @@ def register(kind: T) -> T:
 
 def _register_all(module: types.ModuleType) -> None:
     """Register the public classes that a module defines and has not registered itself."""
+    # A copy: registering may import modules that add names to this one.
     for kind in list(vars(module).values()):
         if (
             isinstance(kind, type)
@@ -257,6 +264,7 @@ def load_plugin(path: str | Path) -> tuple[str, ...]:
             f"constraint plug-in: expected a Python file (.py), found none at {path}; correct"
             " config.data.plugins"
         )
+    # By the whole path, so that two files of one name are two modules.
     name = f"gapo_jax_plugin_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
     if path not in _FILES:
         loader = importlib.machinery.SourceFileLoader(name, str(path))
@@ -267,6 +275,7 @@ def load_plugin(path: str | Path) -> tuple[str, ...]:
             loader.exec_module(module)
             _register_all(module)
         except Exception as error:
+            # A half-run module must not be found by pickle or by a second attempt.
             del sys.modules[name]
             raise ValueError(
                 f"constraint plug-in {path}: {type(error).__name__}: {error}; correct the file"
@@ -312,6 +321,8 @@ def for_workers() -> tuple[tuple[Path, ...], bytes]:
     Raises:
       ValueError: a class cannot be imported by another process.
     """
+    # Types of files are made known by their file; a module that was loaded by path cannot be
+    # imported by name, so its classes cannot be pickled.
     own = [kind.own for kind in _TYPES.values() if kind.origin[0] not in _FILES.values()]
     for one in own:
         module = sys.modules.get(type(one).__module__)

@@ -30,6 +30,7 @@ def _options(name: str, value: str) -> list[str]:
     """Return other values of a property: those of the table, or the value with another number."""
     known = [option for option in _EXAMPLES.get(name, ()) if option != value]
     number = re.search(r"\d+(?:\.\d+)?", value)
+    # Numbers that look alike, which a discriminator has to read: "2 l" for "1 l".
     if number is not None:
         for change in (2, 0.5, 1.5):
             changed = f"{float(number[0]) * change:g}"
@@ -73,8 +74,10 @@ class StatesFacts(TrainableType):
         known = [f"{name}: {value}" for name, options in _EXAMPLES.items() for value in options]
         there = product_checks.stated(response, known)
         if satisfied:
+            # One fact for each property: two values of one would contradict each other.
             chosen = {product_checks.split_fact(fact)[0]: fact for fact in shuffled(rng, there)}
             return {"facts": list(chosen.values())} if chosen else None
+        # One absent fact beside stated ones, so that the prompt is on topic.
         absent = [fact for fact in known if fact not in there]
         return {"facts": shuffled(rng, there)[:2] + [pick(rng, absent)]} if absent else None
 
@@ -115,6 +118,7 @@ class NoOtherFacts(TrainableType):
 
     def shortfall(self, constraint, response):
         kwargs, answer = constraint.kwargs, final_answer(response)
+        # Each further value, as a share of all that are stated or allowed.
         extra = len(product_checks.others_stated(answer, kwargs["facts"], kwargs["values"]))
         return max(1, extra) / (max(1, extra) + len(kwargs["facts"]))
 

@@ -60,6 +60,7 @@ def tokens(text: str) -> tuple[str, ...]:
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
     found = []
     for token in _TOKEN.findall(text):
+        # A plural as its singular, crudely: both sides go through it, so only equality matters.
         if len(token) > 3 and token.endswith("s") and not token.endswith("ss"):
             token = token[:-1]
         found.append(_SPELLINGS.get(token, token))
@@ -76,6 +77,7 @@ def _places(text: str) -> dict[str, list[int]]:
 
 
 def _denied(words: Sequence[str], start: int) -> bool:
+    # In "not blue or green" the denial of green stands further away.
     reach = _REACH + 2 * (start > 0 and words[start - 1] in ("or", "nor"))  # not blue or green
     for place in range(start - 1, max(-1, start - 1 - reach), -1):
         if words[place] in _BREAKS:

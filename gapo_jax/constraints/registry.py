@@ -61,6 +61,7 @@ def get(type_id: str) -> ConstraintType:
     Raises:
       ValueError: no such id; names the nearest ones.
     """
+    # Without looking for plug-ins: built-in ids are most, and entry points take time to find.
     if type_id in _TYPES:
         return _TYPES[type_id]
     more = plugins.registered()
@@ -96,6 +97,7 @@ def resolve(names: Sequence[str]) -> tuple[str, ...]:
             found += [i for family in FAMILIES if family not in _HELD_OUT for i in types(family)]
         else:
             found += types(name) if name in FAMILIES else [get(name).id]
+    # All of them at once: who named a family by mistake learns it from one message.
     held_out = sorted({i for family in _HELD_OUT for i in types(family)} & set(found))
     if held_out:
         more = f" and {len(held_out) - 5} more" if len(held_out) > 5 else ""
@@ -153,6 +155,7 @@ def modify(
     other = kind.modify(constraint, response, rng, words, task=task)
     if other is not None or kind.has_arguments:
         return other
+    # Random order: the first sibling would be the rejected side of nearly each pair.
     for sibling in shuffled(rng, kind.siblings):
         if types is None or sibling in types:
             other = trainable(sibling).sample(
@@ -175,6 +178,7 @@ def _instances(
         )
     found = []
     for type_id, kwargs in zip(ids, kwargs_list, strict=True):
+        # A text here is a row that was not parsed; its error would come from deep inside a checker.
         if not isinstance(kwargs, Mapping | None):
             raise ValueError(
                 f"kwargs of {type_id}: expected a dictionary or None, got {kwargs!r:.200}; correct"
@@ -207,6 +211,7 @@ def check(
       ValueError: unknown id, invalid arguments, or lists of unequal length.
     """
     instances = _instances(response, instruction_id_list, kwargs_list)
+    # Once for all instructions, which may be many and the thinking long.
     answer = final_answer(response)
     return [kind.check(constraint, answer, prompt or "") for kind, constraint in instances]
 

@@ -29,6 +29,8 @@ def _value(cell: Any, column: str) -> Any:
     """Return a cell, read as JSON or as a Python literal where it is a text."""
     if not isinstance(cell, str):
         return cell
+    # JSON first: `null` and `true` are no Python, and a literal of Python is rarely JSON.
+    # `literal_eval` runs no code.
     for read in (json.loads, ast.literal_eval):
         try:
             return read(cell)
@@ -49,6 +51,8 @@ def instance(type_id: Any, kwargs: Any) -> Constraint:
     if not isinstance(kwargs, Mapping | None):
         raise ValueError(f"kwargs of {type_id}: expected a dictionary, got {kwargs!r:.80}")
     full = get(type_id).id
+    # Now and not at the first verdict: a row that cannot be verified is left out with its reason,
+    # instead of ending an evaluation after hours.
     require(full)
     if full in FIELDS:
         return Constraint(full, clean_kwargs(full, kwargs))
@@ -59,6 +63,7 @@ def _listed(ids: Any, kwargs: Any, column: str) -> list[Constraint]:
     ids, kwargs = _value(ids, column), _value(kwargs, "kwargs")
     if not isinstance(ids, Sequence) or isinstance(ids, str):
         raise ValueError(f"{column}: expected a list of instruction ids, got {ids!r:.80}")
+    # A row whose types have no arguments may lack the column.
     if not kwargs:
         kwargs = [None] * len(ids)
     if not isinstance(kwargs, Sequence) or isinstance(kwargs, str) or len(kwargs) != len(ids):
@@ -74,12 +79,14 @@ def _ground_truth(cell: Any) -> list[Constraint]:
     found: list[Constraint] = []
     for entry in entries if isinstance(entries, list | tuple) else [entries]:
         if not isinstance(entry, Mapping) or "instruction_id" not in entry:
+            # The first RLVR set of AI2 names functions, not instruction ids.
             name = entry.get("func_name") if isinstance(entry, Mapping) else None
             what = f"the function name {name!r}" if name else f"{entry!r:.80}"
             raise ValueError(
                 f"ground_truth: expected instruction_id and kwargs, got {what}, which no verifier"
                 " here belongs to; use a set whose ground_truth holds instruction ids"
             )
+        # One id as a text, or several as a list: both occur.
         ids = entry["instruction_id"]
         found += _listed(
             [ids] if isinstance(ids, str) else ids, entry.get("kwargs"), "ground_truth"
@@ -93,6 +100,7 @@ def constraints_of(record: Mapping[str, Any]) -> tuple[Constraint, ...]:
     Raises:
       ValueError: the row has none of the three forms, an unknown id, or invalid arguments.
     """
+    # Tables that join rows of several sets have all columns, with nulls where a row has none.
     column = next((name for name in COLUMNS if record.get(name) is not None), None)
     if column is None:
         raise ValueError(
@@ -151,6 +159,7 @@ def prompt_text(record: Mapping[str, Any]) -> str:
             f"expected a text or messages under 'prompt' or 'messages', got {value!r:.80} in a row"
             f" with the columns {sorted(record)}"
         )
+    # A dialogue flattened into one text would be another prompt than the one that was asked.
     roles = [turn.get("role") for turn in value]
     if roles != ["user"]:
         raise ValueError(f"messages: expected one user turn, got the roles {roles}")

@@ -47,6 +47,7 @@ class PromptStyle:
             self,
             styles=self.styles[:index] + self.styles[index + 1 :],
             connectives=self.connectives[:index] + self.connectives[index + 1 :],
+            # Places behind the gap move up by one.
             order=tuple(i - (i > index) for i in self.order if i != index),
         )
 
@@ -79,6 +80,7 @@ def draw_style(
 def _joined(connective: str, sentence: str) -> str:
     if not connective:
         return sentence
+    # "I" keeps its capital wherever it stands.
     first = sentence.split(" ", 1)[0]
     return connective + (sentence if first == "I" else sentence[0].lower() + sentence[1:])
 
@@ -88,6 +90,7 @@ def render(task: str, constraints: Sequence[Constraint], style: PromptStyle) -> 
     task = task.strip()
     if not constraints:
         return task
+    # A task without a full stop would run into the first constraint on the same line.
     if task and task[-1] not in ".!?:;\"'”)" and style.layout[0] == " ":
         task += "."
     sentences = []

@@ -47,6 +47,7 @@ def reward(
             f"reward: expected one completion per prompt, got {len(prompts)} prompts and"
             f" {len(completions)} completions"
         )
+    # TRL passes more than columns: the state of the trainer, functions to log with.
     lists = {
         name: column
         for name, column in columns.items()
@@ -54,6 +55,7 @@ def reward(
         and not isinstance(column, str)
         and len(column) == len(completions)
     }
+    # A misnamed column is an error of the set-up. As None for each row it would train on nothing.
     if completions and not set(rows.COLUMNS) & set(lists):
         raise ValueError(
             f"reward: expected one of the columns {rows.COLUMNS}, which say what to verify, got"
@@ -68,6 +70,7 @@ def reward(
             verdicts = verify_response(request)
             if verdicts.error is not None:
                 raise verdicts.error
+        # None and not 0: the row is at fault, and a punished completion would learn from that.
         except (ValueError, TypeError, KeyError) as error:
             problems.append(f"row {index} of the batch: {error}")
             found.append(None)

@@ -27,6 +27,7 @@ def as_items(kwargs: Mapping[str, Any] | None) -> tuple[tuple[str, Any], ...]:
     """Return arguments as sorted pairs that can be hashed; lists become sorted tuples."""
     items = []
     for field, value in sorted((kwargs or {}).items()):
+        # Sorted, so that rows that differ only in the order of their keywords share a checker.
         if isinstance(value, list | set | frozenset):
             value = tuple(sorted(value, key=str))
         items.append((field, value))
@@ -44,6 +45,7 @@ def follows(type_id: str, kwargs: Mapping[str, Any] | None, answer: str) -> bool
       ValueError: invalid arguments (`clean_kwargs`).
       KeyError: an unknown id (`registry.get` raises the error for users).
     """
+    # Invalid arguments are an error for a text of any length.
     if len(answer) > MAX_TEXT:
         clean_kwargs(type_id, kwargs)
         return False

@@ -69,6 +69,7 @@ def verify_response(request: VerificationRequest) -> Verdicts:
     response, ids, kwargs, prompt = request
     try:
         with plugins.time_limit(TIME_LIMIT_S):
+            # Both forms in one task: sending the text to a worker costs more than most verdicts.
             strict = check(response, ids, kwargs, prompt=prompt)
             loose = check_loose(response, ids, kwargs, prompt=prompt)
     except (ValueError, TypeError, KeyError) as error:
@@ -80,11 +81,14 @@ def verify_response(request: VerificationRequest) -> Verdicts:
 
 def _start_worker(files: Sequence[Path], own: bytes) -> None:
     """Leave signals to the parent, which ends its workers; end when the parent is gone."""
+    # A Ctrl-C reaches the whole process group. A worker that died of it would break the pool while
+    # the parent still saves the run.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
+    # Without this a parent that was killed would leave its workers waiting for ever.
     def follow() -> None:
         parent.join()
         os._exit(1)
@@ -105,6 +109,8 @@ class VerifierPool:
 
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
+            # At the first request and not in the constructor: plug-ins may be registered in
+            # between.
             self._pool = ProcessPoolExecutor(
                 self._workers,
                 mp_context=multiprocessing.get_context("spawn"),
@@ -118,6 +124,7 @@ class VerifierPool:
 
         Without workers the function does the work.
         """
+        # Nothing is done until the verdicts are asked for; a caller cannot tell the difference.
         if not self._workers:
             return lambda: [verify_response(request) for request in requests]
         begun = self._started().map(verify_response, requests, chunksize=_CHUNK)
@@ -127,6 +134,7 @@ class VerifierPool:
             try:
                 for verdicts in begun:
                     found.append(verdicts)
+            # The results of the pool are lost with it, whichever worker died.
             except BrokenProcessPool:
                 self._drop()
                 found += [self._alone(request) for request in requests[len(found) :]]
@@ -137,6 +145,8 @@ class VerifierPool:
     def _alone(self, request: VerificationRequest) -> Verdicts:
         """Verify after a worker has died: one response at a time, to find the one that kills it."""
         try:
+            # A worker that cannot even start is no fault of the response, which must not pay for
+            # it.
             self._started().submit(os.getpid).result()
         except BrokenProcessPool as error:
             raise RuntimeError(

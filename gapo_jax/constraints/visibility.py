@@ -80,6 +80,7 @@ def _same(
     texts: tuple[str, str],
     max_length: int | None,
 ) -> bool:
+    # Cut here, as an `encode` may leave the cutting to its caller.
     first, second = (list(encode(prompt, text))[:max_length] for text in texts)
     return first == second
 
@@ -96,8 +97,10 @@ def _versions(
     """Yield the probe inside a full response: at its end, and in its middle where the verdicts stay
     the same (no text may follow an ending)."""
     kind = get(constraint.id)
+    # At the end, because truncation from the right loses that first.
     body = filler(words)
     yield _lengthened(texts[0], body, ""), _lengthened(texts[1], body, "")
+    # In the middle, because an encode may keep both ends and drop what is between.
     half = filler(words // 2)
     good, bad = (_lengthened(text, half, half) for text in texts)
     if kind.check(constraint, good) and not kind.check(constraint, bad):
@@ -109,6 +112,7 @@ def _lost(type_id: str, encode, max_length: int | None, words: int = 0) -> bool:
     kind = get(type_id)
     for kwargs, good, bad in kind.probes:
         constraint = Constraint(type_id, kwargs)
+        # A prompt of usual length: it takes its share of `max_length`.
         prompt = f"{_TASK} {kind.describe(constraint, kind.train_styles[0])}"
         versions = _versions(constraint, (good, bad), words) if words else [(good, bad)]
         if any(_same(encode, prompt, texts, max_length) for texts in versions):
@@ -143,6 +147,7 @@ def check_visibility(
     visible, identical, truncated = [], {}, {}
     for type_id in type_ids:
         lost = get(type_id).difference
+        # From the strongest to the weakest reason: the message names what has to change.
         if _lost(type_id, encode, None):
             identical[type_id] = lost
         elif _lost(type_id, encode, max_length):

@@ -44,6 +44,7 @@ def content_words(text: str) -> tuple[str, ...]:
 
     Four to fourteen ASCII letters and not a stop word.
     """
+    # A dictionary keeps the order of the text, so that draws are reproducible.
     found: dict[str, None] = {}
     for match in _WORD.finditer(text):
         word = match.group().lower()

@@ -1,1 +1,1 @@
-"""Data: our task prompts, preferential pairs, sources, tokenisers and batching (numpy only)."""
+"""Read, mine, check and encode data: tasks, preferential pairs, tokenizers (numpy only)."""

@@ -1,8 +1,8 @@
-"""Mining on many machines: the steps of `scripts/build_data.py mine` as an Apache Beam pipeline.
+"""Mine on many machines: the steps of `build_data.py mine` as an Apache Beam pipeline.
 
-Each source is read by one worker and each task mined by one; only summaries of the cycles
-(`selection.Summary`) meet in one place, where the same choice is made as on a single machine. The
-result is a function of the recipe alone: the same pairs, wherever they were made.
+Each source is read by one worker and each task is mined by one. Only summaries of the cycles
+(`selection.Summary`) meet in one place, where the same cycles are chosen as on a single machine.
+The result depends on the recipe alone, not on the number of machines.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def import_beam() -> Any:
 
 
 def this_process() -> Any:
-    """Return the runner that works in this process. Beam's own choice for one machine, the
-    DirectRunner, would fetch a program (Prism) first."""
+    """Return a Beam runner that works in this process; the DirectRunner, Beam's choice for one
+    machine, would download a program (Prism) first."""
     import_beam()
     from apache_beam.runners.portability import fn_api_runner  # pyright: ignore
 
@@ -45,12 +45,12 @@ def this_process() -> Any:
 def _read(numbered: tuple[int, str], recipe: Recipe) -> Iterator[tuple[str, _Answer]]:
     beam = import_beam()
     place, source = numbered
-    for row, found in enumerate(recipe.read(source)):
-        if isinstance(found, str):
+    for row, answer in enumerate(recipe.read(source)):
+        if isinstance(answer, str):
             beam.metrics.Metrics.counter(*LEFT_OUT).inc()
-            logging.getLogger(__name__).warning("left out: %s", found)
+            logging.getLogger(__name__).warning("left out: %s", answer)
         else:
-            yield found[0], (place, row, found[1])
+            yield answer[0], (place, row, answer[1])
 
 
 def _mine(
@@ -62,11 +62,11 @@ def _mine(
         yield (answers[0][0], answers[0][1], index), cycle
 
 
-def _choose(found: list[tuple[Place, Summary]], recipe: Recipe) -> dict[Place, str]:
-    found = sorted(found, key=lambda item: item[0])  # the order of one machine
-    summaries = [summary for _, summary in found]
+def _choose(placed: list[tuple[Place, Summary]], recipe: Recipe) -> dict[Place, str]:
+    placed = sorted(placed, key=lambda item: item[0])  # the order of one machine
+    summaries = [summary for _, summary in placed]
     kept = choose(summaries, recipe.pairs, recipe.test_fraction, recipe.settings.seed)
-    return {found[index][0]: name for name, indices in kept.items() for index in indices}
+    return {placed[index][0]: name for name, indices in kept.items() for index in indices}
 
 
 def _kept(

@@ -1,4 +1,4 @@
-"""The data card of mined pairs: counts by type and edit, lengths, balance, ten samples."""
+"""Write the data card of mined pairs: counts by type and edit, lengths, balance, ten samples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SAMPLES = 10
 
 
 def histogram(texts: Sequence[str]) -> dict[str, int]:
-    """Return how many texts have so many words, in bins that double."""
+    """Count texts by their number of words, in bins that double."""
     counts = np.histogram([len(text.split()) for text in texts], [*_EDGES, np.inf])[0]
     names = [f"{low}-{high - 1}" for low, high in zip(_EDGES, _EDGES[1:])] + [f"{_EDGES[-1]}+"]
     return {name: int(count) for name, count in zip(names, counts)}
@@ -29,9 +29,9 @@ def card(
     """Return the card as a JSON-ready dictionary.
 
     Args:
-      splits: name -> pairs; the first one gives the samples.
+      splits: name -> pairs; the samples come from the first split.
       facts: what else to record: sources, options, rows left out.
-      seed: of the choice of samples.
+      seed: draws the samples.
     """
     record: dict[str, Any] = {"facts": dict(facts), "splits": {}}
     for name, pairs in splits.items():

@@ -1,9 +1,9 @@
-"""Turn dialogues into the token ids that a model reads, and say which of them are answers.
+"""Encode dialogues for a model, and say which of their tokens are answers.
 
-One function renders for sampling, training and lint: the model's chat template around contents in
-which no control token can occur (`control_tokens.py`). What stands behind a prompt in training is
-what the template puts there: the answer, and the tokens that end it. A template that the tokenizer
-lacks is the plain text, behind BOS if the tokenizer adds one.
+Sampling, training and lint render by the same functions: the model's chat template around contents
+that cannot hold a control token (`control_tokens.py`). In training a prompt is followed by exactly
+what the template writes there: the answer, and the tokens that end it. For a tokenizer without a
+template the prompt is the plain text, behind BOS if the tokenizer adds one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _ASKED = {"role": "user", "content": "x"}
 _PROBE = "gapoprobe"  # an answer that no template changes
 _THOUGHT = "</think>"
-_FRAMES: weakref.WeakKeyDictionary[TextEncoder, _Frame] = weakref.WeakKeyDictionary()
+_MARKUPS: weakref.WeakKeyDictionary[TextEncoder, _AnswerMarkup] = weakref.WeakKeyDictionary()
 
 
 class ChatText(str):
@@ -78,11 +78,14 @@ def _adds_bos(tokenizer: PreTrainedTokenizerFast) -> bool:
     return bos is not None and tokenizer("x")["input_ids"][0] == bos  # pyright: ignore
 
 
-class _Frame(NamedTuple):
+class _AnswerMarkup(NamedTuple):
     """What a template puts around an answer, as texts of `TextEncoder.markup`.
 
-    `prompt` is a short prompt, `header` what stands between a prompt and its answer (as the empty
-    thought of Qwen 3), `end` what ends the answer, up to its first control token.
+    Attributes:
+        prompt: a rendered prompt, the same for all answers.
+        header: what the template writes between a prompt and its answer, such as Qwen 3's empty
+            thought.
+        end: what ends the answer, up to and with its first control token; "" if there is none.
     """
 
     prompt: str
@@ -90,21 +93,21 @@ class _Frame(NamedTuple):
     end: str
 
 
-def _frame(tokenizer: PreTrainedTokenizerFast) -> _Frame:
+def _answer_markup(tokenizer: PreTrainedTokenizerFast) -> _AnswerMarkup:
     encoder = text_encoder(tokenizer)
-    if encoder not in _FRAMES:
-        _FRAMES[encoder] = _read_frame(tokenizer, encoder)
-    return _FRAMES[encoder]
+    if encoder not in _MARKUPS:
+        _MARKUPS[encoder] = _read_answer_markup(tokenizer, encoder)
+    return _MARKUPS[encoder]
 
 
-def _read_frame(tokenizer: PreTrainedTokenizerFast, encoder: TextEncoder) -> _Frame:
+def _read_answer_markup(tokenizer: PreTrainedTokenizerFast, encoder: TextEncoder) -> _AnswerMarkup:
     if template_of(tokenizer) is None:
-        return _Frame("", "", "")
+        return _AnswerMarkup("", "", "")
     prompt = _rendered(tokenizer, [_ASKED], generate=True)
     whole = _rendered(tokenizer, [_ASKED, {"role": "assistant", "content": _PROBE}])
     before, _, behind = whole.rpartition(_PROBE)
     control = encoder.first_control(behind)
-    return _Frame(
+    return _AnswerMarkup(
         prompt,
         before.removeprefix(prompt) if before.startswith(prompt) else "",
         behind[: control.end()] if control else "",
@@ -112,25 +115,32 @@ def _read_frame(tokenizer: PreTrainedTokenizerFast, encoder: TextEncoder) -> _Fr
 
 
 def end_id(tokenizer: PreTrainedTokenizerFast, eos_ids: Sequence[int] = ()) -> int | None:
-    """Return the token that ends an answer: the one by which the chat template ends it, else the
-    tokenizer's if the model stops at it, else the first at which the model stops."""
+    """Return the token that ends an answer.
+
+    It is the one that the chat template writes there. Without one it is the tokenizer's EOS if the
+    model stops at it, else the first token at which the model stops.
+    """
     encoder, own = text_encoder(tokenizer), tokenizer.eos_token_id
-    control = encoder.first_control(_frame(tokenizer).end)
+    control = encoder.first_control(_answer_markup(tokenizer).end)
     if control:
         return encoder.names[encoder.shown(control.group())]
     return own if own in eos_ids or not eos_ids else eos_ids[0]  # pyright: ignore[reportReturnType]
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerFast, eos_ids: Sequence[int]) -> tuple[int, ...]:
-    """Return the tokens at which sampling ends: the model's, and the one that its chat template
-    ends an answer with."""
+    """Return the tokens at which sampling stops: the model's, and the template's end of answers."""
     end = end_id(tokenizer, eos_ids)
     return tuple(eos_ids) if end is None or end in eos_ids else (*eos_ids, end)
 
 
 class _Place(NamedTuple):
-    """Where an answer stands in a rendered dialogue: it begins behind the prompt at `start`, its
-    own text ends at `text`, and what the template ends it with at `end`."""
+    """The place of an answer in a rendered dialogue, as indices into the text.
+
+    Attributes:
+        start: end of the prompt; a header may follow.
+        text: end of the answer's own text.
+        end: end of what the template closes the answer with.
+    """
 
     start: int
     text: int
@@ -140,19 +150,21 @@ class _Place(NamedTuple):
 def _locate(
     tokenizer: PreTrainedTokenizerFast, whole: str, prompt: str, content: str
 ) -> _Place | None:
-    """Find the answer to `prompt` in a rendered dialogue; None where the template has rewritten
-    the prompt or the answer."""
-    frame, plain = _frame(tokenizer), text_encoder(tokenizer).without_control(whole)
+    """Find the answer to `prompt` in a rendered dialogue.
+
+    Returns None if the template has rewritten the prompt or the answer.
+    """
+    around, plain = _answer_markup(tokenizer), text_encoder(tokenizer).without_control(whole)
     if not whole.startswith(prompt):
         return None
-    header = frame.header if whole.startswith(frame.header, len(prompt)) else ""
+    header = around.header if whole.startswith(around.header, len(prompt)) else ""
     # Templates strip answers, and leave the thoughts of earlier ones out.
     for said in (content, content.strip(), content.rpartition(_THOUGHT)[2].strip()):
         at = plain.find(said, len(prompt) + len(header))
         if at >= 0:
             text = at + len(said)
-            ends = whole.startswith(frame.end, text)
-            return _Place(len(prompt), text, text + len(frame.end) * ends)
+            ends = whole.startswith(around.end, text)
+            return _Place(len(prompt), text, text + len(around.end) * ends)
     return None
 
 
@@ -162,27 +174,27 @@ def response_ids(
     ended: Sequence[bool],
     eos_id: int | None = None,
 ) -> list[list[int]]:
-    """Return the ids of each response as it stands behind its prompt in the rendered dialogue.
+    """Return the ids of each response as they follow its prompt in the rendered dialogue.
 
     Args:
         tokenizer: of the model.
         responses: plain texts.
-        ended: which of them get the end that the chat template gives an answer.
-        eos_id: that end where the template has none; by default the tokenizer's token.
+        ended: which responses get the end that the chat template gives an answer.
+        eos_id: their end if the template has none; by default the tokenizer's EOS.
     """
-    encoder, frame = text_encoder(tokenizer), _frame(tokenizer)
+    encoder, around = text_encoder(tokenizer), _answer_markup(tokenizer)
     has_template = template_of(tokenizer) is not None
     texts = []
     for response, whole in zip(responses, ended, strict=True):
-        text = response + frame.end * whole
+        text = response + around.end * whole
         if has_template:
             dialogue = _rendered(tokenizer, [_ASKED, {"role": "assistant", "content": response}])
-            place = _locate(tokenizer, dialogue, frame.prompt, response)
+            place = _locate(tokenizer, dialogue, around.prompt, response)
             if place is not None:
                 text = dialogue[place.start : place.end if whole else place.text]
         texts.append(text)
-    rows = encoder.encode_after(frame.prompt, texts) if frame.prompt else encoder.encode(texts)
-    if frame.end:
+    rows = encoder.encode_after(around.prompt, texts) if around.prompt else encoder.encode(texts)
+    if around.end:
         return rows
     last = end_id(tokenizer) if eos_id is None else eos_id
     ending = [] if last is None else [last]
@@ -194,8 +206,8 @@ def dialogue_ids(
 ) -> tuple[list[int], list[int]]:
     """Return (ids, mask) of a dialogue; mask 1 is trained on.
 
-    A trained turn counts from behind its prompt to the end that the template gives it. Without a
-    template the texts follow each other, a trained one with the end token behind it.
+    The trained part of a turn begins right after its prompt and includes the end that the template
+    gives it. Without a template the texts follow each other, and each trained one gets EOS.
 
     Args:
         tokenizer: of the model.
@@ -203,8 +215,8 @@ def dialogue_ids(
         trained: indices of the turns to train on.
 
     Raises:
-        ValueError: the template refuses the turns, or it rewrites a trained one or those before it,
-            so that what is trained on cannot be told.
+        ValueError: the template refuses the turns, or it rewrites a trained turn or one before it,
+            so that the trained part cannot be found.
     """
     last = len(turns) - 1
     if template_of(tokenizer) is None:

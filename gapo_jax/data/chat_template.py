@@ -1,8 +1,8 @@
-"""Render chat templates of models, which are programs of strangers, within limits.
+"""Render chat templates, which are programs written by strangers, within limits.
 
-Templates are Jinja as `transformers` runs them (the same sandbox, filters and globals). On top of
-that a rendering may take so many steps, seconds and characters and no more: nested loops and texts
-that double themselves end with an error instead of filling the memory.
+Templates are Jinja as `transformers` runs them, with the same sandbox, filters and globals. In
+addition, each rendering has a budget of steps and seconds, and each value a greatest size: nested
+loops and texts that double themselves end with an error instead of filling the memory.
 """
 
 from __future__ import annotations
@@ -49,7 +49,11 @@ _budget: contextvars.ContextVar[_Budget] = contextvars.ContextVar("_budget")
 
 
 def _sized(value: Any) -> Any:
-    """Return a value whose text is not too long; containers may hold the same one many times."""
+    """Return a value, or raise TemplateError if its text would be too long.
+
+    A container counts each item as often as it holds it, since that is how often it would be
+    written.
+    """
     size, waiting = 0, [value]
     while waiting:
         item = waiting.pop()
@@ -69,14 +73,14 @@ def _sized(value: Any) -> Any:
 
 
 def _counted(items: Iterable[Any]) -> list[Any]:
-    """Return the items of a loop, having paid for them."""
-    found = list(items)
-    _budget.get().spend(len(found) + 1)
-    return found
+    """Return the items of a loop after charging them to the budget."""
+    listed = list(items)
+    _budget.get().spend(len(listed) + 1)
+    return listed
 
 
 class _Limits(NodeTransformer):
-    """Puts `_counted` around what is looped over and `_sized` around what may have grown."""
+    """Puts `_counted` around each loop's items and `_sized` around values that may have grown."""
 
     def _wrap(self, node: nodes.Expr, name: str) -> nodes.Expr:
         return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
@@ -101,7 +105,7 @@ class _Limits(NodeTransformer):
 
 
 class _Generation(jinja2.ext.Extension):
-    """Accepts the `generation` blocks in which some templates put the answers."""
+    """Accepts the `generation` blocks that some templates put around answers."""
 
     tags = {"generation"}
 
@@ -149,13 +153,13 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 def _refuse_number(value: Any) -> None:
-    """Refuse a number that as a width, a count or an exponent takes all memory."""
+    """Refuse a number that would fill the memory as a width, a count or an exponent."""
     if isinstance(value, int | float) and abs(value) > _STEPS:
         raise jinja2.TemplateError(f"it computes with a number of {value:.0e}")
 
 
 def _check_arguments(text: Any, *arguments: Any) -> None:
-    """Pay for a call and for what it gets, and refuse what could make too large a result of it."""
+    """Charge a call and its arguments to the budget, and refuse those that make a huge result."""
     items = (len(a) for a in arguments if isinstance(a, list | tuple | range | Mapping))
     _budget.get().spend(1 + sum(items))
     for argument in arguments:
@@ -217,8 +221,10 @@ def _compiled(template: str) -> jinja2.Template:
 
 @functools.lru_cache(maxsize=32)
 def literal_text(template: str) -> str:
-    """Return the strings that a template writes, apart from its inputs; "" for one that is broken,
-    which `render` refuses with its reason."""
+    """Return the strings that a template writes itself, apart from its inputs.
+
+    Returns "" for a broken template, which `render` will refuse with its reason.
+    """
     try:
         tree = _environment().parse(template)
     except (jinja2.TemplateError, RecursionError):
@@ -229,7 +235,7 @@ def literal_text(template: str) -> str:
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Return the chat template of a tokenizer, the default one of several; None without one."""
+    """Return the chat template of a tokenizer, the default one if it has several, or None."""
     template: Any = tokenizer.chat_template
     if isinstance(template, Mapping):
         if "default" not in template:
@@ -244,18 +250,17 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> str | None:
 def render(
     template: str, turns: Sequence[Turn], *, generate: bool = False, **variables: Any
 ) -> str:
-    """Return turns in a chat template, with the header of the answer behind them if one is to be
-    generated.
+    """Render turns in a chat template.
 
     Args:
         template: the program, in Jinja.
         turns: "role" and "content" of each.
-        generate: end with the header of an answer.
-        variables: the special tokens by which templates name them (`bos_token`, ...).
+        generate: end with the header of the answer that the model is to write.
+        variables: the special tokens under the names that templates use (`bos_token`, ...).
 
     Raises:
-        ValueError: the template refuses the turns, as some refuse a system turn or two user turns
-            in sequence, fails, or takes too much; has its reason.
+        ValueError: the template fails, exceeds a limit or refuses the turns, as some refuse a
+            system turn or two user turns in a row; has the reason.
     """
     known = variables | {
         "messages": [dict(turn) for turn in turns],

@@ -1,10 +1,11 @@
-"""Encode text so that what people and models wrote never becomes a control token.
+"""Encode text so that nothing a person or a model wrote becomes a control token.
 
-A tokenizer reads `<|im_end|>` or `[SEP]` in a text as the token of that name, so a prompt could end
-its own turn and a response could talk to the discriminator. `TextEncoder` encodes with a copy of
-the tokenizer in which every control token has a secret alias instead of its name: the names are
-ordinary text to it, and only `markup`, which writes the aliases, makes control tokens. All else is
-the tokenizer's own, so texts without such names get the ids that they always had.
+A tokenizer reads `<|im_end|>` or `[SEP]` in a text as the token of that name. A prompt could end
+its own turn that way, and a response could talk to the discriminator. `TextEncoder` encodes with a
+copy of the tokenizer in which each control token has a secret alias instead of its name. Names in a
+text are then ordinary text, and only `markup`, which writes the aliases, makes control tokens.
+Everything else is unchanged, so texts without such names get the same ids as from the tokenizer
+itself.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ _LIMITS: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
 
 class TextEncoder:
-    """Encodes plain texts, and texts with markup in which each control token is an alias.
+    """Encodes plain texts, and rendered texts in which control tokens are written as aliases.
 
     Attributes:
-        names: control token -> id: all special tokens of the tokenizer, and the added tokens that
-            its chat template writes.
+        names: control token -> id. Control tokens are all special tokens of the tokenizer and the
+            added tokens that its chat template writes.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -66,7 +67,7 @@ class TextEncoder:
         self.limit = _LIMITS.get(tokenizer)
 
     def _renamed(self, record: dict[str, Any]) -> str:
-        """Return a tokenizer.json whose control tokens have their aliases for names."""
+        """Return a tokenizer.json in which control tokens have their aliases as names."""
         aliases, model = self._aliases, record["model"]
         for token in record["added_tokens"]:
             token["content"] = aliases.get(token["content"], token["content"])
@@ -84,8 +85,11 @@ class TextEncoder:
         return json.dumps(record)
 
     def mark(self, content: str, *, answer: bool = False) -> str:
-        """Return a content for a chat template, with each name of a control token replaced by a
-        mark; the tags of a model's reasoning stay in an `answer`."""
+        """Replace each name of a control token in a content by a mark, for use in a chat template.
+
+        In an `answer` the tags around a model's reasoning are kept: they are tokens that it writes
+        itself.
+        """
 
         def replace(match: re.Match[str]) -> str:
             name = match.group()
@@ -94,8 +98,10 @@ class TextEncoder:
         return self._name.sub(replace, content)
 
     def markup(self, rendered: str) -> str:
-        """Return rendered text with aliases for the control tokens that the template wrote, and the
-        contents as they were before `mark`."""
+        """Write control tokens of rendered text as aliases, and restore what `mark` replaced.
+
+        The names that are left in the rendered text come from the template.
+        """
         aliased = self._name.sub(lambda match: self._aliases[match.group()], rendered)
         return self._mark.sub(lambda match: self._meant[match.group()], aliased)
 
@@ -108,18 +114,18 @@ class TextEncoder:
         return self._alias.sub(lambda match: self._named[match.group()], text)
 
     def without_control(self, text: str) -> str:
-        """Return a text of `markup` with its control tokens blanked out, for searching in it."""
+        """Blank out the control tokens of a text of `markup`, for searches in its contents."""
         return self._alias.sub(lambda match: "\0" * len(match.group()), text)
 
     def first_control(self, text: str) -> re.Match[str] | None:
-        """Return where the first control token of a text of `markup` stands."""
+        """Find the first control token in a text of `markup`."""
         return self._alias.search(text)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of plain texts, or of texts of `markup`; nothing is put around them.
+        """Return the ids of plain texts or of texts of `markup`, without tokens around them.
 
         Raises:
-            ValueError: an id lies outside the embedding of the model; has the text.
+            ValueError: a text gives an id that the model has no embedding for; has the text.
         """
         rows = [e.ids for e in self._backend.encode_batch(list(texts), add_special_tokens=False)]
         if self.limit is not None:
@@ -132,10 +138,10 @@ class TextEncoder:
         return rows
 
     def encode_after(self, before: str, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of texts as they stand behind `before`, without a blank that some
-        tokenizers put at the start of a text.
+        """Return the ids of texts as they follow `before`.
 
-        Where the tokens of the two would join, `before` keeps its own: a sampler has read it by
+        Some tokenizers begin every text with a blank, which is wrong after a prompt. If tokens
+        would join across the boundary, the text is encoded alone: a sampler has read `before` by
         then.
         """
         (head,) = self.encode([before])
@@ -146,7 +152,7 @@ class TextEncoder:
 
 
 def text_encoder(tokenizer: PreTrainedTokenizerBase) -> TextEncoder:
-    """Return the encoder of a tokenizer; made once, and anew when the tokenizer has changed."""
+    """Return the encoder of a tokenizer; cached until the tokenizer changes."""
     state = (len(tokenizer), template_of(tokenizer), tokenizer.eos_token, _LIMITS.get(tokenizer))
     kept = _ENCODERS.get(tokenizer)
     if kept is None or kept[0] != state:

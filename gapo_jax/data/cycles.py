@@ -1,7 +1,7 @@
-"""Cycles of pairs: the rejected prompt of each pair is the accepted prompt of the next one.
+"""Find cycles of pairs: the rejected prompt of each pair is the accepted prompt of the next one.
 
-Over the texts of one task (`groups.Group`) two texts can exchange their prompts, or three can be
-lined up round an insertion. Every prompt of a cycle occurs once accepted and once rejected.
+Two texts that answer one task (`groups.Group`) can exchange their prompts, or three can form a
+cycle with an insertion. Every prompt of a cycle occurs once accepted and once rejected.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _has_near_misses(type_id: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Edge:
-    """One pair to be: indices into the group's pool and responses."""
+    """A pair that has not been composed yet: indices into the group's pool and responses."""
 
     accepted: tuple[int, ...]
     rejected: tuple[int, ...]
@@ -42,10 +42,10 @@ class Edge:
 
 
 class Counts:
-    """How many pairs there are of each type and kind, and which are wanted next.
+    """Counts pairs by type and kind, and says which are needed next.
 
-    Every type gets the same share of the pairs; within a type, near misses and opposite polarity
-    teach what a constraint says, so they get more than insertions and exchanges.
+    Every type gets the same share of the pairs. Within a type, near misses and opposite polarity
+    get more than insertions and exchanges, because they teach what a constraint says.
     """
 
     def __init__(self, type_ids: Sequence[str], rng: np.random.Generator, most: int) -> None:
@@ -71,13 +71,13 @@ class Counts:
                 self.beside[group.pool[index].id] += 1
 
     def wanted(self) -> list[tuple[str, str]]:
-        """Return (type, kind), what lacks most of its quota first, ties in random order."""
+        """Return all (type, kind), the one furthest below its quota first, ties in random order."""
         slots = list(self.quota)
         order = [slots[i] for i in self._rng.permutation(len(slots))]
         return sorted(order, key=self._filled)
 
     def as_partner(self, constraint: Constraint) -> float:
-        """Return how little this constraint is wanted in exchange for one of another type."""
+        """Return how well a constraint's exchange quota is filled; low means that it is needed."""
         return self._filled((constraint.id, "replace"))
 
     def _filled(self, slot: tuple[str, str]) -> float:
@@ -134,7 +134,7 @@ def _shared(
     counts: Counts,
     rng: np.random.Generator,
 ) -> tuple[int, ...]:
-    """Find one constraint to stand beside either edited one, satisfied by both responses."""
+    """Find one constraint that both responses satisfy and that fits beside either edited one."""
     order = rng.permutation(len(group.pool)).tolist()
     for index in sorted(order, key=lambda index: counts.beside[group.pool[index].id]):
         if not group.table[index, list(responses)].all():
@@ -146,10 +146,10 @@ def _shared(
 
 
 def _insertion(group: Group, type_id: str, counts: Counts, rng: np.random.Generator) -> list[Edge]:
-    """Find three pairs round an insertion, or nothing: {a} -> {a, c} -> {b} -> {a}.
+    """Find three pairs in a cycle with an insertion, or nothing: {a} -> {a, c} -> {b} -> {a}.
 
     Response i satisfies a and violates c; j satisfies both and violates b; k satisfies b and
-    violates a. No two pairs can do it: who satisfies {a, c} never violates {a}.
+    violates a. Two pairs cannot do it: a response that satisfies {a, c} never violates {a}.
     """
     order = [int(index) for index in rng.permutation(len(group.pool))]
     table = group.table
@@ -177,8 +177,10 @@ def _insertion(group: Group, type_id: str, counts: Counts, rng: np.random.Genera
 def next_cycle(
     group: Group, counts: Counts, rng: np.random.Generator, room: int, most: int
 ) -> list[Edge]:
-    """Find a cycle for the most wanted type and kind that the group allows, of `room` pairs at
-    most; empty where the group allows none."""
+    """Find a cycle of at most `room` pairs for the type and kind that are needed most.
+
+    Returns an empty list if the group allows none.
+    """
     for type_id, kind in counts.wanted():
         if kind == "insert":
             edges = _insertion(group, type_id, counts, rng) if room >= 3 else []

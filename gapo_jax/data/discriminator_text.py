@@ -1,12 +1,13 @@
-"""The one place that turns (prompt, response) into what the discriminator reads.
+"""Turn (prompt, response) into what the discriminator reads: the only place that does.
 
-Gold and generated text go through `discriminator_text` and `encode_discriminator` alike, so that
-format can never give away where a text came from (the official release joins them differently:
-real rows as one output, generated rows as prompt + decoded whole).
+Real and generated texts go through the same functions, so the format can never give away where a
+text came from. (The official release joins them differently: real rows as one output, generated
+rows as prompt plus decoded whole.) Contents are encoded so that they cannot hold a control token
+such as [SEP] (`control_tokens.py`).
 
-BERT tokenizers drop line breaks, and with them titles, bullets and paragraphs; for such a one each
-line break becomes `NEWLINE`, a character that has its own id in the BERT vocabularies. Byte-level
-tokenizers (RoBERTa, ModernBERT) keep line breaks, and get them as they are.
+BERT tokenizers drop line breaks, and with them titles, bullets and paragraphs. For them each line
+break becomes `NEWLINE`, a character that has its own id in the BERT vocabularies. Byte-level
+tokenizers (RoBERTa, ModernBERT) keep line breaks and get them unchanged.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class EncodedTexts(NamedTuple):
     truncated_B: np.ndarray
 
 
-class _Frame(NamedTuple):
+class _PairLayout(NamedTuple):
     """The ids that a tokenizer puts around two texts, and the segment id of the second."""
 
     before: list[int]
@@ -54,9 +55,12 @@ class _Frame(NamedTuple):
         return max_length - specials
 
 
-def _frame(tokenizer: PreTrainedTokenizerBase) -> _Frame:
-    """Read the frame off the tokenizer's own encoding of a pair: [CLS] a [SEP] b [SEP] for BERT,
-    <s> a </s></s> b </s> for RoBERTa. One that puts nothing behind the texts gets the first."""
+def _pair_layout(tokenizer: PreTrainedTokenizerBase) -> _PairLayout:
+    """Read the layout off the tokenizer's own encoding of a pair.
+
+    BERT gives [CLS] a [SEP] b [SEP], RoBERTa <s> a </s></s> b </s>. A tokenizer that puts nothing
+    behind the texts gets the layout of BERT.
+    """
     encoding = tokenizer("a", "b", return_token_type_ids=True)
     ids: list[int] = encoding["input_ids"]  # pyright: ignore
     texts = encoding.sequence_ids(0)
@@ -64,18 +68,18 @@ def _frame(tokenizer: PreTrainedTokenizerBase) -> _Frame:
     second = [place for place, text in enumerate(texts) if text == 1]
     segment: int = encoding["token_type_ids"][second[0]]  # pyright: ignore
     if after := ids[second[-1] + 1 :]:
-        return _Frame(ids[: first[0]], ids[first[-1] + 1 : second[0]], after, segment)
+        return _PairLayout(ids[: first[0]], ids[first[-1] + 1 : second[0]], after, segment)
     start, end = tokenizer.cls_token_id, tokenizer.sep_token_id
     if start is None or end is None:
         raise ValueError(
             "wanted a tokenizer that frames texts or has a cls_token and a sep_token, got "
             f"{type(tokenizer).__name__} with {start} and {end}: use the tokenizer of an encoder"
         )
-    return _Frame([start], [end], [end], segment)  # pyright: ignore
+    return _PairLayout([start], [end], [end], segment)  # pyright: ignore
 
 
 def line_break(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return what stands for a line break: itself, or `NEWLINE` where the tokenizer drops it."""
+    """Return the text for a line break: itself, or `NEWLINE` if the tokenizer drops line breaks."""
     broken, spaced = (tokenizer(text, add_special_tokens=False) for text in ("a\nb", "a b"))
     return "\n" if broken["input_ids"] != spaced["input_ids"] else f" {NEWLINE} "
 
@@ -93,15 +97,15 @@ def discriminator_text(
 ) -> tuple[str, str]:
     """Return the two texts that the discriminator reads, for real and generated text alike.
 
-    Surrounding white space is dropped, white space at line ends is dropped, line breaks become
-    visible as `between_lines` (see `line_break`). The response must be plain text: decoded without
-    special tokens.
+    White space around the text and at line ends is dropped, and each line break becomes
+    `between_lines` (see `line_break`). The response must be plain text, decoded without special
+    tokens.
     """
     return _normalise(prompt, between_lines), _normalise(response, between_lines)
 
 
 def _keep_ends(ids: list[int], limit: int, cut_id: int) -> list[int]:
-    """Take the middle out of `ids` so that `limit` remain, the cut marked by one token."""
+    """Shorten `ids` to `limit` by replacing their middle with one token, `cut_id`."""
     if len(ids) <= limit:
         return ids
     head = limit // 2
@@ -114,36 +118,37 @@ def pair_ids(
 ) -> tuple[list[int], int, bool]:
     """Tokenise one (prompt, response).
 
-    A pair that is too long loses the middle of the response first, since a verdict on format sits
-    at its ends, but never more than down to half of the room; then the middle of the prompt,
-    whose constraints stand at its ends.
+    A pair that is too long first loses the middle of its response, since what decides a constraint
+    on format is at the ends, but at least half of the room is left to the response. Then it loses
+    the middle of the prompt, whose constraints are at the ends.
 
     Returns:
-        The ids with special tokens, the number of ids in the first segment, and whether
-        something was cut.
+        The ids with special tokens, the number of ids in the first segment, and whether something
+            was
+        cut.
     """
-    frame = _frame(tokenizer)
-    room = frame.room(max_length)
+    layout = _pair_layout(tokenizer)
+    room = layout.room(max_length)
     first, second = discriminator_text(prompt, response, line_break(tokenizer))
     prompt_ids, reply_ids = text_encoder(tokenizer).encode([first, second])
-    return _join(tokenizer, frame, prompt_ids, reply_ids, room)
+    return _join(tokenizer, layout, prompt_ids, reply_ids, room)
 
 
 def _join(
     tokenizer: PreTrainedTokenizerBase,
-    frame: _Frame,
+    layout: _PairLayout,
     prompt_ids: list[int],
     reply_ids: list[int],
     room: int,
 ) -> tuple[list[int], int, bool]:
     cut = len(prompt_ids) + len(reply_ids) > room
     if cut:
-        # Where it takes several tokens, the last one is its own: a blank may come before it.
+        # If it takes several tokens, the last one is the mark; the first may be a blank.
         cut_id: int = tokenizer(CUT, add_special_tokens=False)["input_ids"][-1]  # pyright: ignore
         reply_ids = _keep_ends(reply_ids, max(room - len(prompt_ids), room // 2), cut_id)
         prompt_ids = _keep_ends(prompt_ids, room - len(reply_ids), cut_id)
-    first = [*frame.before, *prompt_ids, *frame.between]
-    return [*first, *reply_ids, *frame.after], len(first), cut
+    first = [*layout.before, *prompt_ids, *layout.between]
+    return [*first, *reply_ids, *layout.after], len(first), cut
 
 
 def encode_texts(
@@ -173,15 +178,15 @@ def encode_texts(
         raise ValueError(f"got {len(prompts)} prompts and {len(responses)} responses")
     if not prompts:
         raise ValueError("nothing to encode: got no prompts")
-    frame = _frame(tokenizer)
-    room = frame.room(max_length)
+    layout = _pair_layout(tokenizer)
+    room = layout.room(max_length)
     between = line_break(tokenizer)
     pairs = [discriminator_text(p, r, between) for p, r in zip(prompts, responses, strict=True)]
     # One call for all texts: the Rust tokenizer works in parallel.
     texts = [first for first, _ in pairs] + [second for _, second in pairs]
     ids = text_encoder(tokenizer).encode(texts)
     rows = [
-        _join(tokenizer, frame, first, second, room)
+        _join(tokenizer, layout, first, second, room)
         for first, second in zip(ids[: len(pairs)], ids[len(pairs) :], strict=True)
     ]
     width = _width(max(len(row) for row, _, _ in rows), pad_to)
@@ -191,7 +196,7 @@ def encode_texts(
     for index, (row, first_length, _) in enumerate(rows):
         tokens_BT[index, : len(row)] = row
         mask_BT[index, : len(row)] = 1
-        type_ids_BT[index, first_length : len(row)] = frame.segment
+        type_ids_BT[index, first_length : len(row)] = layout.segment
     return EncodedTexts(tokens_BT, mask_BT, type_ids_BT, np.array([cut for _, _, cut in rows]))
 
 
@@ -218,8 +223,8 @@ def encode_discriminator(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return (tokens_BT, mask_BT, type_ids_BT), int32, as the discriminator reads them.
 
-    `encode_texts` says also which rows were cut. With `on_truncation="raise"` a cut row is a
-    ValueError that gives the row and the limit.
+    With `on_truncation="raise"` a row that would be cut raises ValueError with its number and the
+    limit; use `encode_texts` to learn which rows were cut.
     """
     encoded = encode_texts(tokenizer, prompts, responses, max_length, pad_to)
     if on_truncation == "raise" and encoded.truncated_B.any():

@@ -75,7 +75,7 @@ def gguf_tokenizer(path: Path) -> PreTrainedTokenizerFast:
         )
     )
     if pre == "qwen2":
-        # Of the model's tokenizer.json; llama.cpp leaves it out.
+        # The model's tokenizer.json has this; llama.cpp leaves it out.
         backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = _PRE_TOKENIZERS[pre]()
     backend.decoder = decoders.ByteLevel()
@@ -91,7 +91,7 @@ def gguf_tokenizer(path: Path) -> PreTrainedTokenizerFast:
 
 
 def _gguf_settings(reader: gguf.GGUFReader, tokens: Sequence[str]) -> dict[str, object]:
-    """Special tokens, BOS/EOS policy, length limit and chat template, as tokenizer arguments."""
+    """Return special tokens, BOS/EOS policy, length limit and chat template as arguments."""
     architecture = hub.gguf_required(reader, "general.architecture")
     # llama.cpp's default.
     adds_bos = hub.gguf_value(reader, "tokenizer.ggml.pre") == "llama-bpe"

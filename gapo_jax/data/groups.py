@@ -1,7 +1,7 @@
-"""Responses to one task, constraints over them, and the verdicts of each on each.
+"""Collect the responses to one task, constraints over them, and every verdict.
 
-The raw material of preferential pairs: what the model wrote and rule edits of it, instances of
-every constraint type that some of the texts satisfy and others violate, and a table of verdicts.
+This is the raw material of preferential pairs: what the model wrote and rule edits of it, instances
+of every constraint type that some of the texts satisfy and others violate, and a table of verdicts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gapo_jax.types import Constraint
 POLAR = ("keywords:existence", "keywords:forbidden_words", "keywords:frequency")
 _MAX_ORIGINALS = 6  # responses to one task that enter a group
 _DRAWS = 3  # satisfied and violated instances drawn of each type and group, and as many free ones
-# Hardly ever in a small model's own text: edited in first.
+# A small model's own text hardly ever has these properties, so they are edited in first.
 _RARE = (
     "detectable_format:title",
     "detectable_content:postscript",
@@ -77,13 +77,13 @@ def hindsight(
     Numbers are drawn near the response's own, keywords from the response and, for words to avoid,
     from `words`. Each constraint is proven by its verifier.
     """
-    found = []
+    satisfied = []
     for type_id in type_ids:
         kind = constraints.trainable(type_id)
         constraint = kind.sample(rng, response=response, satisfied=True, words=words)
         if constraint is not None and kind.check(constraint, response):
-            found.append(constraint)
-    return found
+            satisfied.append(constraint)
+    return satisfied
 
 
 def _variants(
@@ -95,20 +95,20 @@ def _variants(
     """Return some of the originals and edits of them, each text once."""
     kept = [originals[int(i)] for i in rng.permutation(len(originals))[:_MAX_ORIGINALS]]
     editable = [name for name in type_ids if name in EDITABLE]
-    found = dict.fromkeys(kept)
+    texts = dict.fromkeys(kept)
     if not editable or edited_fraction <= 0:
-        return list(found)
+        return list(texts)
     wanted = round(len(kept) * edited_fraction / max(1 - edited_fraction, 0.1))
     shuffled = [editable[int(i)] for i in rng.permutation(len(editable))]
     order = sorted(shuffled, key=lambda name: name not in _RARE)
     for index in range(wanted):
         # Mostly edits of what the model wrote; sometimes a second edit on top of a first one.
-        bases = list(found) if rng.random() < 0.25 else kept
+        bases = list(texts) if rng.random() < 0.25 else kept
         base = bases[int(rng.integers(len(bases)))]
         edited = rule_edit(base, order[index % len(order)], rng)
         if edited is not None:
-            found.setdefault(edited)
-    return list(found)
+            texts.setdefault(edited)
+    return list(texts)
 
 
 def opposite_of(constraint: Constraint) -> Constraint | None:
@@ -123,9 +123,12 @@ def identity(constraint: Constraint) -> str:
 
 
 def asked_for(constraint: Constraint, task: str = "") -> bool:
-    """Return whether a prompt would ask for this: no ending and no request to repeat made of a
-    response's own words, which often break off in the middle of a sentence, and no first word that
-    is a mark of layout."""
+    """Return whether a prompt would plausibly ask for this constraint.
+
+    Constraints are also drawn from responses. An ending or a text to repeat taken from a response
+    often breaks off in the middle of a sentence, and its first word may be a layout mark: no prompt
+    would ask for those.
+    """
     kwargs = constraint.kwargs
     request = kwargs.get("prompt_to_repeat")
     if request is not None and request not in (*REQUESTS, task):
@@ -143,11 +146,11 @@ def _pool(
     words: Sequence[str],
 ) -> list[Constraint]:
     """Draw instances of every type that some of the responses satisfy and others violate."""
-    found: dict[str, Constraint] = {}
+    instances: dict[str, Constraint] = {}
 
     def add(constraint: Constraint | None) -> None:
         if constraint is not None and constraint.id in type_ids and asked_for(constraint):
-            found.setdefault(identity(constraint), constraint)
+            instances.setdefault(identity(constraint), constraint)
 
     for type_id in type_ids:
         kind = constraints.trainable(type_id)
@@ -169,7 +172,7 @@ def _pool(
                 wanted -= 1
                 if not wanted:
                     break
-    return list(found.values())
+    return list(instances.values())
 
 
 def make_group(
@@ -194,7 +197,7 @@ def make_group(
 
 
 def compatible(chosen: Sequence[Constraint]) -> bool:
-    """Return whether constraints can stand in one prompt.
+    """Return whether constraints can be asked for in one prompt.
 
     Their types do not conflict (the release's table), no type occurs twice, and no word is both
     asked for and forbidden.

@@ -1,8 +1,8 @@
-"""A look at training data before anything is trained: what is wrong, and what the loss is taken on.
+"""Check training data before anything is trained: what is wrong, and what the loss covers.
 
-`lint` counts rows that are malformed, empty, truncated, duplicated or wholly masked and shows the
-first example as the model will see it, the trained part between marks. `LintReport.errors` names
-what would train silently on something else than was meant; `refuse` raises for it.
+`lint` counts rows that are malformed, empty, truncated, duplicated or wholly masked. It shows the
+first example as the model will read it, with marks around the trained part. `LintReport.errors`
+lists what would silently train the model on something else than intended.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ _FAULTS = {
 
 @dataclasses.dataclass
 class LintReport:
-    """What lint found.
+    """The findings of `lint`.
 
     Attributes:
       rows: rows read; `schemas`: rows of each schema.
-      malformed: rows that fit no schema or whose fields do not fit; `problems`: the first of them
-        with number and reason.
+      malformed: rows that fit no schema or whose fields do not fit; `problems`: the first of them,
+        each with its number and the reason.
       empty, truncated, duplicated, all_masked: rows of that kind; truncated needs a limit.
       faults: fault -> rows; labels: label -> rows; unused: field that is not read -> rows.
-      example: the first good row as text, trained parts between marks.
+      example: the first good row as text, with marks around the trained parts.
       lengths: tokens (or words, without a tokenizer) of each good row.
       unit: "tokens" or "words".
     """
@@ -67,27 +67,27 @@ class LintReport:
 
     @property
     def errors(self) -> list[str]:
-        """What makes this data silently wrong, a sentence each; none if it may be trained on."""
+        """Return why this data would train on something else, a sentence each; [] if it is fine."""
         good = self.rows - self.malformed
-        found = []
+        errors = []
         if not good:
             first = f": {self.problems[0]}" if self.problems else ""
-            found.append(f"no usable row among {self.rows}{first}")
+            errors.append(f"no usable row among {self.rows}{first}")
         if len(self.schemas) > 1:
-            found.append(f"several schemas in one source ({dict(self.schemas)}): split it")
+            errors.append(f"several schemas in one source ({dict(self.schemas)}): split it")
         for fault, rows in self.faults.items():
             if rows > _MOST * good:
-                found.append(f"{rows} of {good} rows: {_FAULTS[fault]}")
+                errors.append(f"{rows} of {good} rows: {_FAULTS[fault]}")
         if good and self.all_masked > _MOST * good and set(self.schemas) != {"ifeval"}:
-            found.append(f"{self.all_masked} of {good} rows have nothing to train on")
+            errors.append(f"{self.all_masked} of {good} rows have nothing to train on")
         if good and self.truncated > _MOST * good:
-            found.append(f"{self.truncated} of {good} rows are cut: raise the length limit")
+            errors.append(f"{self.truncated} of {good} rows are cut: raise the length limit")
         if len(self.labels) == 1:
-            found.append(f"every label is {next(iter(self.labels))}: both are needed")
-        return found
+            errors.append(f"every label is {next(iter(self.labels))}: both are needed")
+        return errors
 
     def refuse(self) -> None:
-        """Raise ValueError for data that is silently wrong, with all reasons."""
+        """Raise ValueError with all `errors`, if there are any."""
         if self.errors:
             raise ValueError(
                 "this data would train on something else:\n  " + "\n  ".join(self.errors)
@@ -131,7 +131,7 @@ def encode(
 
 
 def marked(ids: Sequence[int], mask: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> str:
-    """Return the decoded tokens with each trained run between `MARKS`."""
+    """Decode the tokens, putting each trained run between `MARKS`."""
     parts, start = [], 0
     for end in range(1, len(ids) + 1):
         if end == len(ids) or mask[end] != mask[start]:
@@ -149,7 +149,7 @@ def _plain(turns: Sequence[Segment]) -> str:
 
 
 def _verify(record: Mapping[str, Any], schema: str) -> None:
-    """Raise ValueError where constraints of a row are unknown, do not fit or are not as claimed."""
+    """Raise ValueError if the constraints of a row are unknown, invalid or falsely claimed."""
     if schema == "ifeval":
         prompt_row(record)
     elif schema == "preferential":
@@ -230,20 +230,20 @@ def lint(
         report.rows += 1
         try:
             row = _row(record)
-            found = schema or recognise(row)
-            sequences = segments(row, found)
-            _verify(row, found)
-            _measure(report, sequences, found, tokenizer, limit)
+            row_schema = schema or recognise(row)
+            sequences = segments(row, row_schema)
+            _verify(row, row_schema)
+            _measure(report, sequences, row_schema, tokenizer, limit)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             report.malformed += 1
             if len(report.problems) < _NAMED:
                 reason = f"field {error} is missing" if isinstance(error, KeyError) else error
                 report.problems.append(f"row {number}: {reason}")
             continue
-        report.schemas[found] += 1
-        report.unused.update(unused(row, found))
-        report.faults.update(_faults(sequences, found))
-        if found == "prompt_label":
+        report.schemas[row_schema] += 1
+        report.unused.update(unused(row, row_schema))
+        report.faults.update(_faults(sequences, row_schema))
+        if row_schema == "prompt_label":
             report.labels[bool(row["label"])] += 1
         key = hashlib.blake2b(repr(sequences).encode("utf-8", "replace"), digest_size=16).digest()
         report.duplicated += key in seen

@@ -1,15 +1,15 @@
-"""Preferential prompts mined from anyone's (task, response) data, balanced and split by task.
+"""Mine preferential prompts from anyone's (task, response) data.
 
 Each task is mined by itself, so the work maps over tasks with `datasets` on any number of
-processes and the result depends on the seed and the task's text alone. Where two texts answer one
-task, pairs come in closed cycles (`cycles.py`): every prompt occurs as often accepted as rejected,
-exactly. A single response is joined by rule edits of itself; `pairing="open"` leaves responses as
-they are and makes plain pairs by modifying, inverting or inserting a constraint (GAPO, arXiv
-2503.20194, section 3.2), whose prompts alone may give some of the label away.
+processes, and the result depends on the seed and the task's text alone. If two texts answer one
+task, pairs come in closed cycles (`cycles.py`): every prompt is accepted exactly as often as it is
+rejected. A single response is joined by rule edits of itself. `pairing="open"` leaves responses
+unchanged and makes single pairs by modifying, inverting or inserting a constraint (GAPO, arXiv
+2503.20194, section 3.2); then the prompts alone may give some of the label away.
 
-Every pair is proven by `constraints.verify_pair`. A cycle also gives preferential responses on the
-very same material, for comparison: the prompt of a node, the response that satisfies it, and the
-one that violates it (`response_pairs`).
+Every pair is proven by `constraints.verify_pair`. A cycle also gives preferential responses from
+the same material, for comparison: a prompt, a response that satisfies it, and one that violates it
+(`response_pairs`).
 
 Measured on one core, in CPU time, over 40 answers of 230 words to IFEval-like prompts and all 25
 types: 5,700 pairs a minute closed, 20,700 open.
@@ -41,19 +41,19 @@ _TEXTS = 4  # texts of a task, edits among them, that closed cycles want
 
 @dataclasses.dataclass(frozen=True)
 class Mining:
-    """How to mine.
+    """The options of mining.
 
     Attributes:
       type_ids: full ids of the constraint types to use.
-      per_task: pairs of one task at most.
-      edited_fraction: share of rule edits among the texts of a task, more where a task has fewer
-        than four responses; 0 leaves responses alone.
-      max_constraints: constraints of a prompt at most.
+      per_task: greatest number of pairs of one task.
+      edited_fraction: share of rule edits among the texts of a task, more if a task has fewer than
+          four responses; 0 edits nothing.
+      max_constraints: greatest number of constraints of a prompt.
       phrasing: "train" or "heldout" wordings.
-      pairing: "closed", "open", or "auto": closed, and open where that gives nothing.
-      difficulty: (low, high) of `constraints.difficulty` that a pair must lie in; a cycle with one
-        pair outside is left out whole.
-      seed: of everything drawn.
+      pairing: "closed", "open", or "auto": closed, and open if that gives nothing.
+      difficulty: (low, high) range of `constraints.difficulty`; a cycle with a pair outside is left
+          out.
+      seed: of all random draws.
     """
 
     type_ids: tuple[str, ...]
@@ -101,7 +101,7 @@ def _closed(task: str, responses: Sequence[str], options: Mining, rng) -> list[C
 
 
 def _open(task: str, responses: Sequence[str], options: Mining, rng) -> list[Cycle]:
-    found: dict[str, Cycle] = {}
+    cycles: dict[str, Cycle] = {}
     for index in range(options.per_task):
         response = responses[index % len(responses)]
         order = [options.type_ids[i] for i in rng.permutation(len(options.type_ids))]
@@ -120,14 +120,14 @@ def _open(task: str, responses: Sequence[str], options: Mining, rng) -> list[Cyc
             words=words, phrasing=options.phrasing, type_ids=options.type_ids,
         )  # fmt: skip
         if pair is not None:
-            found.setdefault(f"{pair.prompt_accepted}\0{pair.prompt_rejected}", [pair])
-    return list(found.values())
+            cycles.setdefault(f"{pair.prompt_accepted}\0{pair.prompt_rejected}", [pair])
+    return list(cycles.values())
 
 
 def mine_task(task: str, responses: Sequence[str], options: Mining) -> list[Cycle]:
-    """Return the cycles of proven pairs that the responses to one task give (a lone pair is a
-    cycle of one); a function of the arguments alone."""
-    # A text beyond the limit follows nothing: all that could be made of it is time.
+    """Return the cycles of proven pairs from the responses to one task; an open pair is a cycle of
+    one. The result depends on the arguments alone."""
+    # No constraint holds for a text beyond the limit, so mining it would only cost time.
     stripped = (text.strip() for text in responses)
     texts = list(dict.fromkeys(text for text in stripped if 0 < len(text) <= MAX_TEXT))
     if not task.strip() or not texts:

@@ -1,11 +1,10 @@
-"""Examples for the offline methods: the same preferential pairs as comparisons of prompts or texts.
+"""Make examples for the offline methods, as comparisons of prompts or of responses.
 
-The pairs come in cycles (`data/preferential.py`): every prompt occurs as often accepted as
-rejected. So what they say about one response and two prompts can be read the other way round
-without making anything new: the responses that a prompt occurs accepted with, beside those it
-occurs rejected with, are preferential responses. Both readings hold the same (prompt, response)
-rows, which makes the paper's comparison of the two (GAPO, arXiv 2503.20194, table 6) one of the
-comparison alone.
+The pairs come in cycles (`data/preferential.py`) in which every prompt is accepted as often as it
+is rejected. So pairs of one response and two prompts can be regrouped as pairs of one prompt and
+two responses, one that it was accepted with and one that it was rejected with. Both readings hold
+the same (prompt, response) rows, so a comparison of the two (GAPO, arXiv 2503.20194, table 6)
+measures the kind of comparison and nothing else.
 """
 
 from __future__ import annotations
@@ -45,9 +44,9 @@ def _side(task: str, prompt: str, chosen: Sequence[Constraint], response: str) -
 def preferential_prompts(
     pairs: Sequence[PreferentialPair], size: int = 2, rng: np.random.Generator | None = None
 ) -> list[Example]:
-    """Return one example a pair: its response under `size` prompts, the accepted one first.
+    """Return one example per pair: its response under `size` prompts, the accepted one first.
 
-    Above two, further prompts of the same task are drawn with `rng`; pairs whose task has too few
+    Prompts beyond the second are drawn with `rng` from the same task; pairs whose task has too few
     are left out.
     """
     pool: dict[str, dict[str, tuple[Constraint, ...]]] = collections.defaultdict(dict)
@@ -70,11 +69,11 @@ def preferential_prompts(
 def preferential_responses(
     pairs: Sequence[PreferentialPair], size: int = 2, rng: np.random.Generator | None = None
 ) -> list[Example]:
-    """Return examples of one prompt with `size` responses: one that satisfies it first, then one
-    that violates it; the sides of the pairs, each once, in the order of the rejected ones.
+    """Return examples of one prompt and `size` responses, of which only the first satisfies it.
 
-    Above two, further responses to the same task are drawn with `rng`; prompts whose task has too
-    few are left out. A prompt that occurs on one side only, as in pairs from elsewhere, gives none.
+    Each side of a pair is used once, in the order of the rejected sides. Responses beyond the
+    second are drawn with `rng` from the same task; prompts whose task has too few are left out. A
+    prompt that occurs on one side only, as in pairs from other sources, gives none.
     """
     pool: dict[str, dict[str, None]] = collections.defaultdict(dict)
     for pair in pairs:
@@ -98,8 +97,7 @@ def response_pairs(pairs: Sequence[PreferentialPair]) -> list[PreferentialRespon
 
 
 def _answered(pairs: Sequence[PreferentialPair]) -> Iterator[tuple[PreferentialPair, str]]:
-    """Yield each pair, in order, with a response that satisfies its rejected prompt: the next one
-    that occurs accepted with it."""
+    """Yield each pair with a response that satisfies its rejected prompt, if one is left."""
     accepted: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
     for pair in reversed(pairs):
         accepted[pair.task, pair.prompt_accepted].append(pair.response)
@@ -121,21 +119,21 @@ def _others(
 
 
 def accepted_rows(pairs: Sequence[PreferentialPair]) -> list[Example]:
-    """Return the accepted sides, each (prompt, response) once: what SFT imitates."""
+    """Return each accepted (prompt, response) once: the demonstrations of SFT."""
     rows = dict.fromkeys((pair.prompt_accepted, pair.response) for pair in pairs)
     return [(Side(prompt, response, 1.0),) for prompt, response in rows]
 
 
 def tail(text: str) -> str:
-    """Return the last letters and digits of a text, what edits of its form leave alone."""
+    """Return the last letters and digits of a text, which edits of its form leave unchanged."""
     return re.sub(r"[\W_]", "", text.casefold())[-_TAIL:]
 
 
 def ends(responses: Sequence[str], cut_off: Iterable[str]) -> list[bool]:
-    """Return which responses are whole: those that do not end as one of the `cut_off` texts does.
+    """Return which responses are whole, that is, do not end like one of the `cut_off` texts.
 
-    A text that sampling cut at its length limit, and an edit of it that did not mend its ending,
-    must not teach a model to stop in the middle of a sentence.
+    A text that sampling cut at its length limit must not teach a model to stop in mid-sentence, and
+    neither must an edit of it that left the ending unchanged.
     """
     broken = {tail(text) for text in cut_off}
     return [tail(text) not in broken for text in responses]

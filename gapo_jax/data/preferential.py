@@ -1,17 +1,17 @@
-"""Preferential prompts from plain (task, response) rows, every one proven by the verifiers.
+"""Build preferential prompts from (task, response) rows, each pair proven by the verifiers.
 
-GAPO (arXiv 2503.20194, section 3.2) pairs one response with a prompt that it satisfies and one
-that it violates, but does not say how the rejected prompts are chosen. Chosen carelessly they
-give the label away: "wrap it in quotes" is nearly always violated, "at least 5 words" nearly
-always satisfied, and a discriminator that looks at the prompt alone scores well. So pairs are
-made in closed cycles over the responses to one task: the rejected prompt of each pair is the
-accepted prompt of the next one. Every prompt then occurs as often accepted as rejected, and so
-does every response: neither alone says anything about the label, exactly, not on average.
+GAPO (arXiv 2503.20194, section 3.2) pairs one response with a prompt that it satisfies and one that
+it violates, but does not say how the rejected prompts are chosen. A careless choice gives the label
+away: "wrap it in quotes" is nearly always violated, "at least 5 words" nearly always satisfied, so
+a discriminator that looks at the prompt alone scores well. Therefore pairs are made in closed
+cycles over the responses to one task: the rejected prompt of each pair is the accepted prompt of
+the next one. Every prompt and every response is then accepted exactly as often as it is rejected,
+and neither alone says anything about the label.
 
 Four kinds of edit lead from the accepted prompt to the rejected one: `modify` (one constraint
 becomes another instance of its type), `polarity` (include these words becomes avoid them, or the
-other way round), `insert` (a violated constraint is added), and `replace` (constraints give way
-to one of another type), which closes the cycles and serves types without arguments.
+other way round), `insert` (a violated constraint is added), and `replace` (constraints give way to
+one of another type), which closes the cycles and serves types without arguments.
 """
 
 from __future__ import annotations
@@ -26,10 +26,7 @@ import numpy as np
 from gapo_jax import constraints
 from gapo_jax.constraints.template import compose_prompt
 from gapo_jax.data.cycles import Counts, Edge, next_cycle
-from gapo_jax.data.edits import rule_edit as rule_edit
 from gapo_jax.data.groups import Group, make_group, task_text
-from gapo_jax.data.groups import hindsight as hindsight
-from gapo_jax.data.prompts import make_prompts as make_prompts
 from gapo_jax.data.tasks import Task
 from gapo_jax.types import Constraint, PreferentialPair
 
@@ -68,9 +65,9 @@ def _by_task(rows: Iterable[tuple[Task | str, str]]) -> list[tuple[Task | str, l
     for task, response in rows:
         text = response.strip()
         if text:
-            found = groups.setdefault(task_text(task), (task, []))[1]
-            if text not in found:
-                found.append(text)
+            texts = groups.setdefault(task_text(task), (task, []))[1]
+            if text not in texts:
+                texts.append(text)
     return list(groups.values())
 
 

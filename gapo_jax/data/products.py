@@ -94,7 +94,7 @@ def _distinct(properties: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str,
 @functools.cache
 def catalogue() -> tuple[Category, ...]:
     """Return all categories, in the order of the file."""
-    found, family, shared = [], "", {}
+    categories, family, shared = [], "", {}
     text = Path(__file__).with_name("products.txt").read_text(encoding="utf-8")
     for line in filter(None, map(str.strip, text.splitlines())):
         if line.startswith("#"):
@@ -107,8 +107,8 @@ def catalogue() -> tuple[Category, ...]:
         else:
             name, _, rest = line.partition(":")
             own = dict(_read(part) for part in rest.split(";"))
-            found.append(Category(name.strip(), family, _distinct({**own, **shared})))
-    return tuple(found)
+            categories.append(Category(name.strip(), family, _distinct({**own, **shared})))
+    return tuple(categories)
 
 
 def catalogue_counts() -> dict[str, int]:
@@ -163,7 +163,7 @@ def asked(category: Category, facts: Sequence[str]) -> tuple[Constraint, Constra
 def edit_facts(
     category: Category, facts: Sequence[str], edit: str, rng: np.random.Generator
 ) -> list[str] | None:
-    """Return the facts with one changed, added or removed; None where there is none to."""
+    """Return the facts with one changed, added or removed; None if that is not possible."""
     names = [fact.split(":", 1)[0] for fact in facts]
     place = int(rng.integers(len(facts)))
     if edit == "remove":

@@ -1,4 +1,4 @@
-"""Prompts to answer: tasks with one or more constraints, balanced over constraint types."""
+"""Compose prompts of a task and one or more constraints, balanced over constraint types."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def _bound(chosen: Sequence[Constraint], type_id: str, field: str, relation: str
 def feasible(chosen: Sequence[Constraint], max_words: int | None = None) -> bool:
     """Return whether constraints are compatible and their numbers leave room for an answer.
 
-    "Less than 10 words" beside "at least 4 sentences" does not, nor does it beside 4 bullets; nor
-    does "at least 60 words" where answers are limited to `max_words`.
+    "Less than 10 words" leaves none beside "at least 4 sentences" or 4 bullets, and "at least 60
+    words" leaves none if answers are limited to fewer (`max_words`).
     """
     if not compatible(chosen):
         return False

@@ -1,5 +1,4 @@
-"""What to mine and how, and the (task, response) rows of its sources: one thing for one machine
-and for many."""
+"""Say what to mine and how, and read the (task, response) rows of the sources."""
 
 from __future__ import annotations
 
@@ -17,20 +16,20 @@ TaskRow = tuple[str, str]  # task, response
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How preferential prompts come of sources.
+    """What to mine and how, on one machine or many.
 
     Attributes:
-      sources: files, folders or datasets of the hub (`tables.iter_rows`); on many machines each is
-        read by one of them, so that large data is best given as several files.
-      settings: how to mine.
-      pairs: pairs for training at most; None keeps all.
+      sources: files, folders or datasets of the hub (`tables.iter_rows`). On many machines each is
+          read by one of them, so give large data as several files.
+      settings: options of mining.
+      pairs: greatest number of pairs for training; None keeps all.
       test_fraction: share of the tasks kept for the test side.
       schema: of all rows; None recognises it row by row.
-      responses: file of {prompt, response} rows to join to the rows of the sources; those that
-        answer no prompt are named where there is one source only.
+      responses: file of {prompt, response} rows to join to the rows of the sources. With a single
+          source, responses that answer no prompt are named.
       name, split, streaming: of datasets of the hub.
-      rows: read the first rows of each source only.
-      strict: end at the first row that does not fit.
+      rows: read only that many rows of each source, from its start.
+      strict: raise at the first row that does not fit.
     """
 
     sources: tuple[str, ...]
@@ -69,9 +68,9 @@ class Recipe:
                 if isinstance(record, str):
                     raise ValueError(record)
                 schema = self.schema or schemas.recognise(record)
-                found = schemas.prompt_and_response(record, schema)
+                task_row = schemas.prompt_and_response(record, schema)
                 ignored.update(schemas.unused(record, schema))
-                yield found
+                yield task_row
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 reason = f"field {error} is missing" if isinstance(error, KeyError) else error
                 problem = f"{source}, {tables.unit(source)} {number}: {reason}"

@@ -1,19 +1,20 @@
-"""Six row schemas, recognised by their fields and brought into one form.
+"""Recognise six row schemas and bring them into one form.
 
 | schema | fields |
 |---|---|
 | preferential | `prompt_accepted`, `prompt_rejected`, `response` |
 | chosen_rejected | `chosen`, `rejected` (texts or dialogues), `prompt` or none |
-| ifeval | `prompt`, `instruction_id_list` (and `kwargs`), or `prompt`, `constraints` |
+| ifeval | a prompt, and constraints in any form of `constraints/rows.py` |
 | messages | `messages` or `conversations`: a dialogue |
 | prompt_label | a dialogue, or `prompt` and a response, and `label` (true or false) |
 | prompt_completion | `prompt` (or another name of `PROMPTS`), a response |
 
-A response stands under a name of `RESPONSES`, a dialogue in any form that `turns.py` reads. What
-`input` or `context` say belongs to the prompt, `system` and `history` stand before it. A row
-becomes segments, texts with a mark whether they are trained on; `prompt_and_response` is what
-mining reads. No field that changes what a row means is left out in silence: it is used, or the row
-is refused by its name. `unused` names the fields of which that cannot be known.
+A response is in a field of `RESPONSES`, a dialogue in any form that `turns.py` reads. `input` and
+`context` are added to the prompt; `system` and `history` come before it. A row becomes segments:
+texts, each marked as trained or not. Mining reads `prompt_and_response`.
+
+A field that changes the meaning of a row is never dropped silently: it is used, or the row is
+refused with the field's name. `unused` lists the fields whose meaning is not known.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from gapo_jax.constraints.rows import constraints_of, prompt_text
 from gapo_jax.data.turns import ROLES, as_dialogue, encodable
 from gapo_jax.data.turns import Segment as Segment
 
@@ -46,7 +48,10 @@ _USED = {
         "task", "response", "accepted", "rejected", "prompt_accepted", "prompt_rejected", "edit",
         "type",
     },
-    "ifeval": {"prompt", "task", "instruction_id_list", "kwargs", "constraints"},
+    "ifeval": {
+        "prompt", "task", "instruction_id_list", "kwargs", "constraints", "ground_truth",
+        *DIALOGUES,
+    },
     "messages": set(),
     "chosen_rejected": {"chosen", "rejected", "task", "constraints", *DIALOGUES},
     "prompt_label": {"label"},
@@ -83,7 +88,10 @@ def recognise(record: Mapping[str, Any]) -> str:
         return "preferential"
     if {"chosen", "rejected"} <= has:
         return "chosen_rejected"
-    if "prompt" in has and has & {"instruction_id_list", "constraints"}:
+    if has & {"prompt", *DIALOGUES} and has & {"instruction_id_list", "constraints"}:
+        return "ifeval"
+    # The RLVR sets of AI2; other sets have an answer there.
+    if has & {"prompt", *DIALOGUES} and "instruction_id" in str(record.get("ground_truth")):
         return "ifeval"
     if has & set(DIALOGUES):
         return "prompt_label" if "label" in has else "messages"
@@ -121,7 +129,7 @@ def unused_text(names: Iterable[str]) -> str:
 
 
 def _refuse_what_is_not_read(record: Mapping[str, Any], schema: str) -> None:
-    """Raise ValueError for a field that makes the row something else than its texts."""
+    """Raise ValueError if a field makes the row more than its texts."""
     names = (*_MEDIA, *_TOOLS)
     for name in names if schema == "prompt_label" else (*names, "label"):
         if _has(record, name):
@@ -143,7 +151,7 @@ def _as_context(turns: list[Segment]) -> list[Segment]:
 
 
 def _side(record: Mapping[str, Any], name: str) -> list[Segment]:
-    """Read an answer, or a dialogue that ends with one; what stands before it is context."""
+    """Read an answer, or a dialogue that ends with one; the turns before it are context."""
     turns = as_dialogue(record[name], name)
     if turns is None:
         text = _text(record, name)
@@ -154,7 +162,7 @@ def _side(record: Mapping[str, Any], name: str) -> list[Segment]:
 
 
 def _prompt(record: Mapping[str, Any]) -> list[Segment]:
-    """Read what is asked, from whatever fields say it; [] where none does."""
+    """Read the prompt from all fields that are part of it; [] if there is none."""
     name = _first(record, PROMPTS)
     if name is None:
         return []
@@ -200,7 +208,7 @@ def _framed(record: Mapping[str, Any], turns: list[Segment]) -> list[Segment]:
 
 
 def _joined(prompt: list[Segment], side: list[Segment]) -> list[Segment]:
-    """Join a prompt with an answer or with a whole dialogue, which has the prompt once more."""
+    """Join a prompt with an answer, or with a whole dialogue, which repeats the prompt."""
     context, answer = side[:-1], side[-1:]
     said, asked = ([(t.role, t.text.strip()) for t in turns] for turns in (context, prompt))
     if said[: len(asked)] == asked or not asked:
@@ -214,7 +222,7 @@ def _joined(prompt: list[Segment], side: list[Segment]) -> list[Segment]:
 
 
 def _asks(record: Mapping[str, Any], name: str) -> bool:
-    """Return whether a dialogue ends with a question, whose answer stands in another field."""
+    """Return whether a dialogue ends with a question, so that its answer is in another field."""
     return (as_dialogue(record[name], name) or [Segment("", "", False)])[-1].role == "user"
 
 
@@ -236,11 +244,11 @@ def _from_dialogue(record: Mapping[str, Any], name: str) -> list[Segment]:
 def segments(record: Mapping[str, Any], schema: str) -> list[list[Segment]]:
     """Return the sequences of a row: one, or two for chosen_rejected and preferential rows.
 
-    Preferential rows have the accepted prompt first. IFEval rows without a response have nothing
-    to train on: they are prompts to answer. An empty answer is never trained on.
+    Preferential rows have the accepted prompt first. IFEval rows without a response have nothing to
+    train on: they are prompts to answer. An empty answer is never trained on.
 
     Raises:
-      ValueError: a field that does not hold what the schema says, or that is not read.
+      ValueError: a field has the wrong content, or changes the row in a way that is not supported.
     """
     _refuse_what_is_not_read(record, schema)
     if schema == "preferential":
@@ -259,9 +267,10 @@ def segments(record: Mapping[str, Any], schema: str) -> list[list[Segment]]:
         if schema == "prompt_label":  # the label is about the last answer
             turns = [*_as_context(turns[:-1]), turns[-1]]
         return [_framed(record, turns)]
-    prompt = _prompt(record)
     if schema == "ifeval":
+        prompt = [Segment("user", encodable(prompt_text(record), "prompt"), False)]
         return [_framed(record, prompt + (_side(record, field) if field else []))]
+    prompt = _prompt(record)
     if not prompt or field is None:
         raise ValueError(f"wanted one of {PROMPTS} and one of {RESPONSES}, got {sorted(record)}")
     return [_framed(record, _joined(prompt, _side(record, field)))]
@@ -278,8 +287,8 @@ def separate_task(record: Mapping[str, Any]) -> str:
     """
     if record.get("task") is not None:
         return _text(record, "task")
-    size = len(record.get("instruction_id_list") or record.get("constraints") or ())
-    parts = [part for part in _text(record, "prompt").split("\n\n") if part.strip()]
+    size = len(constraints_of(record))
+    parts = [part for part in prompt_text(record).split("\n\n") if part.strip()]
     if size and len(parts) > size:
         return "\n\n".join(parts[:-size])
     raise ValueError(
@@ -291,12 +300,12 @@ def separate_task(record: Mapping[str, Any]) -> str:
 def prompt_and_response(record: Mapping[str, Any], schema: str) -> tuple[str, str]:
     """Return (task, response) for mining; of two sequences the first one.
 
-    A system text is a part of the task. Blanks around the task are dropped: with and without them
-    it is one task. Of messages, the last assistant turn answers the user turn before it, provided
-    that there is only one user turn: a later one cannot be understood alone.
+    A system text is part of the task. White space around the task is dropped, so that it does not
+    make another task. In a dialogue the last assistant turn answers the user turn before it; a
+    dialogue with several user turns is refused, because a later one cannot be understood alone.
 
     Raises:
-      ValueError: the row has no single task and response, or has fields that are not read.
+      ValueError: the row has no single task and response, or has a field that is not supported.
     """
     if schema == "ifeval":
         _refuse_what_is_not_read(record, schema)

@@ -1,7 +1,7 @@
-"""Which mined cycles are kept, and on which side of the split: balance, doubles, leaks.
+"""Choose which mined cycles are kept, and split them: balance, duplicates, leaks.
 
-The choice looks at all cycles at once but needs little of each, a `Summary`: one small step even
-where the cycles themselves are spread over many machines (`beam_mining.py`).
+The choice looks at all cycles at once but needs little of each, its `Summary`, so it is one small
+step even if the cycles themselves are spread over many machines (`beam_mining.py`).
 """
 
 from __future__ import annotations
@@ -46,39 +46,39 @@ def summarise(cycle: Cycle) -> Summary:
     )
 
 
-def _split(found: Sequence[Summary], test_fraction: float, seed: int) -> tuple[list[int], ...]:
+def _split(summaries: Sequence[Summary], test_fraction: float, seed: int) -> tuple[list[int], ...]:
     if not 0 <= test_fraction < 1:
         raise ValueError(f"test_fraction: wanted 0 <= fraction < 1, got {test_fraction}")
     sides: tuple[list[int], list[int]] = ([], [])
-    for index, summary in enumerate(found):
-        task = " ".join(summary.task.casefold().split())  # hardly different tasks are one task
+    for index, summary in enumerate(summaries):
+        task = " ".join(summary.task.casefold().split())  # one task, however written
         mark = zlib.crc32(f"{seed}\0{task}".encode("utf-8", "replace")) / 2**32
         sides[mark < test_fraction].append(index)
-    known = {response for index in sides[0] for response in found[index].responses}
-    return sides[0], [index for index in sides[1] if not found[index].responses & known]
+    known = {response for index in sides[0] for response in summaries[index].responses}
+    return sides[0], [index for index in sides[1] if not summaries[index].responses & known]
 
 
-def _balance(found: Sequence[Summary], num_pairs: int | None, seed: int) -> list[int]:
+def _balance(summaries: Sequence[Summary], num_pairs: int | None, seed: int) -> list[int]:
     rng = np.random.default_rng([seed, 1])
     slots: dict[tuple[str, str], list[int]] = {}
-    for index in rng.permutation(len(found)).tolist():
-        slots.setdefault(found[index].slots[0], []).append(index)
+    for index in rng.permutation(len(summaries)).tolist():
+        slots.setdefault(summaries[index].slots[0], []).append(index)
     types: collections.Counter[str] = collections.Counter()
     kinds: collections.Counter[tuple[str, str]] = collections.Counter()
     heap = [(0, 0, slot) for slot in sorted(slots)]
     seen: set[bytes] = set()
     chosen: list[int] = []
-    room = num_pairs if num_pairs is not None else sum(len(summary.slots) for summary in found)
+    room = num_pairs if num_pairs is not None else sum(len(summary.slots) for summary in summaries)
     while heap and room > 0:
         of_type, of_kind, slot = heapq.heappop(heap)
         now = (types[slot[0]], kinds[slot], slot)
-        if (of_type, of_kind, slot) != now:  # counts have grown since: back to its place
+        if (of_type, of_kind, slot) != now:  # its counts have grown since it was pushed
             heapq.heappush(heap, now)
             continue
         index = slots[slot].pop()
         if slots[slot]:
             heapq.heappush(heap, now)
-        summary = found[index]
+        summary = summaries[index]
         if summary.pairs & seen or len(summary.slots) > room:
             continue
         seen |= summary.pairs
@@ -90,15 +90,15 @@ def _balance(found: Sequence[Summary], num_pairs: int | None, seed: int) -> list
 
 
 def balance(cycles: Sequence[Cycle], num_pairs: int | None, seed: int = 0) -> list[Cycle]:
-    """Choose cycles so that types and kinds of edit come as evenly as the material allows.
+    """Choose cycles so that types and kinds of edit are as even as the material allows.
 
-    The type that has least pairs so far comes next, and of it the kind of edit that has least.
-    Doubles are left out: a cycle with a (accepted prompt, rejected prompt, response) that is there.
+    The type with the fewest pairs so far comes next, and of that type the kind of edit with the
+    fewest. A cycle is left out if one of its pairs has been chosen already.
 
     Args:
       cycles: of `mining.mine`.
-      num_pairs: stop before this number is passed; None takes every cycle once.
-      seed: of the order among equals.
+      num_pairs: greatest number of pairs; None takes every cycle once.
+      seed: orders equals.
     """
     return [cycles[i] for i in _balance(list(map(summarise, cycles)), num_pairs, seed)]
 
@@ -106,25 +106,25 @@ def balance(cycles: Sequence[Cycle], num_pairs: int | None, seed: int = 0) -> li
 def split_by_task(
     cycles: Sequence[Cycle], test_fraction: float, seed: int = 0
 ) -> tuple[list[Cycle], list[Cycle]]:
-    """Split into (train, test): no task and no response stands on both sides.
+    """Split into (train, test) so that no task and no response is on both sides.
 
-    The side of a task is a function of the seed and its text (without regard to case and white
-    space), so it stays when rows are added.
-    Test cycles that share a response with the training side are left out.
+    The side of a task depends on the seed and its text (ignoring case and white space), so it stays
+    the same when rows are added. Test cycles that share a response with the training side are left
+    out.
     """
     train, test = _split(list(map(summarise, cycles)), test_fraction, seed)
     return [cycles[i] for i in train], [cycles[i] for i in test]
 
 
 def choose(
-    found: Sequence[Summary], num_pairs: int | None, test_fraction: float, seed: int = 0
+    summaries: Sequence[Summary], num_pairs: int | None, test_fraction: float, seed: int = 0
 ) -> dict[str, list[int]]:
     """Return {"train", "test"}: indices of the cycles to keep, in the order chosen.
 
-    `split_by_task` and then `balance` of each side, `num_pairs` of the training side at most.
+    Splits by task, then balances each side, with at most `num_pairs` pairs on the training side.
     """
-    sides = _split(found, test_fraction, seed)
+    sides = _split(summaries, test_fraction, seed)
     made = {}
     for name, side, most in zip(("train", "test"), sides, (num_pairs, None), strict=True):
-        made[name] = [side[i] for i in _balance([found[i] for i in side], most, seed)]
+        made[name] = [side[i] for i in _balance([summaries[i] for i in side], most, seed)]
     return made

@@ -1,7 +1,7 @@
-"""Rows in and out of JSONL: IFEval prompts, responses, prompt rows and preferential pairs.
+"""Read and write prompt rows and preferential pairs; every error names the file and the line.
 
-Every error names the file and the line. IFEval rows are those of the public release: `key`,
-`prompt`, `instruction_id_list`, `kwargs` (one dictionary for each instruction, nulls ignored).
+Rows of the IFEval release have `key`, `prompt`, `instruction_id_list` and `kwargs` (one dictionary
+per instruction, nulls ignored).
 """
 
 from __future__ import annotations
@@ -110,10 +110,10 @@ def read_pairs(path: str | Path) -> list[PreferentialPair]:
 
 def accepted_prompts(pairs: Iterable[PreferentialPair], prefix: str) -> list[PromptRow]:
     """Return the accepted prompts of pairs, each once, as rows to answer; keys are numbered."""
-    found = {pair.prompt_accepted: pair for pair in pairs}
+    by_prompt = {pair.prompt_accepted: pair for pair in pairs}
     return [
         PromptRow(f"{prefix}-{number}", prompt, pair.task, pair.accepted)
-        for number, (prompt, pair) in enumerate(found.items(), 1)
+        for number, (prompt, pair) in enumerate(by_prompt.items(), 1)
     ]
 
 

@@ -1,7 +1,7 @@
-"""Rows from any source: JSONL, JSON, Parquet and CSV files, saved `datasets`, the hub.
+"""Read rows from any source: JSONL, JSON, Parquet and CSV files, saved `datasets`, the hub.
 
-Every row comes with its number (counted from 1; the line of a JSONL file), so that whatever does
-not fit can be named. A malformed line is a problem to count, not the end of a long job.
+Every row comes with its number (from 1; the line of a JSONL file), so that a row that does not fit
+can be named. A malformed line is a problem to count, not the end of a long job.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LABELS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def _literal(text: str) -> Any:
-    """Return the list or dictionary that a cell of a CSV file spells, or the cell as it is."""
+    """Return the list or dictionary in a cell of a CSV file, or the cell unchanged."""
     for read in (json.loads, ast.literal_eval):
         try:
             return read(text)
@@ -70,7 +70,7 @@ def _csv_rows(path: Path, reader: csv.DictReader[str]) -> Iterator[NumberedRow]:
             if None in record or None in record.values():
                 yield number, f"wanted {len(names)} columns, got another number"
                 continue
-            "".join(record.values()).encode("utf-8")  # a byte that is none is a surrogate here
+            "".join(record.values()).encode("utf-8")  # bad bytes are surrogates here
             yield number, _cells(record)
         except StopIteration:
             return
@@ -108,7 +108,7 @@ def _parquet(path: Path) -> Iterator[NumberedRow]:
 
 
 def _hub_dataset(source: str, name: str | None, split: str, streaming: bool) -> Any:
-    """Load a dataset of the hub, from the local cache where the hub does not answer."""
+    """Load a dataset of the hub, from the local cache if the hub does not answer."""
     import datasets
     import huggingface_hub
 
@@ -205,7 +205,7 @@ def scan_responses(
     Returns:
       prompt -> (number, response) in file order, and (number, problem) of rows that do not fit.
     """
-    found: dict[str, list[tuple[int, str]]] = {}
+    responses: dict[str, list[tuple[int, str]]] = {}
     problems = []
     for number, record in iter_rows(path):
         if isinstance(record, str):
@@ -213,10 +213,10 @@ def scan_responses(
             continue
         prompt, response = record.get("prompt"), record.get("response")
         if isinstance(prompt, str) and isinstance(response, str):
-            found.setdefault(prompt, []).append((number, response))
+            responses.setdefault(prompt, []).append((number, response))
         else:
             problems.append((number, "wanted the strings 'prompt' and 'response'"))
-    return found, problems
+    return responses, problems
 
 
 def join_responses(
@@ -229,8 +229,8 @@ def join_responses(
     """Add to each row the response that another file gives to its prompt, in file order.
 
     Further responses to a prompt give further rows at the end. A row without a response becomes a
-    problem, and so do rows of the other file that do not fit (`torn`) or answer none of the
-    prompts (`unasked`).
+    problem. So do rows of the other file that do not fit (unless `torn` is off) or that answer none
+    of the prompts (unless `unasked` is off).
     """
     waiting, problems = scan_responses(responses)
     asked: dict[str, NumberedRow] = {}

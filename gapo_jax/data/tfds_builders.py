@@ -1,11 +1,11 @@
-"""TensorFlow Datasets builders, without TensorFlow: written as ArrayRecord, read by data_source.
+"""Write and read pairs as TensorFlow Datasets in ArrayRecord files, without TensorFlow.
 
     from gapo_jax.data import tfds_builders
     source = tfds_builders.data_source("product_descriptions", folder, split="train")
     pair = tfds_builders.to_pair(source[0])
 
-`preferential_prompts` holds pairs that `scripts/build_data.py mine` made, `product_descriptions`
-the generated product set; after this import `tfds.builder(name, data_dir=...)` and
+`preferential_prompts` holds pairs that `build_data.py mine` made, `product_descriptions` the
+generated product set. After this import `tfds.builder(name, data_dir=...)` and
 `tfds.data_source(name, data_dir=..., split=...)` know both names. `write_on_beam` mines and writes
 `preferential_prompts` on many machines, the same rows in the same order.
 """
@@ -53,21 +53,21 @@ def to_pair(record: Mapping[str, Any]) -> PreferentialPair:
 
 
 def _example(pair: PreferentialPair) -> tuple[str, dict[str, str]]:
-    """Return (key, record): the key is made of the pair itself, so that the order in which TFDS
-    puts the rows does not depend on who made them in which order."""
+    """Return (key, record). The key is derived from the pair, so the order in which TFDS stores
+    rows does not depend on the order in which they were made."""
     record = to_record(pair)
     text = json.dumps(record, sort_keys=True).encode()
     return hashlib.blake2b(text, digest_size=16).hexdigest(), record
 
 
 def _only_example(pair: PreferentialPair) -> tuple[str, dict[str, str]]:
-    """Return the example of a pair that occurs once, as one does that `selection.choose` kept."""
+    """Return the example of a pair that occurs once, as `selection.choose` guarantees."""
     key, record = _example(pair)
     return f"{key}-0", record
 
 
 class _PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """What both builders share: features, and splits of pairs."""
+    """The features and splits that both builders share."""
 
     VERSION = tfds.core.Version("1.0.0")
     DESCRIPTION = ""
@@ -97,7 +97,7 @@ class _PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 class PreferentialPrompts(_PairBuilder):
-    """`preferential_prompts`: pairs mined from anyone's data; given as splits of pairs."""
+    """`preferential_prompts`: pairs mined from anyone's data, passed in as splits."""
 
     DESCRIPTION = "One response and two prompts: it satisfies the first and violates the second."
 
@@ -164,8 +164,7 @@ BUILDERS = {
 
 
 def _config(**options: Any) -> tfds.download.DownloadConfig:
-    """Settings under which a dataset is written anew where an older one lies; by itself TFDS would
-    keep the older one without a word."""
+    """Return settings that overwrite an older dataset; by default TFDS would keep it silently."""
     mode = tfds.GenerateMode.REUSE_CACHE_IF_EXISTS
     return tfds.download.DownloadConfig(download_mode=mode, **options)
 

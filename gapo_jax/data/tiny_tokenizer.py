@@ -1,7 +1,7 @@
-"""Small tokenizers built in code, for runs and tests that download nothing.
+"""Build small tokenizers in code, for runs and tests that download nothing.
 
-Generator and discriminator get different ones on purpose: text has to be decoded and tokenised
-again on its way between them, in the tiny configuration as in the real one.
+Generator and discriminator get different tokenizers on purpose: as with real models, text has to be
+decoded and tokenised again on its way from one to the other.
 """
 
 from __future__ import annotations
@@ -42,14 +42,16 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer with one token per printable ASCII character, for each word of our
-    training prompts, and for 20 words with a comma, in title brackets, as a placeholder,
-    highlighted, after a postscript mark: what a network of random weights writes obeys a
-    constraint now and then."""
-    # With a blank before it, so that a word stays one behind any other token.
+    """Return a tokenizer whose tokens make random text obey a constraint now and then.
+
+    It has a token for each printable ASCII character, for each word of our training prompts, and
+    for 20 words in several shapes: with a comma, in title brackets, as a placeholder, highlighted,
+    behind a postscript mark.
+    """
+    # With a leading blank, so that a word stays one token behind any other.
     pieces = [" " + shape.format(word) for shape in _SHAPES for word in _SHAPED]
     pieces += sorted(set(re.findall(r" [A-Za-z]{2,}", _prompts())))
-    # All alike, so that a text is cut into as few tokens as can be.
+    # Equal scores, so that a text is split into as few tokens as possible.
     scored = [(token, 0.0) for token in _SPECIALS]
     scored += [(token, -10.0) for token in [*_CHARACTERS, *pieces]]
     unknown = len(_SPECIALS) + _CHARACTERS.index("?")

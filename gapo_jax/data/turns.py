@@ -1,7 +1,7 @@
-"""Read dialogues in the forms that people write them: messages, ShareGPT, JSON in a string, parts.
+"""Read dialogues in the forms that people store them: messages, ShareGPT, JSON text, parts.
 
-What cannot be read as text, a picture or a call of a tool, is an error that names it: left out in
-silence, it would make another dialogue of the row.
+What is not text, such as a picture or a tool call, raises an error that names it. Dropped silently,
+it would turn the row into another dialogue.
 """
 
 from __future__ import annotations
@@ -52,17 +52,17 @@ def encodable(text: str, name: str) -> str:
 
 
 def as_dialogue(value: Any, name: str) -> list[Segment] | None:
-    """Return the turns of a value that is a dialogue, None for one that is a plain text.
+    """Return the turns of a dialogue, or None if the value is a plain text.
 
-    Every assistant turn is trained on, unless it is empty or says itself that it is not.
+    Every assistant turn is trained on unless it is empty or marked as not trained (`weight` 0).
 
     Args:
-      value: a list of messages, the same as a string of JSON, or a transcript whose turns begin
-        with "Human:" and "Assistant:" as in the HH data.
+      value: a list of messages, the same as JSON text, or a transcript with turns that begin with
+        "Human:" and "Assistant:" as in the HH data.
       name: of the field, for errors.
 
     Raises:
-      ValueError: a message that cannot be read, by number.
+      ValueError: a message cannot be read; has its number.
     """
     if isinstance(value, str):
         messages = _messages_in(value)
@@ -73,7 +73,7 @@ def as_dialogue(value: Any, name: str) -> list[Segment] | None:
 
 
 def _messages_in(text: str) -> list[Any] | None:
-    """Return the messages that a string of JSON spells, None where it is another text."""
+    """Return the messages in a JSON text, or None if the text is something else."""
     text = text.strip()
     if not (text.startswith("[") and text.endswith("]")):
         return None
@@ -87,7 +87,7 @@ def _messages_in(text: str) -> list[Any] | None:
 
 
 def _transcript(text: str) -> list[Segment] | None:
-    """Return the turns of a transcript that ends with an answer, None for another text."""
+    """Return the turns of a transcript that ends with an answer, or None for another text."""
     parts = _TRANSCRIPT.split("\n\n" + text.lstrip())
     if parts[0] or len(parts) < 5 or parts[1] != "Human" or parts[-2] != "Assistant":
         return None

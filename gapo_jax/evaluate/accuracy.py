@@ -56,6 +56,8 @@ def verify(
     verdicts = []
     for row, request, result in zip(rows, requests, found, strict=True):
         if result.error is not None:
+            # The first error ends it: rows were checked when they were read, so this is a mistake
+            # of the caller and not of the data.
             number = len(verdicts) + 1
             raise ValueError(f"row {number} (key {row.key!r}): {result.error}") from result.error
         verdicts.append(
@@ -71,6 +73,7 @@ def _check_some(verdicts: Sequence[Verdict]) -> None:
 
 def _units(verdicts: Sequence[Verdict]) -> list[list[Verdict]]:
     """Group the samples of one prompt, which a bootstrap draws together."""
+    # By key and text: result files of the release have no key, and keys may repeat across files.
     groups: dict[tuple[str, str], list[Verdict]] = {}
     for verdict in verdicts:
         groups.setdefault((verdict.key, verdict.prompt), []).append(verdict)
@@ -85,6 +88,7 @@ def category(type_id: str) -> str:
 def _groups(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:
     """Return the groups with figures of their own: ("types", id), then ("categories", name)."""
     ids = {name for verdict in verdicts for name in verdict.ids}
+    # Sorted, so that tables of two runs can be laid side by side.
     found = [("types", name) for name in sorted(ids)]
     return found + [("categories", name) for name in sorted({category(name) for name in ids})]
 
@@ -95,6 +99,8 @@ def _counts(units: Sequence[Sequence[Verdict]], groups: Sequence[tuple[str, str]
     Metrics are METRICS, then strict and loose of each group (`_groups`).
     """
     column = {group: index for index, group in enumerate(groups)}
+    # Sums and not rates of units: instruction-level accuracy is a ratio of sums over prompts of
+    # different size, and a mean of ratios would be another figure.
     sums = np.zeros((len(units), len(METRICS) + 2 * len(groups), 2))
     for index, unit in enumerate(units):
         for verdict in unit:
@@ -173,7 +179,9 @@ def paired_difference(
     """
     _check_some(before)
     _check_some(after)
+    # Paired by prompt and not by position: responses come in any order.
     sides = [{(u[0].key, u[0].prompt): u for u in _units(side)} for side in (before, after)]
+    # Leaving the odd ones out in silence would compare other prompts than the reader thinks.
     if sides[0].keys() != sides[1].keys():
         odd = sorted(sides[0].keys() ^ sides[1].keys())
         raise ValueError(

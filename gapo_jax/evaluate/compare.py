@@ -31,6 +31,7 @@ def mcnemar(first_only: int, second_only: int) -> float:
 
 def _prompts_passed(verdicts: Sequence[Verdict], mode: str) -> dict[str, bool]:
     """Return whether the response to each prompt that has only one follows everything."""
+    # The test needs independent pairs; samples of one prompt are not independent of each other.
     times = collections.Counter(verdict.prompt for verdict in verdicts)
     return {v.prompt: all(getattr(v, mode)) for v in verdicts if times[v.prompt] == 1}
 
@@ -57,6 +58,7 @@ def compare(
             "compare: expected two runs on the same prompts, got no prompt in common; evaluate both"
             " on one prompts file"
         )
+    # Counted, so that a comparison over a small part of the prompts is not taken for the whole.
     unpaired = len({v.prompt for side in sides for v in side} - common)
     sides = [[v for v in side if v.prompt in common] for side in sides]
     result = paired_difference(*sides, seed=seed, resamples=resamples)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from gapo_jax import io
 from gapo_jax.evaluate.accuracy import Verdict
 
+# The names that the release writes, by which other tools find them.
 FILES = {"strict": "eval_results_strict.jsonl", "loose": "eval_results_loose.jsonl"}
 
 
@@ -70,6 +71,7 @@ def read_results(folder: str | Path) -> list[Verdict]:
             files.
     """
     sides = [_read(Path(folder) / name) for name in FILES.values()]
+    # The files are written one after the other; a kill between them leaves two runs mixed.
     same = [[(r["prompt"], r["response"]) for r in side] for side in sides]
     if same[0] != same[1]:
         raise ValueError(
@@ -78,6 +80,7 @@ def read_results(folder: str | Path) -> list[Verdict]:
         )
     return [
         Verdict(
+            # The files of the release have no key.
             key="",
             prompt=strict["prompt"],
             response=strict["response"],

@@ -30,6 +30,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, GREY = (
 _SIZE = (5.6, 4.2)  # inches; one size for all, so that they align in rows
 _STYLE: Any = {
     "svg.fonttype": "none",
+    # With Matplotlib's random salt the same run would give another file each time.
     "svg.hashsalt": "gapo_jax",
     "font.family": "sans-serif",
     "font.sans-serif": ["Helvetica", "Arial", "DejaVu Sans"],
@@ -78,6 +79,7 @@ def data_uri(figure: Figure) -> str:
     """Return a figure as an SVG data URI; the same figure always gives the same text."""
     with matplotlib.rc_context(_STYLE):
         buffer = io.BytesIO()
+        # Without the date, for the same reason.
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
@@ -135,7 +137,9 @@ def _with_interval(
     if not len(rounds):
         return False
     low, high = (series(records, f"{name}_{end}")[1] for end in ("low", "high"))
+    # Metrics of rollouts have no interval.
     if len(low) == len(high) == len(values):
+        # A percentile interval need not contain the value; Matplotlib takes no negative length.
         spread = np.maximum(np.stack([values - low, high - values]), 0)
         ax.errorbar(
             rounds + shift, values, yerr=spread, color=colour, label=label, marker="o", capsize=3
@@ -228,6 +232,7 @@ def types_over_rounds(records: Records) -> Figure | None:
     rounds = sorted({record["round"] for record in records if any(n in record for n in names)})
     if not names or not rounds:
         return None
+    # A type that no prompt of a round asks for stays blank instead of 0.
     grid = np.full((len(names), len(rounds)), np.nan)
     for row, name in enumerate(names):
         for number, value in zip(*series(records, name), strict=True):
@@ -256,6 +261,7 @@ def phase_times(records: Records) -> Figure | None:
         },
         key=lambda key: (list(_PHASE_COLOURS) + [_phase(key)]).index(_phase(key)),
     )
+    # Once before the first round, and longer than any: its bar would hide all others.
     names = [name for name in names if _phase(name) != "warmup"]
     rounds = sorted({record["round"] for record in records if any(n in record for n in names)})
     if not names or not rounds:
@@ -269,6 +275,7 @@ def phase_times(records: Records) -> Figure | None:
             heights[rounds.index(number)] += value
         colour = _PHASE_COLOURS.get(_phase(name), "#facc15")
         ax.bar(rounds, heights, bottom=bottom, label=_phase(name), color=colour, width=0.75)
+        # Phases stack, so the height of a bar is the time of the round.
         bottom += heights
     ax.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.22))
     return figure

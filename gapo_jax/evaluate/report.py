@@ -79,6 +79,7 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("gapo_jax.evaluate", "templates"),
         autoescape=True,
+        # A misspelt name in the template is an error and no blank on the page.
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -94,6 +95,7 @@ def _percent(value: float | None) -> str:
 def _points(value: float | None) -> str:
     if value is None or math.isnan(value):
         return "–"
+    # The minus sign of typography, as wide as the plus.
     return f"{100 * value:+.1f}".replace("-", "−")
 
 
@@ -151,6 +153,7 @@ def _verdict(change: Mapping[str, float] | None) -> str:
     """Return `better` or `worse` if the whole interval lies on one side of zero, else `open`."""
     if change is None:
         return "open"
+    # Colour is for what the data decides: an interval that holds zero stays neutral.
     if change["low"] > 0:
         return "better"
     return "worse" if change["high"] < 0 else "open"
@@ -214,6 +217,7 @@ def _samples(summary: Mapping[str, Any], path: pathlib.Path) -> list[dict[str, A
 
 def _marks(constraints: Sequence[Any], verdicts: Sequence[bool] | None) -> list[tuple[str, Any]]:
     """Return (name, verdict) of each constraint; constraints are texts or {"id", "kwargs"}."""
+    # summary.json has ids, samples.jsonl whole constraints.
     names = [item["id"] if isinstance(item, Mapping) else str(item) for item in constraints]
     held = [None] * len(names) if verdicts is None else list(verdicts)
     return list(zip(names, held, strict=False))
@@ -221,6 +225,7 @@ def _marks(constraints: Sequence[Any], verdicts: Sequence[bool] | None) -> list[
 
 def _shares(times: Mapping[str, float]) -> list[tuple[str, float, float]]:
     """Return (phase, seconds, share), longest first."""
+    # A run that was killed at once has no times.
     total = sum(times.values()) or 1.0
     ordered = sorted(times.items(), key=lambda item: -item[1])
     return [(name, seconds, seconds / total) for name, seconds in ordered]

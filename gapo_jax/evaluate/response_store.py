@@ -22,6 +22,7 @@ def model_mark(source: str) -> str:
     if not path.exists():
         return ""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    # Times and sizes and not the contents: hashing gigabytes would take longer than going on.
     stats = [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files]
     return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
 
@@ -48,6 +49,7 @@ class ResponseStore:
         self.path = folder / self.NAME
         self.batches: dict[int, list[str]] = {}
         folder.mkdir(parents=True, exist_ok=True)
+        # As they will be read back: tuples become lists, or the settings would never be equal.
         given = json.loads(json.dumps(dict(settings)))
         kept = self._read()
         if kept is None:
@@ -74,6 +76,7 @@ class ResponseStore:
         with self.path.open(mode, encoding="utf-8") as file:
             file.write(io.json_line(record))
             file.flush()
+            # A batch may be minutes of a TPU; it outlives a crash of the machine as well.
             os.fsync(file.fileno())
 
     def add(self, batch: int, texts: Sequence[str]) -> None:

@@ -52,6 +52,8 @@ def match_responses(
         ValueError: the responses to a prompt cannot be shared out.
     """
     rows, problems = _scan(path)
+    # Exact texts take precedence, so that prompts that differ in white space alone stay apart; of
+    # several that look alike without it, the first one counts.
     asked = {prompt.strip(): prompt for prompt in reversed(prompts)} | {p: p for p in prompts}
     made: dict[str, list[str]] = collections.defaultdict(list)
     strangers: list[tuple[int, str]] = []
@@ -61,6 +63,7 @@ def match_responses(
             strangers.append((number, prompt))
         else:
             made[key].append(response)
+    # Reading all prompts again takes time, which nearly no evaluation needs.
     known = {prompt.strip() for prompt in left_out()} if strangers else set()
     problems += [
         f"{path}, {tables.unit(path)} {number}: it answers none of the prompts: {prompt[:80]!r}"
@@ -81,12 +84,14 @@ def _share(
     for index, prompt in enumerate(prompts):
         responses = made.get(prompt, [])
         each, rest = divmod(len(responses), times[prompt])
+        # Any way to share them out would pair some response with the wrong row's key.
         if each and rest:
             raise ValueError(
                 f"{path}: expected the same number of responses to each of the {times[prompt]} "
                 f"rows of the prompt {prompt[:80]!r}, got {len(responses)} in all; add or remove "
                 "responses to it"
             )
+        # Fewer responses than rows: one each until they run out.
         start = taken[prompt] * each if each else taken[prompt]
         shared.append(responses[start : start + max(each, 1)])
         taken[prompt] += 1

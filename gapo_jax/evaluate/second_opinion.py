@@ -43,6 +43,8 @@ def make_scorer(
         logits_B = np.zeros(len(prompts), np.float32)
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
+            # The last batch is filled up with rows of its own: one shape to compile, and the
+            # surplus is cut off again.
             filled = np.resize(
                 rows, batch_size
             ).tolist()  # the last batch repeats rows to keep its shape

@@ -37,6 +37,7 @@ def echoes(prompt: str, response: str) -> bool:
     """
     words = _words(response)
     size = min(ECHO_RUN, len(words))
+    # One or two words lie in any prompt by chance.
     if size < _GRAM:
         return False
     said = set(_grams(words, size))

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gapo_jax.compilation import jit_placed
 from gapo_jax.config import Config
 from gapo_jax.methods import asks_discriminator, batches_of, has_critic, method_of, sides_of
 from gapo_jax.models import (
@@ -129,8 +130,9 @@ def _sampling_steps(
     keys = place.abstract_rows(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows)))
     count, found = Flops(decoder), decoder.num_layers
     whole, attention = count.layers(prompts, prompt, found)
-    prefill = place.jit(
+    prefill = jit_placed(
         lambda params, tokens, mask: generation.prefill(params, decoder, tokens, mask)[0],
+        place,
         keep="rows",
         rows=(1, 2),
     )
@@ -275,7 +277,7 @@ def _discriminator_steps(
     texts = batch.tokens_BT, batch.mask_BT, batch.type_ids_BT
     network, key = (
         state.discriminator,
-        place.abstract_whole(jax.eval_shape(jax.random.key, 0)),
+        place.abstract(jax.eval_shape(jax.random.key, 0), "whole"),
     )
     disc_score, disc_update = _lowerable(compiled, "disc_score", "disc_update")
     shape = models.discriminator.config

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key, ScalarLike
 
+from gapo_jax.compilation import jit_placed
 from gapo_jax.models import Decoder, generation
 from gapo_jax.rollout.continuous import ContinuousSampler, samples_per_prompt
 from gapo_jax.rollout.draws import Drawn, Repeats, Settings, draw_next, no_repeats
@@ -121,7 +122,7 @@ def make_sampler(
     ) -> Rollout:
         return _sample(settings, params, tokens_AP, mask_AP, keys_B, temperature, limits_B)
 
-    return place.jit(sample, keep="whole", rows=(1, 2, 3))
+    return jit_placed(sample, place, keep="whole", rows=(1, 2, 3))
 
 
 def restriction_warning(top_k: int, top_p: float, min_p: float) -> str | None:

@@ -19,6 +19,7 @@ from gapo_jax.config import Config
 from gapo_jax.data import weights
 from gapo_jax.data.chat import stop_ids
 from gapo_jax.data.tokenizer import check_vocabulary, load_tokenizer
+from gapo_jax.methods import method_of
 from gapo_jax.models import (
     Decoder,
     DecoderConfig,
@@ -77,6 +78,12 @@ def tokenizer_and_shape(
     return tokenizer, shape, dtype
 
 
+def is_trained(config: Config) -> bool:
+    """Return whether a run trains its discriminator, which may then start with a new head."""
+    method = method_of(config)
+    return method.adversarial or method.loop == "offline" or config.discriminator.warmup_epochs > 0
+
+
 def _load_reward_model(config: Config, place: Placement) -> LoadedDiscriminator:
     """Return a decoder as discriminator: its logit is read off the last token of a text."""
     name, settings = config.model.discriminator, config.discriminator
@@ -91,7 +98,7 @@ def _load_reward_model(config: Config, place: Placement) -> LoadedDiscriminator:
     module, params = networks.load_reward_model(
         source(name),
         put=place.put,
-        seed=config.seed,
+        seed=config.seed if is_trained(config) else None,
         dtype=config.model.dtype,
         remat=config.model.remat,
         attention=config.model.attention,
@@ -124,7 +131,9 @@ def load_discriminator(
     else:
         tokenizer, encoder_config, _ = tokenizer_and_shape(source(name))
         assert isinstance(encoder_config, EncoderConfig)
-        module, loaded = networks.load_discriminator(source(name), put=place.put, pooling=pooling)
+        module, loaded = networks.load_discriminator(
+            source(name), put=place.put, pooling=pooling, own_head=not is_trained(config)
+        )
         pooling, hidden_dim = module.pooling, module.hidden_dim
     if settings.frozen_layers >= encoder_config.num_layers:
         raise ValueError(

@@ -132,6 +132,23 @@ def test_what_would_be_lost_is_refused_by_name(record, message):
         _task(record)
 
 
+def test_prompts_with_constraints_are_recognised_in_the_forms_of_public_sets():
+    ground_truth = "[{'instruction_id': ['punctuation:no_comma'], 'kwargs': [None]}]"
+    for record in (
+        {"messages": [ASK], "ground_truth": ground_truth, "dataset": "ifeval"},
+        {"prompt": "Name a tree.", "ground_truth": ground_truth},
+        {
+            "prompt": "Name a tree.",
+            "instruction_id_list": ["punctuation:no_comma"],
+            "kwargs": "[{}]",
+        },
+    ):
+        assert _read(record) == ("ifeval", [[_U]]) and not schemas.unused(record, "ifeval")
+        assert lint([(1, record)]).malformed == 0
+    # An answer to compare with is no constraint.
+    assert schemas.recognise({"messages": [ASK], "ground_truth": "4"}) == "messages"
+
+
 def test_a_system_text_is_a_part_of_what_is_asked_in_mining_too():
     assert _task({"messages": [KIND, ASK, OAK]}) == ("Be kind.\n\nName a tree.", "An oak.")
     record = {"system": "Be kind.", "prompt": "Name a tree.", "completion": "An oak."}

@@ -321,23 +321,16 @@ def test_a_mixture_is_a_function_of_seed_epoch_and_index():
     assert counts == {0: 1024, 1: 512, 2: 512}  # the weights, exactly
     again = Mixture([100, 50, 2000], [2, 1, 1], seed=5)
     for index in (2047, 3, 1024, 0):
-        assert again.at(4, index) == tuple(whole[index])
+        np.testing.assert_array_equal(again.rows(4, [index])[0], whole[index])
     for source, size in enumerate(mixture.sizes):  # no row a second time before all came once
         rows = whole[whole[:, 0] == source][:, 1]
         assert len(set(rows[:size].tolist())) == min(size, len(rows))
     assert (Mixture([100, 50, 2000], [2, 1, 1], seed=6).rows(4, np.arange(2048)) != whole).any()
 
 
-def test_processes_share_an_epoch_without_overlap():
-    mixture = Mixture([33, 20], seed=1)
-    shards = [mixture.shard(0, process, 4) for process in range(4)]
-    assert [len(shard) for shard in shards] == [13] * 4
-    places = np.stack(shards, axis=1).reshape(-1, 2)
-    np.testing.assert_array_equal(places, mixture.rows(0, np.arange(52)))
+def test_a_mixture_wants_rows_and_weights():
     for sizes, weights in (([], None), ([3, 0], None), ([3, 3], [1]), ([3, 3], [1, 0])):
         with pytest.raises(ValueError, match="a mixture wants"):
             Mixture(sizes, weights)
     with pytest.raises(ValueError, match="below 1/1024"):
         Mixture([3, 3], [1, 10_000])
-    with pytest.raises(ValueError, match="wanted a process of 0 to 1"):
-        mixture.shard(0, 2, 2)

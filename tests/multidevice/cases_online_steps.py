@@ -29,7 +29,7 @@ from small_steps import (
     weights,
 )
 
-from gapo_jax.compilation import CompileCounter
+from gapo_jax.compilation import CompileCounter, jit_placed
 from gapo_jax.methods import METHODS as REGISTRY
 from gapo_jax.models import Decoder
 from gapo_jax.rollout.sampler import make_sampler
@@ -103,7 +103,7 @@ def test_a_step_compiled_ahead_is_the_one_that_runs() -> None:
 
     widths, rows = (9, 11), rollout(np.random.default_rng(3))
     accepting = accept_buckets(lambda _, rows: rows, cut)
-    jitted = placement((1, 4, 2)).jit(accepting, keep="rows", rows=(1,))
+    jitted = jit_placed(accepting, placement((1, 4, 2)), keep="rows", rows=(1,))
     step = compile_all_widths(jitted, widths)
     counts = []
     with CompileCounter() as counter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -12,7 +13,8 @@ from gapo_jax import config as configuration
 from gapo_jax.checkpoint import Checkpointer
 from gapo_jax.models import save_hf
 from gapo_jax.train.build import build_models, build_steps, initial_state
-from gapo_jax.train.restore import load_any, save_imported, trained_system
+from gapo_jax.train.discriminator.texts import GeneratedText
+from gapo_jax.train.restore import load_any, restore_state, save_imported, trained_system
 from gapo_jax.train.toy_models import TINY
 
 
@@ -108,6 +110,29 @@ def test_discriminator_of_a_run(run, tmp_path):
     loaded = load_any(workdir, network="discriminator")
     assert _equal(loaded.params, states[2].discriminator.params)
     save_hf(loaded.module, loaded.params, tmp_path / "export", loaded.tokenizer)
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_checkpoints_of_earlier_versions_are_read_beside_new_ones(run, tmp_path, averaged):
+    """The average was called `judge` and the replay buffer `store`."""
+    state = run[2][2]
+    state = state.replace(disc_average=state.discriminator.params if averaged else None)
+    former = {
+        {"disc_average": "judge"}.get(field.name, field.name): getattr(state, field.name)
+        for field in dataclasses.fields(state)
+        if field.metadata.get("pytree_node", True)
+    }
+    texts = [{"prompt": "p", "response": "r", "verified": True, "round": 1}]
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(0, former, {"store": texts, "seconds": {"load": 1.0}}, wait=True)
+        checkpointer.save(1, state, {"replay": texts, "seconds": {"load": 1.0}}, wait=True)
+        for step in (0, 1):
+            restored, host = restore_state(checkpointer, state, step)
+            assert type(restored) is type(state) and host["seconds"] == {"load": 1.0}
+            assert restored.replay == (GeneratedText(**texts[0]),) and restored.last_saved == 0
+            assert _equal(restored.policy.params, state.policy.params)
+            assert (restored.disc_average is not None) == averaged
+            assert _equal(restored.disc_average, state.disc_average)
 
 
 def test_imported_folder_gives_back_the_same_network(newest, tmp_path):

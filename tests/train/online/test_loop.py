@@ -230,6 +230,7 @@ def test_dynamic_sampling_keeps_groups_with_a_signal(world, tmp_path):
     assert groups == 4 or useful.sum() <= 4
     ended = ended_responses(ctx.config, ctx.models, rollout.arrays)
     np.testing.assert_array_equal(rollout.learn_B, np.repeat(useful, 8) & ended)
+    np.testing.assert_array_equal(rollout.counted_B, np.repeat(useful, 8))
     # A response that a stop string has ended is whole, and its text goes up to the string.
     assert not any(stop in text for stop in ("q", "zu") for text in rollout.texts)
     assert (ended & ~ended_rows(rollout.arrays, world[1].decoder.config.eos_ids)).any()
