@@ -1,9 +1,9 @@
 """A small task that is learned within a minute, for scripts/ablate.py.
 
     python scripts/train.py --config configs/ablation_tiny.py:discriminator --config.seed=100 \\
-        --workdir runs/judge                                   # once: the discriminator of all runs
+        --workdir runs/disc                                   # once: the discriminator of all runs
     python scripts/ablate.py --config configs/ablation_tiny.py --out runs/ablation \\
-        --set model.discriminator=runs/judge/export            # [--switch ...] [--seeds 5]
+        --set model.discriminator=runs/disc/export            # [--switch ...] [--seeds 5]
 
 A generator of 2 layers from random weights writes words, some of them in the shapes that six
 constraint types ask for (`random:words`), and obeys 47% of its prompts. The discriminator, one
@@ -47,7 +47,7 @@ The paper's other comparison (its table 6), preferential prompts or preferential
     python scripts/train.py --config configs/ablation_tiny.py:discriminator --config.seed=100 \\
         --config.data.preference=responses --workdir runs/verify_responses
     python scripts/ablate.py --config configs/ablation_tiny.py[:METHOD] --out runs/METHOD \\
-        --set model.discriminator=runs/judge/export --switch preferential_responses \\
+        --set model.discriminator=runs/disc/export --switch preferential_responses \\
         --set-switched model.discriminator=runs/verify_responses/export
 
 Measured 2026-11-22, the same five seeds; points gained, in brackets 95% t intervals of the mean:
@@ -63,7 +63,7 @@ Measured 2026-11-22, the same five seeds; points gained, in brackets 95% t inter
 From prompts the offline methods learn what the phrasings ask for that they trained on, but not
 other phrasings; from responses nothing. So far it is what the paper finds. The online methods learn
 from either. The discriminator of responses orders 84% of held-out pairs of its own kind; as a
-frozen judge it teaches more on phrasings (+4.3 +- 2.8, paired by seed) than that of prompts:
+frozen reward model it teaches more on phrasings (+4.3 +- 2.8, paired by seed) than that of prompts:
 rewards compare answers to one prompt, as its pairs do.
 """
 
@@ -91,10 +91,10 @@ def get_config(preset: str = "") -> Config:
     config.data.pairs_heldout, config.data.prompts = 128, 256
     config.sampling.batch_size = 128
     config.rounds, config.checkpoint.every_rounds = 12, 100
-    judge = config.discriminator
-    judge.warmup_epochs, judge.updates_per_round, judge.batch_size = 1, 4, 32
-    judge.max_tokens, judge.freeze_embeddings = 160, False
-    judge.optim.learning_rate, judge.round_learning_rate = 1e-3, 3e-4
+    disc = config.discriminator
+    disc.warmup_epochs, disc.updates_per_round, disc.batch_size = 1, 4, 32
+    disc.max_tokens, disc.freeze_embeddings = 160, False
+    disc.optim.learning_rate, disc.round_learning_rate = 1e-3, 3e-4
     config.ppo.prompts_per_round, config.ppo.minibatch_size = 32, 64
     config.ppo.optim.learning_rate, config.ppo.epochs = 8e-3, 2
     config.ppo.critic_epochs, config.ppo.kl_limit = 2, 2.0
@@ -103,5 +103,5 @@ def get_config(preset: str = "") -> Config:
     if preset == "discriminator":
         config.data.bootstrap_responses, config.data.pairs = 1024, 4096
         config.rounds, config.offline.steps_per_round = 8, 200
-        judge.batch_size, judge.optim.learning_rate = 64, 4e-3
+        disc.batch_size, disc.optim.learning_rate = 64, 4e-3
     return config

@@ -10,7 +10,7 @@ epoch) and updated in every round on pairs and on the generator's text, labelled
 it scores a round's text after that update. Rewards are its probabilities, normalised among the
 samples of a prompt.
 
-Which constraint types: those that this discriminator learns to judge within such a warm-up.
+Which constraint types: those that this discriminator learns to score within such a warm-up.
 Measured on 199 held-out pairs after 1,500 training pairs of nine types (accepted prompt scored
 above rejected): postscript 1.00, title 1.00, end_checker .90, no_comma .73, bullets .68,
 number_words .68; number_sentences .57, existence .55, forbidden_words .48 were no better than a

@@ -3,10 +3,10 @@
     python scripts/train.py --config configs/ppo.py[:tiny]
     python scripts/train.py --config configs/ppo.py --config.model.discriminator=DECODER
 
-GAPO without the adversary: the same program as with `discriminator.updates_per_round=0`, step for
-step (tests/train/test_online_methods.py). The reward model is MiniLM as its warm-up on the pairs
-left it, or any decoder (the paper's is Qwen2.5-7B); the generator SmolLM2-135M-Instruct. The data
-are the same as in configs/gapo_quickstart.py.
+GAPO with a frozen discriminator: step for step the same program as with
+`discriminator.updates_per_round=0`. The reward model is MiniLM as its warm-up on the pairs left it,
+or any decoder (the paper's is Qwen2.5-7B); the generator is SmolLM2-135M-Instruct. The data are the
+same as in configs/gapo_quickstart.py.
 
 Measured 2026-11-22, seed 0, one CPU core: 18 minutes of processor time, 5.6 GB at the peak;
 bootstrap, pairs and first evaluation were those of a quickstart run and would take 4 minutes more.

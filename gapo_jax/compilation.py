@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 
 from gapo_jax.hub import cache_dir
@@ -103,7 +102,6 @@ def jit_step(
     keep: str = "whole",
     rows: Sequence[int] = (),
     whole: Sequence[int] = (),
-    embeddings_by_row: bool = False,
 ) -> Any:
     """Compile a training or scoring step.
 
@@ -111,32 +109,10 @@ def jit_step(
         step: pure, called by position.
         donate: the argument that gives its memory to the result.
         place: the devices; `keep`, `rows` and `whole` say what lies where (`Placement.jit`).
-        embeddings_by_row: hold what an embedding gives to the split of the batch's rows.
     """
     donated = () if donate is None else (donate,)
     options = step_options(place.device_kind)
-    if embeddings_by_row and place.spread:
-        step = split_embeddings_by_row(step, place)
     return place.jit(step, keep, rows, whole, donate_argnums=donated, compiler_options=options)
-
-
-def split_embeddings_by_row(step: Callable[..., Any], place: Placement) -> Callable[..., Any]:
-    """Return `step` with the result of every embedding held to the split of the batch's rows.
-
-    The table is split along D over the axis that should split the rows from there on; left alone,
-    XLA would go on with split features and sum them over the devices after every product.
-    """
-
-    def constrain(call: Callable[..., Any], inputs: Any, options: Any, context: Any) -> Any:
-        result = call(*inputs, **options)
-        embeds = isinstance(context.module, nn.Embed) and context.method_name == "__call__"
-        return place.keep_rows(result) if embeds else result
-
-    def constrained(*inputs: Any) -> Any:
-        with nn.intercept_methods(constrain):
-            return step(*inputs)
-
-    return functools.update_wrapper(constrained, getattr(step, "func", step))
 
 
 def decoder_layers_to_unroll(layers: int, width: int, platform: str) -> int:

@@ -20,8 +20,8 @@ from gapo_jax import losses, options
 from gapo_jax.losses import offline
 from gapo_jax.losses.offline import RowLogprobs
 from gapo_jax.section import Section, nearest
+from gapo_jax.types import Metrics
 
-Metrics = dict[str, jax.Array]
 Rows = Literal["demonstrations", "pairs", "labelled", "scored", "prompts", "preferential prompts"]
 Batches = Literal["examples", "texts", "samples", "refinements"]
 Layout = Literal["sides", "accepted", "halves", "conditions"]

@@ -47,9 +47,9 @@ PARAMETER_AXES: tuple[tuple[str, LogicalAxes], ...] = (
     (r"layers/(attn|mlp)(_post)?_norm/(scale|bias)", ("layers", None)),
     (r"layers/attn/[qk]_norm/(scale|bias)", ("layers", None)),
     (r"(embed/norm|embed/relative_norm|final_norm|head/norm)/(scale|bias)", (None,)),
-    # Scalar heads (critic, discriminator): small, the same on every device.
-    (r"(^|/)(up|out)/kernel", (None, None)),
-    (r"(^|/)(up|out)/bias", (None,)),
+    # Scalar heads (critic, discriminator) and BERT's pooler: small, the same on every device.
+    (r"(^|/)(up|out|pooler)/kernel", (None, None)),
+    (r"(^|/)(up|out|pooler)/bias", (None,)),
     # Of a run's state: count, mean and squares of the rewards so far.
     (r"reward_stats", (None,)),
 )

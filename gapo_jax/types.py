@@ -10,8 +10,8 @@ Array names end in one capital letter per axis (`logits_BTV`):
 | R | response tokens, padded on the right | H | head width |
 | V | vocabulary | F | feed-forward width |
 | L | layers | S | cache slots |
-| G | samples of one prompt | C | tokens of one chunk |
-| E | rank of an adapter (LoRA) | | |
+| G | samples of one prompt, sides of an example | C | tokens of one chunk |
+| E | rank of an adapter (LoRA) | A | prompts or examples, of G rows each |
 
 Layout of a row: the prompt is padded on the left to P and the response on the right to R, so that
 response token r always sits in column P + r and is predicted by the hidden state in column

@@ -164,7 +164,7 @@ def build_experience(policy, reference, value, rollout, scores_B) -> tuple[Exper
     old_BR, _ = response_logprobs(policy, rollout)
     ref_BR, features_BRD = response_logprobs(reference, rollout)
     values_BR: Any = critic.apply({"params": value}, features_BRD)
-    rewards_B = (scores_B - scores_B.mean()) / (scores_B.std() + 1e-6)
+    rewards_B = (scores_B - scores_B.mean()) / (scores_B.std(ddof=1) + 1e-6)
     rewards_BR = losses.token_rewards(rewards_B, old_BR, ref_BR, mask_BR, KL_COEF)
     advantages_BR, returns_BR = losses.gae(rewards_BR, values_BR, mask_BR, GAMMA, LAM)
     advantages_BR = losses.whiten(advantages_BR, mask_BR)

@@ -22,7 +22,10 @@ from jaxtyping import install_import_hook
 
 # Before any of the package is imported: the shapes and dtypes that signatures promise are checked
 # whenever a function is called or traced.
-CHECKED = ("losses", "rewards", "rollout")
+CHECKED = (
+    "losses", "rewards", "rollout", "train.forward", "train.discriminator.steps",
+    "train.online.steps",
+)  # fmt: skip
 install_import_hook([f"gapo_jax.{name}" for name in CHECKED], "beartype.beartype")
 
 from gapo_jax.data.weights import locate  # noqa: E402

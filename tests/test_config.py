@@ -176,14 +176,17 @@ def test_a_wrong_preset_is_refused_with_the_nearest_one():
         ("dpo_tiny.py:ipo", "dpo.py:tiny,ipo"),
         ("dpo_smollm2.py", "dpo.py"),
         ("rpo_smollm2.py:k4", "rpo.py:k4"),
+        ("reinforce_pp_tiny", "reinforce_pp:tiny"),
         ("gapo_tiny.py", None),
         ("dpo.py:tiny", None),
         ("nothing_tiny.py", None),
     ],
 )
-def test_the_former_name_of_a_configuration_leads_to_the_present_one(old, new):
-    folder = f"{ROOT / 'configs'}/"
-    assert moved_config(folder + old) == (new and folder + new)
+def test_the_former_name_of_a_configuration_leads_to_the_present_one(old, new, tmp_path):
+    for folder in ("", "configs/", f"{ROOT / 'configs'}/"):
+        assert moved_config(folder + old) == (new and folder + new)
+    (tmp_path / "dpo_tiny.py").touch()
+    assert moved_config(f"{tmp_path}/dpo_tiny.py") is None
 
 
 def test_the_options_of_a_method_are_part_of_the_identity_of_its_runs_alone():

@@ -10,6 +10,11 @@ import os
 import sys
 
 
+def summary(docstring: str | None) -> str:
+    """Return the first line of a module's docstring, which describes its command."""
+    return (docstring or "").partition("\n")[0]
+
+
 def program(command: str) -> str | None:
     """Return what the usage line of `command` calls the program: `gapo-jax COMMAND`, or None for
     argparse's default where a script of a checkout was started."""

@@ -31,7 +31,7 @@ import numpy as np
 import scipy.stats
 
 from gapo_jax import io
-from gapo_jax.cli import program
+from gapo_jax.cli import program, summary
 from gapo_jax.cli.experiment import load_config
 from gapo_jax.config import Config, change, finalize, lookup
 
@@ -66,7 +66,7 @@ METRICS = ("instruction_strict", "prompt_strict", "samples_strict")
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(program("ablate"), description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(program("ablate"), description=summary(__doc__))
     parser.add_argument("--config", required=True, help="an experiment: FILE.py or FILE.py:PRESET")
     parser.add_argument("--out", required=True, type=Path, help="folder of all runs")
     parser.add_argument("--seeds", type=int, default=5, help="how many")

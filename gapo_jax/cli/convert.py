@@ -32,7 +32,7 @@ import numpy as np
 
 from gapo_jax import hub, models
 from gapo_jax.checkpoint import CheckpointError
-from gapo_jax.cli import program
+from gapo_jax.cli import program, summary
 from gapo_jax.data.tokenizer import chat_prompt, encode_prompts
 from gapo_jax.data.weights import WEIGHTS, locate
 from gapo_jax.rollout.sampler import make_sampler
@@ -195,7 +195,7 @@ def _outputs(module: Any, tokens_BT: jax.Array, mask_BT: jax.Array) -> dict[str,
         return {"hidden state": hidden_BTD, "logit": module.logits(hidden_BTD)}
     reads = isinstance(module, models.RewardModel)
     hidden_BTD = (module.decoder.hidden if reads else module.encoder)(tokens_BT, mask_BT)
-    return {"hidden state": hidden_BTD, "logit": module.judge(hidden_BTD, mask_BT)}
+    return {"hidden state": hidden_BTD, "logit": module.score_hidden(hidden_BTD, mask_BT)}
 
 
 def _torch_outputs(
@@ -307,7 +307,7 @@ def _greedy_equal(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(program("convert"), description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(program("convert"), description=summary(__doc__))
     tokenizer = "its source (HF folder, hub id), for a .gguf whose own we cannot read"
     base = "the base of a PEFT adapter, if not the one it names"
     dtype = "default: that of the source; float32 for what was trained and for GGUF"

@@ -251,7 +251,7 @@ def examine(workdir: pathlib.Path) -> Iterator[Finding]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the findings; return 1 if any of them stands in the way of a run."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs"))
     failed = 0
     for finding in examine(parser.parse_args(argv).workdir):

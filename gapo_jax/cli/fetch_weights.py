@@ -13,13 +13,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from gapo_jax.cli import program
+from gapo_jax.cli import program, summary
 from gapo_jax.data.weights import WEIGHTS, fetch
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Fetch what is missing; paths go to standard output, everything else to standard error."""
-    parser = argparse.ArgumentParser(program("fetch-weights"), description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(program("fetch-weights"), description=summary(__doc__))
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: {' '.join(WEIGHTS)}")
     names = parser.parse_args(argv).names or list(WEIGHTS)
     failed = False

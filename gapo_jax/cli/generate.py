@@ -16,8 +16,9 @@ from collections.abc import Sequence
 import jax
 
 from gapo_jax.checkpoint import CheckpointError
-from gapo_jax.cli import program
+from gapo_jax.cli import program, summary
 from gapo_jax.evaluate.console import printable
+from gapo_jax.models import Decoder
 from gapo_jax.rollout.generate import generate, prompt_width, row_keys
 from gapo_jax.rollout.sampler import make_sampler
 from gapo_jax.train.restore import load_any, trained_system
@@ -27,7 +28,7 @@ SLOTS = 32  # rows decoded at a time where there are more prompts
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(program("generate"), description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(program("generate"), description=summary(__doc__))
     parser.add_argument("--model", required=True, help="HF folder, hub id, .gguf or workdir")
     parser.add_argument("--prompt", required=True, action="append", help="repeat for a batch")
     parser.add_argument("--tokenizer", help="its source, for a .gguf whose own we cannot read")
@@ -51,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         loaded = load_any(args.model, step=args.step, tokenizer=args.tokenizer)
         if args.system is None:
             args.system = trained_system(args.model)
+        if not isinstance(loaded.module, Decoder):
+            raise ValueError(f"--model {args.model} is an encoder; it cannot generate text")
         config = loaded.module.config
         limit = config.max_positions - args.max_new_tokens
         count = len(args.prompt)

@@ -170,16 +170,3 @@ def fingerprint(config: Config) -> str:
     """Return a short hash of `identity(config)`."""
     text = json.dumps(identity(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-# SHIM: until every use of these has gone.
-from gapo_jax.methods import METHODS  # noqa: E402, F401
-from gapo_jax.options import SGPOConfig  # noqa: E402, F401
-
-ONLINE_METHODS = tuple(name for name, m in METHODS.items() if m.loop == "online")
-OFFLINE_METHODS = tuple(name for name, m in METHODS.items() if m.loop == "offline")
-
-
-def trained_rows(config) -> int:
-    """SHIM."""
-    return config.ppo.trained_rows

@@ -253,24 +253,3 @@ class PPOConfig(Section):
                     f"config.ppo.accumulate={self.accumulate} must divide config.ppo.{name}="
                     f"{getattr(self, name)}: the rows pass through the network in equal parts"
                 )
-
-
-# SHIM: until every import of these comes from gapo_jax.methods.
-from gapo_jax.methods import (  # noqa: E402, F401
-    asks_discriminator,
-    estimator,
-    has_critic,
-    kl_in_loss,
-    method_of,
-    scores_with_average,
-)
-
-
-def group_size(config) -> int:
-    """SHIM."""
-    return config.ppo.group_size
-
-
-def is_adversarial(config) -> bool:
-    """SHIM."""
-    return method_of(config).adversarial

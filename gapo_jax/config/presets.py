@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gapo_jax.config import Config
-from gapo_jax.methods import method_of
+from gapo_jax.methods import METHODS, method_of
 from gapo_jax.section import nearest
 
-_FORMER_NAME = re.compile(r"(?P<path>.+)_(?P<size>tiny|smollm2)\.py(:(?P<preset>.*))?")
+_FORMER_NAME = re.compile(
+    r"(?P<folder>.*/)?(?P<method>\w+)_(?P<size>tiny|smollm2)(?P<end>\.py)?(:(?P<variant>.*))?"
+)
 
 
 def sized(method: str, preset: str, variants: Sequence[str] = ()) -> tuple[Config, str]:
@@ -37,19 +39,23 @@ def sized(method: str, preset: str, variants: Sequence[str] = ()) -> tuple[Confi
     return size(method, "_".join([method, *parts])), "".join(chosen)
 
 
-def moved_config(path: str) -> str | None:
-    """Return the present path of a configuration file that is now a preset, None for any other.
+def moved_config(name: str) -> str | None:
+    """Return the present name of a configuration that was a file and is now a preset; None for any
+    other, and for a file that exists.
 
     >>> moved_config("configs/dpo_tiny.py:ipo")
     'configs/dpo.py:tiny,ipo'
     """
-    found = _FORMER_NAME.fullmatch(path)
-    if not found or Path(path.partition(":")[0]).exists():
+    found = _FORMER_NAME.fullmatch(name)
+    if not found or Path(name.partition(":")[0]).exists():
         return None
-    file = f"{found['path']}.py"
-    presets = ["tiny"] if found["size"] == "tiny" else []
-    presets += [found["preset"]] if found["preset"] else []
-    return ":".join([file, *filter(None, [",".join(presets)])]) if Path(file).exists() else None
+    method = METHODS.get(found["method"])
+    if method is None or method.adversarial:  # the files of gapo kept their names
+        return None
+    parts = ["tiny"] if found["size"] == "tiny" else []
+    preset = ",".join([*parts, *filter(None, [found["variant"]])])
+    path = f"{found['folder'] or ''}{method.name}{found['end'] or ''}"
+    return f"{path}:{preset}" if preset else path
 
 
 def tiny(method: str, name: str = "") -> Config:
@@ -116,6 +122,3 @@ def smollm2(method: str, name: str = "") -> Config:
         config.ppo.optim.learning_rate = 6e-5
         config.reward.missing_eos_penalty = 0.1
     return config
-
-
-tiny_rounds, smollm2_rounds = tiny, smollm2  # SHIM

@@ -67,7 +67,7 @@ def bucket_widths(count: int, shortest: float, limit: int) -> tuple[int, ...]:
     return tuple(sorted({round_up(round(size), limit, unit) for size in sizes}))
 
 
-def text_widths(limit: int) -> tuple[int, ...]:
+def text_buckets(limit: int) -> tuple[int, ...]:
     """Return the widths for texts whose lengths are not known beforehand: three eighths, a half,
     two thirds and all of `limit`."""
     return tuple(sorted({max(8, -(-limit * part // 24)) for part in (9, 12, 16, 24)}))

@@ -45,12 +45,12 @@ def this_process() -> Any:
 def _read(numbered: tuple[int, str], recipe: Recipe) -> Iterator[tuple[str, _Answer]]:
     beam = import_beam()
     place, source = numbered
-    for row, found in enumerate(recipe.read(source)):
-        if isinstance(found, str):
+    for row, answer in enumerate(recipe.read(source)):
+        if isinstance(answer, str):
             beam.metrics.Metrics.counter(*LEFT_OUT).inc()
-            logging.getLogger(__name__).warning("left out: %s", found)
+            logging.getLogger(__name__).warning("left out: %s", answer)
         else:
-            yield found[0], (place, row, found[1])
+            yield answer[0], (place, row, answer[1])
 
 
 def _mine(
@@ -62,11 +62,11 @@ def _mine(
         yield (answers[0][0], answers[0][1], index), cycle
 
 
-def _choose(found: list[tuple[Place, Summary]], recipe: Recipe) -> dict[Place, str]:
-    found = sorted(found, key=lambda item: item[0])  # the order of one machine
-    summaries = [summary for _, summary in found]
+def _choose(placed: list[tuple[Place, Summary]], recipe: Recipe) -> dict[Place, str]:
+    placed = sorted(placed, key=lambda item: item[0])  # the order of one machine
+    summaries = [summary for _, summary in placed]
     kept = choose(summaries, recipe.pairs, recipe.test_fraction, recipe.settings.seed)
-    return {found[index][0]: name for name, indices in kept.items() for index in indices}
+    return {placed[index][0]: name for name, indices in kept.items() for index in indices}
 
 
 def _kept(

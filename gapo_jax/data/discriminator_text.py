@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
+from gapo_jax.data.control_tokens import text_encoder
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -123,8 +125,7 @@ def pair_ids(
     frame = _frame(tokenizer)
     room = frame.room(max_length)
     first, second = discriminator_text(prompt, response, line_break(tokenizer))
-    prompt_ids: list[int] = tokenizer(first, add_special_tokens=False, verbose=False)["input_ids"]  # pyright: ignore
-    reply_ids: list[int] = tokenizer(second, add_special_tokens=False, verbose=False)["input_ids"]  # pyright: ignore
+    prompt_ids, reply_ids = text_encoder(tokenizer).encode([first, second])
     return _join(tokenizer, frame, prompt_ids, reply_ids, room)
 
 
@@ -176,9 +177,9 @@ def encode_texts(
     room = frame.room(max_length)
     between = line_break(tokenizer)
     pairs = [discriminator_text(p, r, between) for p, r in zip(prompts, responses, strict=True)]
-    # One call for all texts: the Rust tokenizer works in parallel and its overhead is per call.
+    # One call for all texts: the Rust tokenizer works in parallel.
     texts = [first for first, _ in pairs] + [second for _, second in pairs]
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]  # pyright: ignore
+    ids = text_encoder(tokenizer).encode(texts)
     rows = [
         _join(tokenizer, frame, first, second, room)
         for first, second in zip(ids[: len(pairs)], ids[len(pairs) :], strict=True)

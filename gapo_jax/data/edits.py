@@ -38,8 +38,8 @@ def sentences(text: str) -> list[str]:
 
 def _whole(text: str) -> str:
     """Return the text without an unfinished last sentence."""
-    found = sentences(text)
-    last = found[-1] if found else ""
+    parts = sentences(text)
+    last = parts[-1] if parts else ""
     at = text.rfind(last)
     return text[: at + len(last)].strip() if at >= 0 and last else text.strip()
 
@@ -72,17 +72,17 @@ def _postscript(text: str, rng: np.random.Generator) -> str | None:
     constraint = constraints.trainable("detectable_content:postscript").sample(rng)
     if constraint is None:
         return None
-    found, marker = sentences(text), constraint.kwargs["postscript_marker"]
-    if len(found) > 1 and "\n" not in text and rng.random() < 0.6:
-        return f"{' '.join(found[:-1])}\n\n{marker} {found[-1]}"
+    parts, marker = sentences(text), constraint.kwargs["postscript_marker"]
+    if len(parts) > 1 and "\n" not in text and rng.random() < 0.6:
+        return f"{' '.join(parts[:-1])}\n\n{marker} {parts[-1]}"
     return f"{_whole(text)}\n\n{marker} {_pick(rng, _AFTERTHOUGHTS)}"
 
 
 def _quotation(text: str, rng: np.random.Generator) -> str:
     plain = text.replace('"', "'").strip()
-    found = sentences(plain)
-    if len(found) > 1 and rng.random() < _NEAR_MISS:
-        return f'"{found[0]}" {" ".join(found[1:])}'
+    parts = sentences(plain)
+    if len(parts) > 1 and rng.random() < _NEAR_MISS:
+        return f'"{parts[0]}" {" ".join(parts[1:])}'
     return f'"{plain}"'
 
 
@@ -103,50 +103,50 @@ def _no_comma(text: str, rng: np.random.Generator) -> str | None:
 
 
 def _bullets(text: str, rng: np.random.Generator) -> str | None:
-    found = sentences(text)
-    if not found:
+    parts = sentences(text)
+    if not parts:
         return None
     marker = "*" if rng.random() < 0.5 else "-"
-    if len(found) == 1:
-        found = [part.strip().capitalize() for part in re.split(r",\s(?:and\s)?", found[0])]
-    if len(found) > 2 and rng.random() < 0.3:  # an opening sentence, then the list
-        return "\n".join([found[0], *(f"{marker} {item}" for item in found[1:6])])
-    size = int(rng.integers(1, min(len(found), 5) + 1))
-    return "\n".join(f"{marker} {item}" for item in found[:size])
+    if len(parts) == 1:
+        parts = [part.strip().capitalize() for part in re.split(r",\s(?:and\s)?", parts[0])]
+    if len(parts) > 2 and rng.random() < 0.3:  # an opening sentence, then the list
+        return "\n".join([parts[0], *(f"{marker} {item}" for item in parts[1:6])])
+    size = int(rng.integers(1, min(len(parts), 5) + 1))
+    return "\n".join(f"{marker} {item}" for item in parts[:size])
 
 
 def _fewer_sentences(text: str, rng: np.random.Generator) -> str | None:
-    found = sentences(text)
-    if len(found) < 2:
+    parts = sentences(text)
+    if len(parts) < 2:
         return None
-    return " ".join(found[: int(rng.integers(1, len(found)))])
+    return " ".join(parts[: int(rng.integers(1, len(parts)))])
 
 
 def _first_sentence(text: str, rng: np.random.Generator) -> str | None:
     del rng
-    found = sentences(text)
-    return found[0] if len(found) > 1 else None
+    parts = sentences(text)
+    return parts[0] if len(parts) > 1 else None
 
 
 def _paragraphs(divider: str) -> Callable[[str, np.random.Generator], str | None]:
     def edit(text: str, rng: np.random.Generator) -> str | None:
-        found = sentences(text)
-        if len(found) < 2:
+        parts = sentences(text)
+        if len(parts) < 2:
             return None
-        cuts = int(rng.integers(1, min(len(found), 4)))
-        at = np.sort(rng.choice(np.arange(1, len(found)), size=cuts, replace=False))
-        blocks = np.split(np.array(found, dtype=object), at)
+        cuts = int(rng.integers(1, min(len(parts), 4)))
+        at = np.sort(rng.choice(np.arange(1, len(parts)), size=cuts, replace=False))
+        blocks = np.split(np.array(parts, dtype=object), at)
         return divider.join(" ".join(block) for block in blocks)
 
     return edit
 
 
 def _sections(text: str, rng: np.random.Generator) -> str | None:
-    found = sentences(text)
-    if len(found) < 2:
+    parts = sentences(text)
+    if len(parts) < 2:
         return None
     name = "Section" if rng.random() < 0.5 else "SECTION"
-    return "\n\n".join(f"{name} {i}\n{item}" for i, item in enumerate(found[:3], 1))
+    return "\n\n".join(f"{name} {i}\n{item}" for i, item in enumerate(parts[:3], 1))
 
 
 def _on_words(count: int, form: str) -> Callable[[str, np.random.Generator], str | None]:
@@ -176,11 +176,11 @@ def _json(text: str, rng: np.random.Generator) -> str:
 
 
 def _two_responses(text: str, rng: np.random.Generator) -> str | None:
-    found = sentences(text)
-    if len(found) < 2:
+    parts = sentences(text)
+    if len(parts) < 2:
         return None
-    cut = int(rng.integers(1, len(found)))
-    return f"{' '.join(found[:cut])}\n******\n{' '.join(found[cut:])}"
+    cut = int(rng.integers(1, len(parts)))
+    return f"{' '.join(parts[:cut])}\n******\n{' '.join(parts[cut:])}"
 
 
 _EDITS: dict[str, Callable[[str, np.random.Generator], str | None]] = {

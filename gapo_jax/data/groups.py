@@ -77,13 +77,13 @@ def hindsight(
     Numbers are drawn near the response's own, keywords from the response and, for words to avoid,
     from `words`. Each constraint is proven by its verifier.
     """
-    found = []
+    satisfied = []
     for type_id in type_ids:
         kind = constraints.trainable(type_id)
         constraint = kind.sample(rng, response=response, satisfied=True, words=words)
         if constraint is not None and kind.check(constraint, response):
-            found.append(constraint)
-    return found
+            satisfied.append(constraint)
+    return satisfied
 
 
 def _variants(
@@ -95,20 +95,20 @@ def _variants(
     """Return some of the originals and edits of them, each text once."""
     kept = [originals[int(i)] for i in rng.permutation(len(originals))[:_MAX_ORIGINALS]]
     editable = [name for name in type_ids if name in EDITABLE]
-    found = dict.fromkeys(kept)
+    texts = dict.fromkeys(kept)
     if not editable or edited_fraction <= 0:
-        return list(found)
+        return list(texts)
     wanted = round(len(kept) * edited_fraction / max(1 - edited_fraction, 0.1))
     shuffled = [editable[int(i)] for i in rng.permutation(len(editable))]
     order = sorted(shuffled, key=lambda name: name not in _RARE)
     for index in range(wanted):
         # Mostly edits of what the model wrote; sometimes a second edit on top of a first one.
-        bases = list(found) if rng.random() < 0.25 else kept
+        bases = list(texts) if rng.random() < 0.25 else kept
         base = bases[int(rng.integers(len(bases)))]
         edited = rule_edit(base, order[index % len(order)], rng)
         if edited is not None:
-            found.setdefault(edited)
-    return list(found)
+            texts.setdefault(edited)
+    return list(texts)
 
 
 def opposite_of(constraint: Constraint) -> Constraint | None:
@@ -143,11 +143,11 @@ def _pool(
     words: Sequence[str],
 ) -> list[Constraint]:
     """Draw instances of every type that some of the responses satisfy and others violate."""
-    found: dict[str, Constraint] = {}
+    instances: dict[str, Constraint] = {}
 
     def add(constraint: Constraint | None) -> None:
         if constraint is not None and constraint.id in type_ids and asked_for(constraint):
-            found.setdefault(identity(constraint), constraint)
+            instances.setdefault(identity(constraint), constraint)
 
     for type_id in type_ids:
         kind = constraints.trainable(type_id)
@@ -169,7 +169,7 @@ def _pool(
                 wanted -= 1
                 if not wanted:
                     break
-    return list(found.values())
+    return list(instances.values())
 
 
 def make_group(

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from gapo_jax import constraints
 from gapo_jax.constraints.rows import instance
-from gapo_jax.data.schemas import SCHEMAS, Segment, recognise, segments
+from gapo_jax.data.chat import dialogue_ids
+from gapo_jax.data.schemas import SCHEMAS, Segment, recognise, segments, unused, unused_text
 from gapo_jax.data.sources import prompt_row
 from gapo_jax.types import PreferentialPair
 
@@ -43,7 +44,7 @@ class LintReport:
       malformed: rows that fit no schema or whose fields do not fit; `problems`: the first of them
         with number and reason.
       empty, truncated, duplicated, all_masked: rows of that kind; truncated needs a limit.
-      faults: fault -> rows; labels: label -> rows.
+      faults: fault -> rows; labels: label -> rows; unused: field that is not read -> rows.
       example: the first good row as text, trained parts between marks.
       lengths: tokens (or words, without a tokenizer) of each good row.
       unit: "tokens" or "words".
@@ -59,6 +60,7 @@ class LintReport:
     all_masked: int = 0
     faults: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     labels: collections.Counter[bool] = dataclasses.field(default_factory=collections.Counter)
+    unused: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     example: str = ""
     lengths: list[int] = dataclasses.field(default_factory=list)
     unit: str = "words"
@@ -67,22 +69,22 @@ class LintReport:
     def errors(self) -> list[str]:
         """What makes this data silently wrong, a sentence each; none if it may be trained on."""
         good = self.rows - self.malformed
-        found = []
+        errors = []
         if not good:
             first = f": {self.problems[0]}" if self.problems else ""
-            found.append(f"no usable row among {self.rows}{first}")
+            errors.append(f"no usable row among {self.rows}{first}")
         if len(self.schemas) > 1:
-            found.append(f"several schemas in one source ({dict(self.schemas)}): split it")
+            errors.append(f"several schemas in one source ({dict(self.schemas)}): split it")
         for fault, rows in self.faults.items():
             if rows > _MOST * good:
-                found.append(f"{rows} of {good} rows: {_FAULTS[fault]}")
+                errors.append(f"{rows} of {good} rows: {_FAULTS[fault]}")
         if good and self.all_masked > _MOST * good and set(self.schemas) != {"ifeval"}:
-            found.append(f"{self.all_masked} of {good} rows have nothing to train on")
+            errors.append(f"{self.all_masked} of {good} rows have nothing to train on")
         if good and self.truncated > _MOST * good:
-            found.append(f"{self.truncated} of {good} rows are cut: raise the length limit")
+            errors.append(f"{self.truncated} of {good} rows are cut: raise the length limit")
         if len(self.labels) == 1:
-            found.append(f"every label is {next(iter(self.labels))}: both are needed")
-        return found
+            errors.append(f"every label is {next(iter(self.labels))}: both are needed")
+        return errors
 
     def refuse(self) -> None:
         """Raise ValueError for data that is silently wrong, with all reasons."""
@@ -94,7 +96,8 @@ class LintReport:
     def to_json(self) -> dict[str, Any]:
         """Return the counts as a JSON-ready dictionary."""
         record = dataclasses.asdict(self)
-        record["schemas"], record["faults"] = dict(self.schemas), dict(self.faults)
+        for name in ("schemas", "faults", "unused"):
+            record[name] = dict(getattr(self, name))
         record["labels"] = {str(label).lower(): rows for label, rows in self.labels.items()}
         record.pop("lengths")
         return {**record, "errors": self.errors}
@@ -112,6 +115,7 @@ class LintReport:
             middle, high = ordered[len(ordered) // 2], ordered[int(0.95 * (len(ordered) - 1))]
             lines.append(f"{self.unit} a row: median {middle}, 95% {high}, most {ordered[-1]}")
         lines += [f"  {rows} rows: {_FAULTS[name]}" for name, rows in self.faults.items()]
+        lines += [f"warning: {unused_text(self.unused)}"] if self.unused else []
         if self.example:
             lines += [f"first example, trained on between {MARKS[0]} and {MARKS[1]}:", self.example]
         return lines + [f"error: {error}" for error in self.errors]
@@ -120,50 +124,10 @@ class LintReport:
 def encode(
     turns: Sequence[Segment], tokenizer: PreTrainedTokenizerFast
 ) -> tuple[list[int], list[int]]:
-    """Return (ids, mask) of one sequence in the tokenizer's chat template; mask 1 is trained on.
-
-    A trained turn counts from behind its header to the end of its own mark of ending. Without a
-    template the texts follow each other, a trained one with the end token behind it.
-    """
-    if tokenizer.chat_template is None:
-        ids: list[int] = []
-        mask: list[int] = []
-        for turn in turns:
-            made = list(tokenizer(turn.text, add_special_tokens=False)["input_ids"])  # pyright: ignore
-            if turn.trained and tokenizer.eos_token_id is not None:
-                made.append(tokenizer.eos_token_id)
-            ids += made
-            mask += [int(turn.trained)] * len(made)
-        return ids, mask
-    from gapo_jax.data.tokenizer import templated
-
-    def text_of(end: int) -> str:
-        chat = [{"role": turn.role, "content": turn.text} for turn in turns[:end]]
-        return templated(tokenizer, chat) if chat else ""
-
-    pieces, done = [], ""
-    for index, turn in enumerate(turns):
-        if not turn.trained:
-            continue
-        before, after, said = text_of(index), text_of(index + 1), turn.text.strip()
-        start = after.find(said, len(before)) if after.startswith(before) else -1
-        if start < 0 or not before.startswith(done):
-            raise ValueError(
-                "the chat template rewrites earlier turns or the answer itself, so the trained part"
-                " cannot be told; train on the last answer only"
-            )
-        pieces += [(after[len(done) : start], 0), (after[start:], 1)]
-        done = after
-    pieces.append((text_of(len(turns))[len(done) :], 0))
-    ids, mask = [], []
-    for text, trained in pieces:
-        made = list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []  # pyright: ignore
-        ids += made
-        # What a template writes behind the mark of ending is never generated.
-        ends = [i for i, token in enumerate(made) if token == tokenizer.eos_token_id]
-        size = ends[-1] + 1 if trained and ends else len(made)
-        mask += [trained] * size + [0] * (len(made) - size)
-    return ids, mask
+    """Return (ids, mask) of one sequence as training reads it (`chat.dialogue_ids`)."""
+    chat = [{"role": turn.role, "content": turn.text} for turn in turns]
+    trained = [index for index, turn in enumerate(turns) if turn.trained]
+    return dialogue_ids(tokenizer, chat, trained)
 
 
 def marked(ids: Sequence[int], mask: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> str:
@@ -203,7 +167,7 @@ _PAIR_FIELDS = tuple(field.name for field in dataclasses.fields(PreferentialPair
 def _faults(sequences: Sequence[Sequence[Segment]], schema: str) -> Iterable[str]:
     if len(sequences) == 2 and [t.text for t in sequences[0]] == [t.text for t in sequences[1]]:
         yield "same_sides"
-    if schema == "messages" and sequences[0][-1].role == "user":
+    if schema in ("messages", "prompt_label") and sequences[0][-1].role == "user":
         yield "last_is_user"
     if schema == "chosen_rejected" and not any(t.role == "user" for t in sequences[0]):
         yield "no_prompt"
@@ -266,19 +230,20 @@ def lint(
         report.rows += 1
         try:
             row = _row(record)
-            found = schema or recognise(row)
-            sequences = segments(row, found)
-            _verify(row, found)
-            _measure(report, sequences, found, tokenizer, limit)
+            row_schema = schema or recognise(row)
+            sequences = segments(row, row_schema)
+            _verify(row, row_schema)
+            _measure(report, sequences, row_schema, tokenizer, limit)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             report.malformed += 1
             if len(report.problems) < _NAMED:
                 reason = f"field {error} is missing" if isinstance(error, KeyError) else error
                 report.problems.append(f"row {number}: {reason}")
             continue
-        report.schemas[found] += 1
-        report.faults.update(_faults(sequences, found))
-        if found == "prompt_label":
+        report.schemas[row_schema] += 1
+        report.unused.update(unused(row, row_schema))
+        report.faults.update(_faults(sequences, row_schema))
+        if row_schema == "prompt_label":
             report.labels[bool(row["label"])] += 1
         key = hashlib.blake2b(repr(sequences).encode("utf-8", "replace"), digest_size=16).digest()
         report.duplicated += key in seen

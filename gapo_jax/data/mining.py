@@ -101,7 +101,7 @@ def _closed(task: str, responses: Sequence[str], options: Mining, rng) -> list[C
 
 
 def _open(task: str, responses: Sequence[str], options: Mining, rng) -> list[Cycle]:
-    found: dict[str, Cycle] = {}
+    cycles: dict[str, Cycle] = {}
     for index in range(options.per_task):
         response = responses[index % len(responses)]
         order = [options.type_ids[i] for i in rng.permutation(len(options.type_ids))]
@@ -120,8 +120,8 @@ def _open(task: str, responses: Sequence[str], options: Mining, rng) -> list[Cyc
             words=words, phrasing=options.phrasing, type_ids=options.type_ids,
         )  # fmt: skip
         if pair is not None:
-            found.setdefault(f"{pair.prompt_accepted}\0{pair.prompt_rejected}", [pair])
-    return list(found.values())
+            cycles.setdefault(f"{pair.prompt_accepted}\0{pair.prompt_rejected}", [pair])
+    return list(cycles.values())
 
 
 def mine_task(task: str, responses: Sequence[str], options: Mining) -> list[Cycle]:

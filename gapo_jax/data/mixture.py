@@ -1,8 +1,4 @@
-"""Which row comes when, over several sources with weights: a function of (seed, epoch, index).
-
-Nothing here keeps state, so a run continues anywhere by asking for the next index, and hosts take
-their own share of the same order without talking to each other.
-"""
+"""Mix several sources by weight: a row's place is a function of (seed, epoch, index) alone."""
 
 from __future__ import annotations
 
@@ -48,30 +44,15 @@ class Mixture:
         """Return the length of an epoch: as many rows as all sources have together."""
         return sum(self.sizes)
 
-    def at(self, epoch: int, index: int) -> tuple[int, int]:
-        """Return (source, row) at a place of an epoch."""
-        source, row = self.rows(epoch, [index])[0]
-        return int(source), int(row)
-
     def rows(self, epoch: int, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return int64 [n, 2]: source and row at each index, any indices in any order."""
-        found = np.empty((len(indices), 2), np.int64)
+        places = np.empty((len(indices), 2), np.int64)
         for place, index in enumerate(np.asarray(indices, np.int64)):
             block, within = divmod(int(index), _BLOCK)
             source, rank = self._block(epoch, block)[within]
             nth, position = divmod(block * int(self.counts[source]) + int(rank), self.sizes[source])
-            found[place] = source, self._order(epoch, int(source), nth)[position]
-        return found
-
-    def shard(self, epoch: int, process: int, processes: int) -> np.ndarray:
-        """Return this process's rows of an epoch, int64 [n, 2], n the same for all processes.
-
-        What remains after equal division is left out of the epoch; another epoch has another order.
-        """
-        if not 0 <= process < processes:
-            raise ValueError(f"wanted a process of 0 to {processes - 1}, got {process}")
-        each = len(self) // processes
-        return self.rows(epoch, np.arange(each) * processes + process)
+            places[place] = source, self._order(epoch, int(source), nth)[position]
+        return places
 
     @functools.lru_cache(maxsize=64)  # noqa: B019 - a handful of mixtures live as long as the run
     def _block(self, epoch: int, block: int) -> np.ndarray:

@@ -26,10 +26,7 @@ import numpy as np
 from gapo_jax import constraints
 from gapo_jax.constraints.template import compose_prompt
 from gapo_jax.data.cycles import Counts, Edge, next_cycle
-from gapo_jax.data.edits import rule_edit as rule_edit
 from gapo_jax.data.groups import Group, make_group, task_text
-from gapo_jax.data.groups import hindsight as hindsight
-from gapo_jax.data.prompts import make_prompts as make_prompts
 from gapo_jax.data.tasks import Task
 from gapo_jax.types import Constraint, PreferentialPair
 
@@ -68,9 +65,9 @@ def _by_task(rows: Iterable[tuple[Task | str, str]]) -> list[tuple[Task | str, l
     for task, response in rows:
         text = response.strip()
         if text:
-            found = groups.setdefault(task_text(task), (task, []))[1]
-            if text not in found:
-                found.append(text)
+            texts = groups.setdefault(task_text(task), (task, []))[1]
+            if text not in texts:
+                texts.append(text)
     return list(groups.values())
 
 

@@ -94,7 +94,7 @@ def _distinct(properties: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str,
 @functools.cache
 def catalogue() -> tuple[Category, ...]:
     """Return all categories, in the order of the file."""
-    found, family, shared = [], "", {}
+    categories, family, shared = [], "", {}
     text = Path(__file__).with_name("products.txt").read_text(encoding="utf-8")
     for line in filter(None, map(str.strip, text.splitlines())):
         if line.startswith("#"):
@@ -107,8 +107,8 @@ def catalogue() -> tuple[Category, ...]:
         else:
             name, _, rest = line.partition(":")
             own = dict(_read(part) for part in rest.split(";"))
-            found.append(Category(name.strip(), family, _distinct({**own, **shared})))
-    return tuple(found)
+            categories.append(Category(name.strip(), family, _distinct({**own, **shared})))
+    return tuple(categories)
 
 
 def catalogue_counts() -> dict[str, int]:
@@ -133,7 +133,7 @@ def _capital(text: str) -> str:
 
 
 def describe(category: Category, facts: Sequence[str], rng: np.random.Generator) -> str:
-    """Return a description that states the facts, varied in form; the verifiers judge it."""
+    """Return a description that states the facts, varied in form; the verifiers check it."""
     left = [tuple(part.strip() for part in fact.split(":", 1)) for fact in shuffled(rng, facts)]
     sentences = [pick(rng, _OPENINGS).format(name=category.name)]
     while left:

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 from collections.abc import Iterator
 
 from gapo_jax.data import schemas, tables
 from gapo_jax.data.mining import Mining
 
+log = logging.getLogger("gapo_jax")
 TaskRow = tuple[str, str]  # task, response
 
 
@@ -61,15 +63,20 @@ class Recipe:
                 torn=source == self.sources[0],
                 unasked=len(self.sources) == 1,
             )
+        ignored: set[str] = set()
         for number, record in itertools.islice(rows, self.rows):
             try:
                 if isinstance(record, str):
                     raise ValueError(record)
                 schema = self.schema or schemas.recognise(record)
-                yield schemas.prompt_and_response(record, schema)
+                task_row = schemas.prompt_and_response(record, schema)
+                ignored.update(schemas.unused(record, schema))
+                yield task_row
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 reason = f"field {error} is missing" if isinstance(error, KeyError) else error
                 problem = f"{source}, {tables.unit(source)} {number}: {reason}"
                 if self.strict:
                     raise ValueError(problem) from error
                 yield problem
+        if ignored:
+            log.warning("%s: %s", source, schemas.unused_text(ignored))

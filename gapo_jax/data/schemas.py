@@ -3,21 +3,28 @@
 | schema | fields |
 |---|---|
 | preferential | `prompt_accepted`, `prompt_rejected`, `response` |
-| ifeval | `prompt`, `instruction_id_list` (and `kwargs`), or `prompt`, `constraints` |
-| messages | `messages`: list of `role`, `content` |
-| chosen_rejected | `chosen`, `rejected` (texts or messages), `prompt` or none |
-| prompt_label | `prompt`, a response, `label` (true or false) |
-| prompt_completion | `prompt` (or `instruction`, `question`, `task`), a response |
+| chosen_rejected | `chosen`, `rejected` (texts or dialogues), `prompt` or none |
+| ifeval | a prompt, and constraints in any form of `constraints/rows.py` |
+| messages | `messages` or `conversations`: a dialogue |
+| prompt_label | a dialogue, or `prompt` and a response, and `label` (true or false) |
+| prompt_completion | `prompt` (or another name of `PROMPTS`), a response |
 
-A response stands under `completion`, `response`, `answer` or `output`. A row becomes segments,
-texts with a mark whether they are trained on; `prompt_and_response` is what mining reads.
+A response stands under a name of `RESPONSES`, a dialogue in any form that `turns.py` reads. What
+`input` or `context` say belongs to the prompt, `system` and `history` stand before it. A row
+becomes segments, texts with a mark whether they are trained on; `prompt_and_response` is what
+mining reads. No field that changes what a row means is left out in silence: it is used, or the row
+is refused by its name. `unused` names the fields of which that cannot be known.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from gapo_jax.constraints.rows import constraints_of, prompt_text
+from gapo_jax.data.turns import ROLES, as_dialogue, encodable
+from gapo_jax.data.turns import Segment as Segment
 
 SCHEMAS = (
     "preferential",
@@ -27,18 +34,42 @@ SCHEMAS = (
     "prompt_label",
     "prompt_completion",
 )
-PROMPTS = ("prompt", "instruction", "question", "task")
+PROMPTS = ("prompt", "instruction", "question", "task", "query", "input")
 RESPONSES = ("completion", "response", "answer", "output")
-_ROLES = ("system", "user", "assistant", "tool")
+DIALOGUES = ("messages", "conversations", "conversation")
+_SYSTEM = ("system", "system_prompt")
+_ASIDES = ("input", "context")  # what a prompt is about
+_ASKED = ("instruction", "question", "query")  # a second thing that is asked
+_MEDIA = ("image", "images", "video", "videos", "audio", "audios", "pixel_values")
+_TOOLS = ("tools", "functions", "tool_calls", "function_call")
+_USED = {
+    "preferential": {
+        "task", "response", "accepted", "rejected", "prompt_accepted", "prompt_rejected", "edit",
+        "type",
+    },
+    "ifeval": {
+        "prompt", "task", "instruction_id_list", "kwargs", "constraints", "ground_truth",
+        *DIALOGUES,
+    },
+    "messages": set(),
+    "chosen_rejected": {"chosen", "rejected", "task", "constraints", *DIALOGUES},
+    "prompt_label": {"label"},
+    "prompt_completion": set(),
+}  # fmt: skip
+# They tell where a row comes from or how it was rated, and change nothing of what it says.
+_HARMLESS = {
+    "id", "ids", "idx", "index", "uuid", "key", "hash", "source", "sources", "dataset", "origin",
+    "url", "lang", "language", "category", "categories", "topic", "topics", "subset", "split",
+    "model", "models", "generator", "score", "scores", "rating", "ratings", "margin", "quality",
+    "tokens", "length", "turns", "timestamp", "date", "license", "tags", "difficulty", "version",
+}  # fmt: skip
+_HARMLESS_ENDS = ("_id", "_ids", "_score", "_rating", "_source", "_model", "_tokens", "_hash")
+_HARMLESS_STARTS = ("score_", "scores_", "rating_", "num_", "id_", "__index_level_")
 
 
-@dataclasses.dataclass(frozen=True)
-class Segment:
-    """A piece of a row: its role, its text, and whether the loss is taken on it."""
-
-    role: str
-    text: str
-    trained: bool
+def _has(record: Mapping[str, Any], name: str) -> bool:
+    value = record.get(name)
+    return value is not None and not (isinstance(value, str | list | dict | tuple) and not value)
 
 
 def _first(record: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
@@ -54,18 +85,57 @@ def recognise(record: Mapping[str, Any]) -> str:
     has = {name for name, value in record.items() if value is not None}
     if {"prompt_accepted", "prompt_rejected", "response"} <= has:
         return "preferential"
-    if "prompt" in has and has & {"instruction_id_list", "constraints"}:
-        return "ifeval"
-    if "messages" in has:
-        return "messages"
     if {"chosen", "rejected"} <= has:
         return "chosen_rejected"
-    if _first(record, PROMPTS) and _first(record, RESPONSES):
+    if has & {"prompt", *DIALOGUES} and has & {"instruction_id_list", "constraints"}:
+        return "ifeval"
+    # The RLVR sets of AI2; other sets have an answer there.
+    if has & {"prompt", *DIALOGUES} and "instruction_id" in str(record.get("ground_truth")):
+        return "ifeval"
+    if has & set(DIALOGUES):
+        return "prompt_label" if "label" in has else "messages"
+    prompt = _first(record, PROMPTS)
+    if prompt and _first(record, RESPONSES):
         return "prompt_label" if "label" in has else "prompt_completion"
     raise ValueError(
         f"no schema fits the fields {sorted(record)}: wanted those of one of {SCHEMAS}, such as "
         "prompt and completion, messages, or chosen and rejected; rename the columns"
     )
+
+
+def unused(record: Mapping[str, Any], schema: str) -> list[str]:
+    """Return the fields of a row that are neither used nor known to be harmless."""
+    used = _USED[schema] | _HARMLESS | set(_SYSTEM) | {"history"}
+    dialogue = _first(record, DIALOGUES) if schema in ("messages", "prompt_label") else None
+    if schema != "preferential":
+        # A prompt beside a dialogue has been compared with it.
+        used |= {"prompt", *_ASIDES, *_ASKED} | {dialogue, _first(record, PROMPTS)}
+    if schema != "chosen_rejected" and (dialogue is None or _asks(record, dialogue)):
+        used.add(_first(record, RESPONSES))
+    return [
+        name
+        for name in record
+        if _has(record, name)
+        and name not in used
+        and not name.endswith(_HARMLESS_ENDS)
+        and not name.startswith(_HARMLESS_STARTS)
+    ]
+
+
+def unused_text(names: Iterable[str]) -> str:
+    """Return a sentence that names fields of `unused`."""
+    return f"columns neither used nor known to be harmless: {', '.join(sorted(set(names)))}"
+
+
+def _refuse_what_is_not_read(record: Mapping[str, Any], schema: str) -> None:
+    """Raise ValueError for a field that makes the row something else than its texts."""
+    names = (*_MEDIA, *_TOOLS)
+    for name in names if schema == "prompt_label" else (*names, "label"):
+        if _has(record, name):
+            raise ValueError(
+                f"the row has {name!r}, which changes what it says and is not read in {schema} "
+                "rows: leave the row out, or remove the column where it says nothing"
+            )
 
 
 def _text(record: Mapping[str, Any], name: str) -> str:
@@ -75,77 +145,134 @@ def _text(record: Mapping[str, Any], name: str) -> str:
     return encodable(value, name)
 
 
-def encodable(text: str, name: str) -> str:
-    """Return the text.
-
-    Raises:
-      ValueError: it is not valid Unicode; names the field.
-    """
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:  # half of a surrogate pair: no table can store it
-        raise ValueError(f"{name!r} is not valid Unicode: {error.reason}") from error
-    return text
-
-
-def _turns(value: Any, name: str) -> list[Segment]:
-    """Read a list of messages; assistant turns are trained on."""
-    if not isinstance(value, list) or not value:
-        raise ValueError(f"wanted a list of messages under {name!r}, got {type(value).__name__}")
-    segments = []
-    for index, message in enumerate(value):
-        role = message.get("role") if isinstance(message, Mapping) else None
-        content = message.get("content") if isinstance(message, Mapping) else None
-        if role not in _ROLES or not isinstance(content, str):
-            raise ValueError(
-                f"message {index} of {name!r}: wanted a role of {_ROLES} and a text, got {message}"
-            )
-        text = encodable(content, name)
-        segments.append(Segment(role, text, role == "assistant"))
-    return segments
+def _as_context(turns: list[Segment]) -> list[Segment]:
+    return [dataclasses.replace(turn, trained=False) for turn in turns]
 
 
 def _side(record: Mapping[str, Any], name: str) -> list[Segment]:
-    value = record[name]
-    if isinstance(value, list):
-        turns = _turns(value, name)
-        last = max((i for i, turn in enumerate(turns) if turn.trained), default=None)
-        # Preference losses compare the last answer; what stands before is context.
-        return [dataclasses.replace(t, trained=i == last) for i, t in enumerate(turns)]
-    return [Segment("assistant", _text(record, name), True)]
+    """Read an answer, or a dialogue that ends with one; what stands before it is context."""
+    turns = as_dialogue(record[name], name)
+    if turns is None:
+        text = _text(record, name)
+        return [Segment("assistant", text, bool(text.strip()))]
+    if turns[-1].role != "assistant":
+        raise ValueError(f"{name!r} ends with a turn of the {turns[-1].role}, not with an answer")
+    return [*_as_context(turns[:-1]), turns[-1]]
+
+
+def _prompt(record: Mapping[str, Any]) -> list[Segment]:
+    """Read what is asked, from whatever fields say it; [] where none does."""
+    name = _first(record, PROMPTS)
+    if name is None:
+        return []
+    turns = as_dialogue(record[name], name)
+    if turns is not None:
+        return _as_context(turns)
+    text = _text(record, name)
+    for other in _ASKED:
+        if other != name and _has(record, other) and str(record[other]) not in text:
+            raise ValueError(
+                f"both {name!r} and {other!r} ask something: join them, or remove one column"
+            )
+    for aside in _ASIDES:
+        if aside != name and _has(record, aside) and _text(record, aside).strip() not in text:
+            text = f"{text}\n\n{_text(record, aside)}"
+    return [Segment("user", text, False)]
+
+
+def _history(record: Mapping[str, Any]) -> list[Segment]:
+    """Read earlier turns from a list of (question, answer)."""
+    if not _has(record, "history"):
+        return []
+    pairs = record["history"]
+    if not all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
+        for pair in pairs
+    ):
+        raise ValueError("wanted a list of [question, answer] under 'history'")
+    roles = ("user", "assistant")
+    return [Segment(roles[i], pair[i], False) for pair in pairs for i in (0, 1)]
+
+
+def _framed(record: Mapping[str, Any], turns: list[Segment]) -> list[Segment]:
+    """Put the system text and the history of the row before its turns."""
+    systems = [turn.text for turn in turns if turn.role == "system"]
+    head = []
+    for name in _SYSTEM:
+        if _has(record, name) and _text(record, name) not in systems:
+            if systems or head:
+                raise ValueError(f"{name!r} is another system text than that of the dialogue")
+            head.append(Segment("system", _text(record, name), False))
+    return [*head, *_history(record), *turns]
+
+
+def _joined(prompt: list[Segment], side: list[Segment]) -> list[Segment]:
+    """Join a prompt with an answer or with a whole dialogue, which has the prompt once more."""
+    context, answer = side[:-1], side[-1:]
+    said, asked = ([(t.role, t.text.strip()) for t in turns] for turns in (context, prompt))
+    if said[: len(asked)] == asked or not asked:
+        return side
+    without_system = [turn for turn in said if turn[0] != "system"]
+    if without_system[: len(asked)] == asked or asked[-1] in said:
+        return side
+    if context:
+        raise ValueError("the prompt is not among the turns of the answer's dialogue: remove one")
+    return [*prompt, *answer]
+
+
+def _asks(record: Mapping[str, Any], name: str) -> bool:
+    """Return whether a dialogue ends with a question, whose answer stands in another field."""
+    return (as_dialogue(record[name], name) or [Segment("", "", False)])[-1].role == "user"
+
+
+def _from_dialogue(record: Mapping[str, Any], name: str) -> list[Segment]:
+    turns = as_dialogue(record[name], name)
+    if turns is None:
+        raise ValueError(
+            f"wanted a list of messages under {name!r}, got {type(record[name]).__name__}"
+        )
+    prompt = record.get("prompt")
+    if isinstance(prompt, str) and prompt.strip() not in (turn.text.strip() for turn in turns):
+        raise ValueError(f"'prompt' is none of the turns of {name!r}: remove one of the columns")
+    field = _first(record, RESPONSES)
+    if field and _asks(record, name):
+        return [*_as_context(turns), *_side(record, field)]
+    return turns
 
 
 def segments(record: Mapping[str, Any], schema: str) -> list[list[Segment]]:
     """Return the sequences of a row: one, or two for chosen_rejected and preferential rows.
 
     Preferential rows have the accepted prompt first. IFEval rows without a response have nothing
-    to train on: they are prompts to answer.
+    to train on: they are prompts to answer. An empty answer is never trained on.
 
     Raises:
-      ValueError: a field that does not hold what the schema says.
+      ValueError: a field that does not hold what the schema says, or that is not read.
     """
-    if schema == "messages":
-        return [_turns(record["messages"], "messages")]
+    _refuse_what_is_not_read(record, schema)
     if schema == "preferential":
         reply = Segment("assistant", _text(record, "response"), True)
         names = ("prompt_accepted", "prompt_rejected")
         return [[Segment("user", _text(record, name), False), reply] for name in names]
-    name = _first(record, PROMPTS)
-    value = record[name] if name else None
-    if isinstance(value, list):
-        turns = [dataclasses.replace(t, trained=False) for t in _turns(value, str(name))]
-    else:
-        turns = [Segment("user", _text(record, name), False)] if name else []
     if schema == "chosen_rejected":
-        return [turns + _side(record, "chosen"), turns + _side(record, "rejected")]
-    field = _first(record, RESPONSES)
-    if schema == "ifeval":
-        return [turns + (_side(record, field) if field else [])]
-    if not turns or field is None:
-        raise ValueError(f"wanted one of {PROMPTS} and one of {RESPONSES}, got {sorted(record)}")
+        prompt = _prompt(record)
+        sides = [_joined(prompt, _side(record, name)) for name in ("chosen", "rejected")]
+        return [_framed(record, side) for side in sides]
     if schema == "prompt_label" and record["label"] not in (True, False):
         raise ValueError(f"wanted true or false under 'label', got {record['label']!r}")
-    return [turns + _side(record, field)]
+    dialogue, field = _first(record, DIALOGUES), _first(record, RESPONSES)
+    if schema == "messages" or (schema == "prompt_label" and dialogue):
+        turns = _from_dialogue(record, dialogue or "messages")
+        if schema == "prompt_label":  # the label is about the last answer
+            turns = [*_as_context(turns[:-1]), turns[-1]]
+        return [_framed(record, turns)]
+    if schema == "ifeval":
+        prompt = [Segment("user", encodable(prompt_text(record), "prompt"), False)]
+        return [_framed(record, prompt + (_side(record, field) if field else []))]
+    prompt = _prompt(record)
+    if not prompt or field is None:
+        raise ValueError(f"wanted one of {PROMPTS} and one of {RESPONSES}, got {sorted(record)}")
+    return [_framed(record, _joined(prompt, _side(record, field)))]
 
 
 def separate_task(record: Mapping[str, Any]) -> str:
@@ -159,8 +286,8 @@ def separate_task(record: Mapping[str, Any]) -> str:
     """
     if record.get("task") is not None:
         return _text(record, "task")
-    size = len(record.get("instruction_id_list") or record.get("constraints") or ())
-    parts = [part for part in _text(record, "prompt").split("\n\n") if part.strip()]
+    size = len(constraints_of(record))
+    parts = [part for part in prompt_text(record).split("\n\n") if part.strip()]
     if size and len(parts) > size:
         return "\n\n".join(parts[:-size])
     raise ValueError(
@@ -170,16 +297,17 @@ def separate_task(record: Mapping[str, Any]) -> str:
 
 
 def prompt_and_response(record: Mapping[str, Any], schema: str) -> tuple[str, str]:
-    """Return (task, response) for mining; of two sequences the first one. Blanks around the task
-    are dropped: with and without them it is one task.
+    """Return (task, response) for mining; of two sequences the first one.
 
-    Of messages, the last assistant turn answers the user turn before it, provided that there is
-    only one user turn: a later one does not stand for itself.
+    A system text is a part of the task. Blanks around the task are dropped: with and without them
+    it is one task. Of messages, the last assistant turn answers the user turn before it, provided
+    that there is only one user turn: a later one cannot be understood alone.
 
     Raises:
-      ValueError: the row has no single task and response.
+      ValueError: the row has no single task and response, or has fields that are not read.
     """
     if schema == "ifeval":
+        _refuse_what_is_not_read(record, schema)
         field = _first(record, RESPONSES)
         if field is None:
             raise ValueError(f"an IFEval row without a response: give it one of {RESPONSES}")
@@ -187,8 +315,15 @@ def prompt_and_response(record: Mapping[str, Any], schema: str) -> tuple[str, st
     if schema == "preferential":
         return _text(record, "task").strip(), _text(record, "response")
     turns = segments(record, schema)[0]
-    users = [turn.text for turn in turns if turn.role == "user"]
+    if schema == "prompt_label" and not record["label"]:
+        raise ValueError("its label is false: a pair needs a response that is good otherwise")
+    said = {role: [turn.text for turn in turns if turn.role == role] for role in ROLES}
     answers = [turn.text for turn in turns if turn.trained]
-    if len(users) != 1 or not answers:
-        raise ValueError(f"wanted one user turn and an answer, got {len(users)} and {len(answers)}")
-    return users[0].strip(), answers[-1]
+    if said["tool"]:
+        raise ValueError("the answer rests on what a tool said, which no prompt can ask for")
+    if len(said["user"]) != 1 or not answers:
+        raise ValueError(
+            f"wanted one user turn and an answer, got {len(said['user'])} and {len(answers)}"
+        )
+    task = [text.strip() for text in (*said["system"], *said["user"]) if text.strip()]
+    return "\n\n".join(task), answers[-1]

@@ -46,29 +46,29 @@ def summarise(cycle: Cycle) -> Summary:
     )
 
 
-def _split(found: Sequence[Summary], test_fraction: float, seed: int) -> tuple[list[int], ...]:
+def _split(summaries: Sequence[Summary], test_fraction: float, seed: int) -> tuple[list[int], ...]:
     if not 0 <= test_fraction < 1:
         raise ValueError(f"test_fraction: wanted 0 <= fraction < 1, got {test_fraction}")
     sides: tuple[list[int], list[int]] = ([], [])
-    for index, summary in enumerate(found):
+    for index, summary in enumerate(summaries):
         task = " ".join(summary.task.casefold().split())  # hardly different tasks are one task
         mark = zlib.crc32(f"{seed}\0{task}".encode("utf-8", "replace")) / 2**32
         sides[mark < test_fraction].append(index)
-    known = {response for index in sides[0] for response in found[index].responses}
-    return sides[0], [index for index in sides[1] if not found[index].responses & known]
+    known = {response for index in sides[0] for response in summaries[index].responses}
+    return sides[0], [index for index in sides[1] if not summaries[index].responses & known]
 
 
-def _balance(found: Sequence[Summary], num_pairs: int | None, seed: int) -> list[int]:
+def _balance(summaries: Sequence[Summary], num_pairs: int | None, seed: int) -> list[int]:
     rng = np.random.default_rng([seed, 1])
     slots: dict[tuple[str, str], list[int]] = {}
-    for index in rng.permutation(len(found)).tolist():
-        slots.setdefault(found[index].slots[0], []).append(index)
+    for index in rng.permutation(len(summaries)).tolist():
+        slots.setdefault(summaries[index].slots[0], []).append(index)
     types: collections.Counter[str] = collections.Counter()
     kinds: collections.Counter[tuple[str, str]] = collections.Counter()
     heap = [(0, 0, slot) for slot in sorted(slots)]
     seen: set[bytes] = set()
     chosen: list[int] = []
-    room = num_pairs if num_pairs is not None else sum(len(summary.slots) for summary in found)
+    room = num_pairs if num_pairs is not None else sum(len(summary.slots) for summary in summaries)
     while heap and room > 0:
         of_type, of_kind, slot = heapq.heappop(heap)
         now = (types[slot[0]], kinds[slot], slot)
@@ -78,7 +78,7 @@ def _balance(found: Sequence[Summary], num_pairs: int | None, seed: int) -> list
         index = slots[slot].pop()
         if slots[slot]:
             heapq.heappush(heap, now)
-        summary = found[index]
+        summary = summaries[index]
         if summary.pairs & seen or len(summary.slots) > room:
             continue
         seen |= summary.pairs
@@ -117,14 +117,14 @@ def split_by_task(
 
 
 def choose(
-    found: Sequence[Summary], num_pairs: int | None, test_fraction: float, seed: int = 0
+    summaries: Sequence[Summary], num_pairs: int | None, test_fraction: float, seed: int = 0
 ) -> dict[str, list[int]]:
     """Return {"train", "test"}: indices of the cycles to keep, in the order chosen.
 
     `split_by_task` and then `balance` of each side, `num_pairs` of the training side at most.
     """
-    sides = _split(found, test_fraction, seed)
+    sides = _split(summaries, test_fraction, seed)
     made = {}
     for name, side, most in zip(("train", "test"), sides, (num_pairs, None), strict=True):
-        made[name] = [side[i] for i in _balance([found[i] for i in side], most, seed)]
+        made[name] = [side[i] for i in _balance([summaries[i] for i in side], most, seed)]
     return made

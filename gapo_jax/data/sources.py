@@ -12,7 +12,8 @@ from typing import Any
 
 from gapo_jax import io
 from gapo_jax.constraints.rows import constraints_of, prompt_text
-from gapo_jax.data import schemas, tables
+from gapo_jax.data import tables
+from gapo_jax.data.turns import encodable
 from gapo_jax.types import PreferentialPair, PromptRow
 
 # The files of preferential pairs that scripts/build_data.py writes into a folder.
@@ -23,7 +24,7 @@ def _string(record: Mapping[str, Any], name: str) -> str:
     text = record.get(name)
     if not isinstance(text, str):
         raise ValueError(f"wanted a string under {name!r}, got {text!r}")
-    return schemas.encodable(text, name)
+    return encodable(text, name)
 
 
 def prompt_row(record: Mapping[str, Any], default_key: str = "") -> PromptRow:
@@ -34,7 +35,7 @@ def prompt_row(record: Mapping[str, Any], default_key: str = "") -> PromptRow:
     Raises:
         ValueError: for a missing field, an unknown instruction id, invalid arguments.
     """
-    prompt = schemas.encodable(prompt_text(record), "prompt")
+    prompt = encodable(prompt_text(record), "prompt")
     key = str(default_key if record.get("key") is None else record["key"])
     made = constraints_of(record)
     # A table whose other rows are ours has the column, with a null, for an IFEval row too.
@@ -109,10 +110,10 @@ def read_pairs(path: str | Path) -> list[PreferentialPair]:
 
 def accepted_prompts(pairs: Iterable[PreferentialPair], prefix: str) -> list[PromptRow]:
     """Return the accepted prompts of pairs, each once, as rows to answer; keys are numbered."""
-    found = {pair.prompt_accepted: pair for pair in pairs}
+    by_prompt = {pair.prompt_accepted: pair for pair in pairs}
     return [
         PromptRow(f"{prefix}-{number}", prompt, pair.task, pair.accepted)
-        for number, (prompt, pair) in enumerate(found.items(), 1)
+        for number, (prompt, pair) in enumerate(by_prompt.items(), 1)
     ]
 
 

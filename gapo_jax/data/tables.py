@@ -7,6 +7,7 @@ not fit can be named. A malformed line is a problem to count, not the end of a l
 from __future__ import annotations
 
 import ast
+import csv
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -46,28 +47,35 @@ def _cells(record: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _csv(path: Path) -> Iterator[NumberedRow]:
-    import csv
-
     csv.field_size_limit(_CSV_FIELD)
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.DictReader(file)
+    with path.open("rb") as raw:
+        encoding = io.encoding_of(raw.read(4))
+    encoding = "utf-8-sig" if encoding == "utf-8" else encoding
+    with path.open(encoding=encoding, errors="surrogateescape", newline="") as file:
         try:
-            names = reader.fieldnames or ()
-            "".join(names).encode("utf-8")
+            yield from _csv_rows(path, csv.DictReader(file))
+        except UnicodeDecodeError as error:  # UTF-8 has its bad bytes as surrogates instead
+            raise ValueError(f"{path}: not valid {encoding.upper()} ({error.reason})") from error
+
+
+def _csv_rows(path: Path, reader: csv.DictReader[str]) -> Iterator[NumberedRow]:
+    try:
+        names = reader.fieldnames or ()
+        "".join(names).encode("utf-8")
+    except (csv.Error, UnicodeEncodeError) as error:
+        raise ValueError(f"{path}: its first line is no header in UTF-8 ({error})") from error
+    for number in itertools.count(1):
+        try:
+            record = next(reader)
+            if None in record or None in record.values():
+                yield number, f"wanted {len(names)} columns, got another number"
+                continue
+            "".join(record.values()).encode("utf-8")  # a byte that is none is a surrogate here
+            yield number, _cells(record)
+        except StopIteration:
+            return
         except (csv.Error, UnicodeEncodeError) as error:
-            raise ValueError(f"{path}: its first line is no header in UTF-8 ({error})") from error
-        for number in itertools.count(1):
-            try:
-                record = next(reader)
-                if None in record or None in record.values():
-                    yield number, f"wanted {len(names)} columns, got another number"
-                    continue
-                "".join(record.values()).encode("utf-8")  # a byte that is none is a surrogate here
-                yield number, _cells(record)
-            except StopIteration:
-                return
-            except (csv.Error, UnicodeEncodeError) as error:
-                yield number, f"not valid CSV in UTF-8 ({error})"
+            yield number, f"not valid CSV in UTF-8 ({error})"
 
 
 def _json(path: Path) -> Iterator[NumberedRow]:
@@ -197,7 +205,7 @@ def scan_responses(
     Returns:
       prompt -> (number, response) in file order, and (number, problem) of rows that do not fit.
     """
-    found: dict[str, list[tuple[int, str]]] = {}
+    responses: dict[str, list[tuple[int, str]]] = {}
     problems = []
     for number, record in iter_rows(path):
         if isinstance(record, str):
@@ -205,10 +213,10 @@ def scan_responses(
             continue
         prompt, response = record.get("prompt"), record.get("response")
         if isinstance(prompt, str) and isinstance(response, str):
-            found.setdefault(prompt, []).append((number, response))
+            responses.setdefault(prompt, []).append((number, response))
         else:
             problems.append((number, "wanted the strings 'prompt' and 'response'"))
-    return found, problems
+    return responses, problems
 
 
 def join_responses(

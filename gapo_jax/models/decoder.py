@@ -1,4 +1,4 @@
-"""The causal decoder of every supported family; what sets them apart is in `DecoderConfig`.
+"""The causal decoder of every supported family; `DecoderConfig` says how they differ.
 
 Parameters (kernels [in, out]; the layers are stacked on a leading L axis):
 
@@ -13,19 +13,20 @@ Parameters (kernels [in, out]; the layers are stacked on a leading L axis):
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from gapo_jax.models import attention_kernels
-from gapo_jax.models.attention import attend, causal_bias
+from gapo_jax.models.attention import AttentionInputs, attend, causal_bias
 from gapo_jax.models.decoder_config import DecoderConfig
 from gapo_jax.models.layers import (
     ACTIVATIONS,
+    Embed,
     Norm,
+    RopeTables,
     apply_rope,
     dense,
     kernel_init,
@@ -35,78 +36,70 @@ from gapo_jax.models.layers import (
     soft_cap,
     wide,
 )
-
-
-class AttentionInputs(NamedTuple):
-    """What the attention of all layers of one kind (with or without a window) has in common:
-    rotary tables [B, T, H] (None with learned positions) and the additive bias [B, T, T], or where
-    a kernel makes do without it the mask [B, T]."""
-
-    cos_BTH: jax.Array | None
-    sin_BTH: jax.Array | None
-    bias_BTT: jax.Array | None
-    mask_BT: jax.Array | None
+from gapo_jax.types import Params
 
 
 def positions_of(mask_BT: jax.Array) -> jax.Array:
-    """Positions [B, T] int32 of the real tokens: 0, 1, 2, ... wherever the padding lies."""
+    """Return the positions [B, T] int32 of the real tokens: 0, 1, 2, ... wherever padding is."""
     return jnp.clip(jnp.cumsum(mask_BT, axis=-1) - 1, 0).astype(jnp.int32)
 
 
 def scale_embeddings(hidden_D: jax.Array, config: DecoderConfig) -> jax.Array:
-    """Multiply embeddings [..., D] by sqrt(D) where the family does (Gemma, which rounds the factor
-    to the dtype of the computation); the dtype is kept."""
+    """Multiply embeddings [..., D] by sqrt(D) where the family does so (Gemma).
+
+    The factor is rounded to the dtype of the computation, as in Gemma's release; the dtype is kept.
+    """
     if not config.scale_embeddings:
         return hidden_D
     return hidden_D * jnp.asarray(config.d_model**0.5, hidden_D.dtype)
 
 
-def unembedding(params: Mapping[str, Any]) -> jax.Array:
-    """Matrix [D, V] that takes the final hidden states to logits, tied or not."""
+def unembedding(params: Params) -> jax.Array:
+    """Return the matrix [D, V] that maps final hidden states to logits, tied or not."""
     if "lm_head" in params:
         return params["lm_head"]["kernel"]
     return params["embed"]["embedding"].T
 
 
-def rope_of(
-    config: DecoderConfig, positions_BT: jax.Array, local: bool
-) -> tuple[jax.Array | None, jax.Array | None]:
-    """Rotary tables [..., T, H] of the layers with (`local`) or without a window, in the dtype of
-    the computation; (None, None) with learned positions."""
+def rope_of(config: DecoderConfig, positions_BT: jax.Array, local: bool) -> RopeTables | None:
+    """Return the rotary tables [..., T, H] of the layers with (`local`) or without a window.
+
+    They are in the dtype of the computation; None with learned positions.
+    """
     if config.positions != "rope":
-        return None, None
+        return None
     theta, scaling = config.rope_theta, config.rope_scaling
     if local and config.rope_local_theta is not None:
-        # The stretched wavelengths are for the layers that look far.
+        # Only layers without a window have stretched wavelengths.
         theta, scaling = config.rope_local_theta, ()
     cos_BTH, sin_BTH = rope_tables(positions_BT, config.head_dim, theta, scaling)
     return cos_BTH.astype(config.dtype), sin_BTH.astype(config.dtype)
 
 
-def sights_of(
+def attention_inputs(
     config: DecoderConfig, mask_BT: jax.Array, positions_BT: jax.Array
 ) -> tuple[AttentionInputs, ...]:
-    """One `AttentionInputs` for each kind of layer of the network: without, then with a window."""
+    """Return the inputs of each kind of layer, in the order of `config.layer_kinds`."""
     plain = kernel_of(config) == "xla"
     return tuple(
         AttentionInputs(
-            *rope_of(config, positions_BT, local),
-            causal_bias(mask_BT, config.window if local else 0) if plain else None,
+            rope_of(config, positions_BT, local),
+            (causal_bias(mask_BT, config.window if local else 0),) if plain else (),
             None if plain else mask_BT,
         )
-        for local in sorted(set(config.local_layers))
+        for local in config.layer_kinds
     )
 
 
-def choose_sight(sights: Sequence[AttentionInputs], is_local: jax.Array) -> AttentionInputs:
-    """The sight of one layer, by its row `is_local` (bool) of `config.local_layers`."""
-    if len(sights) == 1:
-        return sights[0]
-    return jax.tree.map(lambda full, local: jnp.where(is_local, local, full), *sights)
+def inputs_of_layer(kinds: Sequence[AttentionInputs], is_local: jax.Array) -> AttentionInputs:
+    """Choose the inputs of one layer by its entry `is_local` (bool) of `config.local_layers`."""
+    if len(kinds) == 1:
+        return kinds[0]
+    return jax.tree.map(lambda full, local: jnp.where(is_local, local, full), *kinds)
 
 
-def kernel_of(config: DecoderConfig) -> str:
-    """The attention kernel of the forward over whole rows, by `attention_kernels.choose`."""
+def kernel_of(config: DecoderConfig) -> attention_kernels.AttentionKernel:
+    """Return the attention kernel of the forward over whole rows (`attention_kernels.choose`)."""
     return attention_kernels.choose(
         config.attention,
         dtype=config.dtype,
@@ -120,21 +113,22 @@ def self_attention(
     q_BTNH: jax.Array,
     k_BTKH: jax.Array,
     v_BTKH: jax.Array,
-    sight: AttentionInputs,
+    inputs: AttentionInputs,
     is_local: jax.Array,
 ) -> jax.Array:
-    """Attention of one layer, [B, T, N, H]: `sight` is the one chosen for it by `is_local`."""
+    """Compute the attention of one layer, [B, T, N, H]; `inputs` were chosen by `is_local`."""
     scale, softcap = config.query_scale, config.attn_softcap
-    if sight.bias_BTT is not None:
-        return attend(q_BTNH, k_BTKH, v_BTKH, sight.bias_BTT, scale=scale, softcap=softcap)
-    assert sight.mask_BT is not None
+    if inputs.biases:
+        (bias_BTT,) = inputs.biases
+        return attend(q_BTNH, k_BTKH, v_BTKH, bias_BTT, scale=scale, softcap=softcap)
+    assert inputs.mask_BT is not None
     return attention_kernels.causal_attention(
         kernel_of(config),
         q_BTNH,
         k_BTKH,
         v_BTKH,
-        sight.mask_BT,
-        windows=[config.window if local else 0 for local in sorted(set(config.local_layers))],
+        inputs.mask_BT,
+        windows=[config.window if local else 0 for local in config.layer_kinds],
         index=is_local.astype(jnp.int32),
         scale=scale,
         softcap=softcap,
@@ -147,8 +141,8 @@ class Attention(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, sight: AttentionInputs, is_local: jax.Array) -> jax.Array:
-        """Mix tokens as `sight` allows, that of a layer `is_local` (bool); returns [B, T, D]."""
+    def __call__(self, x_BTD: jax.Array, inputs: AttentionInputs, is_local: jax.Array) -> jax.Array:
+        """Mix the tokens of `x_BTD`; returns [B, T, D]."""
         cfg = self.config
         batch, length = x_BTD.shape[:2]
 
@@ -160,8 +154,8 @@ class Attention(nn.Module):
             x_BTNH = x_BTF.reshape(batch, length, count, cfg.head_dim)
             if norm and cfg.qk_norm == "head":
                 x_BTNH = Norm(cfg.norm_eps, cfg.norm, name=f"{name}_norm")(x_BTNH)
-            if rotate and sight.cos_BTH is not None and sight.sin_BTH is not None:
-                x_BTNH = apply_rope(x_BTNH, sight.cos_BTH, sight.sin_BTH)
+            if rotate and inputs.rope is not None:
+                x_BTNH = apply_rope(x_BTNH, inputs.rope)
             return x_BTNH
 
         out_BTNH = self_attention(
@@ -169,7 +163,7 @@ class Attention(nn.Module):
             heads("q", cfg.num_heads, True, True),
             heads("k", cfg.num_kv_heads, True, True),
             heads("v", cfg.num_kv_heads, False, False),
-            sight,
+            inputs,
             is_local,
         )
         out_BTF = out_BTNH.reshape(batch, length, -1)
@@ -201,8 +195,10 @@ class DecoderLayer(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, sights: Sequence[AttentionInputs], is_local: jax.Array):
-        """Returns (x_BTD, None): the carry of the scan over layers and no output."""
+    def __call__(
+        self, x_BTD: jax.Array, kinds: Sequence[AttentionInputs], is_local: jax.Array
+    ) -> tuple[jax.Array, None]:
+        """Return (x_BTD, None): the carry of the scan over layers and no output."""
         cfg = self.config
 
         def norm(name: str, x_BTD: jax.Array, *placements: str) -> jax.Array:
@@ -210,17 +206,20 @@ class DecoderLayer(nn.Module):
                 return x_BTD
             return Norm(cfg.norm_eps, cfg.norm, name=name)(x_BTD)
 
-        sight = choose_sight(sights, is_local)
+        inputs = inputs_of_layer(kinds, is_local)
         normed_BTD = norm("attn_norm", x_BTD, "pre", "both")
-        mixed_BTD = Attention(cfg, name="attn")(normed_BTD, sight, is_local)
+        mixed_BTD = Attention(cfg, name="attn")(normed_BTD, inputs, is_local)
         x_BTD = x_BTD + norm("attn_post_norm", mixed_BTD, "post", "both")
         mapped_BTD = MLP(cfg, name="mlp")(norm("mlp_norm", x_BTD, "pre", "both"))
         return x_BTD + norm("mlp_post_norm", mapped_BTD, "post", "both"), None
 
 
 class LayerStack(nn.Module):
-    """The layers of a decoder, scanned. Its parameters carry a leading L axis, so a slice of
-    them runs on its own under `LayerStack(config.part(start, stop))`."""
+    """The layers of a decoder, scanned.
+
+    Their parameters carry a leading L axis, so that a slice of them runs by itself under
+    `LayerStack(config.part(start, stop))`.
+    """
 
     config: DecoderConfig
 
@@ -236,9 +235,9 @@ class LayerStack(nn.Module):
     ) -> jax.Array:
         """Apply the layers to `hidden_BTD` (any float); `mask_BT`, `positions_BT` int32."""
         cfg = self.config
-        sights = sights_of(cfg, mask_BT, positions_BT)
+        kinds = attention_inputs(cfg, mask_BT, positions_BT)
         hidden_BTD, _ = self.stack(
-            hidden_BTD.astype(cfg.dtype), sights, jnp.asarray(cfg.local_layers)
+            hidden_BTD.astype(cfg.dtype), kinds, jnp.asarray(cfg.local_layers)
         )
         return hidden_BTD
 
@@ -251,13 +250,9 @@ class Decoder(nn.Module):
     def setup(self) -> None:
         """Declare embedding, layers, final norm and, if not tied, the output matrix."""
         cfg = self.config
-        self.embed = nn.Embed(
-            cfg.vocab_size, cfg.d_model, dtype=cfg.dtype, embedding_init=kernel_init
-        )
+        self.embed = Embed(cfg.vocab_size, cfg.d_model, dtype=cfg.dtype)
         if cfg.positions == "learned":
-            self.position = nn.Embed(
-                cfg.max_positions, cfg.d_model, dtype=cfg.dtype, embedding_init=kernel_init
-            )
+            self.position = Embed(cfg.max_positions, cfg.d_model, dtype=cfg.dtype)
         self.layers = LayerStack(cfg)
         self.final_norm = Norm(cfg.norm_eps, cfg.norm)
         if not cfg.tie_embeddings:
@@ -268,9 +263,9 @@ class Decoder(nn.Module):
     def __call__(
         self, tokens_BT: jax.Array, mask_BT: jax.Array, positions_BT: jax.Array | None = None
     ) -> jax.Array:
-        """Logits [B, T, V] float32 of the token after each column of `tokens_BT` (int32).
+        """Return logits [B, T, V] float32 of the token after each column of `tokens_BT` (int32).
 
-        `mask_BT` int32, 1 = real token; padding may lie on either side. `positions_BT` defaults
+        `mask_BT` int32, 1 = real token; padding may be on either side. `positions_BT` defaults
         to `positions_of(mask_BT)`.
         """
         return self.logits(self.hidden(tokens_BT, mask_BT, positions_BT))
@@ -278,7 +273,11 @@ class Decoder(nn.Module):
     def embed_tokens(
         self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None
     ) -> jax.Array:
-        """Input [B, T, D] of the first layer; `positions_BT` is needed where they are learned."""
+        """Return the input [B, T, D] of the first layer.
+
+        Raises:
+            ValueError: positions are learned and `positions_BT` is None.
+        """
         cfg = self.config
         hidden_BTD = scale_embeddings(self.embed(tokens_BT), cfg)
         if cfg.positions == "learned":
@@ -290,18 +289,18 @@ class Decoder(nn.Module):
     def hidden(
         self, tokens_BT: jax.Array, mask_BT: jax.Array, positions_BT: jax.Array | None = None
     ) -> jax.Array:
-        """Hidden states [B, T, D] after the final norm; arguments as in `__call__`."""
+        """Return hidden states [B, T, D] after the final norm; arguments as in `__call__`."""
         if positions_BT is None:
             positions_BT = positions_of(mask_BT)
         hidden_BTD = self.embed_tokens(tokens_BT, positions_BT)
         return self.final(self.layers(hidden_BTD, mask_BT, positions_BT))
 
     def final(self, hidden_BTD: jax.Array) -> jax.Array:
-        """The final norm, for hidden states that came out of a `LayerStack`."""
+        """Apply the final norm, to hidden states that came out of a `LayerStack`."""
         return self.final_norm(hidden_BTD)
 
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:
-        """Logits [..., V] float32 of final hidden states."""
+        """Return logits [..., V] float32 of final hidden states."""
         if self.config.tie_embeddings:
             logits_BTV = self.embed.attend(hidden_BTD)
         else:

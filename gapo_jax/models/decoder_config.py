@@ -1,47 +1,37 @@
-"""What a decoder is made of: one set of choices that covers every supported family."""
+"""The shape of a decoder: one dataclass whose fields span every supported family."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
-from gapo_jax.models.attention_kernels import ATTENTIONS
-from gapo_jax.models.layers import ACTIVATIONS, NORMS, REMAT_POLICIES
-
-# What each choice may be. The first is Llama's, and the default.
-CHOICES: dict[str, tuple[str, ...]] = {
-    "positions": ("rope", "learned"),
-    "norm": NORMS,
-    "norm_placement": ("pre", "post", "both"),
-    "qk_norm": ("none", "head", "all"),
-    "attn_bias": ("none", "qkv", "all"),
-    "activation": tuple(ACTIVATIONS),
-    "remat": REMAT_POLICIES,
-    "attention": ATTENTIONS,
-}
+from gapo_jax.models.attention_kernels import AttentionChoice
+from gapo_jax.models.layers import Activation, NormKind, RematPolicy, check_choices
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Shape and numerics of a decoder.
+    """Shape and numerics of a decoder. The defaults of the choices are Llama's.
 
-    `dtype` is the dtype of the computation (parameters and logits stay float32). `remat` says
-    what the backward pass recomputes (see `layers.remat`); `scan_unroll` is the number of layers
-    that the scan over layers puts into one iteration. `attention` picks the kernel
-    (`attention_kernels.choose`). `family` is the Hugging Face `model_type` that the network is
-    written as.
-
-    What sets the families apart (see `CHOICES`):
-
-    - `rope_scaling` as in `layers.rope_divisors`; `positions="learned"` adds a table instead.
-    - `windows`: for each layer the number of last tokens that its attention sees, 0 for all; ()
-      when all layers see all. Layers with a window turn by `rope_local_theta` if it is not None.
-    - `norm_placement`: before each sublayer, after it (on its output, before the sum), or both.
-    - `qk_norm`: of queries and keys, over each head or over the whole projection.
-    - `attn_bias`: on none, on query, key and value, or on the output projection too.
-    - `gated`: down(act(gate(x)) * up(x)); otherwise down(act(up(x))).
-    - `query_scalar`: scores are multiplied by its ** -0.5; None stands for `head_dim`.
-    - `attn_softcap`, `final_softcap`: bounds of scores and of logits, 0 for none.
-    - `scale_embeddings`: multiply embeddings by the square root of `d_model`.
+    Attributes:
+        dtype: of the computation; parameters and logits stay float32.
+        remat: what the backward pass recomputes (see `layers.remat`).
+        scan_unroll: number of layers in one iteration of the scan over layers.
+        attention: the kernel (see `attention_kernels.choose`).
+        family: the Hugging Face `model_type` that the network is written as.
+        positions: rotary, or a learned table.
+        rope_scaling: see `layers.rope_divisors`.
+        rope_local_theta: base of the rotary angles in layers with a window; None for `rope_theta`.
+        windows: for each layer the number of last tokens that its attention sees, 0 for all;
+            () where all layers see all tokens.
+        norm_placement: before each sublayer, after it (on its output, before the sum), or both.
+        qk_norm: of queries and keys, over each head or over the whole projection.
+        attn_bias: on no projection, on query, key and value, or on the output projection too.
+        gated: whether the feed-forward is down(act(gate(x)) * up(x)), or down(act(up(x))).
+        query_scalar: scores are multiplied by query_scalar ** -0.5; None stands for `head_dim`.
+        attn_softcap: bound of the attention scores, 0 for none.
+        final_softcap: bound of the logits, 0 for none.
+        scale_embeddings: whether embeddings are multiplied by the square root of `d_model`.
     """
 
     vocab_size: int
@@ -59,20 +49,20 @@ class DecoderConfig:
     pad_id: int = 0
     bos_id: int | None = None
     dtype: str = "float32"
-    remat: str = "none"
+    remat: RematPolicy = "none"
     scan_unroll: int = 1
-    attention: str = "auto"
+    attention: AttentionChoice = "auto"
     family: str = "llama"
-    positions: str = "rope"
+    positions: Literal["rope", "learned"] = "rope"
     rope_scaling: tuple[float, ...] = ()
     rope_local_theta: float | None = None
     windows: tuple[int, ...] = ()
-    norm: str = "rms"
-    norm_placement: str = "pre"
-    qk_norm: str = "none"
-    attn_bias: str = "none"
+    norm: NormKind = "rms"
+    norm_placement: Literal["pre", "post", "both"] = "pre"
+    qk_norm: Literal["none", "head", "all"] = "none"
+    attn_bias: Literal["none", "qkv", "all"] = "none"
     mlp_bias: bool = False
-    activation: str = "silu"
+    activation: Activation = "silu"
     gated: bool = True
     query_scalar: float | None = None
     attn_softcap: float = 0.0
@@ -81,9 +71,7 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError on shapes and choices that cannot be built."""
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+        check_choices(self)
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_kv_heads must divide num_heads, got {self.num_kv_heads} and {self.num_heads}"
@@ -109,13 +97,18 @@ class DecoderConfig:
         return tuple(window > 0 for window in self.windows) or (False,) * self.num_layers
 
     @property
+    def layer_kinds(self) -> tuple[bool, ...]:
+        """The values that occur in `local_layers`, ascending."""
+        return tuple(sorted(set(self.local_layers)))
+
+    @property
     def window(self) -> int:
         """The width of the layers that have a window, 0 if none has one."""
         return max(self.windows, default=0)
 
     @property
     def query_scale(self) -> float:
-        """What attention scores are multiplied by."""
+        """The factor of the attention scores."""
         return (self.query_scalar or self.head_dim) ** -0.5
 
     def part(self, start: int, stop: int) -> DecoderConfig:

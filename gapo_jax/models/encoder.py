@@ -5,7 +5,7 @@ Parameters (kernels [in, out]; layers stacked on a leading L axis; a family has 
     embed/{word,position,type,relative}/embedding    embed/{norm,relative_norm}/{scale,bias}
     layers/attn/{q,k,v,o}/{kernel,bias}              layers/attn/{q,k,v}_global/{kernel,bias}
     layers/mlp/{gate,up,down}/{kernel,bias}          layers/{attn,mlp}_norm/{scale,bias}
-    final_norm/{scale,bias}
+    final_norm/{scale,bias}                          pooler/{kernel,bias}
 """
 
 from __future__ import annotations
@@ -21,16 +21,15 @@ from gapo_jax.models import encoder_attention as attention
 from gapo_jax.models.attention import padding_bias
 from gapo_jax.models.encoder_config import EncoderConfig
 from gapo_jax.models.layers import (
+    Embed,
+    RopeTables,
     apply_rope,
     dense,
     gelu,
-    kernel_init,
     remat,
     rope_tables,
     scan_layers,
 )
-
-RopeTables = tuple[jax.Array, jax.Array]
 
 
 class SharedInputs(NamedTuple):
@@ -83,8 +82,8 @@ class EncoderEmbedding(nn.Module):
         """Declare the tables that the family has."""
         cfg = self.config
 
-        def table(size: int) -> nn.Embed:
-            return nn.Embed(size, cfg.d_model, dtype=cfg.dtype, embedding_init=kernel_init)
+        def table(size: int) -> Embed:
+            return Embed(size, cfg.d_model, dtype=cfg.dtype)
 
         self.word = table(cfg.vocab_size)
         if cfg.type_vocab_size:
@@ -133,8 +132,10 @@ class SelfAttention(nn.Module):
         q, k, v = (self._heads(project[name](x_BTD)) for name in "qkv")
         if shared.ropes is not None:
             everywhere, near = shared.ropes
-            cos, sin = (jnp.where(inputs.window > 0, b, a) for a, b in zip(everywhere, near))
-            q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
+            rope = jax.tree.map(
+                lambda full, local: jnp.where(inputs.window > 0, local, full), everywhere, near
+            )
+            q, k = apply_rope(q, rope), apply_rope(k, rope)
         if shared.relative_RD is not None:
             relative_RD = drop(shared.relative_RD, 1)
             relative_q, relative_k = (self._heads(project[name](relative_RD)) for name in "qk")
@@ -269,6 +270,8 @@ class Encoder(nn.Module):
         self.layers = layer_stack(cfg, cfg.num_layers)
         if cfg.pre_norm:
             self.final_norm = layer_norm(cfg)
+        if cfg.pooler:
+            self.pooler = nn.Dense(cfg.d_model, dtype=cfg.dtype)
 
     def __call__(
         self,
@@ -302,6 +305,8 @@ class Encoder(nn.Module):
         if type_ids_BT is None:
             type_ids_BT = jnp.zeros_like(tokens_BT)
         hidden_BTD = self.embed(tokens_BT, mask_BT, type_ids_BT)
+        if cfg.pooler and self.is_initializing():
+            self.pooler(hidden_BTD[:, 0])
         if deterministic or not cfg.dropout:
             return self.run_layers(hidden_BTD, mask_BT, frozen_layers=frozen_layers)
         keys = jax.random.split(self.make_rng("dropout"), cfg.num_layers + 1)

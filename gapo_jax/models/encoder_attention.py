@@ -1,7 +1,7 @@
 """Attention of the encoders: sliding windows in blocks, a global first token, disentangled.
 
-Plain functions of projected heads. `drop` is applied to attention weights (dropout, or nothing) as
-`drop(weights, index)`; calls with different indices drop different weights.
+Plain functions of projected heads. They apply dropout to attention weights as
+`drop(weights, index)` (see `make_drop`); calls with different indices drop different weights.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from gapo_jax.models.layers import wide
 
 Drop = Callable[[jax.Array, jax.Array | int], jax.Array]
 
-# A text of up to so many blocks is cheaper as one matrix: a block reads three blocks of keys.
+# Up to this length, in blocks, one matrix is cheaper: a block reads three blocks of keys anyway.
 _DENSE_BLOCKS = 3
-# Layers without a window take the queries of up to so many blocks at a time.
+# The most queries, in blocks, that layers without a window take at a time.
 _CHUNK_BLOCKS = 8
 
 
 def make_drop(rate: float, key: jax.Array | None) -> Drop:
-    """Return inverted dropout at `rate` with `key` folded with the index; nothing without a key."""
+    """Return inverted dropout at `rate`, as a function of an array and an index.
+
+    The index is folded into `key`. Without a key the function returns its array unchanged.
+    """
 
     def drop(weights: jax.Array, index: jax.Array | int) -> jax.Array:
         if key is None:
@@ -38,7 +41,7 @@ def make_drop(rate: float, key: jax.Array | None) -> Drop:
 def biased_attention(
     q_BTNH: jax.Array, k_BSNH: jax.Array, v_BSNH: jax.Array, bias_BTS: jax.Array, drop: Drop
 ) -> jax.Array:
-    """Attention under an additive bias (`attention.attend`), with dropout; [B, T, N, H]."""
+    """Attend under an additive bias, with dropout (`attention.attend`); returns [B, T, N, H]."""
     weights_BKGTS = attention_weights(q_BTNH, k_BSNH, bias_BTS)
     return apply_weights(drop(weights_BKGTS, 0), v_BSNH)
 
@@ -53,13 +56,20 @@ def windowed_attention(
     drop: Drop,
     first_BT: jax.Array | None = None,
 ) -> jax.Array:
-    """Self-attention of one layer among layers with different `windows`.
+    """Compute the self-attention of one layer among layers with different windows.
 
-    `window`, an int32 scalar out of `windows`, may be traced: a token sees the real tokens (those
-    of `mask_BT`) up to so many places away on either side; 0 means all of them. The one token a row
-    marked in the boolean `first_BT` is seen from everywhere. Memory is linear in T: with windows,
-    in blocks of the largest one (Longformer, arXiv 2004.05150, section 3); without, queries in
-    chunks, recomputed in the backward pass.
+    Memory is linear in T. Layers with a window work in blocks of the largest one (Longformer, arXiv
+    2004.05150, section 3); layers without take queries in chunks and recompute them in the backward
+    pass.
+
+    Args:
+        q_BTNH, k_BTNH, v_BTNH: queries, keys and values.
+        mask_BT: int32, 1 = real token; only real tokens are seen.
+        window: how many places away, to either side, a token sees; 0 for everywhere. An int32
+            scalar out of `windows`, which may be traced.
+        windows: the windows of all layers.
+        drop: dropout of the attention weights.
+        first_BT: marks at most one token in each row (bool) that is seen from everywhere.
     """
     block = max(windows)
     length = q_BTNH.shape[1]
@@ -81,7 +91,7 @@ def windowed_attention(
     if min(windows) > 0:
         return local(q_BTNH, k_BTNH, v_BTNH)
 
-    # Without the checkpoint each layer would keep what either branch needs for its backward pass.
+    # Without the checkpoint each layer would keep what both branches need for the backward pass.
     @jax.checkpoint
     def chosen(q, k, v):
         return jax.lax.cond(window > 0, local, everywhere, q, k, v)
@@ -99,15 +109,16 @@ def block_attention(
     drop: Drop,
     first_BT: jax.Array | None = None,
 ) -> jax.Array:
-    """Sliding-window attention, each block of queries against its own and the two next to it.
+    """Attend within a window, each block of queries to its own block and the two next to it.
 
-    `window` at most `block`; the other arguments as in `windowed_attention`. Returns [B, T, N, H].
+    `window` is at most `block`; the other arguments are as in `windowed_attention`. Returns
+    [B, T, N, H].
     """
     batch, length, num_heads, head_dim = q_BTNH.shape
     count = -(-length // block)
     local_BT = mask_BT > 0
     if first_BT is not None:
-        local_BT = local_BT & ~first_BT  # it has a slot of its own
+        local_BT = local_BT & ~first_BT  # the first token has its own slot
     q_BMCNH = _pad_tokens(q_BTNH, 0, count * block - length).reshape(
         batch, count, block, num_heads, head_dim
     )
@@ -149,13 +160,13 @@ def _with_neighbours(x_BT: jax.Array, count: int, block: int) -> jax.Array:
 
 
 def _first_slot(x_BTNH: jax.Array, first_BT: jax.Array, count: int) -> jax.Array:
-    """The marked token's vectors, repeated for every block: [B, M, 1, N, H]."""
+    """Repeat the marked token's vectors for every block: [B, M, 1, N, H]."""
     first_B1NH = take_first(x_BTNH, first_BT)
     return jnp.broadcast_to(first_B1NH[:, None], (x_BTNH.shape[0], count, *first_B1NH.shape[1:]))
 
 
 def take_first(x_BT: jax.Array, first_BT: jax.Array) -> jax.Array:
-    """Take the token that `first_BT` marks (the first column where none is): [B, 1, ...]."""
+    """Take the token that `first_BT` marks, or the first column if none is marked: [B, 1, ...]."""
     index_B = jnp.argmax(first_BT, axis=1)
     return jnp.take_along_axis(x_BT, index_B.reshape(-1, *(1,) * (x_BT.ndim - 1)), axis=1)
 
@@ -173,7 +184,7 @@ def chunked_attention(
     chunk: int,
     drop: Drop,
 ) -> jax.Array:
-    """Full attention, up to `chunk` queries at a time, so that no [T, T] array exists at a time."""
+    """Attend to all tokens with up to `chunk` queries at a time, so that no array is [T, T]."""
     batch, length, num_heads, head_dim = q_BTNH.shape
     count = -(-length // chunk)
     if count == 1:
@@ -195,10 +206,11 @@ def chunked_attention(
 
 
 def log_buckets(distances: np.ndarray, buckets: int, max_distance: int) -> np.ndarray:
-    """DeBERTa's bucket of each signed distance, int32: exact up to `buckets` / 2, then log-spaced.
+    """Return DeBERTa's bucket of each signed distance, int32.
 
-    Computed in float32, as where the checkpoints were trained; `max_distance` falls into the last
-    bucket, `buckets` - 1 (arXiv 2006.03654, appendix A.5, and the v2 release).
+    Buckets are exact up to `buckets` / 2 and log-spaced beyond; `max_distance` falls into the last
+    one, `buckets` - 1 (arXiv 2006.03654, appendix A.5, and the v2 release). Computed in float32, as
+    in the code that trained the checkpoints.
     """
     middle = buckets // 2
     absolute = np.maximum(np.abs(distances), 1).astype(np.float32)
@@ -218,17 +230,17 @@ def disentangled_attention(
     max_distance: int,
     drop: Drop,
 ) -> jax.Array:
-    """Attention on content and relative position apart (DeBERTa, arXiv 2006.03654, Eq. 4).
+    """Attend by content and relative position separately (DeBERTa, arXiv 2006.03654, Eq. 4).
 
-    `relative_q_RNH` and `relative_k_RNH` are the projected embeddings of the 2 x `buckets` relative
-    positions, bucket 0 in the middle. The score of query i and key j is the sum of content to
-    content, content to position (bucket of i - j as key) and position to content (the same bucket
-    as query), over sqrt(3 H). Returns [B, T, N, H].
+    The score of query i and key j is the sum of content to content, content to position (with the
+    bucket of i - j as key) and position to content (with the same bucket as query), divided by
+    sqrt(3 H). `relative_q_RNH` and `relative_k_RNH` are the projected embeddings of the
+    2 x `buckets` relative positions, bucket 0 in the middle. Returns [B, T, N, H].
     """
     length, head_dim = q_BTNH.shape[1], q_BTNH.shape[3]
     span = relative_k_RNH.shape[0] // 2
-    # One row per distance i - j, ascending from -(T - 1): each matrix of scores is then a product
-    # with 2 T - 1 rows, skewed, with no gather over [T, T].
+    # One row per distance i - j, ascending from -(T - 1). Each matrix of scores is then a product
+    # with 2 T - 1 rows, skewed, and needs no gather over [T, T].
     distances = np.arange(-(length - 1), length)
     rows = np.clip(log_buckets(distances, span, max_distance) + span, 0, 2 * span - 1)
     scale = (3 * head_dim) ** -0.5
@@ -246,9 +258,9 @@ def disentangled_attention(
 
 
 def _skew(x_BNTR: jax.Array) -> jax.Array:
-    """Return y[..., i, j] = x[..., i, T - 1 - i + j] of x [B, N, T, 2 T - 1]: one pad, one reshape.
+    """Return y[..., i, j] = x[..., i, T - 1 - i + j] for x [B, N, T, 2 T - 1].
 
-    Transformer-XL's shift (arXiv 1901.02860, appendix B).
+    One pad and one reshape: Transformer-XL's shift (arXiv 1901.02860, appendix B).
     """
     batch, heads, length, width = x_BNTR.shape
     padded = jnp.pad(x_BNTR, ((0, 0), (0, 0), (0, 0), (1, 0)))

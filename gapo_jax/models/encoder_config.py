@@ -4,37 +4,38 @@ and DeBERTa-v3. `hf/encoder_configs.py` translates each family's `config.json` t
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
-from gapo_jax.models.attention_kernels import ATTENTIONS
-from gapo_jax.models.layers import REMAT_POLICIES
-
-POSITIONS = ("learned", "rope", "relative")
+from gapo_jax.models.attention_kernels import AttentionChoice
+from gapo_jax.models.layers import RematPolicy, check_choices
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """Shape and numerics of an encoder; the defaults are BERT's.
+    """Shape and numerics of an encoder. The defaults are BERT's.
+
+    Attributes that are not listed here are as in `DecoderConfig`.
 
     Attributes:
-      max_positions: longest text in tokens; with relative positions also the distance that falls
-        into the last bucket.
-      type_vocab_size: number of segments; 0 has no segment embedding, 1 the same one for all.
-      dropout: acts on embeddings, attention weights and the output of each sublayer, as in BERT.
-      family: the model type of Hugging Face under which the network is written.
-      positions: "learned" (a table), "rope" (rotary), "relative" (DeBERTa's disentangled
-        attention with `relative_buckets` on each side of log-spaced distances).
-      position_offset: 0 counts columns; above 0 real tokens are counted from it (RoBERTa: 2).
-      windows: for every layer how many tokens to each side attention reaches, 0 for all of
-        them; empty for all of them in every layer.
-      global_first: the first token sees all tokens and is seen by all, with projections of its own
-        (Longformer).
-      rope_thetas: base of the rotary angles in layers without and with a window.
-      pre_norm: norms stand before the sublayers and behind the last layer; the first layer has none
-        before its attention (ModernBERT).
-      use_bias: whether linear layers and norms have biases.
-      gated: whether the feed-forward is gelu(gate) * up, or gelu(up).
-      hf_pooling: what the family's classifier reads, the first token ("cls") or the "mean".
-    The remaining fields are those of `DecoderConfig`.
+        max_positions: longest text in tokens; with relative positions also the distance that falls
+            into the last bucket.
+        type_vocab_size: number of segments; 0 has no segment embedding, 1 the same one for all.
+        dropout: rate, on embeddings, attention weights and the output of each sublayer, as in BERT.
+        positions: a learned table, rotary, or DeBERTa's disentangled attention with
+            `relative_buckets` of log-spaced distances to each side.
+        position_offset: 0 counts columns; above 0 real tokens are counted from it (RoBERTa: 2).
+        windows: for each layer how many tokens to each side its attention reaches, 0 for all;
+            () where all layers reach all tokens.
+        global_first: whether the first token sees all tokens and all see it, by projections of its
+            own (Longformer).
+        rope_thetas: base of the rotary angles in layers without and with a window.
+        pre_norm: whether norms are before the sublayers and after the last layer (ModernBERT). The
+            first layer then has none before its attention.
+        use_bias: whether linear layers and norms have biases.
+        gated: whether the feed-forward is gelu(gate) * up, or gelu(up).
+        hf_pooling: what the family's classifier reads, the first token or the mean.
+        pooler: whether the parameters hold BERT's pooler. Nothing computes it; it is there to be
+            written again.
     """
 
     vocab_size: int
@@ -48,11 +49,11 @@ class EncoderConfig:
     dropout: float = 0.0
     pad_id: int = 0
     dtype: str = "float32"
-    remat: str = "none"
+    remat: RematPolicy = "none"
     scan_unroll: int = 1
-    attention: str = "auto"
+    attention: AttentionChoice = "auto"
     family: str = "bert"
-    positions: str = "learned"
+    positions: Literal["learned", "rope", "relative"] = "learned"
     position_offset: int = 0
     relative_buckets: int = 0
     windows: tuple[int, ...] = ()
@@ -61,26 +62,22 @@ class EncoderConfig:
     pre_norm: bool = False
     use_bias: bool = True
     gated: bool = False
-    hf_pooling: str = "cls"
+    hf_pooling: Literal["cls", "mean"] = "cls"
+    pooler: bool = False
 
     def __post_init__(self) -> None:
-        """Raise ValueError on shapes that cannot be built."""
+        """Raise ValueError on shapes and choices that cannot be built."""
+        check_choices(self)
         if self.d_model % self.num_heads:
             raise ValueError(
                 f"num_heads must divide d_model, got {self.num_heads} and {self.d_model}"
             )
-        if self.remat not in REMAT_POLICIES:
-            raise ValueError(f"remat must be one of {REMAT_POLICIES}, got {self.remat!r}")
-        if self.attention not in ATTENTIONS:
-            raise ValueError(f"attention must be one of {ATTENTIONS}, got {self.attention!r}")
-        if self.attention in ATTENTIONS[2:] and (self.dropout or self.positions == "relative"):
+        if self.attention in ("cudnn", "splash") and (self.dropout or self.positions == "relative"):
             raise ValueError(
                 f"attention={self.attention!r} has no dropout of attention weights and no relative "
                 f"positions, got dropout {self.dropout} and positions {self.positions!r}; set it "
                 "to 'auto', which takes the plain version for them"
             )
-        if self.positions not in POSITIONS:
-            raise ValueError(f"positions must be one of {POSITIONS}, got {self.positions!r}")
         if (self.positions == "relative") != (self.relative_buckets > 0):
             raise ValueError(
                 "relative_buckets must be above 0 with relative positions and 0 without, got "

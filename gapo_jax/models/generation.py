@@ -1,38 +1,39 @@
 """Prefill and decode with a key/value cache: the decoder's forward, laid out for sampling.
 
-The training forward scans over stacked layers. Decoding one token at a time that way copies a
-slice of every weight and the whole cache in each step, so here the layers are unstacked once,
-before the loop over tokens, and unrolled; matrices that read the same input become one; and each
-layer has its own cache buffers, which the loop updates in place.
+The training forward scans over stacked layers. Decoding one token at a time that way would copy a
+slice of every weight and the whole cache in each step. Here the layers are unstacked once, before
+the loop over tokens, and unrolled; matrices that read the same input are joined; and each layer has
+its own cache buffers, which the loop updates in place.
 
 The cache has two parts. The prompt's keys and values are written once and never change, so the
-samples of one prompt share them (one prefill for G samples, and G queries per read of the cache).
-The response part is a ring of S columns; since prompts are padded on the left, all rows write their
-next token into one column, and one slice update serves the batch. A row at its token number `step`
-sees the last `step` + 1 columns, so rows that started at different times may share the ring, and a
-new row inherits nothing from the one before it. Keys lie as [B, K, H, S] and values as
-[B, K, S, H], so that neither product has to transpose the cache.
+samples of one prompt share them: one prefill for G samples, and G queries per read of the cache.
+The response part is a ring of S columns. As prompts are padded on the left, all rows write their
+next token into the same column, and one slice update serves the batch. A row at its token number
+`step` sees the last `step` + 1 columns, so rows that started at different times can share the ring,
+and a new row sees nothing of the one that had its place before. Keys are stored as [B, K, H, S] and
+values as [B, K, S, H], so that neither product transposes the cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from gapo_jax.models.attention import MASKED
+from gapo_jax.models.attention import MASKED, AttentionInputs
 from gapo_jax.models.decoder import (
-    choose_sight,
+    attention_inputs,
+    inputs_of_layer,
     positions_of,
     rope_of,
     scale_embeddings,
     self_attention,
-    sights_of,
 )
 from gapo_jax.models.decoder_config import DecoderConfig
-from gapo_jax.models.layers import ACTIVATIONS, apply_rope, normalize, soft_cap
+from gapo_jax.models.layers import ACTIVATIONS, RopeTables, apply_rope, normalize, soft_cap
+from gapo_jax.types import Params
 
 
 class Linear(NamedTuple):
@@ -43,8 +44,10 @@ class Linear(NamedTuple):
 
 
 class LayerWeights(NamedTuple):
-    """Weights of one layer: query, key and value side by side, gate and up too; `norms` by the
-    names that the decoder gives them."""
+    """Weights of one layer: query, key and value in one matrix, and gate and up in another.
+
+    `norms` has the decoder's names.
+    """
 
     qkv: Linear
     o: Linear
@@ -54,7 +57,7 @@ class LayerWeights(NamedTuple):
 
 
 class DecodeWeights(NamedTuple):
-    """The parameters of a decoder, rearranged by `decode_weights`."""
+    """The parameters of a decoder as `decode_weights` lays them out."""
 
     embedding_VD: jax.Array
     position_PD: jax.Array | None
@@ -73,10 +76,10 @@ class LayerCache(NamedTuple):
 Cache = tuple[LayerCache, ...]
 
 
-def decode_weights(params: Mapping[str, Any], config: DecoderConfig) -> DecodeWeights:
-    """Unstack and join the decoder parameters `params`, in the dtype of the computation.
+def decode_weights(params: Params, config: DecoderConfig) -> DecodeWeights:
+    """Unstack and join the parameters of a decoder, in the dtype of the computation.
 
-    A copy of all matrices: do it once per call of the sampler, outside the loop over tokens.
+    It copies all matrices: call it once per call of the sampler, outside the loop over tokens.
     """
     dtype = jnp.dtype(config.dtype)
     leaves, structure = jax.tree.flatten(params["layers"])
@@ -91,24 +94,24 @@ def decode_weights(params: Mapping[str, Any], config: DecoderConfig) -> DecodeWe
 
 
 def prefill(
-    params: Mapping[str, Any], config: DecoderConfig, tokens_BP: jax.Array, mask_BP: jax.Array
+    params: Params, config: DecoderConfig, tokens_BP: jax.Array, mask_BP: jax.Array
 ) -> tuple[jax.Array, Cache]:
     """Run the prompts, padded on the left (`tokens_BP`, `mask_BP` int32), through the decoder.
 
     Returns the final hidden state [B, D] of the last column and the prompt part of the cache.
-    The layers are scanned: at many tokens a copied slice costs little, and compiling them
-    unrolled would double the compile time of the sampler.
+    The layers are scanned: with many tokens a copied slice costs little, and unrolling them here
+    too would double the compile time of the sampler.
     """
     dtype = jnp.dtype(config.dtype)
     positions_BP = positions_of(mask_BP)
-    sights = sights_of(config, mask_BP, positions_BP)
+    kinds = attention_inputs(config, mask_BP, positions_BP)
 
-    def apply_layer(x_BPD: jax.Array, inputs: tuple[Mapping[str, Any], jax.Array]):
-        stack_slice, is_local = inputs
-        layer, sight = _layer_weights(stack_slice, dtype), choose_sight(sights, is_local)
-        q_BPNH, k_BPKH, v_BPKH = _qkv(layer, config, x_BPD, sight.cos_BTH, sight.sin_BTH)
+    def apply_layer(x_BPD: jax.Array, scanned: tuple[Params, jax.Array]):
+        stack_slice, is_local = scanned
+        layer, inputs = _layer_weights(stack_slice, dtype), inputs_of_layer(kinds, is_local)
+        q_BPNH, k_BPKH, v_BPKH = _qkv(layer, config, x_BPD, inputs.rope)
         cache = LayerCache(k_BPKH.transpose(0, 2, 3, 1), v_BPKH.transpose(0, 2, 1, 3))
-        mixed_BPNH = self_attention(config, q_BPNH, k_BPKH, v_BPKH, sight, is_local)
+        mixed_BPNH = self_attention(config, q_BPNH, k_BPKH, v_BPKH, inputs, is_local)
         return _finish_layer(layer, config, x_BPD, mixed_BPNH), cache
 
     x_BPD = scale_embeddings(params["embed"]["embedding"].astype(dtype)[tokens_BP], config)
@@ -122,7 +125,7 @@ def prefill(
 
 
 def empty_cache(config: DecoderConfig, batch: int, columns: int) -> Cache:
-    """A response cache of zeros for `batch` rows: a ring of `columns`, one for each new token."""
+    """Return a response cache of zeros: a ring of `columns` for each of `batch` rows."""
     heads, width, dtype = config.num_kv_heads, config.head_dim, config.dtype
     return tuple(
         LayerCache(
@@ -143,22 +146,31 @@ def decode_step(
     response_cache: Cache,
     column: jax.Array | None = None,
 ) -> tuple[jax.Array, Cache]:
-    """Append response token number `step` (`tokens_B` int32) to every row.
+    """Append one response token to every row.
 
-    `step` is an int32 scalar or, where the rows started at different times, [B]; then every row has
-    its own prompt, and `column` (int32 scalar, below S) says where in the ring the tokens go: the
-    column after that of the step before. The prompt mask and cache have A rows; row b of the batch
-    continues prompt b // (B / A).
-    Returns the final hidden state [B, D], which predicts the next token, and the response cache.
+    Args:
+        weights: see `decode_weights`.
+        config: the decoder's.
+        tokens_B: the tokens, int32.
+        step: their number in the response: an int32 scalar or, where rows started at different
+            times, [B]. In that case every row has its own prompt.
+        prompt_mask_AP: the real tokens of A prompts; row b continues prompt b // (B / A).
+        prompt_cache: of the A prompts, from `prefill`.
+        response_cache: of the B rows.
+        column: where in the ring the tokens go, an int32 scalar below S: the column after that of
+            the step before. `step` if None.
+
+    Returns:
+        The final hidden state [B, D], which predicts the next token, and the response cache.
     """
     step, samples = jnp.asarray(step), tokens_B.shape[0] // prompt_mask_AP.shape[0]
     positions_B = jnp.repeat(prompt_mask_AP.sum(axis=1), samples) + step
     column = step if column is None else column
     columns = response_cache[0].v_BKSH.shape[2]
     age_S = (column - jnp.arange(columns)) % columns
-    views = {
-        local: _view(config, positions_B, prompt_mask_AP, step, age_S, local)
-        for local in sorted(set(config.local_layers))
+    kinds = {
+        local: _cached_inputs(config, positions_B, prompt_mask_AP, step, age_S, local)
+        for local in config.layer_kinds
     }
     x_BD = scale_embeddings(weights.embedding_VD[tokens_B], config)
     if weights.position_PD is not None:
@@ -167,14 +179,13 @@ def decode_step(
     for layer, local, prompt, response in zip(
         weights.layers, config.local_layers, prompt_cache, response_cache, strict=True
     ):
-        view = views[local]
-        q_BNH, k_BKH, v_BKH = _qkv(layer, config, x_BD, view.cos_BH, view.sin_BH)
+        q_BNH, k_BKH, v_BKH = _qkv(layer, config, x_BD, kinds[local].rope)
         write = jax.lax.dynamic_update_slice_in_dim
         response = LayerCache(
             write(response.k_BKHS, k_BKH[..., None], column, axis=3),
             write(response.v_BKSH, v_BKH[:, :, None], column, axis=2),
         )
-        mixed_BNH = _attend_cached(config, q_BNH, prompt, response, view)
+        mixed_BNH = _attend_cached(config, q_BNH, prompt, response, kinds[local])
         x_BD = _finish_layer(layer, config, x_BD, mixed_BNH)
         updated.append(response)
     return normalize(x_BD, weights.final_norm, config.norm, config.norm_eps), tuple(updated)
@@ -186,10 +197,12 @@ def next_logits(
     temperature: float | jax.Array = 1.0,
     softcap: float = 0.0,
 ) -> jax.Array:
-    """Logits [B, V] float32 of the final hidden states, bounded by `softcap` (0: not), divided by
-    the temperature (> 0)."""
+    """Return logits [B, V] float32 of final hidden states, divided by the temperature (> 0).
+
+    Before that they are bounded by `softcap`, unless it is 0.
+    """
     if not softcap:
-        # Dividing the hidden states costs D operations a row, dividing the logits V.
+        # Dividing the hidden states costs D operations per row, dividing the logits V.
         hidden_BD = (hidden_BD / temperature).astype(hidden_BD.dtype)
     logits_BV = jax.lax.dot_general(
         hidden_BD, weights.unembedding_VD, (((1,), (1,)), ((), ())),
@@ -198,41 +211,32 @@ def next_logits(
     return soft_cap(logits_BV, softcap) / temperature if softcap else logits_BV
 
 
-class _View(NamedTuple):
-    """What one new token sees in the layers of one kind: rotary tables [B, H] of its position and
-    the additive biases of the two parts of the cache, the second [1, S] or [B, S]."""
-
-    cos_BH: jax.Array | None
-    sin_BH: jax.Array | None
-    prompt_bias_AP: jax.Array
-    response_bias_BS: jax.Array
-
-
-def _view(
+def _cached_inputs(
     config: DecoderConfig,
     positions_B: jax.Array,
     prompt_mask_AP: jax.Array,
     step: jax.Array,
     age_S: jax.Array,
     local: bool,
-) -> _View:
-    """`age_S` says how many tokens ago each column of the ring was written."""
+) -> AttentionInputs:
+    """Return what one new token's attention needs in the layers with or without a window.
+
+    `age_S` is how many tokens ago each column of the ring was written. The biases are [A, P] over
+    the prompt and [1, S] or [B, S] over the response.
+    """
     width = prompt_mask_AP.shape[1]
     in_prompt_AP = prompt_mask_AP > 0
     in_response_BS = jnp.atleast_2d(age_S <= step[..., None])
     if local:
-        # Column p of the prompt lies width + step - p tokens back.
+        # Column p of the prompt is width + step - p tokens back.
         in_prompt_AP &= width + step[..., None] - jnp.arange(width) < config.window
         in_response_BS &= age_S < config.window
-    return _View(
-        *rope_of(config, positions_B, local),
-        jnp.where(in_prompt_AP, 0.0, MASKED),
-        jnp.where(in_response_BS, 0.0, MASKED),
-    )
+    biases = (jnp.where(in_prompt_AP, 0.0, MASKED), jnp.where(in_response_BS, 0.0, MASKED))
+    return AttentionInputs(rope_of(config, positions_B, local), biases)
 
 
-def _layer_weights(stack_slice: Mapping[str, Any], dtype: jnp.dtype) -> LayerWeights:
-    """The weights of one layer, joined, from its slice of the stacked parameters."""
+def _layer_weights(stack_slice: Params, dtype: jnp.dtype) -> LayerWeights:
+    """Join the weights of one layer, given its slice of the stacked parameters."""
 
     def joined(group: str, *names: str) -> Linear:
         parts = [stack_slice[group][name] for name in names if name in stack_slice[group]]
@@ -263,8 +267,10 @@ def _norm(layer: LayerWeights, config: DecoderConfig, name: str, x_D: jax.Array)
     return normalize(x_D, layer.norms[name], config.norm, config.norm_eps)
 
 
-def _qkv(layer: LayerWeights, config: DecoderConfig, x_D, cos_H, sin_H):
-    """Rotated queries and keys, and values, [..., heads, H], of the residual stream [..., D]."""
+def _qkv(
+    layer: LayerWeights, config: DecoderConfig, x_D: jax.Array, rope: RopeTables | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return rotated queries and keys, and values, [..., heads, H], of the residual stream."""
     num_heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
     joined = _apply(layer.qkv, _norm(layer, config, "attn_norm", x_D))
     if config.qk_norm == "all":
@@ -277,12 +283,14 @@ def _qkv(layer: LayerWeights, config: DecoderConfig, x_D, cos_H, sin_H):
         parts = jnp.split(rotated, [num_heads], axis=-2)
         heads = [_norm(layer, config, f"{name}_norm", x) for name, x in zip("qk", parts)]
         rotated = jnp.concatenate(heads, axis=-2)
-    if cos_H is not None:
-        rotated = apply_rope(rotated, cos_H, sin_H)
+    if rope is not None:
+        rotated = apply_rope(rotated, rope)
     return rotated[..., :num_heads, :], rotated[..., num_heads:, :], values
 
 
-def _finish_layer(layer: LayerWeights, config: DecoderConfig, x_D, mixed_NH):
+def _finish_layer(
+    layer: LayerWeights, config: DecoderConfig, x_D: jax.Array, mixed_NH: jax.Array
+) -> jax.Array:
     """Add the attention output and the feed-forward to the residual stream [..., D]."""
     mixed_D = _apply(layer.o, mixed_NH.reshape(*x_D.shape[:-1], -1))
     x_D = x_D + _norm(layer, config, "attn_post_norm", mixed_D)
@@ -301,9 +309,10 @@ def _attend_cached(
     q_BNH: jax.Array,
     prompt: LayerCache,
     response: LayerCache,
-    view: _View,
+    inputs: AttentionInputs,
 ) -> jax.Array:
-    """Attention of one query per row over both parts of the cache, under one softmax."""
+    """Attend from one query per row to both parts of the cache, under one softmax."""
+    prompt_bias_AP, response_bias_BS = inputs.biases
     batch, num_heads, head_dim = q_BNH.shape
     prompts, kv_heads = prompt.k_BKHS.shape[:2]
     samples, group = batch // prompts, num_heads // kv_heads
@@ -323,10 +332,10 @@ def _attend_cached(
         return jnp.einsum(equation, left, right, preferred_element_type=jnp.float32)
 
     on_prompt = product("akjh,akhp->akjp", by_prompt(q_BKGH), prompt.k_BKHS)
-    on_prompt = soft_cap(on_prompt, config.attn_softcap) + view.prompt_bias_AP[:, None, None, :]
+    on_prompt = soft_cap(on_prompt, config.attn_softcap) + prompt_bias_AP[:, None, None, :]
     on_response = product("bkgh,bkhs->bkgs", q_BKGH, response.k_BKHS)
     on_response = soft_cap(on_response, config.attn_softcap)
-    on_response += view.response_bias_BS[:, None, None, :]
+    on_response += response_bias_BS[:, None, None, :]
 
     top_BKG1 = jnp.maximum(by_row(on_prompt.max(axis=-1)), on_response.max(axis=-1, keepdims=True))
     on_prompt = jnp.exp(on_prompt - by_prompt(top_BKG1))

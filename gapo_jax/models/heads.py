@@ -1,7 +1,10 @@
-"""Scalar heads, the discriminator (an encoder with a pooled scalar head), and the reward model (a
-decoder with a scalar head on its last token)."""
+"""Networks that score text: the discriminator (an encoder with a pooled scalar head), the reward
+model (a decoder with a scalar head on its last token), and the heads themselves."""
 
 from __future__ import annotations
+
+import dataclasses
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -17,21 +20,25 @@ POOLINGS = ("mean", "cls", "hf")
 
 
 class ScalarHead(nn.Module):
-    """One float32 number per vector: a linear map, or a layer of `hidden_dim` before it.
+    """One float32 number per vector: a linear map, with or without a hidden layer before it.
 
-    That layer is norm(act(linear(x))): `act` "tanh" or "gelu", with a layer norm if it has an
-    epsilon, `hidden_bias` for its linear map and norm, `use_bias` for the last map.
+    Attributes:
+        hidden_dim: width of the hidden layer norm(act(linear(x))); None for no such layer.
+        use_bias: whether the last map has a bias.
+        act: activation of the hidden layer.
+        hidden_bias: whether its linear map and its norm have a bias.
+        norm_eps: epsilon of its layer norm; None for no norm.
     """
 
     hidden_dim: int | None = None
     use_bias: bool = True
-    act: str = "tanh"
+    act: Literal["tanh", "gelu"] = "tanh"
     hidden_bias: bool = True
     norm_eps: float | None = None
 
     @nn.compact
     def __call__(self, hidden_BTD: jax.Array) -> jax.Array:
-        """Drop the last axis of `hidden_BTD` [..., D]; the result is float32 [...]."""
+        """Map `hidden_BTD` [..., D] to float32 [...]."""
         x = hidden_BTD.astype(wide(hidden_BTD.dtype))
         if self.hidden_dim is not None:
             bias, init = self.hidden_bias, nn.initializers.lecun_normal()
@@ -44,18 +51,22 @@ class ScalarHead(nn.Module):
 
 
 def hf_head(config: EncoderConfig) -> ScalarHead:
-    """The head in transformers' sequence classifier of the encoder's family."""
+    """Return the head of transformers' sequence classifier of the encoder's family."""
     if config.family == "modernbert":
         return ScalarHead(config.d_model, act="gelu", hidden_bias=False, norm_eps=config.norm_eps)
     return ScalarHead(config.d_model, act="gelu" if config.family == "deberta-v2" else "tanh")
 
 
 class Discriminator(nn.Module):
-    """The adversary of the generator: text in, one logit out (positive = obeys its prompt).
+    """The reward model that is trained online: text in, one logit out.
 
-    `pooling` "mean" or "cls" has a head of ours, with a tanh layer if there is a `hidden_dim`; "hf"
-    is the pooling and the head of transformers' sequence classifier of the encoder's family, as
-    which it is exported.
+    A positive logit says that the response obeys its prompt.
+
+    Attributes:
+        config: the encoder's.
+        pooling: "mean" and "cls" go with a head of our own. "hf" is the pooling and the head of
+            transformers' sequence classifier of the encoder's family, as which it is exported.
+        hidden_dim: width of a tanh layer in our own head; None for a linear map alone.
     """
 
     config: EncoderConfig
@@ -71,7 +82,8 @@ class Discriminator(nn.Module):
                 f"hidden_dim must be None with pooling 'hf', whose head is that of "
                 f"{self.config.family}, got {self.hidden_dim}"
             )
-        self.encoder = Encoder(self.config)
+        # Only a bare encoder carries a pooler along.
+        self.encoder = Encoder(dataclasses.replace(self.config, pooler=False))
         own = ScalarHead(self.hidden_dim)
         self.head = hf_head(self.config) if self.pooling == "hf" else own
 
@@ -91,29 +103,29 @@ class Discriminator(nn.Module):
         deterministic: bool = True,
         frozen_layers: int = 0,
     ) -> jax.Array:
-        """Logits [B] float32; arguments as in `Encoder.__call__`. Padding does not count."""
+        """Return logits [B] float32; arguments as in `Encoder.__call__`. Padding is ignored."""
         hidden_BTD = self.encoder(tokens_BT, mask_BT, type_ids_BT, deterministic, frozen_layers)
-        return self.judge(hidden_BTD, mask_BT)
+        return self.score_hidden(hidden_BTD, mask_BT)
 
     def embed(self, tokens_BT: jax.Array, mask_BT: jax.Array, type_ids_BT: jax.Array) -> jax.Array:
-        """The encoder's input embeddings [B, T, D], without dropout."""
+        """Return the encoder's input embeddings [B, T, D], without dropout."""
         return self.encoder.embed(tokens_BT, mask_BT, type_ids_BT)
 
     def score_embedded(self, embedded_BTD: jax.Array, mask_BT: jax.Array) -> jax.Array:
-        """Logits [B] float32 of embedded texts, without dropout."""
-        return self.judge(self.encoder.run_layers(embedded_BTD, mask_BT), mask_BT)
+        """Return logits [B] float32 of embedded texts, without dropout."""
+        return self.score_hidden(self.encoder.run_layers(embedded_BTD, mask_BT), mask_BT)
 
-    def judge(self, hidden_BTD: jax.Array, mask_BT: jax.Array) -> jax.Array:
-        """Logits [B] float32 of texts that the encoder has read already."""
+    def score_hidden(self, hidden_BTD: jax.Array, mask_BT: jax.Array) -> jax.Array:
+        """Return logits [B] float32 of the encoder's hidden states."""
         pooling = self.config.hf_pooling if self.pooling == "hf" else self.pooling
         return self.head(pool(hidden_BTD, mask_BT, pooling))
 
 
 class RewardModel(nn.Module):
-    """A decoder that judges text, the reward model of the paper's PPO baseline: one logit out of
-    the last real token, as transformers' `...ForSequenceClassification` with one label.
+    """A decoder that scores text, as in the paper's PPO baseline: one logit from the last token.
 
-    Called like a `Discriminator`. Parameters: {"decoder": without lm_head, "head": {"out": ...}}.
+    It is transformers' `...ForSequenceClassification` with one label, and is called like a
+    `Discriminator`. Parameters: {"decoder": without lm_head, "head": {"out": ...}}.
     """
 
     config: DecoderConfig
@@ -130,19 +142,22 @@ class RewardModel(nn.Module):
         type_ids_BT: jax.Array | None = None,
         deterministic: bool = True,
     ) -> jax.Array:
-        """Logits [B] float32 of `tokens_BT` (int32); `mask_BT` int32, 1 = real token, padding on
-        either side. Decoders have no segments and no dropout: the rest is not used."""
-        del type_ids_BT, deterministic
-        return self.judge(self.decoder.hidden(tokens_BT, mask_BT), mask_BT)
+        """Return logits [B] float32 of `tokens_BT` (int32).
 
-    def judge(self, hidden_BTD: jax.Array, mask_BT: jax.Array) -> jax.Array:
-        """Logits [B] float32 of texts that the decoder has read already."""
+        `mask_BT` int32, 1 = real token; padding may be on either side. Decoders have neither
+        segments nor dropout, so the other arguments are ignored.
+        """
+        del type_ids_BT, deterministic
+        return self.score_hidden(self.decoder.hidden(tokens_BT, mask_BT), mask_BT)
+
+    def score_hidden(self, hidden_BTD: jax.Array, mask_BT: jax.Array) -> jax.Array:
+        """Return logits [B] float32 of the decoder's hidden states."""
         last_B = mask_BT.shape[1] - 1 - jnp.argmax(mask_BT[:, ::-1] > 0, axis=1)
         return self.head(jnp.take_along_axis(hidden_BTD, last_B[:, None, None], axis=1)[:, 0])
 
 
 def pool(hidden_BTD: jax.Array, mask_BT: jax.Array, pooling: str) -> jax.Array:
-    """One float32 vector [B, D] per text: the mean over real tokens, or the first real token."""
+    """Return one float32 vector [B, D] per text: the mean of the real tokens, or the first one."""
     hidden_BTD = hidden_BTD.astype(wide(hidden_BTD.dtype))
     if pooling == "cls":
         return take_first(hidden_BTD, first_tokens(mask_BT))[:, 0]

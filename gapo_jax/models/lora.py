@@ -4,9 +4,9 @@ The adapters are a tree of their own, stacked over the layers as the kernels are
 
     {"attn": {"q": {"a": [L, in, E], "b": [L, E, out]}, ...}, "mlp": {"gate": ..., ...}}
 
-with E the rank. They alone are trained and saved; the base parameters are not touched, so the
-reference is the base without them. A training forward computes x W + alpha / E (x A) B (Eq. 3 and
-section 4.1); only sampling and export add A B to W, once.
+with E the rank. Only they are trained and saved; the base parameters do not change, so the
+reference is the base without adapters. A training forward computes x W + alpha / E (x A) B (Eq. 3
+and section 4.1); only sampling and export add A B to W, once.
 
 There is no dropout on the adapters: PPO compares two forwards of the same weights, and noise in one
 of them would look like a change of the policy.
@@ -24,17 +24,20 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-Tree = Mapping[str, Any]
+from gapo_jax.types import Params
 
 
 class Adapters(flax.struct.PyTreeNode):
-    """`layers` as in the module docstring, float32; rank and `alpha` are the same for all."""
+    """Adapters of some layers. All of them have the same rank and `alpha`.
 
-    layers: Tree
+    `layers` is the tree of the module docstring, float32.
+    """
+
+    layers: Params
     alpha: float = flax.struct.field(pytree_node=False)
 
     @property
-    def pairs(self) -> dict[str, Tree]:
+    def pairs(self) -> dict[str, Params]:
         """{"attn/q": {"a", "b"}} of every adapted projection."""
         return dict(_nodes(self.layers, "a"))
 
@@ -43,8 +46,8 @@ class Adapters(flax.struct.PyTreeNode):
         """The factor of A B: alpha / E."""
         return self.alpha / next(iter(self.pairs.values()))["a"].shape[-1]
 
-    def collection(self) -> Tree:
-        """Return what a `LayerStack` takes as its collection "lora": B comes scaled.
+    def collection(self) -> Params:
+        """Return what a `LayerStack` takes as its collection "lora", with B scaled.
 
         `stack.apply({"params": layers, "lora": adapters.collection()}, ...)`; for a whole `Decoder`
         `{"params": params, "lora": {"layers": adapters.collection()}}`.
@@ -54,14 +57,14 @@ class Adapters(flax.struct.PyTreeNode):
         )
 
 
-def kernels(layers: Tree) -> dict[str, Any]:
+def kernels(layers: Params) -> dict[str, jax.Array]:
     """Return {"attn/q": kernel [L, in, out]} of every projection in a stack of layers."""
-    found = {path: node["kernel"] for path, node in _nodes(layers, "kernel")}
-    return {path: kernel for path, kernel in found.items() if kernel.ndim == 3}
+    nodes = ((path, node["kernel"]) for path, node in _nodes(layers, "kernel"))
+    return {path: kernel for path, kernel in nodes if kernel.ndim == 3}
 
 
-def _nodes(tree: Tree, leaf: str, path: str = "") -> Iterator[tuple[str, Tree]]:
-    """Yield (path, node) of the nodes that hold a leaf of that name."""
+def _nodes(tree: Params, leaf: str, path: str = "") -> Iterator[tuple[str, Params]]:
+    """Yield (path, node) of the nodes that have a leaf of that name."""
     for name, node in tree.items():
         if isinstance(node, Mapping) and leaf in node:
             yield path + name, node
@@ -69,25 +72,24 @@ def _nodes(tree: Tree, leaf: str, path: str = "") -> Iterator[tuple[str, Tree]]:
             yield from _nodes(node, leaf, f"{path}{name}/")
 
 
-def find_targets(layers: Tree, targets: Sequence[str]) -> dict[str, Any]:
-    """Return {"attn/q": kernel} of the projections that any of `targets` means.
+def find_targets(layers: Params, targets: Sequence[str]) -> dict[str, jax.Array]:
+    """Return {"attn/q": kernel} of the projections that any of `targets` selects.
 
-    A target that is a plain word is the name of a projection ("q", "gate"), and so is each of
-    "q,v", which is how a flag spells them; any other one is a regular expression, searched in the
-    path ("layers/attn/q/kernel").
+    A plain word names a projection ("q", "gate"), and a flag may join several with commas ("q,v").
+    Anything else is a regular expression that is searched in the path ("layers/attn/q/kernel").
 
     Raises:
-        ValueError: a target means no projection; names the nearest.
+        ValueError: a target selects no projection; the message has the nearest name.
     """
     known = kernels(layers)
     names = sorted({path.split("/")[-1] for path in known})
     chosen: set[str] = set()
     listed = [t.split(",") if re.fullmatch(r"[\w,]+", t) else [t] for t in targets]
     for target in itertools.chain(*listed):
-        # The word "o" as an expression would mean every path.
+        # As an expression the word "o" would select every path.
         pattern = rf"/{target}/kernel$" if re.fullmatch(r"\w+", target) else target
-        found = [path for path in known if re.search(pattern, f"layers/{path}/kernel")]
-        if not found:
+        selected = [path for path in known if re.search(pattern, f"layers/{path}/kernel")]
+        if not selected:
             near = difflib.get_close_matches(target, names, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {names}"
             raise ValueError(
@@ -95,17 +97,19 @@ def find_targets(layers: Tree, targets: Sequence[str]) -> dict[str, Any]:
                 f"{hint} (a regular expression is searched in paths such as "
                 "'layers/attn/q/kernel')"
             )
-        chosen.update(found)
+        chosen.update(selected)
     return {path: kernel for path, kernel in known.items() if path in chosen}
 
 
 def init_adapters(
-    key: jax.Array, layers: Tree, *, rank: int, alpha: float, targets: Sequence[str]
+    key: jax.Array, layers: Params, *, rank: int, alpha: float, targets: Sequence[str]
 ) -> Adapters:
-    """Return adapters that change nothing yet: A uniform in +-1/sqrt(in), as PEFT's, and B zero.
+    """Return adapters that change nothing yet: A uniform in +-1/sqrt(in), as in PEFT, and B zero.
 
-    `layers` are the stacked layers to adapt (shapes are enough). Raises ValueError as
-    `find_targets`, and on a rank that is no smaller than a matrix it should be low beside.
+    `layers` are the stacked layers to adapt (shapes are enough).
+
+    Raises:
+        ValueError: as `find_targets`, or the rank is not below the width of a matrix.
     """
     tree: dict[str, Any] = {}
     for number, (path, kernel) in enumerate(find_targets(layers, targets).items()):
@@ -123,7 +127,7 @@ def init_adapters(
     return Adapters(tree, alpha)
 
 
-def put(tree: dict[str, Any], path: str, value: Any) -> None:
+def put(tree: dict[str, Any], path: str, value: object) -> None:
     """Set `value` at a path ("attn/q") of a nested dictionary, in place."""
     *parents, last = path.split("/")
     for parent in parents:
@@ -131,12 +135,12 @@ def put(tree: dict[str, Any], path: str, value: Any) -> None:
     tree[last] = value
 
 
-def merge_adapters(layers: Tree, adapters: Adapters) -> Tree:
+def merge_adapters(layers: Params, adapters: Adapters) -> Params:
     """Return `layers` with W + scale A B in place of every adapted W (float32).
 
     Adapters of fewer layers than there are belong to the upper ones.
     """
-    merged = jax.tree.map(lambda leaf: leaf, dict(layers))  # fresh dictionaries, the same arrays
+    merged = jax.tree.map(lambda leaf: leaf, dict(layers))  # new dictionaries, the same arrays
     for path, pair in adapters.pairs.items():
         delta_LDF = jnp.einsum("lde,lef->ldf", pair["a"], pair["b"])
         kernel_LDF = jnp.asarray(kernels(layers)[path])

@@ -14,8 +14,8 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from gapo_jax.config import change, finalize, from_json, lookup, to_json
-from gapo_jax.config.online import has_critic
+from gapo_jax.config import Config, change, finalize, from_json, lookup, to_json
+from gapo_jax.methods import has_critic
 from gapo_jax.plan import cost, shapes
 from gapo_jax.plan.chips import CHIPS
 from gapo_jax.plan.steps import PlannedStep, planned_steps

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gapo_jax.config import OFFLINE_METHODS, Config
+from gapo_jax.config import Config
 from gapo_jax.models import (
     Decoder,
     DecoderConfig,
@@ -86,7 +86,7 @@ def abstract_state(config: Config, models: Models) -> tuple[TrainSteps, GAPOStat
     return steps, found.replace(discriminator=networks[0], disc_average=networks[1])
 
 
-def resident(config: Config, models: Models, state: GAPOState) -> dict[str, Any]:
+def resident(models: Models, state: GAPOState) -> dict[str, Any]:
     """Return what lives through a whole round, by name: weights and train states."""
     parts: dict[str, Any] = {
         "reference": models.ref_params,
@@ -94,8 +94,6 @@ def resident(config: Config, models: Models, state: GAPOState) -> dict[str, Any]
         "critic": state.critic,
         "discriminator": (state.discriminator, state.disc_average),
     }
-    if config.method in OFFLINE_METHODS and config.method != "discriminator":
-        parts.pop("critic")
     return {name: part for name, part in parts.items() if part is not None}
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gapo_jax.config import OFFLINE_METHODS, Config
-from gapo_jax.config.online import asks_discriminator, has_critic, is_adversarial
+from gapo_jax.config import Config
+from gapo_jax.methods import asks_discriminator, batches_of, has_critic, method_of, sides_of
 from gapo_jax.models import (
     DecoderConfig,
     EncoderConfig,
@@ -96,18 +97,16 @@ class Flops:
 def planned_steps(config: Config, models: Models) -> tuple[list[PlannedStep], dict[str, Any]]:
     """Return the steps of a round and the parts that are resident (see `shapes.resident`)."""
     compiled, state = abstract_state(config, models)
-    parts = resident(config, models, state)
+    parts = resident(models, state)
     prompt, response = config.data.max_prompt_tokens, config.sampling.max_new_tokens
     steps: list[PlannedStep] = []
-    if config.method not in OFFLINE_METHODS:
+    method = method_of(config)
+    if method.loop == "online":
         steps += _sampling_steps(config, models, prompt, response)
         steps += _online_steps(config, models, compiled, state, prompt, response)
-    elif config.method != "discriminator":
+    elif method.trains == "policy":
         steps.append(_offline_step(config, models, compiled, state, prompt))
-    uses_discriminator = config.method == "discriminator" or (
-        config.method not in OFFLINE_METHODS and asks_discriminator(config)
-    )
-    if uses_discriminator:
+    if method.trains == "discriminator" or asks_discriminator(config):
         steps += _discriminator_steps(config, models, compiled, state)
     return steps, parts
 
@@ -145,13 +144,14 @@ def _sampling_steps(
     column = 2 * found * decoder.num_kv_heads * decoder.head_dim * dtype.itemsize
     cache = columns * column / parts / place.row_parts
     each = 2.0 * rows * response * count.layer * found + count.head(rows, response)
+    sample: Any = models.sample  # a jitted function; its annotation says a plain one
     return [
         PlannedStep(
             "prefill", lambda: prefill.lower(weights, tokens, tokens), whole, attention, ()
         ),
         PlannedStep(
             "decode",
-            lambda: models.sample.lower(weights, tokens, tokens, keys, 1.0),
+            lambda: sample.lower(weights, tokens, tokens, keys, 1.0),
             whole + each + decode,
             0.0,
             (),
@@ -183,6 +183,7 @@ def _online_steps(
     head = count.head(size, response)
     passes = 3 if spec.critic == "decoder" else 2
     trains_head = config.model.train_embeddings and not config.lora.rank
+    trained = PolicyBatch(experience, scored.frozen_hidden_BTD, jnp.float32(0.1))
     steps = [
         PlannedStep(
             "score",
@@ -193,12 +194,7 @@ def _online_steps(
         ),
         PlannedStep(
             "policy_step",
-            lambda: policy_step.lower(
-                state.policy,
-                PolicyBatch(experience, scored.frozen_hidden_BTD, jnp.float32(0.1)),
-                models.ref_params,
-                None,
-            ),
+            lambda: policy_step.lower(state.policy, trained, models.ref_params, None),
             _backward(config, spec) * upper_all + (3 if trains_head else 2) * head,
             3 * upper_attention,
             ("reference", "policy"),
@@ -206,16 +202,11 @@ def _online_steps(
     ]
     if has_critic(config):
         batch = CriticBatch(experience, scored.features_BRD, scored.frozen_hidden_BTD)
-        own_layers = spec.critic == "decoder"
-        steps.append(
-            PlannedStep(
-                "critic_step",
-                lambda: critic_step.lower(state.critic, batch),
-                3 * upper_all if own_layers else 6.0 * size * response * spec.config.d_model,
-                3 * upper_attention if own_layers else 0.0,
-                ("critic",),
-            )
-        )
+        own_layers = spec.critic == "decoder"  # else a head on the policy's hidden states
+        flops = 3 * upper_all if own_layers else 6.0 * size * response * spec.config.d_model
+        attention = 3 * upper_attention if own_layers else 0.0
+        lower = functools.partial(critic_step.lower, state.critic, batch)
+        steps.append(PlannedStep("critic_step", lower, flops, attention, ("critic",)))
     return steps
 
 
@@ -236,16 +227,17 @@ def _offline_step(
     config: Config, models: Models, compiled: TrainSteps, state: GAPOState, prompt: int
 ) -> PlannedStep:
     spec, place = models.spec, models.spec.place
-    sides = {"sft": 1, "inverse_q": 1, "rpo": config.rpo.responses}.get(config.method, 2)
-    size = config.offline.batch_size * sides
+    layout, batches = method_of(config).layout, batches_of(config)
+    size = config.offline.batch_size * sides_of(config)
     response = config.offline.max_response_tokens
     rows = rollout_shapes(size, prompt, response)
     floats = shape_struct(size)
     batch = OfflineBatch(
         rows=rows,
-        other=rows if config.method in ("kto", "inverse_q") else None,
-        rewards_N=floats if config.method == "rpo" else None,
-        ref_N=floats if config.method == "sgpo" else None,
+        mismatched=rows if layout == "halves" else None,
+        condition=rows if layout == "conditions" else None,
+        rewards_B=None if batches == "samples" else floats,
+        ref_B=floats if batches == "refinements" else None,
     )
     batch = place.abstract_rows(batch)
     offline_step: Any = compiled.offline
@@ -288,23 +280,19 @@ def _discriminator_steps(
     disc_score, disc_update = _lowerable(compiled, "disc_score", "disc_update")
     shape = models.discriminator.config
     whole, attention = Flops(shape).layers(size, length, shape.num_layers)
-    steps = [
+    return [
         PlannedStep(
             "disc_score",
             lambda: disc_score.lower(network.params, *texts),
             whole,
             attention,
             ("discriminator",),
-        )
+        ),
+        PlannedStep(
+            "disc_step",
+            lambda: disc_update.lower(network, batch, key),
+            3 * whole,
+            3 * attention,
+            ("discriminator",),
+        ),
     ]
-    if is_adversarial(config) or config.method == "discriminator" or asks_discriminator(config):
-        steps.append(
-            PlannedStep(
-                "disc_step",
-                lambda: disc_update.lower(network, batch, key),
-                3 * whole,
-                3 * attention,
-                ("discriminator",),
-            )
-        )
-    return steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -186,17 +187,15 @@ def build_experience(
     gamma: float = 1.0,
     lam: float = 0.95,
     whiten_advantages: bool = True,
-    group_size: int = 1,
-    scale: bool = True,
-    group_baseline: bool = False,
+    **options: Any,
 ) -> tuple[Experience, Metrics]:
     """Place rewards on tokens, estimate advantages; return the experience and its metrics.
 
     With `gae`: r_t = -kl_coef * k1_t + 1[t = last] * reward (GAPO as its code does it, Eq. 7 and 9
     being shorthand); advantages are whitened over the real tokens of the whole rollout. The other
-    estimators: `critic_free_advantages`, `values_BR` being None. Rows whose `learn_B` is 0 stay in
-    the statistics, but none of their tokens is left to learn from; means over rows count them all
-    the same, unless `counted_B` is 0 (None: all count).
+    estimators: `critic_free_advantages` with `options`, `values_BR` being None. Rows whose
+    `learn_B` is 0 stay in the statistics, but none of their tokens is left to learn from; means
+    over rows count them all the same, unless `counted_B` is 0 (None: all count).
     """
     mask_BR, returns_BR = rollout.response_mask_BR, None
     logprobs = old_logprobs_BR, ref_logprobs_BR
@@ -206,9 +205,8 @@ def build_experience(
         advantages_BR, returns_BR = gae(rewards_BR, values_BR, mask_BR, gamma, lam)
     else:
         advantages_BR = critic_free_advantages(
-            estimator, rewards_B, *logprobs, mask_BR, kl_coef, group_size=group_size, gamma=gamma,
-            scale=scale, group_baseline=group_baseline,
-        )  # fmt: skip
+            estimator, rewards_B, *logprobs, mask_BR, kl_coef, gamma=gamma, **options
+        )
     metrics = {
         "kl/ref": masked_mean(old_logprobs_BR - ref_logprobs_BR, mask_BR),
         "reward/mean": rewards_B.mean(),
@@ -220,11 +218,10 @@ def build_experience(
         metrics["value/rollout_mean"] = masked_mean(values_BR, mask_BR)
     if estimator == "gae" and whiten_advantages:
         advantages_BR = whiten(advantages_BR, mask_BR)
-    learned_BR = mask_BR if learn_B is None else mask_BR * (learn_B != 0)[:, None]
     experience = Experience(
         tokens_BT=rollout.tokens_BT,
         mask_BT=rollout.mask_BT,
-        response_mask_BR=learned_BR,
+        response_mask_BR=mask_BR if learn_B is None else mask_BR * (learn_B != 0)[:, None],
         old_logprobs_BR=old_logprobs_BR,
         ref_logprobs_BR=ref_logprobs_BR,
         advantages_BR=advantages_BR,

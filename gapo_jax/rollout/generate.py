@@ -56,8 +56,7 @@ def prompt_lengths(
     tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], system: str | None
 ) -> list[int]:
     """Return the length of each prompt in tokens, chat template included."""
-    texts = [chat_prompt(tokenizer, prompt, system) for prompt in prompts]
-    return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    return [len(chat_prompt(tokenizer, prompt, system).ids) for prompt in prompts]
 
 
 def prompt_width(

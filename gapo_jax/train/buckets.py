@@ -13,7 +13,7 @@ the device, and every width a second program.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import flax.struct
@@ -21,13 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gapo_jax.data.batching import bucket, length_sorted_batches
+from gapo_jax.data.batching import bucket
 
 Tree = TypeVar("Tree")
-
-# Widths are multiples of this many tokens; beyond _LONG tokens of a lane's 128, which kernels pad
-# to anyway.
-_UNIT, _LONG, _LANE = 8, 1024, 128
 
 
 class Bucketed(flax.struct.PyTreeNode):
@@ -37,33 +33,10 @@ class Bucketed(flax.struct.PyTreeNode):
     width: int = flax.struct.field(pytree_node=False)
 
 
-def bucket_widths(count: int, shortest: float, limit: int) -> tuple[int, ...]:
-    """Return at most `count` widths up to `limit`, ascending, each by a like factor above the one
-    before it and the first by that factor above `shortest`; () for one, where nothing is cut.
-
-    A batch of lengths that are spread evenly over their logarithm is then padded by like shares.
-    """
-    if count == 1:
-        return ()
-    unit = _UNIT if limit < _LONG else _LANE
-    sizes = (limit * (min(shortest, limit) / limit) ** (k / count) for k in range(count))
-    return tuple(sorted({min(limit, -(-round(size) // unit) * unit) for size in sizes}))
-
-
 def in_bucket(batch: Any, lengths_B: np.ndarray, widths: Sequence[int]) -> Any:
     """Return a batch for the narrowest bucket that holds rows of these lengths; as it is where
     there are no `widths`."""
     return Bucketed(batch, bucket(int(lengths_B.max()), widths)) if len(widths) else batch
-
-
-def like_lengths(
-    lengths_B: np.ndarray, size: int, group: int, seed: Sequence[int] | None
-) -> Iterator[np.ndarray]:
-    """Yield batches of `size` rows of like length, int64, `group` neighbours staying together (by
-    the longest of them): from short to long, or with a seed in random order, ties too."""
-    longest_A = lengths_B.reshape(-1, group).max(axis=1)
-    for chosen_A in length_sorted_batches(longest_A, size // group, seed):
-        yield (chosen_A[:, None] * group + np.arange(group)).reshape(-1)
 
 
 def take_rows(tree: Tree, rows: np.ndarray | slice) -> Tree:

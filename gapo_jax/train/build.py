@@ -18,7 +18,7 @@ from gapo_jax.config import Config, updates_per_round
 from gapo_jax.methods import asks_discriminator, has_critic, method_of, scores_with_average
 from gapo_jax.models import Decoder, DecoderConfig
 from gapo_jax.rollout.generate import SampleFn
-from gapo_jax.rollout.sampler import RESTRICTIONS, make_sampler
+from gapo_jax.rollout.sampler import RESTRICTIONS, make_sampler, restriction_warning
 from gapo_jax.sharding import ONE_DEVICE, Placement, make_mesh
 from gapo_jax.train.buckets import (
     accept_buckets,
@@ -199,7 +199,6 @@ def make_steps(
     widths: Sequence[int] = (),
 ) -> TrainSteps:
     """Bind the static parts of every step and jit it once; states are donated."""
-    place, disc_place = spec.place, discriminator_placement(config, spec.place)
     bound: dict[str, Any] = {"spec": spec, "config": config}
 
     def cut(batch: Any, width: int) -> Any:
@@ -210,45 +209,53 @@ def make_steps(
 
     def compiled(step: Callable[..., Any], restore: Any = None, **options: Any) -> Any:
         if not widths:
-            return jit_step(step, place=place, **options)
-        bucketed = jit_step(accept_buckets(step, cut, restore), place=place, **options)
+            return jit_step(step, place=spec.place, **options)
+        bucketed = jit_step(accept_buckets(step, cut, restore), place=spec.place, **options)
         return compile_all_widths(bucketed, widths)
 
+    score = functools.partial(score_rollout, spec=spec)
     policy = functools.partial(policy_step, **bound, optimizer=optimizers["policy"])
     critic = None
     if has_critic(config):
         update = functools.partial(critic_step, **bound, optimizer=optimizers["critic"])
         critic = compiled(update, donate=0, keep="network", rows=(1,))
-    disc = config.discriminator
-    disc_update = functools.partial(
-        disc_update_step,
-        discriminator=discriminator,
-        dropout=disc.dropout > 0,
-        frozen=frozen_parameters(config),
-        frozen_layers=disc.frozen_layers,
-        loss=disc.loss,
-        gradient_penalty=disc.gradient_penalty,
-        accumulate=disc.accumulate,
-        optimizer=optimizers["discriminator"],
-    )
-    disc_options: dict[str, Any] = {"place": disc_place, "embeddings_by_row": True}
     return TrainSteps(
         optimizers=optimizers,
-        score=compiled(
-            functools.partial(score_rollout, spec=spec), restore=uncut, keep="rows", rows=(1,)
-        ),
+        score=compiled(score, restore=uncut, keep="rows", rows=(1,)),
         policy=compiled(policy, donate=0, keep="network", rows=(1, 3)),
         critic=critic,
-        disc_score=jit_step(
-            functools.partial(disc_score_step, discriminator=discriminator),
-            rows=(1, 2, 3),
-            **disc_options,
-        ),
-        disc_update=jit_step(
-            disc_update, donate=0, keep="network", rows=(1,), whole=(2,), **disc_options
-        ),
         offline=make_offline_step(spec, config, optimizers["policy"]),
+        **_discriminator_steps(spec.place, discriminator, config, optimizers["discriminator"]),
     )
+
+
+def _discriminator_steps(
+    place: Placement,
+    discriminator: TextReader,
+    config: Config,
+    optimizer: optax.GradientTransformation,
+) -> dict[str, Any]:
+    """Return the steps of the discriminator, compiled for where it lives."""
+    settings = config.discriminator
+    options: dict[str, Any] = {
+        "place": discriminator_placement(config, place),
+    }
+    score = functools.partial(disc_score_step, discriminator=discriminator)
+    update = functools.partial(
+        disc_update_step,
+        discriminator=discriminator,
+        dropout=settings.dropout > 0,
+        frozen=frozen_parameters(config),
+        frozen_layers=settings.frozen_layers,
+        loss=settings.loss,
+        gradient_penalty=settings.gradient_penalty,
+        accumulate=settings.accumulate,
+        optimizer=optimizer,
+    )
+    return {
+        "disc_score": jit_step(score, rows=(1, 2, 3), **options),
+        "disc_update": jit_step(update, donate=0, keep="network", rows=(1,), whole=(2,), **options),
+    }
 
 
 def build_models(config: Config, place: Placement | None = None) -> Models:
@@ -281,6 +288,9 @@ def assemble_models(
     """
     decoding = place.regrouped(config.mesh.sampling_tensor)
     warn_of_whole_batches(config, place, decoding)
+    restrictions = config.sampling.top_k, config.sampling.top_p, config.sampling.min_p
+    if method_of(config).loop == "online" and (warning := restriction_warning(*restrictions)):
+        log.warning("%s", warning)
     decoder, ref_params, tokenizer = generator
     decoder = Decoder(
         dataclasses.replace(

@@ -15,6 +15,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from gapo_jax.losses import chunked_logprobs
 from gapo_jax.models import (
@@ -76,7 +77,9 @@ def _apply(module: nn.Module, params: Params, *args: Any, method: str = "__call_
     return module.apply({"params": params}, *args, method=method)
 
 
-def frozen_hidden(spec: PolicySpec, ref_params: Params, tokens_BT, mask_BT) -> jax.Array:
+def frozen_hidden(
+    spec: PolicySpec, ref_params: Params, tokens_BT: Int[Array, "B T"], mask_BT: Int[Array, "B T"]
+) -> Float[Array, "B T D"]:
     """Return the output [B, T, D] of embedding and frozen layers."""
     positions_BT = positions_of(mask_BT)
     decoder = Decoder(spec.config)
@@ -91,8 +94,12 @@ def frozen_hidden(spec: PolicySpec, ref_params: Params, tokens_BT, mask_BT) -> j
 
 
 def upper_hidden(
-    spec: PolicySpec, params: Params, frozen_hidden_BTD, mask_BT, length: int
-) -> jax.Array:
+    spec: PolicySpec,
+    params: Params,
+    frozen_hidden_BTD: Float[Array, "B T D"],
+    mask_BT: Int[Array, "B T"],
+    length: int,
+) -> Float[Array, "B R D"]:
     """Return the final hidden states [B, R, D] that predict the last `length` columns.
 
     `params` holds `layers` (those from `spec.first_trainable_layer` on), `final_norm` and, if the
@@ -110,8 +117,12 @@ def upper_hidden(
 
 
 def response_hidden(
-    spec: PolicySpec, ref_params: Params, trained: Params, rollout: Rollout, frozen_hidden_BTD=None
-) -> jax.Array:
+    spec: PolicySpec,
+    ref_params: Params,
+    trained: Params,
+    rollout: Rollout,
+    frozen_hidden_BTD: Float[Array, "B T D"] | None = None,
+) -> Float[Array, "B R D"]:
     """Return the final hidden states [B, R, D] of the policy on a rollout."""
     policy = policy_part(spec, ref_params, trained)
     if "embed" in policy:
@@ -127,9 +138,9 @@ def response_logprobs(
     ref_params: Params,
     trained: Params,
     rollout: Rollout,
-    frozen_hidden_BTD=None,
+    frozen_hidden_BTD: Float[Array, "B T D"] | None = None,
     with_entropy: bool = False,
-) -> tuple[jax.Array, jax.Array | None, jax.Array]:
+) -> tuple[Float[Array, "B R"], Float[Array, "B R"] | None, Float[Array, "B R D"]]:
     """Return (log-probs [B, R], entropy [B, R] or None, hidden [B, R, D]) of the responses; the
     former two are 0 in padding."""
     hidden_BRD = response_hidden(spec, ref_params, trained, rollout, frozen_hidden_BTD)
@@ -174,8 +185,12 @@ def reference_part(spec: PolicySpec, ref_params: Params) -> Params:
 
 
 def critic_values(
-    spec: PolicySpec, critic: Params, rollout: Rollout, features_BRD=None, frozen_hidden_BTD=None
-) -> jax.Array:
+    spec: PolicySpec,
+    critic: Params,
+    rollout: Rollout,
+    features_BRD: Float[Array, "B R D"] | None = None,
+    frozen_hidden_BTD: Float[Array, "B T D"] | None = None,
+) -> Float[Array, "B R"]:
     """Return values [B, R] float32: V of the prefix that ends just before each response token.
 
     Causal in every form: the hidden state that predicts token r has seen the prompt and the
@@ -191,6 +206,7 @@ def critic_values(
     KL pass computes them) and, unlike the policy's, do not move under the head.
     """
     if spec.critic == "decoder":
+        assert frozen_hidden_BTD is not None, "a decoder critic reads the frozen layers' output"
         length = rollout.response_mask_BR.shape[1]
         features_BRD = upper_hidden(
             spec, critic["trunk"], frozen_hidden_BTD, rollout.mask_BT, length

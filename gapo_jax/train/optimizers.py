@@ -96,8 +96,7 @@ def freeze_rows(pattern: str, rows: int) -> optax.GradientTransformation:
     layers of a stack. optax freezes whole leaves only, and weight decay would move these rows even
     without a gradient."""
 
-    def update(updates: Params, params: Params | None = None) -> Params:
-        del params
+    def update(updates: Any, _: Any) -> Any:
         return jax.tree.map(
             lambda stands, leaf: leaf.at[:rows].set(0) if stands else leaf,
             frozen_mask(updates, pattern),

@@ -27,7 +27,7 @@ from typing import Any
 
 import jax
 from jax._src import distributed
-from jax._src.lib import _jax
+from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage]
 
 # Longer values are cut: the service sends no heartbeats while it handles a very long one.
 _VALUE_BYTES = 1 << 22

@@ -17,6 +17,7 @@ from gapo_jax import models as networks
 from gapo_jax.compilation import encoder_layers_to_unroll
 from gapo_jax.config import Config
 from gapo_jax.data import weights
+from gapo_jax.data.chat import stop_ids
 from gapo_jax.data.tokenizer import check_vocabulary, load_tokenizer
 from gapo_jax.models import (
     Decoder,
@@ -55,7 +56,9 @@ def load_generator(name: str, seed: int, place: Placement = ONE_DEVICE) -> Loade
         return decoder, params, tokenizer
     tokenizer, _, _ = tokenizer_and_shape(source(name))
     decoder, params = networks.load_decoder(source(name), put=place.put)
-    return decoder, params, tokenizer
+    stops = stop_ids(tokenizer, decoder.config.eos_ids)
+    config = dataclasses.replace(decoder.config, eos_ids=stops)
+    return decoder.clone(config=config), params, tokenizer
 
 
 def tokenizer_and_shape(

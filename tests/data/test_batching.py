@@ -64,7 +64,7 @@ def test_widths_are_few_and_grow_by_equal_factors():
     assert batching.bucket_widths(1, 10, 100) == ()
     assert batching.bucket_widths(3, 16, 128) == (32, 64, 128)
     assert batching.bucket_widths(2, 500, 2048) == (1024, 2048)  # whole lanes
-    assert batching.text_widths(96) == (36, 48, 64, 96)
+    assert batching.text_buckets(96) == (36, 48, 64, 96)
     assert [batching.round_up(n, 20) for n in (1, 8, 9, 17, 20)] == [8, 8, 16, 20, 20]
 
 

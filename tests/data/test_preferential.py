@@ -8,7 +8,7 @@ import pytest
 from by_path import load
 
 from gapo_jax import constraints
-from gapo_jax.data import preferential
+from gapo_jax.data import groups, preferential, prompts
 from gapo_jax.data.cycles import KINDS
 from gapo_jax.data.edits import EDITABLE, rule_edit, sentences
 from gapo_jax.data.groups import compatible
@@ -179,7 +179,7 @@ def test_hindsight_holds_and_uses_each_type_once():
     rng = np.random.default_rng(0)
     type_ids = constraints.resolve(TYPES)
     for _, response in ROWS:
-        found = preferential.hindsight(response, type_ids, rng, words=["kettle", "garden"])
+        found = groups.hindsight(response, type_ids, rng, words=["kettle", "garden"])
         assert all(_verdicts(found, response))
         assert len({c.id for c in found}) == len(found) >= 3
 
@@ -215,10 +215,10 @@ def test_edits_drop_an_unfinished_sentence_and_markers():
 
 
 def test_prompts_are_balanced_feasible_and_reproducible():
-    rows = preferential.make_prompts(
+    rows = prompts.make_prompts(
         tasks("heldout_phrasings"), TYPES, 150, np.random.default_rng(0), "heldout", 2, max_words=35
     )
-    assert rows == preferential.make_prompts(
+    assert rows == prompts.make_prompts(
         tasks("heldout_phrasings"), TYPES, 150, np.random.default_rng(0), "heldout", 2, max_words=35
     )
     assert len({row.key for row in rows}) == len({row.prompt for row in rows}) == 150
@@ -245,4 +245,4 @@ def test_infeasible_combinations_are_refused():
     avoid = Constraint("keywords:forbidden_words", {"forbidden_words": ["tea", "cup"]})
     assert not compatible((have, avoid)) and not compatible((have, have))
     with pytest.raises(ValueError, match="needs 1 of each"):
-        preferential.make_prompts([], TYPES, 3, np.random.default_rng(0))
+        prompts.make_prompts([], TYPES, 3, np.random.default_rng(0))

@@ -148,13 +148,12 @@ def test_the_marked_example_is_what_the_mask_says():
     tokenizer = character_tokenizer()
     turns = [Segment("user", "Say hi.", False), Segment("assistant", "Hi.", True)]
     ids, mask = encode(turns, tokenizer)
-    text = tokenizer.apply_chat_template(
-        [{"role": turn.role, "content": turn.text} for turn in turns], tokenize=False
-    )
-    assert tokenizer.decode(ids) == text
+    # As in training: the prompt that a sampler continues, the answer, and the token that ends it.
+    prompt = chat_prompt(tokenizer, "Say hi.")
+    assert tokenizer.decode(ids) == prompt + "Hi.</s>"
     trained = [i for i, m in zip(ids, mask, strict=True) if m]
-    assert tokenizer.decode(trained) == "Hi.\n"
-    assert marked(ids, mask, tokenizer) == text.replace("Hi.\n", f"{MARKS[0]}Hi.\n{MARKS[1]}")
+    assert tokenizer.decode(trained) == "Hi.</s>"
+    assert marked(ids, mask, tokenizer) == f"{prompt}{MARKS[0]}Hi.</s>{MARKS[1]}"
     tokenizer.chat_template = None
     ids, mask = encode(turns, tokenizer)
     assert ids == tokenizer("Say hi.Hi.")["input_ids"] + [tokenizer.eos_token_id]
@@ -243,7 +242,8 @@ def test_csv_cells_hold_lists_and_labels(tmp_path):
         ("r.parquet", b"PAR1 torn", "not a whole Parquet file"),
         ("r.json", b'{"a": 1}\n{"a": 2}', r"not valid JSON .*is \.jsonl"),
         ("r.json", b'{"a": 1}', "wanted a JSON list of rows, got dict"),
-        ("r.csv", b"\xff\xfea\0,\0b\0\n\x001\0", "r.csv: its first line is no header in UTF-8"),
+        ("r.csv", b"\xfaa,b\n1,2\n", "r.csv: its first line is no header in UTF-8"),
+        ("r.csv", b"\xff\xfea\0,\0b\0\n\x001", "r.csv: not valid UTF-16"),
         ("r.txt", b"hello", "wanted a file that ends in one of"),
     ],
 )
@@ -321,23 +321,16 @@ def test_a_mixture_is_a_function_of_seed_epoch_and_index():
     assert counts == {0: 1024, 1: 512, 2: 512}  # the weights, exactly
     again = Mixture([100, 50, 2000], [2, 1, 1], seed=5)
     for index in (2047, 3, 1024, 0):
-        assert again.at(4, index) == tuple(whole[index])
+        np.testing.assert_array_equal(again.rows(4, [index])[0], whole[index])
     for source, size in enumerate(mixture.sizes):  # no row a second time before all came once
         rows = whole[whole[:, 0] == source][:, 1]
         assert len(set(rows[:size].tolist())) == min(size, len(rows))
     assert (Mixture([100, 50, 2000], [2, 1, 1], seed=6).rows(4, np.arange(2048)) != whole).any()
 
 
-def test_processes_share_an_epoch_without_overlap():
-    mixture = Mixture([33, 20], seed=1)
-    shards = [mixture.shard(0, process, 4) for process in range(4)]
-    assert [len(shard) for shard in shards] == [13] * 4
-    places = np.stack(shards, axis=1).reshape(-1, 2)
-    np.testing.assert_array_equal(places, mixture.rows(0, np.arange(52)))
+def test_a_mixture_wants_rows_and_weights():
     for sizes, weights in (([], None), ([3, 0], None), ([3, 3], [1]), ([3, 3], [1, 0])):
         with pytest.raises(ValueError, match="a mixture wants"):
             Mixture(sizes, weights)
     with pytest.raises(ValueError, match="below 1/1024"):
         Mixture([3, 3], [1, 10_000])
-    with pytest.raises(ValueError, match="wanted a process of 0 to 1"):
-        mixture.shard(0, 2, 2)

@@ -5,8 +5,13 @@ import re
 
 import pytest
 
-from gapo_jax.data.tasks import HELDOUT_TEMPLATES, TRAIN_TEMPLATES, tasks
-from gapo_jax.data.topics import HELDOUT_TOPICS, TRAIN_TOPICS
+from gapo_jax.data.tasks import (
+    HELDOUT_TEMPLATES,
+    HELDOUT_TOPICS,
+    TRAIN_TEMPLATES,
+    TRAIN_TOPICS,
+    tasks,
+)
 
 
 def test_sizes():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import unicodedata
 
@@ -217,3 +218,36 @@ def test_words_of_prompts_are_whole_and_shapes_obey_their_constraints():
     pieces = judge.tokenize("Write a short note about tea, <<tea>> bread.")
     assert "short" in pieces and "bread" in pieces
     assert not any(piece.startswith("##") for piece in pieces)
+
+
+def test_code_of_a_tokenizer_is_neither_run_nor_asked_for(tmp_path, monkeypatch):
+    character_tokenizer().save_pretrained(tmp_path)
+    marker = tmp_path / "run"
+    code = f"open({str(marker)!r}, 'w')\nclass T: pass\n"
+    (tmp_path / "tokenization_own.py").write_text(code)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    settings |= {
+        "tokenizer_class": "T",
+        "auto_map": {"AutoTokenizer": [None, "tokenization_own.T"]},
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "tokenization_own.T"}})
+    )
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    tokenizer = load_tokenizer(tmp_path)  # its tokenizer.json says all
+    assert tokenizer("ab")["input_ids"] == character_tokenizer()("ab")["input_ids"]
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "vocab.json").write_text("{}")
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_tokenizer(tmp_path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"model": 3}', "\0" * 9])
+def test_a_garbled_tokenizer_is_named_in_one_line(tmp_path, text):
+    character_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(ValueError, match="tokenizer in .*cannot be read") as caught:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(caught.value)

@@ -19,7 +19,6 @@ from gapo_jax.data.tiny_tokenizer import character_tokenizer
 from gapo_jax.data.tokenizer import chat_prompt, load_tokenizer
 from gapo_jax.models import Decoder, DecoderConfig, Encoder, EncoderConfig
 from gapo_jax.models.hf import parameter_map
-from gapo_jax.models.hf.files import SafetensorsSource
 from gapo_jax.models.hf.load import load_decoder, load_encoder
 from gapo_jax.models.hf.save import save_hf
 
@@ -217,26 +216,6 @@ def test_unknown_architecture_fails_before_the_weights(folder):
         load_encoder(folder)
 
 
-def test_vocabulary_larger_than_the_embedding(folder):
-    raw = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(raw | {"vocab_size": 90}))
-    with pytest.raises(ValueError, match="Wanted token ids below vocab_size 90"):
-        load_decoder(folder)
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [("vocab.txt", "a\n" * 111), ("vocab.json", '{"a": 1, "b": 110}')]
-    + [("added_tokens.json", '{"<x>": 110}')],
-)
-def test_a_vocabulary_in_older_files_is_checked_too(folder, monkeypatch, name, text):
-    (folder / "tokenizer.json").unlink()
-    (folder / name).write_text(text)
-    monkeypatch.setattr(SafetensorsSource, "__init__", lambda *_: pytest.fail("read"))
-    with pytest.raises(ValueError, match=f"below vocab_size 110 .*, got id 110 in {name}"):
-        load_decoder(folder)
-
-
 def test_inspecting_a_source_tells_the_dtype_of_its_weights(tmp_path, params):
     for dtype in ("float32", "bfloat16", "float16"):
         folder = save_hf(Decoder(CONFIG), params, tmp_path / dtype, dtype=dtype)
@@ -354,7 +333,7 @@ def test_a_reward_model_out_of_gguf_places_what_it_keeps(tmp_path):
     path = write_gguf(tmp_path / "m.gguf", whole, config=config)
     placed = {}
     module, params = models.load_reward_model(
-        path, put=lambda name, leaf: placed.setdefault(name, leaf)
+        path, put=lambda name, leaf: placed.setdefault(name, leaf), seed=0
     )
     assert module.config == config
     flat = dict(parameter_map.flatten(params))

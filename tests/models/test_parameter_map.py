@@ -31,11 +31,15 @@ ENCODER = EncoderConfig(vocab_size=40, num_layers=2, d_model=12, num_heads=3, d_
 class Tensors(dict):
     """A dictionary of arrays as a `TensorSource`; counts the reads."""
 
-    reads = 0
+    reads, dtype_of = 0, {}
 
     @property
     def shapes(self):
         return {name: array.shape for name, array in self.items()}
+
+    @property
+    def dtypes(self):
+        return {name: self.dtype_of.get(name, "F32") for name in self}
 
     def read(self, name):
         self.reads += 1

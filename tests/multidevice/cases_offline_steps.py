@@ -24,11 +24,13 @@ from small_steps import (
     weights,
 )
 
-from gapo_jax.config import OFFLINE_METHODS
+from gapo_jax.methods import METHODS as REGISTRY
 from gapo_jax.train.offline.steps import OfflineBatch, make_offline_step
 from gapo_jax.train.state import TrainState
 
-METHODS = tuple(method for method in OFFLINE_METHODS if method != "discriminator")
+METHODS = tuple(
+    name for name, m in REGISTRY.items() if m.loop == "offline" and m.trains == "policy"
+)
 
 
 def updates(method: str, sizes) -> tuple:
@@ -38,9 +40,10 @@ def updates(method: str, sizes) -> tuple:
     base, policy = place.params(weights()[0]), network(place, policy_start(method))
     batch = OfflineBatch(
         rows=rollout(rng),
-        other=rollout(rng) if method in ("kto", "inverse_q") else None,
-        rewards_N=rng.normal(size=ROWS).astype(np.float32) if method == "rpo" else None,
-        ref_N=rng.normal(size=ROWS).astype(np.float32) if method == "sgpo" else None,
+        mismatched=rollout(rng) if method == "kto" else None,
+        condition=rollout(rng) if method == "inverse_q" else None,
+        rewards_B=rng.normal(size=ROWS).astype(np.float32) if method == "rpo" else None,
+        ref_B=rng.normal(size=ROWS).astype(np.float32) if method == "sgpo" else None,
     )
     found = []
     for _ in range(3):

@@ -30,7 +30,7 @@ from small_steps import (
 )
 
 from gapo_jax.compilation import CompileCounter
-from gapo_jax.config import ONLINE_METHODS
+from gapo_jax.methods import METHODS as REGISTRY
 from gapo_jax.models import Decoder
 from gapo_jax.rollout.sampler import make_sampler
 from gapo_jax.train.buckets import Bucketed, accept_buckets, compile_all_widths, cut_rows
@@ -40,7 +40,8 @@ from gapo_jax.train.forward import PolicyNetworks, RolloutLogprobs
 from gapo_jax.train.online.steps import CriticBatch, PolicyBatch
 from gapo_jax.types import Experience
 
-METHODS = tuple(method for method in ONLINE_METHODS if method != "gapo")  # its policy step is PPO's
+# The policy step of gapo is PPO's.
+METHODS = tuple(n for n, m in REGISTRY.items() if m.loop == "online" and not m.adversarial)
 # A step of 0.1 overshoots with the gradients of the discriminator, which multiplies the rounding of
 # float32 (in the third update one device and eight are off by 1e-4, each to its side of float64).
 OPTIMIZERS = {"policy": OPTIMIZER, "critic": OPTIMIZER, "discriminator": optax.sgd(0.02)}

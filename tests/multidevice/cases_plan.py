@@ -16,7 +16,7 @@ from gapo_jax.plan.steps import planned_steps
 
 @pytest.fixture(scope="module")
 def planned():
-    config = presets.tiny_rounds("gapo")
+    config = presets.tiny("gapo")
     config.model.trainable_layers, config.model.critic = 0, "decoder"
     config.model.dtype, config.model.remat = "bfloat16", "full"
     config.ppo.logprob_chunk = 64  # so that the logits take several turns of a loop
@@ -83,7 +83,7 @@ def test_the_policy_step_updates_in_place_and_gathers_weights_in_bfloat16(planne
 
 
 def test_where_a_step_does_not_fit_a_change_that_helps_is_compiled(tmp_path) -> None:
-    config = presets.tiny_rounds("gapo")
+    config = presets.tiny("gapo")
     config.model.discriminator, config.discriminator.max_tokens = "random:words", 64
     config.model.remat = "full"
     config.mesh.data, config.mesh.fsdp = 1, -1
@@ -106,7 +106,7 @@ def test_where_a_step_does_not_fit_a_change_that_helps_is_compiled(tmp_path) -> 
 
 
 def test_changes_build_on_each_other() -> None:
-    config = presets.tiny_rounds("gapo")
+    config = presets.tiny("gapo")
     config.model.critic, config.mesh.tensor = "decoder", 2
     flags = [flag for flag, _ in planning.changes(config, ["policy_step", "decode"])]
     start = "--config.sampling.batch_size=8 --config.model.remat=full"

@@ -6,6 +6,7 @@ Texts are longer than the windows, with padding on the left and on the right.
 from __future__ import annotations
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,14 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from gapo_jax.data.tiny_tokenizer import character_tokenizer
-from gapo_jax.models import Decoder, generation, load_decoder, load_reward_model, save_hf
+from gapo_jax.models import (
+    Decoder,
+    generation,
+    inspect,
+    load_decoder,
+    load_reward_model,
+    save_hf,
+)
 from gapo_jax.models.hf import parameter_map
 from gapo_jax.rollout.sampler import make_sampler
 
@@ -161,6 +169,27 @@ def test_sharded_torch_folder_in_bfloat16(tmp_path):
     np.testing.assert_allclose(got[mask_BT > 0], want[mask_BT > 0], atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.parametrize("case", ["llama", "gpt2"])
+def test_a_tied_config_with_another_output_matrix_in_the_file(case, tmp_path):
+    """transformers 5 reads the matrix of the file, with a warning, and so do we."""
+    model = tiny_decoder(case, tie_word_embeddings=False)
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": True}))
+    tokens_BT, mask_BT = padded_batch(120, "left")
+    want = torch_logits(_load_torch(tmp_path), tokens_BT, mask_BT)
+    with pytest.warns(UserWarning, match="has a lm_head.weight that differs from .*transformers"):
+        decoder, params = load_decoder(tmp_path)
+    got = np.asarray(compiled(decoder.apply)({"params": params}, tokens_BT, mask_BT))
+    np.testing.assert_allclose(got[mask_BT > 0], want[mask_BT > 0], atol=TOLERANCE, rtol=0)
+    assert np.abs(torch_logits(model, tokens_BT, mask_BT) - want).max() < TOLERANCE
+    with pytest.warns(UserWarning):
+        assert inspect(tmp_path)[0] == decoder.config and not decoder.config.tie_embeddings
+    # Exported, the config says what the file holds.
+    exported = save_hf(decoder, params, tmp_path / "exported")
+    assert load_decoder(exported)[0].config == decoder.config
+
+
 @pytest.mark.parametrize("case", ["llama", "gemma2"])
 def test_greedy_text_of_the_export(case, tmp_path):
     tiny_decoder(case).save_pretrained(tmp_path / "source")
@@ -200,7 +229,7 @@ def test_reward_models_are_sequence_classifiers(case, tmp_path):
 
 def test_a_reward_model_from_a_language_model_has_a_fresh_head(tmp_path):
     tiny_decoder("llama, untied, multi-head").save_pretrained(tmp_path)
-    (module, params), (_, again) = load_reward_model(tmp_path), load_reward_model(tmp_path)
+    (module, params), (_, again) = (load_reward_model(tmp_path, seed=0) for _ in range(2))
     _, other = load_reward_model(tmp_path, seed=1)
     head = params["head"]["out"]["kernel"]
     assert head.shape == (32, 1) and 0.01 < head.std() < 0.03

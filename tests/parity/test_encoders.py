@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import logging
 import shutil
@@ -21,6 +22,7 @@ from transformers import AutoModelForSequenceClassification, dynamic_module_util
 
 from gapo_jax.models import (
     Discriminator,
+    Encoder,
     load_discriminator,
     load_encoder,
     network_of,
@@ -81,6 +83,9 @@ def case(request, tmp_path_factory):
     model = classifier(family)
     model.save_pretrained(folder)
     encoder, encoder_params = load_encoder(folder)
+    assert ("pooler" in encoder_params) == encoder.config.pooler == (family == "bert")
+    encoder_params.pop("pooler", None)
+    encoder = Encoder(dataclasses.replace(encoder.config, pooler=False))
     module = Discriminator(encoder.config, "hf")
     arch = parameter_map.classifier_of(encoder.config)
     params = parameter_map.import_params(arch, encoder.config, SafetensorsSource(folder))
@@ -88,7 +93,7 @@ def case(request, tmp_path_factory):
 
     def loss(params, *batch):
         hidden_BTD = encoder.apply({"params": params["encoder"]}, *batch)
-        logits_B = module.apply({"params": params}, hidden_BTD, batch[1], method="judge")
+        logits_B = module.apply({"params": params}, hidden_BTD, batch[1], method="score_hidden")
         loss = (hidden_BTD * weights_BTD * batch[1][..., None]).sum() + logits_B.sum()
         return loss, (hidden_BTD, logits_B)
 
@@ -158,7 +163,7 @@ def test_export_is_bit_identical_and_loads(case, tmp_path):
         want, got = (_theirs(model.eval(), batch)[1] for model in (case.model, again))
     np.testing.assert_allclose(got, want, atol=1e-6, rtol=0)
     encoder, params = load_encoder(exported)
-    assert encoder.config == case.encoder.config
+    assert dataclasses.replace(encoder.config, pooler=False) == case.encoder.config
     _comes_back(exported, case.module, case.params)
 
 

@@ -181,6 +181,18 @@ def test_matrices_that_the_family_keeps_joined(family, tmp_path):
         ({"peft_type": "IA3"}, "type LORA, got 'IA3'"),
         ({"use_dora": True}, "use_dora=True"),
         ({"bias": "all"}, "bias='all'"),
+        # PEFT subtracts these from the base when it loads them.
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
+        ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights='pissa_niter_16'"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights='olora'"),
+        ({"use_qalora": True}, "use_qalora=True"),
+        ({"megatron_config": {"a": 1}}, "megatron_config="),
+        # What a later PEFT may add.
+        ({"rotates": {"by": 2}}, r"rotates=\{'by': 2\}"),
+        ({"r": "4"}, "numbers above 0 as r in .*got '4'"),
+        ({"lora_alpha": None}, "numbers above 0 as lora_alpha"),
+        ({"rank_pattern": [3]}, r"numbers above 0 as rank_pattern in .*got \[3\]"),
+        ({"alpha_pattern": {"q_proj": 0}}, "numbers above 0 as alpha_pattern"),
     ],
 )
 def test_other_kinds_of_adapters_are_refused(llama, change, wanted, tmp_path):
@@ -190,6 +202,32 @@ def test_other_kinds_of_adapters_are_refused(llama, change, wanted, tmp_path):
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match=wanted):
+        load_adapter(tmp_path, decoder)
+
+
+def test_options_that_change_nothing_are_accepted(llama, tmp_path):
+    """What PEFT itself writes by default, and what a later one may write switched off."""
+    _, decoder, params, _ = llama
+    adapters = init_adapters(jax.random.key(0), params["layers"], rank=2, alpha=2, targets=("q",))
+    save_adapter(decoder, adapters, tmp_path)
+    path = tmp_path / "adapter_config.json"
+    written = json.loads(path.read_text())
+    defaults = peft.LoraConfig(r=2, lora_alpha=2).to_dict() | written
+    defaults |= {"rotates": False, "peft_version": "1.0", "lora_dropout": 0.3}
+    path.write_text(json.dumps(defaults, default=list))
+    for start in (True, False, "gaussian", "eva", "orthogonal"):
+        path.write_text(json.dumps(defaults | {"init_lora_weights": start}, default=list))
+        again, _ = load_adapter(tmp_path, decoder)
+        jax.tree.map(np.testing.assert_array_equal, again, adapters)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", ""])
+def test_a_garbled_adapter_config_is_named(llama, text, tmp_path):
+    _, decoder, params, _ = llama
+    adapters = init_adapters(jax.random.key(0), params["layers"], rank=2, alpha=2, targets=("q",))
+    save_adapter(decoder, adapters, tmp_path)
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(ValueError, match=f"{tmp_path}/adapter_config.json"):
         load_adapter(tmp_path, decoder)
 
 

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from gapo_jax.data.tiny_tokenizer import wordpiece_tokenizer
-from gapo_jax.models import Discriminator, load_encoder, save_hf
+from gapo_jax.models import Discriminator, inspect, load_encoder, save_hf
 
 TOLERANCE = 1e-4
 
@@ -40,14 +40,26 @@ def test_bert_in_and_out(tmp_path):
     exported = save_hf(encoder, params, tmp_path / "exported")
     source = load_file(tmp_path / "source" / "model.safetensors")
     stored = load_file(exported / "model.safetensors")
-    assert source.keys() - stored.keys() == {"pooler.dense.weight", "pooler.dense.bias"}
+    # Nothing here computes the pooler; it is carried along.
+    assert source.keys() == stored.keys() >= {"pooler.dense.weight", "pooler.dense.bias"}
     assert all(np.array_equal(stored[name], source[name]) for name in stored)
-    again, info = AutoModel.from_pretrained(
-        exported, add_pooling_layer=False, output_loading_info=True
-    )
+    assert "from_pretrained(folder)" in (exported / "README.md").read_text()
+    again, info = AutoModel.from_pretrained(exported, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    hidden = _bert_hidden(again.eval(), tokens_BT, mask_BT, type_ids_BT).last_hidden_state
-    assert np.array_equal(hidden.numpy(), want)
+    theirs_again = _bert_hidden(again.eval(), tokens_BT, mask_BT, type_ids_BT)
+    assert np.array_equal(theirs_again.last_hidden_state.numpy(), want)
+
+
+def test_bert_without_a_pooler(tmp_path):
+    """As MiniLM's heirs and older exports are."""
+    theirs = tiny_bert()
+    theirs.pooler = None
+    theirs.save_pretrained(tmp_path / "source")
+    encoder, params = load_encoder(tmp_path / "source")
+    assert not encoder.config.pooler and "pooler" not in params
+    exported = save_hf(encoder, params, tmp_path / "exported")
+    assert "add_pooling_layer=False" in (exported / "README.md").read_text()
+    assert inspect(exported)[0] == encoder.config
 
 
 def _discriminator(tmp_path, pooling, hidden_dim):

@@ -6,15 +6,15 @@ import pytest
 from by_path import ROOT, load
 
 from gapo_jax.config import change, finalize, lookup
-from gapo_jax.config.presets import tiny_rounds
+from gapo_jax.config.presets import tiny
 from gapo_jax.models import Decoder, DecoderConfig
 
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 # (file, preset) that the default suite plays; the others take a path that one of these takes too,
 # with a loss that is tested by itself, and are slow.
 QUICK = [
-    ("discriminator_tiny", ""), ("dpo_tiny", ""), ("grpo_tiny", ""), ("inverse_q_tiny", ""),
-    ("ppo_tiny", ""), ("rpo_tiny", "discriminator"), ("sgpo_tiny", ""),
+    ("discriminator", "tiny"), ("dpo", "tiny"), ("grpo", "tiny"), ("inverse_q", "tiny"),
+    ("ppo", "tiny"), ("rpo", "tiny,discriminator"), ("sgpo", "tiny"),
 ]  # fmt: skip
 _SIZES = """model.generator model.discriminator model.trainable_layers data.types
     data.system_prompt data.max_prompt_tokens data.bootstrap_responses data.pairs
@@ -30,13 +30,19 @@ def _module(name):
 
 
 def _presets(name):
-    return ("", *getattr(_module(name), "PRESETS", ()))
+    """Every preset once: the variants of a method at the size of `tiny`."""
+    module = _module(name)
+    presets, variants = getattr(module, "PRESETS", ()), getattr(module, "VARIANTS", ())
+    kept = [preset for preset in presets if preset not in variants]
+    return ("", *kept, *(f"tiny,{variant}" for variant in variants))
 
 
 def smallest(name, preset=""):
     """Return a configuration with two rounds of one or two updates on the tiny networks."""
-    config = _module(name).get_config(preset)
-    small = tiny_rounds(config.method)
+    module = _module(name)
+    config = module.get_config(preset)
+    sized = "tiny" in getattr(module, "PRESETS", ())
+    small = module.get_config("tiny") if sized else tiny(config.method)
     change(config, {path: lookup(small, path) for path in _SIZES})
     if config.model.train_embeddings:  # below all layers, so none of them can stand still
         config.model.trainable_layers = 0
@@ -44,8 +50,8 @@ def smallest(name, preset=""):
     config.offline.optim.warmup_steps = config.ppo.optim.warmup_steps = 0
     config.data.prompts = config.eval.prompts_per_set = 16
     # Batches of two widths in one run of either kind.
-    config.ppo.length_buckets = 2 if name == "grpo_tiny" else 1
-    config.offline.length_buckets = 2 if name == "orpo_tiny" else 1
+    config.ppo.length_buckets = 2 if (name, preset) == ("grpo", "tiny") else 1
+    config.offline.length_buckets = 2 if (name, preset) == ("orpo", "tiny") else 1
     disc = config.discriminator
     # The rate of the first update is 0: the warm-up, which is not played here, starts there.
     disc.updates_per_round = min(2, disc.updates_per_round)

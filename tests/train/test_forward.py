@@ -164,5 +164,5 @@ def test_split_and_merge_are_inverse(base):
     for first in (0, 2):
         merged = merge_trainable(base, split_trainable(base, first, True), first)
         jax.tree.map(np.testing.assert_array_equal, merged, dict(base))
-    spec = dataclasses.replace(_spec(), first=2)
+    spec = dataclasses.replace(_spec(), first_trainable_layer=2)
     assert jax.tree.leaves(forward.reference_part(spec, base)["layers"])[0].shape[0] == 1

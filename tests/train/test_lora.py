@@ -261,7 +261,10 @@ def test_adapters_that_cannot_be_are_refused(base, lora, wanted):
     ("change", "wanted"),
     [
         ({"lora.targets": ("mlp/(up",)}, "config.lora.targets must be a regular expression"),
-        ({"model.freeze": "a["}, "config.model.freeze must be a regular expression"),
+        (
+            {"model.freeze": "a[", "lora.rank": 0},
+            "config.model.freeze must be a regular expression",
+        ),
         ({"model.freeze": "mlp"}, "config.model.freeze='mlp' has no meaning"),
         ({"model.train_embeddings": True}, "config.model.train_embeddings=True has no meaning"),
         ({"lora.targets": ()}, "config.lora.targets is empty"),

@@ -69,25 +69,27 @@ def make_prompts(
 
 
 def make_experience(args: argparse.Namespace, vocab_size: int, samples: int = 0) -> Experience:
-    """Return random experience in the layout of training: full responses to `make_prompts`,
-    `samples` (or else `--samples`) to each."""
+    """Return random experience in the layout of training, as numpy arrays.
+
+    Each of the `make_prompts` has `samples` (or else `--samples`) full responses.
+    """
     samples = samples or args.samples
     tokens_BP, mask_BP = (np.repeat(x, samples, 0) for x in make_prompts(args, vocab_size))
     rng = np.random.default_rng(args.seed + 1)
     shape = (tokens_BP.shape[0], args.new_tokens)
     response_BR = rng.integers(3, vocab_size, shape).astype(np.int32)
     ones_BR = np.ones(shape, np.int32)
-    numbers = {
+    arrays: dict[str, Any] = {
         name: rng.normal(size=shape).astype(np.float32)
         for name in ("ref_logprobs_BR", "values_BR", "advantages_BR", "returns_BR")
     }
-    return Experience(
-        tokens_BT=np.concatenate([tokens_BP, response_BR], axis=1),
-        mask_BT=np.concatenate([mask_BP, ones_BR], axis=1),
-        response_mask_BR=ones_BR,
-        old_logprobs_BR=np.full(shape, -10.0, np.float32),
-        **numbers,
-    )
+    arrays |= {
+        "tokens_BT": np.concatenate([tokens_BP, response_BR], axis=1),
+        "mask_BT": np.concatenate([mask_BP, ones_BR], axis=1),
+        "response_mask_BR": ones_BR,
+        "old_logprobs_BR": np.full(shape, -10.0, np.float32),
+    }
+    return Experience(**arrays)
 
 
 def spread(seconds: list[float]) -> dict[str, float]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from gapo_jax.cli.benchmarks.common import LEARNING_RATE, TEMPERATURE
 from gapo_jax.config import Config
+from gapo_jax.methods import method_of
 from gapo_jax.models import Decoder, save_hf
 
 
@@ -28,7 +29,7 @@ class TorchReference:
         self.torch = torch
         with tempfile.TemporaryDirectory() as folder:
             save_hf(decoder, params, folder)
-            self.model = transformers.AutoModelForCausalLM.from_pretrained(
+            self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(
                 folder, dtype=getattr(torch, dtype)
             )
 
@@ -122,7 +123,7 @@ class TorchReference:
         torch = self.torch
         tokens, mask = self.tensors(rollout.tokens_BT, rollout.mask_BT)
         length = rollout.response_mask_BR.shape[1]
-        frozen = copy.deepcopy(self.model).eval() if config.method == "dpo" else None
+        frozen = copy.deepcopy(self.model).eval() if method_of(config).reference else None
         optimizer, parameters = self.optimizer(first, False)
 
         def update() -> None:

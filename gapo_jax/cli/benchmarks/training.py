@@ -36,7 +36,7 @@ from gapo_jax.types import Experience
 
 def settings(args: argparse.Namespace, method: str = "gapo") -> Config:
     """Return the configuration of SmolLM2 with the command line's choices."""
-    config = presets.smollm2(method) if method in ("sft", "dpo") else presets.smollm2_rounds(method)
+    config = presets.smollm2(method)
     for optim in (config.ppo.optim, config.ppo.critic_optim, config.offline.optim):
         optim.learning_rate = LEARNING_RATE
     config.lora.rank = args.lora_rank
@@ -85,8 +85,8 @@ def generator_steps(
     return steps, create, spec
 
 
-def token_counts(experience: Experience) -> dict[str, int]:
-    """Return the tokens of prompts and responses, real ones and all."""
+def token_counts(experience: Experience) -> dict[str, Any]:
+    """Return the numbers of real and of padded tokens, as arguments of `timed`."""
     return {"real": int(np.sum(experience.mask_BT)), "padded": int(experience.mask_BT.size)}
 
 

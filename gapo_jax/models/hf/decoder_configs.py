@@ -1,60 +1,40 @@
-"""Hugging Face `config.json` <-> our configs, per architecture.
+"""`config.json` of the decoder families <-> `DecoderConfig`.
 
-A value that asks for something the networks lack raises ValueError here, before any weight is read.
+A value that asks for something the network lacks raises ValueError here, before any weight is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from gapo_jax.models.decoder_config import DecoderConfig
-
-
-def accept_only(raw: Mapping[str, Any], key: str, *supported: Any) -> None:
-    """Raise ValueError unless `raw[key]` is absent, None or one of the supported values."""
-    value = raw.get(key)
-    if value is not None and value not in supported:
-        raise ValueError(
-            f"Wanted {key} in {list(supported)} in config.json, got {value!r}, which this "
-            f"{raw.get('model_type')} network does not have. Choose a model without it."
-        )
-
-
-def required(raw: Mapping[str, Any], key: str) -> Any:
-    """Return `raw[key]`; ValueError if absent."""
-    if raw.get(key) is None:
-        raise ValueError(
-            f"Wanted the key {key!r} in config.json, got none. Download the model's config again."
-        )
-    return raw[key]
-
-
-def _token_ids(value: int | list[int] | None) -> tuple[int, ...]:
-    """Return an id, a list of ids or None as a tuple."""
-    if value is None:
-        return ()
-    return tuple(value) if isinstance(value, list) else (value,)
-
+from gapo_jax.models.hf.architecture import Json
+from gapo_jax.models.hf.config_values import accept_only, required, token_ids
+from gapo_jax.models.layers import Activation
 
 # Hugging Face's names of activations.
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
-_ACTIVATION_NAMES = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
+_ACTIVATION_NAMES: dict[Activation, str] = {
+    "silu": "silu",
+    "gelu": "gelu",
+    "gelu_tanh": "gelu_pytorch_tanh",
+}
 
 
-def _activation(raw: Mapping[str, Any], key: str) -> str:
+def _activation(raw: Json, key: str) -> Activation:
     accept_only(raw, key, *_ACTIVATIONS)
     return _ACTIVATIONS[required(raw, key)]
 
 
-def _scaling(raw: Mapping[str, Any], rope: Mapping[str, Any]) -> tuple[float, ...]:
-    """Return `DecoderConfig.rope_scaling` of one dictionary of rope parameters."""
+def _scaling(raw: Json, rope: Json) -> tuple[float, ...]:
+    """Translate a dictionary of rope parameters to `DecoderConfig.rope_scaling`."""
     kind = rope.get("rope_type", rope.get("type")) or "default"
     seen = {**raw, **rope, "rope_type": kind}
     accept_only(seen, "rope_type", "default", "linear", "llama3")
@@ -73,7 +53,7 @@ def _scaling(raw: Mapping[str, Any], rope: Mapping[str, Any]) -> tuple[float, ..
 
 
 def _rope_keys(theta: float, scaling: tuple[float, ...]) -> dict[str, Any]:
-    """Return the rope parameters that `_scaling` reads, as transformers 5 spells them."""
+    """Translate back what `_scaling` reads, in the spelling of transformers 5."""
     if not scaling:
         return {"rope_type": "default", "rope_theta": theta}
     if len(scaling) == 1:
@@ -88,7 +68,7 @@ def _rope_keys(theta: float, scaling: tuple[float, ...]) -> dict[str, Any]:
     }
 
 
-def _windows(raw: Mapping[str, Any], is_local: Callable[[int], bool]) -> tuple[int, ...]:
+def _windows(raw: Json, is_local: Callable[[int], bool]) -> tuple[int, ...]:
     """Return `DecoderConfig.windows`, from `layer_types` or, in older files, `is_local(layer)`."""
     layers = range(required(raw, "num_hidden_layers"))
     kinds = raw.get("layer_types") or [
@@ -104,8 +84,8 @@ def _windows(raw: Mapping[str, Any], is_local: Callable[[int], bool]) -> tuple[i
     return tuple(width if kind == "sliding_attention" else 0 for kind in kinds)
 
 
-def _to_config(raw: Mapping[str, Any], family: str, **choices: Any) -> DecoderConfig:
-    """Translate what the families but GPT-2 have in common; `choices` are further fields."""
+def _to_config(raw: Json, family: str, **choices: Any) -> DecoderConfig:
+    """Translate what all families but GPT-2 have in common; `choices` are further fields."""
     rope = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
     heads, width = required(raw, "num_attention_heads"), required(raw, "hidden_size")
     values: dict[str, Any] = {
@@ -132,47 +112,53 @@ def _to_config(raw: Mapping[str, Any], family: str, **choices: Any) -> DecoderCo
     )
 
 
-def _special_tokens(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of token ids; `pad_id` falls back to the first end-of-sequence id."""
-    eos_ids = _token_ids(raw.get("eos_token_id"))
-    pad_id = raw.get("pad_token_id")
+def _special_tokens(raw: Json) -> dict[str, Any]:
+    """Return the fields of token ids.
+
+    `pad_id` falls back to the first end-of-sequence id where the file has none, -1, or an id that
+    has no embedding, all of which occur.
+    """
+    eos_ids = token_ids(raw, "eos_token_id")
+    pads = [i for i in token_ids(raw, "pad_token_id") if 0 <= i < required(raw, "vocab_size")]
+    bos_ids = token_ids(raw, "bos_token_id")
     return {
         "eos_ids": eos_ids,
-        "pad_id": pad_id if pad_id is not None and pad_id >= 0 else (*eos_ids, 0)[0],
-        "bos_id": raw.get("bos_token_id"),
+        "pad_id": (*pads, *eos_ids, 0)[0],
+        "bos_id": bos_ids[0] if bos_ids else None,
     }
 
 
-def llama_to_config(raw: Mapping[str, Any]) -> DecoderConfig:
-    """Translate a Llama `config.json` (transformers 4 or 5 spelling) to a `DecoderConfig`.
+def llama_to_config(raw: Json) -> DecoderConfig:
+    """Translate a Llama `config.json`, in the spelling of transformers 4 or 5.
 
-    `pad_id` falls back to the first end-of-sequence id. Raises ValueError on rope scaling other
-    than linear and Llama 3's, and on unknown activations; so do the translations below.
+    Raises:
+        ValueError: rope scaling other than linear and Llama 3's, or an unknown activation. The
+            other translations raise it likewise.
     """
     return _to_config(raw, "llama", mlp_bias=bool(raw.get("mlp_bias")))
 
 
-def _qwen_to_config(raw: Mapping[str, Any], family: str, **choices: Any) -> DecoderConfig:
+def _qwen_to_config(raw: Json, family: str, **choices: Any) -> DecoderConfig:
     raw = {"max_position_embeddings": 32768, "sliding_window": 4096, **raw}
     first = raw.get("max_window_layers", 28)
     local = bool(raw.get("use_sliding_window")) and raw["sliding_window"] is not None
-    # Without `use_sliding_window` transformers has no width to give to any layer.
+    # Without `use_sliding_window` transformers gives no layer a window.
     kinds = raw if local else {**raw, "layer_types": None}
     windows = _windows(kinds, lambda layer: local and layer >= first)
     return _to_config(raw, family, windows=windows, **choices)
 
 
-def qwen2_to_config(raw: Mapping[str, Any]) -> DecoderConfig:
+def qwen2_to_config(raw: Json) -> DecoderConfig:
     """Translate a Qwen2 or Qwen2.5 `config.json`."""
     return _qwen_to_config(raw, "qwen2", attn_bias="qkv")
 
 
-def qwen3_to_config(raw: Mapping[str, Any]) -> DecoderConfig:
+def qwen3_to_config(raw: Json) -> DecoderConfig:
     """Translate a Qwen3 `config.json`."""
     return _qwen_to_config({"head_dim": 128, **raw}, "qwen3", qk_norm="head")
 
 
-def mistral_to_config(raw: Mapping[str, Any]) -> DecoderConfig:
+def mistral_to_config(raw: Json) -> DecoderConfig:
     """Translate a Mistral `config.json`."""
     raw = {"max_position_embeddings": 131072, "sliding_window": 4096, **raw}
     raw |= {"num_key_value_heads": raw.get("num_key_value_heads", 8)}
@@ -180,15 +166,15 @@ def mistral_to_config(raw: Mapping[str, Any]) -> DecoderConfig:
     return _to_config(raw, "mistral", windows=_windows(raw, lambda layer: windowed))
 
 
-def phi3_to_config(raw: Mapping[str, Any]) -> DecoderConfig:
-    """Translate a Phi-3 or Phi-4 `config.json` (not of their long-context forms)."""
+def phi3_to_config(raw: Json) -> DecoderConfig:
+    """Translate a Phi-3 or Phi-4 `config.json` (but not that of a long-context variant)."""
     raw = {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5, **raw}
     raw = {"eos_token_id": 32000, "bos_token_id": 1, "pad_token_id": 32000, **raw}
     windowed = raw.get("sliding_window") is not None
     return _to_config(raw, "phi3", windows=_windows(raw, lambda layer: windowed))
 
 
-def olmo2_to_config(raw: Mapping[str, Any]) -> DecoderConfig:
+def olmo2_to_config(raw: Json) -> DecoderConfig:
     """Translate an OLMo 2 `config.json`."""
     raw = {"rms_norm_eps": 1e-5, **raw}
     return _to_config(raw, "olmo2", norm_placement="post", qk_norm="all")
@@ -206,7 +192,7 @@ _GEMMA = {
 }
 
 
-def _gemma_to_config(raw: Mapping[str, Any], family: str, **choices: Any) -> DecoderConfig:
+def _gemma_to_config(raw: Json, family: str, **choices: Any) -> DecoderConfig:
     accept_only(raw, "use_bidirectional_attention", False)
     return _to_config(
         raw,
@@ -221,7 +207,7 @@ def _gemma_to_config(raw: Mapping[str, Any], family: str, **choices: Any) -> Dec
     )
 
 
-def gemma2_to_config(raw: Mapping[str, Any]) -> DecoderConfig:
+def gemma2_to_config(raw: Json) -> DecoderConfig:
     """Translate a Gemma 2 `config.json`."""
     caps = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
     raw = {**_GEMMA, **caps, "max_position_embeddings": 8192, **raw}
@@ -233,7 +219,7 @@ def gemma2_to_config(raw: Mapping[str, Any]) -> DecoderConfig:
     )
 
 
-def gemma3_to_config(raw: Mapping[str, Any]) -> DecoderConfig:
+def gemma3_to_config(raw: Json) -> DecoderConfig:
     """Translate the `config.json` of a Gemma 3 text model."""
     raw = {**_GEMMA, "max_position_embeddings": 131072, **raw}
     accept_only(raw, "attn_logit_softcapping", 0.0)
@@ -260,8 +246,10 @@ def gemma3_to_config(raw: Mapping[str, Any]) -> DecoderConfig:
 
 
 def llama_from_config(config: DecoderConfig) -> dict[str, Any]:
-    """Translate a `DecoderConfig` of any family but GPT-2 to `config.json` keys that transformers
-    4 and 5 both read."""
+    """Translate a `DecoderConfig` of any family but GPT-2 to the keys of a `config.json`.
+
+    transformers 4 and 5 both read them.
+    """
     rope = _rope_keys(config.rope_theta, config.rope_scaling)
     scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
     raw = {
@@ -296,7 +284,8 @@ def llama_from_config(config: DecoderConfig) -> dict[str, Any]:
     return raw
 
 
-def _gemma_keys(config: DecoderConfig, rope: Mapping[str, Any]) -> dict[str, Any]:
+def _gemma_keys(config: DecoderConfig, rope: Json) -> dict[str, Any]:
+    """Return the keys of Gemma alone."""
     scalar = config.query_scalar or config.head_dim
     raw: dict[str, Any] = {
         "hidden_activation": _ACTIVATION_NAMES[config.activation],
@@ -315,6 +304,7 @@ def _gemma_keys(config: DecoderConfig, rope: Mapping[str, Any]) -> dict[str, Any
 
 
 def _token_keys(config: DecoderConfig) -> dict[str, Any]:
+    """Return the keys of token ids."""
     eos_ids = list(config.eos_ids)
     return {
         "eos_token_id": eos_ids[0] if len(eos_ids) == 1 else eos_ids or None,
@@ -323,8 +313,8 @@ def _token_keys(config: DecoderConfig) -> dict[str, Any]:
     }
 
 
-def gpt2_to_config(raw: Mapping[str, Any]) -> DecoderConfig:
-    """Translate a GPT-2 `config.json`. Raises ValueError on its variants of attention."""
+def gpt2_to_config(raw: Json) -> DecoderConfig:
+    """Translate a GPT-2 `config.json`; ValueError on its variants of attention."""
     accept_only(raw, "scale_attn_weights", True)
     accept_only(raw, "add_cross_attention", False)
     accept_only(raw, "scale_attn_by_inverse_layer_idx", False)
@@ -356,7 +346,7 @@ def gpt2_from_config(config: DecoderConfig) -> dict[str, Any]:
     """Translate a `DecoderConfig` to the keys of a GPT-2 `config.json`."""
     activation = config.activation
     return {
-        # The same function; in torch the two names differ in the order of roundings.
+        # The same function; under the two names torch rounds in another order.
         "activation_function": {"gelu_tanh": "gelu_new"}.get(activation, activation),
         "vocab_size": config.vocab_size,
         "n_layer": config.num_layers,

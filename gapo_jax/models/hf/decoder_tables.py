@@ -1,17 +1,19 @@
 """The tables of the decoder families: Hugging Face's tensors, llama.cpp's, and our parameters.
 
-All families but GPT-2 spell what they share alike, so one list of rows serves them; which rows
-exist follows from the config. To add a family: extend the rows, write its two config translations
+All families but GPT-2 use the same names for what they share, so one list of rows serves them;
+which rows exist depends on the config. To add a family, extend the rows, write its two translations
 in `decoder_configs`, and add an `Architecture`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Literal
 
 from gapo_jax.models.decoder_config import DecoderConfig
 from gapo_jax.models.hf import decoder_configs
-from gapo_jax.models.hf.architecture import Architecture, Rule
+from gapo_jax.models.hf.architecture import Architecture, Json, Rule
 
 # Conditions on the config.
 
@@ -56,8 +58,15 @@ def _norm_all(config: DecoderConfig) -> bool:
     return config.qk_norm == "all"
 
 
-def _row(hf: str, path: str, shape: str, gguf: str, when=None, rotary=None) -> Rule:
-    """A row of every layer; matrices are transposed. `path` without the leading "layers/"."""
+def _row(
+    hf: str,
+    path: str,
+    shape: str,
+    gguf: str,
+    when: Callable[[DecoderConfig], bool] | None = None,
+    rotary: Literal["N", "K"] | None = None,
+) -> Rule:
+    """Return a row of every layer; `path` is without the leading "layers/"."""
     return Rule(
         "model.layers.{layer}." + hf,
         " ".join("layers/" + one for one in path.split()),
@@ -117,7 +126,7 @@ _FUSED = (
 
 
 def _table(*rows: Rule) -> tuple[Rule, ...]:
-    """A whole table around the given rows of a layer."""
+    """Return a whole table around the given rows of a layer."""
     return (
         Rule("model.embed_tokens.weight", "embed/embedding", "V D", gguf="token_embd.weight"),
         *_NORMS,
@@ -168,14 +177,18 @@ LLAMA = Architecture(
     rules=_LLAMA_RULES,
     to_config=decoder_configs.llama_to_config,
     from_config=decoder_configs.llama_from_config,
-    # Rotary tables that old versions stored.
+    # Rotary tables, which old versions stored.
     ignored=(r".*\.rotary_emb\.inv_freq",),
     gguf_name="llama",
 )
 
 
 def _like_llama(
-    model_type: str, class_name: str, to_config, gguf_name: str | None, rules=_LLAMA_RULES
+    model_type: str,
+    class_name: str,
+    to_config: Callable[[Json], DecoderConfig],
+    gguf_name: str | None,
+    rules: tuple[Rule, ...] = _LLAMA_RULES,
 ) -> Architecture:
     return dataclasses.replace(
         LLAMA,
@@ -194,7 +207,7 @@ _GPT2 = Architecture(
     rules=_GPT2_RULES,
     to_config=decoder_configs.gpt2_to_config,
     from_config=decoder_configs.gpt2_from_config,
-    # Causal masks; the first releases also lack the prefix.
+    # Causal masks. The first releases also lack the prefix.
     ignored=(r".*\.attn\.(masked_)?bias",),
     aliases=((r"^(h\.\d+|wte|wpe|ln_f)\.", r"transformer.\g<0>"),),
 )
@@ -202,7 +215,7 @@ DECODERS = (
     LLAMA,
     _like_llama("qwen2", "Qwen2ForCausalLM", decoder_configs.qwen2_to_config, "qwen2"),
     _like_llama("qwen3", "Qwen3ForCausalLM", decoder_configs.qwen3_to_config, "qwen3"),
-    # llama.cpp calls Mistral "llama", and has no window for it.
+    # llama.cpp's name for Mistral is "llama", without windows.
     _like_llama("mistral", "MistralForCausalLM", decoder_configs.mistral_to_config, None),
     _like_llama("gemma2", "Gemma2ForCausalLM", decoder_configs.gemma2_to_config, "gemma2"),
     _like_llama("gemma3_text", "Gemma3ForCausalLM", decoder_configs.gemma3_to_config, "gemma3"),
@@ -213,8 +226,11 @@ DECODERS = (
 
 
 def reward_architecture(arch: Architecture) -> Architecture:
-    """The sequence classifier of a decoder family: the decoder's table without its output matrix,
-    under "decoder/", and the scalar head `score` under "head/"."""
+    """Return the sequence classifier of a decoder family, a `RewardModel`.
+
+    Its table is the decoder's without the output matrix, under "decoder/", and the scalar head
+    `score` under "head/".
+    """
     rows = tuple(
         dataclasses.replace(
             rule, path=" ".join("decoder/" + path for path in rule.paths), gguf=None

@@ -6,15 +6,15 @@ A value that asks for something the network lacks raises ValueError before any w
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from gapo_jax.models.encoder_config import EncoderConfig
-from gapo_jax.models.hf.decoder_configs import accept_only, required
+from gapo_jax.models.hf.architecture import Json
+from gapo_jax.models.hf.config_values import accept_only, required
 
 
-def _shape(raw: Mapping[str, Any], **fields: Any) -> EncoderConfig:
-    """An `EncoderConfig` of the keys that all families share, and `fields`."""
+def _shape(raw: Json, **fields: Any) -> EncoderConfig:
+    """Return an `EncoderConfig` of the keys that all families share, and of `fields`."""
     common = {
         "family": raw.get("model_type", "bert"),
         "vocab_size": required(raw, "vocab_size"),
@@ -26,8 +26,8 @@ def _shape(raw: Mapping[str, Any], **fields: Any) -> EncoderConfig:
     return EncoderConfig(**(common | fields))
 
 
-def _post_norm(raw: Mapping[str, Any], default_pad: int, **fields: Any) -> EncoderConfig:
-    """An `EncoderConfig` of a family with BERT's layers."""
+def _post_norm(raw: Json, default_pad: int, **fields: Any) -> EncoderConfig:
+    """Return the `EncoderConfig` of a family with BERT's layers."""
     accept_only(raw, "hidden_act", "gelu")
     accept_only(raw, "position_embedding_type", "absolute")
     for key in ("is_decoder", "add_cross_attention"):
@@ -44,7 +44,7 @@ def _post_norm(raw: Mapping[str, Any], default_pad: int, **fields: Any) -> Encod
 
 
 def _common_keys(config: EncoderConfig) -> dict[str, Any]:
-    """The keys of `config.json` that all families share."""
+    """Return the keys of `config.json` that all families share."""
     return {
         "vocab_size": config.vocab_size,
         "num_hidden_layers": config.num_layers,
@@ -57,7 +57,7 @@ def _common_keys(config: EncoderConfig) -> dict[str, Any]:
 
 
 def _post_norm_keys(config: EncoderConfig) -> dict[str, Any]:
-    """The keys of `config.json` that the families with BERT's layers share."""
+    """Return the keys of `config.json` that the families with BERT's layers share."""
     return _common_keys(config) | {
         "hidden_act": "gelu",
         "type_vocab_size": config.type_vocab_size,
@@ -67,10 +67,11 @@ def _post_norm_keys(config: EncoderConfig) -> dict[str, Any]:
     }
 
 
-def bert_to_config(raw: Mapping[str, Any]) -> EncoderConfig:
+def bert_to_config(raw: Json) -> EncoderConfig:
     """Translate a BERT `config.json` to an `EncoderConfig`.
 
-    Raises ValueError on relative positions, decoders, and activations other than the exact gelu.
+    Raises:
+        ValueError: relative positions, a decoder, or an activation other than the exact gelu.
     """
     return _post_norm(raw, default_pad=0)
 
@@ -80,10 +81,11 @@ def bert_from_config(config: EncoderConfig) -> dict[str, Any]:
     return _post_norm_keys(config) | {"position_embedding_type": "absolute"}
 
 
-def roberta_to_config(raw: Mapping[str, Any]) -> EncoderConfig:
-    """Translate a RoBERTa `config.json`; its first two positions are never a token's.
+def roberta_to_config(raw: Json) -> EncoderConfig:
+    """Translate a RoBERTa `config.json`, whose positions of tokens begin after the padding id.
 
-    Raises ValueError as `bert_to_config`.
+    Raises:
+        ValueError: as `bert_to_config`.
     """
     config = _post_norm(raw, default_pad=1)
     offset = config.pad_id + 1
@@ -97,10 +99,11 @@ def roberta_from_config(config: EncoderConfig) -> dict[str, Any]:
     return _post_norm_keys(config)
 
 
-def longformer_to_config(raw: Mapping[str, Any]) -> EncoderConfig:
-    """Translate a Longformer `config.json`; `attention_window` counts both sides together.
+def longformer_to_config(raw: Json) -> EncoderConfig:
+    """Translate a Longformer `config.json`, whose `attention_window` counts both sides together.
 
-    Raises ValueError as `bert_to_config`, and on windows that are not even.
+    Raises:
+        ValueError: as `bert_to_config`, or a window is not even.
     """
     config = roberta_to_config(raw)
     window = raw.get("attention_window", 512)
@@ -120,11 +123,12 @@ def longformer_from_config(config: EncoderConfig) -> dict[str, Any]:
     return _post_norm_keys(config) | {"attention_window": windows}
 
 
-def deberta_to_config(raw: Mapping[str, Any]) -> EncoderConfig:
-    """Translate a DeBERTa-v2 `config.json`, as the v3 models have it, to an `EncoderConfig`.
+def deberta_to_config(raw: Json) -> EncoderConfig:
+    """Translate a DeBERTa-v2 `config.json`, which the v3 models have, to an `EncoderConfig`.
 
-    Raises ValueError on what v3 does not use: a convolution, absolute positions, relative positions
-    with projections of their own, without buckets or norm, or in one direction only.
+    Raises:
+        ValueError: something that v3 does not use: a convolution, absolute positions, or relative
+            positions with separate projections, without buckets or norm, or in one direction only.
     """
     kinds = raw.get("pos_att_type") or []
     kinds = kinds.split("|") if isinstance(kinds, str) else kinds
@@ -173,10 +177,11 @@ def deberta_from_config(config: EncoderConfig) -> dict[str, Any]:
     }
 
 
-def modernbert_to_config(raw: Mapping[str, Any]) -> EncoderConfig:
-    """Translate a ModernBERT `config.json` (transformers 4 or 5 spelling) to an `EncoderConfig`.
+def modernbert_to_config(raw: Json) -> EncoderConfig:
+    """Translate a ModernBERT `config.json`, in the spelling of transformers 4 or 5.
 
-    Raises ValueError on biases, scaled rotary angles and activations other than the exact gelu.
+    Raises:
+        ValueError: biases, scaled rotary angles, or an activation other than the exact gelu.
     """
     accept_only(raw, "hidden_activation", "gelu")
     accept_only(raw, "classifier_activation", "gelu")

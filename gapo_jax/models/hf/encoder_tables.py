@@ -1,5 +1,7 @@
-"""The tables of the encoder families, and of the sequence classifiers as which discriminators are
-exported. To add a family: write its rows here and its translations in `encoder_configs`."""
+"""The tables of the encoder families, and of the sequence classifiers that discriminators become.
+
+To add a family, write its rows here and its translations in `encoder_configs`.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +11,23 @@ from typing import Any
 
 from gapo_jax.models.encoder_config import EncoderConfig
 from gapo_jax.models.hf import encoder_configs
-from gapo_jax.models.hf.architecture import Architecture, Rule
+from gapo_jax.models.hf.architecture import Architecture, Json, Rule
 
 
 def _affine(hf: str, path: str, shape: str, bias: bool = True) -> list[Rule]:
-    """The kernel and bias rows of one torch Linear."""
+    """Return the rows of the kernel and bias of a torch Linear."""
     rows = [Rule(f"{hf}.weight", f"{path}/kernel", shape, True)]
     return rows + [Rule(f"{hf}.bias", f"{path}/bias", shape.split()[0])] * bias
 
 
 def _norm(hf: str, path: str, bias: bool = True) -> list[Rule]:
-    """The scale and bias rows of one torch LayerNorm."""
+    """Return the rows of the scale and bias of a torch LayerNorm."""
     rows = [Rule(f"{hf}.weight", f"{path}/scale", "D")]
     return rows + [Rule(f"{hf}.bias", f"{path}/bias", "D")] * bias
 
 
 def _prefixed(hf: str, path: str, rules: Sequence[Rule]) -> tuple[Rule, ...]:
-    """The rows with `hf` before their tensor names and `path` before their parameters."""
+    """Return the rows with `hf` before their tensor names and `path` before their parameters."""
     return tuple(
         dataclasses.replace(r, hf=hf + r.hf, path=" ".join(path + one for one in r.paths))
         for r in rules
@@ -33,7 +35,7 @@ def _prefixed(hf: str, path: str, rules: Sequence[Rule]) -> tuple[Rule, ...]:
 
 
 def _post_norm_rules(projections: Mapping[str, str], *extra: Rule) -> tuple[Rule, ...]:
-    """The table of BERT and of those who kept its names, with the `projections` of attention."""
+    """Return the table of a family that has BERT's names, given its projections of attention."""
     layer = [
         *(row for hf, name in projections.items() for row in _affine(hf, f"attn/{name}", "D D")),
         *_affine("attention.output.dense", "attn/o", "D D"),
@@ -89,7 +91,7 @@ MODERNBERT_RULES = (
 
 
 def _head(up: str, out: str, bias: bool = True) -> list[Rule]:
-    """The rows of a classifier's hidden layer and of its last linear map."""
+    """Return the rows of a classifier's hidden layer and of its last linear map."""
     return _affine(up, "head/up", "D D", bias) + _affine(out, "head/out", "1 D")
 
 
@@ -98,20 +100,21 @@ def _family(
     stem: str,
     rules: tuple[Rule, ...],
     head: Sequence[Rule],
-    to_config: Callable[[Mapping[str, Any]], EncoderConfig],
+    to_config: Callable[[Json], EncoderConfig],
     from_config: Callable[[EncoderConfig], dict[str, Any]],
     prefix: str | None = None,
 ) -> tuple[Architecture, Architecture]:
-    """The encoder without a head, and the classifier whose tensors stand behind `prefix`."""
+    """Return the encoder without a head, and the classifier, whose tensors begin with `prefix`."""
     prefix = prefix or model_type
+    has_pooler = model_type in ("bert", "roberta", "longformer")
     encoder = Architecture(
         model_type=model_type,
         class_name=f"{stem}Model",
         kind="encoder",
-        rules=rules,
+        rules=rules + _POOLER * has_pooler,
         to_config=to_config,
         from_config=from_config,
-        # Counters, and the heads of pretraining and classification: the encoder ends before them.
+        # Counters, and the heads of pretraining and classification, which the encoder ends before.
         ignored=_IGNORED,
         aliases=((rf"^{prefix}\.", ""), *_OLD_NAMES),
     )
@@ -125,6 +128,10 @@ def _family(
     return encoder, classifier
 
 
+_POOLER = tuple(
+    dataclasses.replace(rule, when=lambda config: config.pooler)
+    for rule in _affine("pooler.dense", "pooler", "D D")
+)
 # DeBERTa-v3 stores a table of positions that it does not use.
 _UNUSED = r"embeddings\.(position_ids|position_embeddings\.weight)"
 _OLD_NAMES = (
@@ -181,5 +188,5 @@ _FAMILIES = (
     ),
 )
 ENCODERS = {encoder.model_type: encoder for encoder, _ in _FAMILIES}
-# The classifier of each family, whose parameters are those of a `Discriminator` with pooling "hf".
+# The classifier of each family: a `Discriminator` with pooling "hf".
 CLASSIFIERS = {classifier.model_type: classifier for _, classifier in _FAMILIES}

@@ -1,4 +1,4 @@
-"""The files of an HF folder: safetensors in and out, JSON, and a folder that appears when whole."""
+"""The files of a Hugging Face folder: safetensors in and out, JSON, replacing a whole folder."""
 
 from __future__ import annotations
 
@@ -13,40 +13,66 @@ from safetensors import SafetensorError, safe_open
 from safetensors import numpy as safetensors_numpy
 
 from gapo_jax import io
-from gapo_jax.models.hf.model_card import MARK
 
+# By its card a folder is known as an earlier export, which may be replaced.
+MARK = "Exported by gapo_jax"
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_ROWS = 4096  # of a matrix that are compared at a time
 
 
 class SafetensorsSource:
-    """The tensors of a folder's safetensors, single or sharded: a `parameter_map.TensorSource`.
+    """The tensors of a folder's safetensors, in one file or in shards: a `TensorSource`."""
 
-    `dtypes` are those that occur, in the spelling of the files ("F32", "BF16")."""
+    def __init__(self, folder: Path, explicit: str | None = None) -> None:
+        """Read the headers of the files that transformers reads.
 
-    def __init__(self, folder: Path) -> None:
-        """Read the headers. Raises FileNotFoundError on a missing file, ValueError on a cut one."""
+        Args:
+            folder: the folder.
+            explicit: the file that config.json names, if it names one.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: a file is damaged, the index leads out of the folder, or a tensor is in two
+                files.
+        """
+        # `safe_open` has no public type.
         self._files: dict[str, Any] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self.dtypes: set[str] = set()
-        for path in _weight_files(folder):
+        self.dtypes: dict[str, str] = {}
+        for path in _weight_files(folder, explicit):
             handle = open_safetensors(path)
             for name in handle.keys():
+                if name in self._files:
+                    raise ValueError(
+                        f"Wanted each tensor once, got {name} in {path} and in another file of "
+                        "the index. Download the model again."
+                    )
                 self._files[name] = handle
                 header = handle.get_slice(name)
                 self.shapes[name] = tuple(header.get_shape())
-                self.dtypes.add(header.get_dtype())
+                self.dtypes[name] = header.get_dtype()
 
     def read(self, name: str) -> np.ndarray:
         """Return one tensor in the dtype of the file."""
         return self._files[name].get_tensor(name)
+
+    def are_equal(self, one: str, other: str) -> bool:
+        """Return whether two matrices hold the same numbers; reads a part of them at a time."""
+        shape = self.shapes[one]
+        if shape != self.shapes[other] or len(shape) != 2:
+            return False
+        pair = [self._files[name].get_slice(name) for name in (one, other)]
+        parts = (slice(i, min(i + _ROWS, shape[0])) for i in range(0, shape[0], _ROWS))
+        return all(np.array_equal(*(matrix[part] for matrix in pair)) for part in parts)
 
 
 def open_safetensors(path: Path) -> Any:
     """Open one safetensors file, memory-mapped.
 
     Raises:
-        FileNotFoundError, ValueError: it is missing; it is truncated or damaged.
+        FileNotFoundError: it is missing.
+        ValueError: it is truncated or damaged.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -61,27 +87,63 @@ def open_safetensors(path: Path) -> Any:
         ) from error
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files of a folder, from the index if there is one."""
-    if (folder / _INDEX).is_file():
-        index = read_json(folder / _INDEX)
-        return [folder / name for name in sorted(set(index.get("weight_map", {}).values()))]
-    if (folder / _SINGLE).is_file():
-        return [folder / _SINGLE]
+def _weight_files(folder: Path, explicit: str | None) -> list[Path]:
+    """Return the safetensors files of a folder in the order of preference of transformers.
+
+    An index beside a model.safetensors is not read: it is often left over from older shards.
+    """
+    choices = [_SINGLE, _INDEX] if explicit is None else [_plain_name(explicit, folder)]
+    for name in choices:
+        path = folder / name
+        if path.is_file():
+            return _indexed(path) if name.endswith(".index.json") else [path]
     got = sorted(path.name for path in folder.iterdir())[:12]
     raise FileNotFoundError(
-        f"Wanted {_SINGLE} or {_INDEX} in {folder}, got {got}. Download the safetensors files; a "
+        f"Wanted {' or '.join(choices)} in {folder}, got {got}. Download the safetensors files; a "
         "pytorch_model.bin must be converted to safetensors first."
     )
 
 
+def _indexed(path: Path) -> list[Path]:
+    """Return the files that an index lists."""
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(
+            f"Wanted a weight_map from tensors to files in {path}, got "
+            f"{type(weight_map).__name__}. Download the index again."
+        )
+    return [
+        path.parent / _plain_name(name, path) for name in sorted(set(map(str, weight_map.values())))
+    ]
+
+
+def _plain_name(name: str, where: Path) -> str:
+    """Return the name of a file in the same folder; ValueError if it leads elsewhere."""
+    if name in ("", ".", "..") or set(name) & set("/\\\0"):
+        raise ValueError(
+            f"Wanted the name of a file beside {where}, got {name!r}, which leads elsewhere. "
+            "Download the model again, from a source that you trust."
+        )
+    return name
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON object; FileNotFoundError or ValueError if it is absent or broken."""
+    """Return a JSON object.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds something else; the message names it.
+    """
     if not path.is_file():
         raise FileNotFoundError(
             f"Wanted {path.name} in {path.parent}, got no such file. Give an HF model folder."
         )
-    return io.read_json(path)
+    record = io.read_json(path)
+    if not isinstance(record, dict):
+        raise ValueError(
+            f"Wanted a JSON object in {path}, got {type(record).__name__}. Download it again."
+        )
+    return record
 
 
 def save_tensors(path: Path, tensors: dict[str, np.ndarray], kind: str, **notes: str) -> None:
@@ -96,7 +158,10 @@ def save_tensors(path: Path, tensors: dict[str, np.ndarray], kind: str, **notes:
 def write_shards(
     folder: Path, tensors: Iterable[tuple[str, np.ndarray]], dtype: np.dtype, limit: int
 ) -> None:
-    """Write safetensors of at most `limit` bytes each (a larger tensor alone), holding one."""
+    """Write safetensors of at most `limit` bytes each; a larger tensor has a file of its own.
+
+    One file at a time is in memory. Several files get an index.
+    """
     shards: list[list[str]] = []
     batch: dict[str, np.ndarray] = {}
     total = size = 0
@@ -127,7 +192,11 @@ def write_shards(
 
 @contextlib.contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """Yield a scratch folder beside `folder` and rename it into place if the block succeeds."""
+    """Yield a temporary folder that takes the place of `folder` if the block succeeds.
+
+    Raises:
+        ValueError: `folder` holds something other than an earlier export.
+    """
     if folder.exists() and any(folder.iterdir()):
         card = folder / "README.md"
         if not (card.is_file() and MARK in card.read_text(encoding="utf-8")):

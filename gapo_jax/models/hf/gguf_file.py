@@ -1,8 +1,8 @@
-"""GGUF files (llama.cpp) as a source of HF-named tensors, without torch.
+"""GGUF files (llama.cpp) as a source of tensors with Hugging Face names, without torch.
 
-Quantised blocks are expanded by `gguf.quants.dequantize`. llama.cpp's converter interleaves the
-rows of q and k of Llama-type models (its rotary embedding turns neighbouring pairs, HF's turns
-halves; `LlamaModel.permute` in convert_hf_to_gguf.py); reading undoes that.
+`gguf.quants.dequantize` expands quantised blocks. llama.cpp's converter interleaves the rows of q
+and k of Llama-type models, because its rotary embedding rotates neighbouring pairs and Hugging
+Face's rotates halves (`LlamaModel.permute` in convert_hf_to_gguf.py). Reading undoes that.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from gguf.quants import dequantize
 
 from gapo_jax import hub
 from gapo_jax.models.decoder_config import DecoderConfig
-from gapo_jax.models.hf import parameter_map
+from gapo_jax.models.hf.architecture import Architecture, Rule
+from gapo_jax.models.hf.config_json import translate
+from gapo_jax.models.hf.parameter_map import ARCHITECTURES, Put, import_params, rules_of
 
 # llama.cpp's names of the families whose files we read.
-_FAMILIES = {
-    arch.gguf_name: arch for arch in parameter_map.ARCHITECTURES.values() if arch.gguf_name
-}
+_FAMILIES = {arch.gguf_name: arch for arch in ARCHITECTURES.values() if arch.gguf_name}
 # GGUF metadata key (behind the architecture's name) -> config.json key.
 _CONFIG_KEYS = {
     "block_count": "num_hidden_layers",
@@ -40,7 +40,7 @@ _CONFIG_KEYS = {
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
 }
-# Layers of Gemma's 27B models, whose scale of the queries no metadata key holds.
+# Numbers of layers of Gemma's 27B models, whose scale of the queries is in no metadata key.
 _GEMMA_27B_LAYERS = (46, 62)
 _TOKEN_KEYS = {"eos": "eos_token_id", "bos": "bos_token_id", "padding": "pad_token_id"}
 _QUANTISATIONS = tuple(
@@ -49,11 +49,12 @@ _QUANTISATIONS = tuple(
 )
 
 
-def read_config(reader: gguf.GGUFReader) -> tuple[parameter_map.Architecture, DecoderConfig]:
-    """Return the architecture and config that the metadata states.
+def read_config(reader: gguf.GGUFReader) -> tuple[Architecture, DecoderConfig]:
+    """Return the architecture and the config that the metadata describes; no weight is read.
 
-    Raises ValueError for an architecture or a feature (rope scaling, experts) that we lack, and for
-    a vocabulary larger than the embedding; no weight is read.
+    Raises:
+        ValueError: an architecture or a feature (rope scaling, experts) that is not supported, a
+            size out of bounds, or a vocabulary that is larger than the embedding.
     """
     name = hub.gguf_required(reader, "general.architecture")
     if name not in _FAMILIES:
@@ -67,7 +68,7 @@ def read_config(reader: gguf.GGUFReader) -> tuple[parameter_map.Architecture, De
     for key, hf_key in _CONFIG_KEYS.items():
         value = hub.gguf_value(reader, f"{name}.{key}")
         if value is not None:
-            # A float32 in the file: its shortest decimal is the number that was meant (1e-05).
+            # Of a float32 the shortest decimal is the number that was meant (1e-05).
             raw[hf_key] = float(str(np.float32(value))) if isinstance(value, float) else value
     for key, hf_key in _TOKEN_KEYS.items():
         raw[hf_key] = hub.gguf_value(reader, f"tokenizer.ggml.{key}_token_id")
@@ -93,13 +94,17 @@ def read_config(reader: gguf.GGUFReader) -> tuple[parameter_map.Architecture, De
             f"Wanted at most {raw['vocab_size']} tokens (the rows of token_embd.weight), got a "
             f"vocabulary of {len(tokens.data)}. The file is damaged: fetch or convert it again."
         )
-    config = arch.to_config(raw)
+    config = translate(arch, raw, _path_of(reader))
     assert isinstance(config, DecoderConfig)
     return arch, config
 
 
+def _path_of(reader: gguf.GGUFReader) -> Path:
+    return Path(str(reader.data.filename))
+
+
 def _features(reader: gguf.GGUFReader, name: str, raw: dict[str, Any]) -> dict[str, Any]:
-    """Return the config.json keys of what only some files have; ValueError for what we lack."""
+    """Return the config.json keys of what only some files have; ValueError if not supported."""
     experts = hub.gguf_value(reader, f"{name}.expert_count")
     scaling = hub.gguf_value(reader, f"{name}.rope.scaling.type")
     for key, value in (("expert_count", experts), ("rope.scaling.type", scaling)):
@@ -114,15 +119,15 @@ def _features(reader: gguf.GGUFReader, name: str, raw: dict[str, Any]) -> dict[s
             f"got {raw['sliding_window']}: a Mistral with a window, which llama.cpp leaves out. "
             "Give the HF folder."
         )
-    found: dict[str, Any] = {}
+    keys: dict[str, Any] = {}
     if scaling == "linear":
         factor = hub.gguf_required(reader, f"{name}.rope.scaling.factor")
-        found["rope_scaling"] = {"rope_type": "linear", "factor": factor}
+        keys["rope_scaling"] = {"rope_type": "linear", "factor": factor}
     if name.startswith("gemma"):
         large = raw.get("num_hidden_layers") in _GEMMA_27B_LAYERS
         width = raw["hidden_size"] // raw["num_attention_heads"]
-        found["query_pre_attn_scalar"] = width if large else raw.get("head_dim", 256)
-    return found
+        keys["query_pre_attn_scalar"] = width if large else raw.get("head_dim", 256)
+    return keys
 
 
 def _shape(tensor: gguf.ReaderTensor) -> tuple[int, ...]:
@@ -131,19 +136,17 @@ def _shape(tensor: gguf.ReaderTensor) -> tuple[int, ...]:
 
 
 class GGUFSource:
-    """The tensors of a GGUF file under HF names: a `parameter_map.TensorSource`.
+    """The tensors of a GGUF file under Hugging Face names: a `TensorSource`.
 
-    A tensor that the table does not know keeps its GGUF name, and so turns up in `match`'s error.
+    A tensor that is not in the table keeps its GGUF name, under which `match` reports it.
     """
 
-    def __init__(
-        self, reader: gguf.GGUFReader, arch: parameter_map.Architecture, config: DecoderConfig
-    ) -> None:
-        """Index the file. Raises ValueError on a quantisation we do not expand."""
+    def __init__(self, reader: gguf.GGUFReader, arch: Architecture, config: DecoderConfig) -> None:
+        """Index the file; ValueError on a quantisation that is not expanded."""
         self._config = config
         self._heads = {"N": config.num_heads, "K": config.num_kv_heads}
-        rules = parameter_map.rules_of(arch, config)
-        self._tensors: dict[str, tuple[gguf.ReaderTensor, parameter_map.Rule | None]] = {}
+        rules = rules_of(arch, config)
+        self._tensors: dict[str, tuple[gguf.ReaderTensor, Rule | None]] = {}
         for tensor in reader.tensors:
             if tensor.tensor_type not in _QUANTISATIONS:
                 names = [kind.name for kind in _QUANTISATIONS]
@@ -154,15 +157,16 @@ class GGUFSource:
             name, rule = _hf_name(tensor.name, rules)
             self._tensors[name] = (tensor, rule)
         self.shapes = {name: _shape(tensor) for name, (tensor, _) in self._tensors.items()}
+        self.dtypes = dict.fromkeys(self.shapes, "F32")  # in which `read` gives them
 
     def read(self, name: str) -> np.ndarray:
-        """Return one tensor as float32 in HF's row order."""
+        """Return one tensor as float32, with its rows in Hugging Face's order."""
         tensor, rule = self._tensors[name]
         values = dequantize(tensor.data, tensor.tensor_type).reshape(self.shapes[name])
         if rule is None:
             return values
         if self._config.norm == "rms_plus_one" and rule.path.endswith("norm/scale"):
-            # llama.cpp stores Gemma's norms as the factors themselves.
+            # llama.cpp stores the factors of Gemma's norms, without subtracting 1.
             return values - 1.0
         if rule.rotary is None or self._config.family != "llama":
             return values
@@ -171,10 +175,8 @@ class GGUFSource:
         return pairs.swapaxes(1, 2).reshape(values.shape)
 
 
-def _hf_name(
-    name: str, rules: Sequence[parameter_map.Rule]
-) -> tuple[str, parameter_map.Rule | None]:
-    """Return the HF name and row of a GGUF tensor, or its own name and None."""
+def _hf_name(name: str, rules: Sequence[Rule]) -> tuple[str, Rule | None]:
+    """Return the Hugging Face name and the row of a GGUF tensor, or its own name and None."""
     layer = re.match(r"blk\.(\d+)\.", name)
     generic = re.sub(r"^blk\.\d+\.", "blk.{layer}.", name)
     for rule in rules:
@@ -183,14 +185,12 @@ def _hf_name(
     return name, None
 
 
-def load_gguf(
-    path: Path, put: parameter_map.Put | None = None
-) -> tuple[DecoderConfig, dict[str, Any]]:
-    """Return `(config, params)` of a GGUF file; params float32 numpy, or as `put` places them.
+def load_gguf(path: Path, put: Put | None = None) -> tuple[DecoderConfig, dict[str, Any]]:
+    """Return `(config, params)` of a GGUF file; `put` as in `load.load_decoder`.
 
-    Raises FileNotFoundError and ValueError as `hub.open_gguf`, `read_config` and
-    `parameter_map.import_params` do.
+    Raises:
+        FileNotFoundError, ValueError: as `hub.open_gguf`, `read_config` and `import_params`.
     """
     reader = hub.open_gguf(path)
     arch, config = read_config(reader)
-    return config, parameter_map.import_params(arch, config, GGUFSource(reader, arch, config), put)
+    return config, import_params(arch, config, GGUFSource(reader, arch, config), put)

@@ -1,18 +1,22 @@
-"""The `config.json` of a few networks of the hub, so that their programs can be planned (compiled
-for a machine that is not here) with nothing downloaded. Nothing is trained from these."""
+"""The shapes of a few networks of the hub, so that a run can be planned without a download.
+
+Planning compiles its programs for a machine that is not here; nothing is trained from these.
+"""
 
 from __future__ import annotations
 
 import os
-from typing import Any
 
-from gapo_jax import hub, io
-from gapo_jax.models.decoder_config import DecoderConfig
-from gapo_jax.models.encoder_config import EncoderConfig
-from gapo_jax.models.hf import gguf_file, parameter_map
+from gapo_jax import hub
+from gapo_jax.models.hf import gguf_file
+from gapo_jax.models.hf.architecture import Config, Json
+from gapo_jax.models.hf.config_json import read_config
+from gapo_jax.models.hf.parameter_map import ARCHITECTURES
 
 
-def _qwen25(d_model: int, layers: int, heads: int, kv_heads: int, d_ff: int, **more: Any) -> Any:
+def _qwen25(
+    d_model: int, layers: int, heads: int, kv_heads: int, d_ff: int, **more: object
+) -> Json:
     return {
         "model_type": "qwen2",
         "hidden_size": d_model,
@@ -33,7 +37,7 @@ def _qwen25(d_model: int, layers: int, heads: int, kv_heads: int, d_ff: int, **m
     }
 
 
-def _longformer(d_model: int, layers: int, heads: int) -> Any:
+def _longformer(d_model: int, layers: int, heads: int) -> Json:
     return {
         "model_type": "longformer",
         "hidden_size": d_model,
@@ -54,7 +58,7 @@ def _longformer(d_model: int, layers: int, heads: int) -> Any:
 
 
 _SMALL = {"tie_word_embeddings": True, "vocab_size": 151936}
-KNOWN: dict[str, Any] = {
+KNOWN: dict[str, Json] = {
     "Qwen/Qwen2.5-0.5B-Instruct": _qwen25(896, 24, 14, 2, 4864, **_SMALL),
     "Qwen/Qwen2.5-1.5B-Instruct": _qwen25(1536, 28, 12, 2, 8960, **_SMALL),
     "Qwen/Qwen2.5-7B-Instruct": _qwen25(3584, 28, 28, 4, 18944),
@@ -64,12 +68,12 @@ KNOWN: dict[str, Any] = {
 }
 
 
-def shape_of(src: str | os.PathLike[str]) -> DecoderConfig | EncoderConfig:
-    """Return the shape of a network: one of `KNOWN`, else that of a folder, hub id or `.gguf` file.
+def shape_of(src: str | os.PathLike[str]) -> Config:
+    """Return the shape of a network: one of `KNOWN`, or that of a folder, hub id or `.gguf` file.
 
     Raises:
-        FileNotFoundError: it is not known and not to be had; names those that are known.
-        ValueError: as `parameter_map.architecture`.
+        FileNotFoundError: it is not known and cannot be had; the message lists the known ones.
+        ValueError: as `read_config`.
     """
     raw = KNOWN.get(str(src))
     if raw is None:
@@ -80,8 +84,6 @@ def shape_of(src: str | os.PathLike[str]) -> DecoderConfig | EncoderConfig:
                 f"{error} Known without any download: {', '.join(KNOWN)}."
             ) from error
         if path.is_file():
-            return gguf_file.load_gguf(path, lambda name, leaf: None)[0]
-        raw = io.read_json(path / "config.json")
-    known = parameter_map.ARCHITECTURES.get(str(raw.get("model_type")))
-    kind = "decoder" if known is None else known.kind
-    return parameter_map.architecture(raw.get("model_type"), kind).to_config(raw)
+            return gguf_file.read_config(hub.open_gguf(path))[1]
+        return read_config(path)[1]
+    return ARCHITECTURES[raw["model_type"]].to_config(raw)

@@ -1,122 +1,120 @@
-"""Models in from HF folders, hub ids and GGUF files, and out as HF folders.
+"""Read networks from Hugging Face folders, hub ids and GGUF files.
 
-Reading checks config, vocabulary, tensor names and shapes before the first weight is read. Writing
-goes to a folder beside the target, which is renamed when whole.
+The config and the names, shapes and dtypes of all tensors are checked before the first weight is
+read.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gapo_jax import hub
 from gapo_jax.models.decoder import Decoder
 from gapo_jax.models.encoder import Encoder
+from gapo_jax.models.encoder_config import EncoderConfig
 from gapo_jax.models.heads import Discriminator, RewardModel
 from gapo_jax.models.hf import gguf_file, parameter_map
-from gapo_jax.models.hf.files import (
-    SafetensorsSource,
-    open_safetensors,
-    read_json,
-)
+from gapo_jax.models.hf.architecture import Architecture, Config
+from gapo_jax.models.hf.config_json import read_config
+from gapo_jax.models.hf.decoder_tables import reward_architecture
+from gapo_jax.models.hf.files import SafetensorsSource, open_safetensors, read_json
 from gapo_jax.models.hf.head_code import HEAD_FILE
+from gapo_jax.models.hf.parameter_map import Put
 
-_Module = TypeVar("_Module")
-
-
-def _largest_id(folder: Path) -> tuple[int, str]:
-    """Return the largest token id in a folder's tokenizer files and the file that has it; -1 if
-    there is none that can be read without its library."""
-    found = [(-1, "no file")]
-    if (folder / "tokenizer.json").is_file():
-        record = read_json(folder / "tokenizer.json")
-        vocab = record.get("model", {}).get("vocab", {})
-        ids = vocab.values() if isinstance(vocab, dict) else range(len(vocab))
-        added = [token["id"] for token in record.get("added_tokens") or []]
-        # It holds all that the older files hold.
-        return max([-1, *ids, *added]), "tokenizer.json"
-    for name in ("vocab.json", "added_tokens.json"):
-        if (folder / name).is_file():
-            found.append((max(read_json(folder / name).values(), default=-1), name))
-    if (folder / "vocab.txt").is_file():
-        with (folder / "vocab.txt").open(encoding="utf-8") as lines:
-            found.append((sum(1 for _ in lines) - 1, "vocab.txt"))
-    return max(found)
+_WAY_OUT = (
+    "Give a model that was trained to score texts, or let the run train it "
+    "(config.discriminator.warmup_epochs above 0)."
+)
 
 
-def _check_vocabulary(folder: Path, vocab_size: int) -> None:
-    """Raise ValueError if the folder's tokenizer has an id outside the embedding."""
-    largest, name = _largest_id(folder)
-    if largest >= vocab_size:
-        raise ValueError(
-            f"Wanted token ids below vocab_size {vocab_size} of {folder / 'config.json'}, got id "
-            f"{largest} in {name}. Use the tokenizer that belongs to the model."
-        )
+class Opened(NamedTuple):
+    """A folder of which no weight has been read yet."""
+
+    arch: Architecture
+    config: Any  # the `Config` of the architecture's kind
+    source: SafetensorsSource
 
 
-def _open_folder(
-    folder: Path, kind: str
-) -> tuple[parameter_map.Architecture, parameter_map.Config, SafetensorsSource]:
-    """Return architecture, config and tensors of an HF folder, having read no weight."""
-    raw = read_json(folder / "config.json")
-    arch = parameter_map.architecture(raw.get("model_type"), kind)
-    if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "unknown")
-        raise ValueError(
-            f"Wanted weights in float32, float16 or bfloat16, got {method!r} quantisation in "
-            f"{folder / 'config.json'}. Give the unquantised model or a .gguf file of it."
-        )
-    generation = folder / "generation_config.json"
-    if kind == "decoder" and generation.is_file():
-        # Chat models list their end-of-turn tokens here and often not in config.json.
-        stops = read_json(generation)
-        raw |= {k: v for k in ("eos_token_id", "pad_token_id") if (v := stops.get(k)) is not None}
-    config = arch.to_config(raw)
-    _check_vocabulary(folder, config.vocab_size)
-    return arch, config, SafetensorsSource(folder)
+def open_folder(folder: Path, kind: str | None = None) -> Opened:
+    """Open a Hugging Face folder; `kind` and errors as in `read_config` and `SafetensorsSource`."""
+    arch, config, raw = read_config(folder, kind)
+    source = SafetensorsSource(folder, raw.get("transformers_weights"))
+    return Opened(arch, _as_stored(arch, config, source), source)
 
 
-def inspect(src: str | os.PathLike[str]) -> tuple[parameter_map.Config, str]:
-    """Return the config of an HF folder, a hub id or a `.gguf` file, and the one of `DTYPES` that
-    all its weights have, having read no weight.
+def _as_stored(arch: Architecture, config: Config, source: SafetensorsSource) -> Config:
+    """Return the config, corrected by what the tensors say that config.json does not."""
+    names = {table: name for name, table in parameter_map.canonical_names(arch, source).items()}
+    if isinstance(config, EncoderConfig):
+        has_pooler = any(rule.hf in names for rule in arch.rules if rule.path == "pooler/kernel")
+        return dataclasses.replace(config, pooler=has_pooler)
+    if not config.tie_embeddings:
+        return config
+    (embedding,) = (rule.hf for rule in arch.rules if rule.path == "embed/embedding")
+    pair = [names.get(name) for name in (embedding, "lm_head.weight")]
+    if not all(name and parameter_map.is_float(source, name) for name in pair):
+        return config
+    if source.are_equal(*map(str, pair)):
+        return config
+    warnings.warn(
+        f"config.json ties the output matrix to the embedding, but the file has a {pair[1]} that "
+        f"differs from {pair[0]}. It is read, as transformers does. Set tie_word_embeddings to "
+        "false in config.json.",
+        stacklevel=4,
+    )
+    return dataclasses.replace(config, tie_embeddings=False)
 
-    Weights of several dtypes and GGUF files, whose blocks are expanded, count as "float32". Raises
-    as `load_decoder`.
+
+def inspect(src: str | os.PathLike[str]) -> tuple[Config, str]:
+    """Return the config of a source and the dtype of its weights, having read no weight.
+
+    The dtype is the one of `files.DTYPES` that all weights have; "float32" for weights of several
+    dtypes and for GGUF files, whose blocks are expanded. Raises as `load_decoder`.
     """
     path = hub.resolve(src)
     if path.is_file():
         return gguf_file.read_config(hub.open_gguf(path))[1], "float32"
-    arch = parameter_map.ARCHITECTURES.get(str(read_json(path / "config.json").get("model_type")))
-    _, config, source = _open_folder(path, arch.kind if arch else "decoder")
+    _, config, source = open_folder(path)
     # Old BERT checkpoints also hold their positions, which are integers.
-    found = {kind for kind in source.dtypes if kind.startswith(("F", "BF"))}
+    kinds = {kind for kind in source.dtypes.values() if kind.startswith(("F", "BF"))}
     half = {"BF16": "bfloat16", "F16": "float16"}
-    return config, half.get(found.pop(), "float32") if len(found) == 1 else "float32"
+    return config, half.get(kinds.pop(), "float32") if len(kinds) == 1 else "float32"
 
 
 def network_of(src: str | os.PathLike[str]) -> str | None:
-    """Return "decoder", "encoder", "reward model" (a decoder that is a sequence classifier) or
-    "discriminator" (an encoder with a scalar head), by what the folder holds; None if it is no
-    architecture of ours, and "decoder" for a GGUF file. Raises as `hub.resolve`."""
+    """Return which network a source holds; None if it is no architecture of ours.
+
+    It is "decoder", "encoder", "reward model" (a decoder that is a sequence classifier) or
+    "discriminator" (an encoder with a scalar head). A GGUF file holds a decoder.
+
+    Raises:
+        FileNotFoundError, ValueError: as `hub.resolve` and `open_folder` do.
+    """
     path = hub.resolve(src)
     if path.is_file():
         return "decoder"
     raw = read_json(path / "config.json")
     arch = parameter_map.ARCHITECTURES.get(str(raw.get("model_type")))
-    verifiers = (raw.get("architectures") or [""])[0].endswith("ForSequenceClassification")
     if arch is None:
         return None
     if arch.kind == "encoder":
-        verifiers = _head_of(path, arch, SafetensorsSource(path)) is not None
-        return "discriminator" if verifiers else "encoder"
-    return "reward model" if verifiers else "decoder"
+        source = SafetensorsSource(path, raw.get("transformers_weights"))
+        return "encoder" if _head_of(path, arch, source) is None else "discriminator"
+    return "reward model" if _is_classifier(raw) else "decoder"
 
 
-def _head_of(path: Path, arch: parameter_map.Architecture, source: SafetensorsSource) -> str | None:
+def _is_classifier(raw: dict[str, Any]) -> bool:
+    names = raw.get("architectures")
+    return isinstance(names, list) and str(names[:1]).endswith("ForSequenceClassification']")
+
+
+def _head_of(path: Path, arch: Architecture, source: SafetensorsSource) -> str | None:
     """Return whose scalar head an encoder's folder has: "own" (`HEAD_FILE`), "hf", or None."""
     if (path / HEAD_FILE).is_file():
         return "own"
@@ -126,42 +124,56 @@ def _head_of(path: Path, arch: parameter_map.Architecture, source: SafetensorsSo
 
 
 def load_decoder(
-    src: str | os.PathLike[str], put: parameter_map.Put | None = None, **overrides: Any
+    src: str | os.PathLike[str], put: Put | None = None, **overrides: object
 ) -> tuple[Decoder, dict[str, Any]]:
-    """Return `(decoder, params)` of an HF folder, a hub id or a `.gguf` file.
+    """Return `(decoder, params)` of a Hugging Face folder, a hub id or a `.gguf` file.
 
-    `params` is a float32 numpy tree, read one tensor at a time; with `put(path, array)` each
-    parameter is handed over as soon as it is whole (for example to be placed on devices) and what
-    it returns stands in the tree. `overrides` replace fields of the `DecoderConfig` (`dtype`,
-    `remat`). Raises FileNotFoundError for a missing source or file, and ValueError for an unknown
-    architecture, an unsupported feature or quantisation, a truncated file, a vocabulary larger than
-    the embedding, or tensors that do not fit the table one to one.
+    Args:
+        src: the source.
+        put: takes (path, float32 array) of each parameter as soon as it has been read, for example
+            to its devices; what it returns is put into the tree. Without it `params` is a tree of
+            numpy arrays.
+        overrides: replace fields of the `DecoderConfig`, such as `dtype` and `remat`.
+
+    Raises:
+        FileNotFoundError: the source or one of its files is missing.
+        ValueError: an unknown architecture, a feature or quantisation that is not supported, a
+            damaged file, or tensors that do not fit the table one to one.
     """
     path = hub.resolve(src)
     if path.is_file():
         config, params = gguf_file.load_gguf(path, put)
     else:
-        arch, config, source = _open_folder(path, "decoder")
+        arch, config, source = open_folder(path, "decoder")
         params = parameter_map.import_params(arch, config, source, put)
     return Decoder(dataclasses.replace(config, **overrides)), params  # type: ignore[arg-type]
 
 
 def load_reward_model(
     src: str | os.PathLike[str],
-    put: parameter_map.Put | None = None,
-    seed: int = 0,
-    **overrides: Any,
+    put: Put | None = None,
+    seed: int | None = None,
+    **overrides: object,
 ) -> tuple[RewardModel, dict[str, Any]]:
     """Return `(reward model, params)`: a decoder with a scalar head on its last real token.
 
-    An HF sequence classifier of one label brings its head; any other decoder, as `load_decoder`
-    takes them, gets a fresh one, normal with deviation 0.02 by `seed`. Raises as `load_decoder`.
+    Args:
+        src: a sequence classifier with one label, which brings its head, or any other decoder.
+        put: as in `load_decoder`.
+        seed: allows a new head where the source has none: normal with deviation 0.02. None asks
+            for the source's own head, as a reward model needs that is not trained any more.
+        overrides: as in `load_decoder`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_decoder`, and ValueError if the head is missing and
+            there is no `seed`.
     """
     path = hub.resolve(src)
     if path.is_file():
+        _need_seed(seed, path, "a .gguf file, which has no head")
 
         def place(name: str, leaf: np.ndarray) -> Any:
-            # The output matrix has no use here.
+            # The output matrix is not used.
             if put is None or name.startswith("lm_head/"):
                 return leaf
             return put(f"decoder/{name}", leaf)
@@ -170,9 +182,10 @@ def load_reward_model(
         decoder.pop("lm_head", None)
         params: dict[str, Any] = {"decoder": decoder}
     else:
-        arch, config, source = _open_folder(path, "decoder")
-        arch = parameter_map.reward_architecture(arch)
+        arch, config, source = open_folder(path, "decoder")
+        arch = reward_architecture(arch)
         if "score.weight" not in source.shapes:
+            _need_seed(seed, path, "weights without it")
             rules = tuple(rule for rule in arch.rules if rule.hf != "score.weight")
             arch = dataclasses.replace(arch, rules=rules)
         params = parameter_map.import_params(arch, config, source, put)
@@ -183,20 +196,30 @@ def load_reward_model(
     return RewardModel(dataclasses.replace(config, **overrides)), params  # type: ignore[arg-type]
 
 
-def load_encoder(
-    src: str | os.PathLike[str], put: parameter_map.Put | None = None, **overrides: Any
-) -> tuple[Encoder, dict[str, Any]]:
-    """Return `(encoder, params)` of an HF folder or hub id; as `load_decoder`, no GGUF.
+def _need_seed(seed: int | None, path: Path, got: str) -> None:
+    """Raise ValueError if no new head was asked for."""
+    if seed is None:
+        raise ValueError(
+            f"Wanted a reward model with its scalar head (score.weight), got {got}: {path}. A "
+            f"head made up here would score at random. {_WAY_OUT}"
+        )
 
-    BERT's pooler and task heads are left out: the encoder ends with its hidden states.
+
+def load_encoder(
+    src: str | os.PathLike[str], put: Put | None = None, **overrides: object
+) -> tuple[Encoder, dict[str, Any]]:
+    """Return `(encoder, params)` of a Hugging Face folder or hub id; as `load_decoder`, no GGUF.
+
+    The heads of tasks are left out. BERT's pooler, which nothing here computes, is carried along,
+    so that an export has it again.
     """
-    arch, config, source = _open_folder(_encoder_folder(src), "encoder")
+    arch, config, source = open_folder(_encoder_folder(src), "encoder")
     params = parameter_map.import_params(arch, config, source, put)
     return Encoder(dataclasses.replace(config, **overrides)), params  # type: ignore[arg-type]
 
 
 def _encoder_folder(src: str | os.PathLike[str]) -> Path:
-    """Return the folder of a source, which no encoder has in one file."""
+    """Return the folder of a source, which for an encoder may not be one file."""
     path = hub.resolve(src)
     if path.is_file():
         raise ValueError(f"Wanted an HF folder or hub id of an encoder, got the file {path}.")
@@ -205,36 +228,52 @@ def _encoder_folder(src: str | os.PathLike[str]) -> Path:
 
 def load_discriminator(
     src: str | os.PathLike[str],
-    put: parameter_map.Put | None = None,
+    put: Put | None = None,
     pooling: str = "mean",
     hidden_dim: int | None = None,
-    **overrides: Any,
+    own_head: bool = False,
+    **overrides: object,
 ) -> tuple[Discriminator, dict[str, Any]]:
-    """Return `(discriminator, params)` of an HF folder or hub id of an encoder; as `load_encoder`.
+    """Return `(discriminator, params)` of a Hugging Face folder or hub id of an encoder.
 
-    What has a scalar head brings it: a sequence classifier of one label, and the encoder with
-    discriminator_head.safetensors that `save_hf` writes. Its `pooling` and `hidden_dim` are then
-    those of the source. Any other encoder (also a classifier of several labels) gets the given
-    ones, and `params` lacks `head`: take that from `Discriminator.init`.
+    A sequence classifier with one label and an export with discriminator_head.safetensors bring
+    their head, and `pooling` and `hidden_dim` with it. For any other encoder, such as a classifier
+    with several labels, they are the given ones, and `params` lacks `head`: take that from
+    `Discriminator.init`.
+
+    Args:
+        src, put, overrides: as in `load_decoder`.
+        pooling, hidden_dim: of the new head, see `Discriminator`.
+        own_head: whether the source must bring its head, as a discriminator needs that is not
+            trained any more.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_decoder`, and ValueError if the head is damaged, or
+            is missing under `own_head`.
     """
     path = _encoder_folder(src)
-    arch, config, source = _open_folder(path, "encoder")
+    arch, config, source = open_folder(path, "encoder")
     head = _head_of(path, arch, source)
-    fields = dataclasses.replace(config, **overrides)
-    if head == "hf":
-        params = parameter_map.import_params(
-            parameter_map.CLASSIFIERS[arch.model_type], config, source, put
+    if own_head and head is None:
+        raise ValueError(
+            f"Wanted a discriminator with its scalar head, got {path}, an encoder without one. A "
+            f"head made up here would score at random. {_WAY_OUT}"
         )
-        return Discriminator(fields, "hf"), params  # type: ignore[arg-type]
+    config = dataclasses.replace(config, pooler=False)
+    fields = dataclasses.replace(config, **overrides)  # type: ignore[arg-type]
+    if head == "hf":
+        classifier = parameter_map.classifier_of(config)
+        params = parameter_map.import_params(classifier, config, source, put)
+        return Discriminator(fields, "hf"), params
     params: dict[str, Any] = {}
     if head == "own":
         params["head"], pooling, hidden_dim = _read_head(path / HEAD_FILE, put)
     place = None if put is None else lambda name, leaf: put(f"encoder/{name}", leaf)
     params["encoder"] = parameter_map.import_params(arch, config, source, place)
-    return Discriminator(fields, pooling, hidden_dim), params  # type: ignore[arg-type]
+    return Discriminator(fields, pooling, hidden_dim), params
 
 
-def _read_head(path: Path, put: parameter_map.Put | None) -> tuple[dict[str, Any], str, int | None]:
+def _read_head(path: Path, put: Put | None) -> tuple[dict[str, Any], str, int | None]:
     """Return parameters, pooling and hidden width of a head that `save_hf` wrote."""
     with open_safetensors(path) as file:
         pooling = (file.metadata() or {}).get("pooling")

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
+import html
 from collections.abc import Mapping
 from typing import Any
 
 from flax import linen as nn
 
+from gapo_jax.hub import HUB_ID
 from gapo_jax.models.encoder import Encoder
 from gapo_jax.models.heads import Discriminator
-from gapo_jax.models.hf.parameter_map import Architecture
-
-MARK = "Exported by gapo_jax"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+from gapo_jax.models.hf.architecture import Architecture
+from gapo_jax.models.hf.files import MARK
 
 _HEAD = """
 ## The head
@@ -45,6 +44,13 @@ _MEAN = """mask = batch["attention_mask"][..., None].float()
 pooled = (hidden * mask).sum(1) / mask.sum(1)"""
 _CLS = "pooled = hidden[:, 0]"
 _HIDDEN = '\npooled = (pooled @ head["up/kernel"] + head["up/bias"]).tanh()'
+# Characters that would start a link, an image, code or a new cell.
+_MARKUP = str.maketrans({character: f"\\{character}" for character in "\\`[]|"})
+
+
+def plain(text: object) -> str:
+    """Return a text from elsewhere as one line of Markdown that shows it and does nothing else."""
+    return html.escape(" ".join(str(text).split()), quote=False).translate(_MARKUP)
 
 
 def write(
@@ -55,44 +61,52 @@ def write(
     base: str | None = None,
     metrics: Mapping[str, Any] | None = None,
 ) -> str:
-    """Return the card's text. `metrics` maps names to numbers, text, or {"value", "low", "high"}
-    with a 95% interval; a `base` that is a hub id also goes into the front matter."""
+    """Return the text of the card.
+
+    Args:
+        module: the exported network.
+        arch: what it was written as.
+        dtype: of its weights.
+        method: how it was trained.
+        base: what it was made from; a hub id also goes into the front matter.
+        metrics: names to numbers, text, or {"value", "low", "high"} with a 95% interval.
+    """
     front = ["---", "library_name: transformers", "tags:", "- gapo_jax"]
-    if base and _HUB_ID.fullmatch(base):
+    if base and HUB_ID.fullmatch(base):
         front.append(f"base_model: {base}")
     kind = type(module).__name__.lower()
     lines = [
         *front,
         "---",
         "",
-        f"# {arch.class_name}, a {kind}" + (f" trained by {method}" if method else ""),
+        f"# {arch.class_name}, a {kind}" + (f" trained by {plain(method)}" if method else ""),
         "",
         f"{MARK} (JAX/Flax) in {dtype}.",
         "",
-        f"- method: {method or 'none (converted, not trained)'}",
-        f"- base: {base or 'not stated'}",
+        f"- method: {plain(method or 'none (converted, not trained)')}",
+        f"- base: {plain(base or 'not stated')}",
     ]
     if metrics:
         lines += ["", "| metric | value |", "|---|---|"]
-        lines += [f"| {name} | {_number(value)} |" for name, value in metrics.items()]
+        lines += [f"| {plain(name)} | {_number(value)} |" for name, value in metrics.items()]
     if isinstance(module, Discriminator) and not module.is_hf:
         lines.append(_head(module, arch))
     elif isinstance(module, Encoder):
-        lines += ["", f"Load with `AutoModel.from_pretrained({_arguments(arch)})`."]
+        lines += ["", f"Load with `AutoModel.from_pretrained({_arguments(module, arch)})`."]
     return "\n".join(lines) + "\n"
 
 
-def _number(value: Any) -> str:
+def _number(value: object) -> str:
     """Return one cell of the metrics table."""
     if isinstance(value, Mapping):
         return f"{value['value']:.4g} (95% {value['low']:.4g} to {value['high']:.4g})"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else plain(value)
 
 
-def _arguments(arch: Architecture) -> str:
-    """Return the arguments that load the encoder without a pooler, which it has not learned."""
-    pooler = arch.model_type in ("bert", "roberta", "longformer")
-    return "folder" + ", add_pooling_layer=False" * pooler
+def _arguments(module: Encoder | Discriminator, arch: Architecture) -> str:
+    """Return the arguments that load the encoder, without a pooler if it has none."""
+    has_class = arch.model_type in ("bert", "roberta", "longformer")
+    return "folder" + ", add_pooling_layer=False" * (has_class and not module.config.pooler)
 
 
 def _head(module: Discriminator, arch: Architecture) -> str:
@@ -101,7 +115,7 @@ def _head(module: Discriminator, arch: Architecture) -> str:
     return _HEAD.format(
         pooled="the mean over real tokens" if module.pooling == "mean" else "the first token",
         head=f"a tanh layer of {module.hidden_dim} and a linear map" if hidden else "a linear map",
-        arguments=_arguments(arch),
+        arguments=_arguments(module, arch),
         given=_GLOBAL if module.config.global_first else "",
         code=(_MEAN if module.pooling == "mean" else _CLS) + (_HIDDEN if hidden else ""),
     )

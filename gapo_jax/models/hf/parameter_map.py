@@ -1,8 +1,8 @@
 """Hugging Face tensors <-> parameters, by `decoder_tables` and `encoder_tables`, both ways.
 
-A row (`Rule`) names a tensor and the parameter or parameters that it fills. Import uses every
-tensor exactly once and fills every parameter exactly once, or raises with both lists; export is the
-same table read backwards, so import then export gives the source tensors bit for bit.
+A row (`Rule`) names a tensor and the parameters that it fills. Import uses every tensor exactly
+once and fills every parameter exactly once, or raises with both lists. Export reads the same table
+backwards, so that import followed by export gives the source tensors bit for bit.
 """
 
 from __future__ import annotations
@@ -16,42 +16,40 @@ import numpy as np
 
 from gapo_jax.models.decoder_config import DecoderConfig
 from gapo_jax.models.encoder_config import EncoderConfig
-from gapo_jax.models.hf.architecture import Architecture, Config, Rule, TensorSource
-from gapo_jax.models.hf.decoder_tables import DECODERS, reward_architecture
+from gapo_jax.models.hf.architecture import FLOATS, Architecture, Config, Rule, TensorSource
+from gapo_jax.models.hf.decoder_tables import DECODERS
 from gapo_jax.models.hf.encoder_tables import CLASSIFIERS, ENCODERS
+from gapo_jax.models.lora import put as put_leaf
+from gapo_jax.types import Params
 
-__all__ = ["Architecture", "Config", "Rule", "TensorSource", "reward_architecture"]
-
-# Takes (path, float32 array) of a parameter that has just been read, returns what the tree holds.
+# Takes (path, float32 array) of a parameter that has just been read and returns what stands in the
+# tree for it, for example the array on its devices.
 Put = Callable[[str, np.ndarray], Any]
 
+ARCHITECTURES = {arch.model_type: arch for arch in DECODERS} | ENCODERS
 
-ARCHITECTURES = {**{arch.model_type: arch for arch in DECODERS}, **ENCODERS}
 
-
-def architecture(model_type: str | None, kind: str) -> Architecture:
+def architecture(model_type: object, kind: str) -> Architecture:
     """Return the table of `model_type`, which must be of `kind` ("decoder" or "encoder").
 
-    Raises ValueError naming the nearest supported architecture.
+    Raises:
+        ValueError: there is none; the message has the nearest supported architecture.
     """
     known = {name: arch for name, arch in ARCHITECTURES.items() if arch.kind == kind}
-    if model_type in known:
-        return known[model_type]
     asked = str(model_type)
+    if asked in known:
+        return known[asked]
     close = [name for name in known if name.startswith(asked) or asked.startswith(name)]
     close = close or difflib.get_close_matches(asked, known, 1, 0.5) or list(known)
+    article = "an" if kind == "encoder" else "a"
     raise ValueError(
-        f"Wanted {_article(kind)} of type {sorted(known)}, got model_type "
-        f"{model_type!r}. The nearest supported choice is {close[0]!r}: give a model of that type."
+        f"Wanted {article} {kind} of type {sorted(known)}, got model_type {model_type!r}. The "
+        f"nearest supported choice is {close[0]!r}: give a model of that type."
     )
 
 
-def _article(kind: str) -> str:
-    return f"{'an' if kind == 'encoder' else 'a'} {kind}"
-
-
 def architecture_of(config: Config) -> Architecture:
-    """Return the architecture that a config of ours is written as."""
+    """Return the architecture that a network of this config is written as."""
     return ARCHITECTURES[config.family]
 
 
@@ -61,7 +59,7 @@ def classifier_of(config: EncoderConfig) -> Architecture:
 
 
 def _sizes(config: Config) -> dict[str, int]:
-    """Sizes of the letters that the tables' shapes use."""
+    """Return the sizes of the letters in the tables' shapes."""
     sizes = {"V": config.vocab_size, "D": config.d_model, "F": config.d_ff, "1": 1}
     if isinstance(config, DecoderConfig):
         sizes |= {"H": config.head_dim, "P": config.max_positions}
@@ -79,28 +77,28 @@ def rules_of(arch: Architecture, config: Config) -> list[Rule]:
 
 
 def expand(rule: Rule, config: Config) -> list[str]:
-    """Return the HF names of a row: one, or one per layer."""
-    if "{layer}" not in rule.hf:
+    """Return the Hugging Face names of a row: one, or one per layer."""
+    if not rule.per_layer:
         return [rule.hf]
     return [rule.hf.format(layer=layer) for layer in range(rule.first_layer, config.num_layers)]
 
 
 def _dimensions(rule: Rule, config: Config) -> list[list[int]]:
-    """Return the length of each axis of the HF tensor; of a fused axis, that of each part."""
+    """Return the length of each axis of the tensor, as a list of the lengths of its parts."""
     sizes = _sizes(config)
     return [[sizes[letter] for letter in axis.split("+")] for axis in rule.shape.split()]
 
 
 def hf_shape(rule: Rule, config: Config) -> tuple[int, ...]:
-    """Return the shape that one HF tensor of the row must have."""
+    """Return the shape that a tensor of the row must have."""
     return tuple(sum(parts) for parts in _dimensions(rule, config))
 
 
 def _split(rule: Rule, config: Config) -> tuple[int, list[int]]:
-    """Return the fused axis of the row's HF tensor (0 if none is) and the ends of its parts but
-    the last."""
-    fused = [(axis, x) for axis, x in enumerate(_dimensions(rule, config)) if len(x) > 1]
-    axis, parts = fused[0] if fused else (0, [])
+    """Return the axis along which the tensor joins parameters (0 if it does not), and where to
+    split it."""
+    joined = [(axis, x) for axis, x in enumerate(_dimensions(rule, config)) if len(x) > 1]
+    axis, parts = joined[0] if joined else (0, [])
     return axis, np.cumsum(parts, dtype=int)[:-1].tolist()
 
 
@@ -111,7 +109,7 @@ def param_shapes(rule: Rule, config: Config) -> list[tuple[int, ...]]:
     for index in range(len(rule.paths)):
         shape = [parts[index] if len(parts) > 1 else parts[0] for parts in axes]
         shape = shape[::-1] if rule.transpose else shape
-        shapes.append((config.num_layers, *shape) if "{layer}" in rule.hf else tuple(shape))
+        shapes.append((config.num_layers, *shape) if rule.per_layer else tuple(shape))
     return shapes
 
 
@@ -121,42 +119,67 @@ def _listed(names: Collection[str]) -> str:
     return f"{len(names)} ({', '.join(shown)}{more})" if names else "none"
 
 
-def match(arch: Architecture, config: Config, source: TensorSource) -> dict[str, str]:
-    """Return {table's HF name: source's name}, having checked names and shapes, reading nothing.
+def canonical_names(arch: Architecture, source: TensorSource) -> dict[str, str]:
+    """Return {name of a tensor in the source: its spelling in the table of `arch`}."""
+    names = {}
+    for name in source.shapes:
+        names[name] = name
+        for pattern, replacement in arch.aliases:
+            names[name] = re.sub(pattern, replacement, names[name])
+    return names
 
-    Raises ValueError with both lists unless each tensor is used once and each parameter filled
-    once, and ValueError on a shape that contradicts the config.
+
+def match(arch: Architecture, config: Config, source: TensorSource) -> dict[str, str]:
+    """Return {name in the table: name in the source}. It checks everything and reads no tensor.
+
+    Raises:
+        ValueError: a tensor is no plain float; a tensor is not used, or a parameter is not filled,
+            exactly once (the message lists both); or a shape contradicts the config.
     """
     ignored = list(arch.ignored)
     if isinstance(config, DecoderConfig) and config.tie_embeddings:
-        # A tied file may repeat the embedding as lm_head; transformers does not read it either.
+        # A tied file may repeat the embedding as its lm_head.
         ignored.append(r"lm_head\.weight")
     wanted = {name: rule for rule in rules_of(arch, config) for name in expand(rule, config)}
-    found: dict[str, str] = {}
+    matched: dict[str, str] = {}
     unused = []
-    for name in source.shapes:
-        canonical = name
-        for pattern, replacement in arch.aliases:
-            canonical = re.sub(pattern, replacement, canonical)
-        if canonical in wanted and canonical not in found:
-            found[canonical] = name
+    for name, canonical in canonical_names(arch, source).items():
+        if canonical in wanted and canonical not in matched:
+            matched[canonical] = name
         elif not any(re.fullmatch(pattern, canonical) for pattern in ignored):
             unused.append(name)
-    missing = wanted.keys() - found.keys()
+    _check_dtypes([*matched.values(), *unused], source)
+    missing = wanted.keys() - matched.keys()
     if missing or unused:
         raise ValueError(
             f"Wanted each {arch.model_type} tensor used once and each parameter filled once, got "
             f"tensors without a parameter: {_listed(unused)}; parameters without a tensor: "
             f"{_listed(missing)}. The file is incomplete, or config.json is of another model."
         )
-    for canonical, name in found.items():
+    for canonical, name in matched.items():
         want = hf_shape(wanted[canonical], config)
         if tuple(source.shapes[name]) != want:
             raise ValueError(
                 f"Wanted shape {want} for {name} ({wanted[canonical].shape}), got "
                 f"{tuple(source.shapes[name])}. The config does not belong to these weights."
             )
-    return found
+    return matched
+
+
+def is_float(source: TensorSource, name: str) -> bool:
+    """Return whether the numbers of a tensor are the weights themselves, not quantised ones."""
+    return source.dtypes[name] in FLOATS
+
+
+def _check_dtypes(names: Collection[str], source: TensorSource) -> None:
+    """Raise ValueError if a tensor is quantised: its numbers mean nothing without their scales."""
+    packed = {name for name in names if not is_float(source, name)}
+    if packed:
+        kinds = sorted({source.dtypes[name] for name in packed})
+        raise ValueError(
+            f"Wanted weights in float32, float16 or bfloat16, got {', '.join(kinds)} in "
+            f"{_listed(packed)}. Give the unquantised model or a .gguf file of it."
+        )
 
 
 def import_params(
@@ -164,19 +187,15 @@ def import_params(
 ) -> dict[str, Any]:
     """Return the float32 parameter tree read from `source`, one tensor at a time.
 
-    Everything is checked by `match` before the first tensor is read. Each parameter goes through
-    `put(path, array)` as soon as it is whole, for example to its devices; what `put` returns takes
-    its place in the tree. The host then holds one tensor and one parameter at a time.
+    `match` checks everything before the first tensor is read. As soon as a parameter is complete,
+    `put(path, array)` takes it, for example to its devices, and what it returns is put into the
+    tree. The host then holds one tensor and the parameters of one row at a time.
     """
     names = match(arch, config, source)
     params: dict[str, Any] = {}
     for rule in rules_of(arch, config):
         for path, leaf in _read_row(rule, config, source, names):
-            node = params
-            *parents, last = path.split("/")
-            for parent in parents:
-                node = node.setdefault(parent, {})
-            node[last] = leaf if put is None else put(path, leaf)
+            put_leaf(params, path, leaf if put is None else put(path, leaf))
             del leaf
     return params
 
@@ -192,13 +211,13 @@ def _read_row(
     for layer, name in enumerate(expand(rule, config), start=rule.first_layer):
         tensor = source.read(names[name])
         for leaf, part in zip(leaves, np.split(tensor, ends, axis), strict=True):
-            target = leaf[layer : layer + 1] if "{layer}" in rule.hf else leaf[None]
+            target = leaf[layer : layer + 1] if rule.per_layer else leaf[None]
             target[0] = part.T if rule.transpose else part
     for path in rule.paths:
         yield path, leaves.pop(0)
 
 
-def flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(params: Params, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield ("a/b/c", leaf) of a nested dictionary."""
     for key, value in params.items():
         if isinstance(value, Mapping):
@@ -208,12 +227,13 @@ def flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def export_tensors(
-    arch: Architecture, config: Config, params: Mapping[str, Any]
+    arch: Architecture, config: Config, params: Params
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield (HF name, array in the parameter's dtype) of a whole tree; the table read backwards.
+    """Yield (Hugging Face name, array in the parameter's dtype) of a whole tree.
 
-    Raises ValueError with both lists unless each parameter is used once and each tensor is filled
-    once, and on a shape that contradicts the config, before anything is yielded.
+    Raises:
+        ValueError: before anything is yielded, if a parameter is not used, or a tensor not filled,
+            exactly once (the message lists both), or a shape contradicts the config.
     """
     leaves = dict(flatten(params))
     rules = rules_of(arch, config)
@@ -243,7 +263,7 @@ def _exported(
 ) -> Iterator[tuple[str, np.ndarray]]:
     for rule in rules:
         arrays = [np.asarray(leaves[path]) for path in rule.paths]
-        if "{layer}" not in rule.hf:
+        if not rule.per_layer:
             arrays = [array[None] for array in arrays]
         axis, _ = _split(rule, config)
         for layer, name in enumerate(expand(rule, config), start=rule.first_layer):

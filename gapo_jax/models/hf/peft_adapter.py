@@ -2,7 +2,7 @@
 
 The names come from the architecture's table, as they do for whole models. PEFT stores
 `lora_A.weight` [E, in] and `lora_B.weight` [out, E] per layer and multiplies by alpha / E in the
-forward pass.
+forward.
 """
 
 from __future__ import annotations
@@ -19,23 +19,33 @@ import numpy as np
 from gapo_jax import io
 from gapo_jax.models.decoder import Decoder
 from gapo_jax.models.decoder_config import DecoderConfig
-from gapo_jax.models.hf import parameter_map
-from gapo_jax.models.hf.files import open_safetensors, replacing_folder, save_tensors
-from gapo_jax.models.hf.model_card import MARK
+from gapo_jax.models.hf.architecture import FLOATS, Json
+from gapo_jax.models.hf.files import (
+    MARK,
+    open_safetensors,
+    read_json,
+    replacing_folder,
+    save_tensors,
+)
+from gapo_jax.models.hf.model_card import plain
+from gapo_jax.models.hf.parameter_map import architecture_of, rules_of
 from gapo_jax.models.lora import Adapters, kernels, put
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-# What changes the forward in a way that these adapters do not know.
-_UNSUPPORTED = (
-    "use_dora",
-    "modules_to_save",
-    "lora_bias",
-    "layer_replication",
-    "target_parameters",
-    "trainable_token_indices",
-    "alora_invocation_tokens",
-)
+# Options that may have any value. They are read here, or say where the tensors in the file belong
+# (their names say so too), or matter in training alone, or belong to a way of starting that
+# `_STARTS` lacks. Any other option must be off: a newer PEFT may have one that changes the forward.
+_HARMLESS = {
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config",
+    "exclude_modules", "fan_in_fan_out", "inference_mode", "layers_pattern", "layers_to_transform",
+    "loftq_config", "lora_alpha", "lora_dropout", "lora_ga_config", "megatron_core", "peft_type",
+    "peft_version", "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config",
+    "target_modules", "task_type", "use_rslora",
+}  # fmt: skip
+# Values of `init_lora_weights` that leave the base as it is. The others (pissa, olora, corda,
+# loftq, ...) subtract the adapter from the base when PEFT loads it.
+_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 _CARD = """---
 library_name: peft
 tags:
@@ -64,23 +74,25 @@ writes one).
 
 
 def is_adapter(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder holds an adapter of PEFT."""
+    """Return whether a folder holds an adapter of PEFT."""
     return (Path(folder) / CONFIG).is_file()
 
 
 def _modules(config: DecoderConfig) -> dict[str, list[str]]:
-    """Return {"model.layers.{layer}.self_attn.q_proj": ["attn/q"]} of all matrices of a layer; one
-    that the Hugging Face model keeps joined lists its parts in order."""
-    found = {}
-    for rule in parameter_map.rules_of(parameter_map.architecture_of(config), config):
+    """Return {"model.layers.{layer}.self_attn.q_proj": ["attn/q"]} of all matrices of a layer.
+
+    A matrix that the Hugging Face model stores joined lists its parts in order.
+    """
+    modules = {}
+    for rule in rules_of(architecture_of(config), config):
         parts = [re.fullmatch(r"layers/(.+)/kernel", path) for path in rule.path.split()]
-        if "{layer}" in rule.hf and all(parts):
-            found[rule.hf.removesuffix(".weight")] = [part[1] for part in parts if part]
-    return found
+        if rule.per_layer and all(parts):
+            modules[rule.hf.removesuffix(".weight")] = [part[1] for part in parts if part]
+    return modules
 
 
 def _suffixes(modules: Iterable[str]) -> dict[str, str]:
-    """Return the shortest end of each module's name that no other module of a layer ends with."""
+    """Return the shortest ending of each module's name that no other module of a layer has."""
     inner = {module: module.split("{layer}.")[1] for module in modules}
     lasts = [name.split(".")[-1] for name in inner.values()]
     return {
@@ -93,7 +105,8 @@ def _widths(decoder: Decoder) -> dict[str, tuple[int, int]]:
     """Return {"attn/q": (in, out)} of all matrices of a layer."""
     tokens = jax.ShapeDtypeStruct((1, 2), np.int32)
     variables = jax.eval_shape(decoder.init, jax.random.key(0), tokens, tokens)
-    return {path: leaf.shape[1:] for path, leaf in kernels(variables["params"]["layers"]).items()}
+    stacks = kernels(variables["params"]["layers"]).items()
+    return {path: (leaf.shape[1], leaf.shape[2]) for path, leaf in stacks}
 
 
 def save_adapter(
@@ -106,9 +119,18 @@ def save_adapter(
 ) -> Path:
     """Write adapters of `decoder` as a folder that `peft.PeftModel.from_pretrained` loads.
 
-    Adapters of fewer layers than the decoder has belong to its upper ones. `base` is what PEFT will
-    look for as the base model, a hub id or a folder. Float32, in the way of `save_hf`: the folder
-    appears when whole and an earlier export is replaced. Returns the folder.
+    Adapters of fewer layers than the decoder has belong to its upper ones. The weights are float32.
+    As in `save_hf` the folder appears when it is complete, and replaces an earlier export.
+
+    Args:
+        decoder: what the adapters belong to.
+        adapters: the adapters.
+        folder: where to write.
+        base: where PEFT finds the base model, a hub id or a folder.
+        method: how they were trained, for the card.
+
+    Returns:
+        The folder.
 
     Raises:
         ValueError: the adapters are of another decoder, or the folder holds something else.
@@ -124,15 +146,15 @@ def save_adapter(
     first = config.num_layers - next(iter(adapters.pairs.values()))["a"].shape[0]
     card = _CARD.format(
         mark=MARK,
-        trained=f" trained by {method}" if method else "",
-        method=method or "not stated",
-        base=base or "not stated",
+        trained=f" trained by {plain(method)}" if method else "",
+        method=plain(method or "not stated"),
+        base=plain(base or "not stated"),
     )
     with replacing_folder(Path(folder)) as target:
         joined = _join(adapters, modules, widths)
         save_tensors(target / WEIGHTS, _tensors(joined, first), "pt")
         io.write_json(target / CONFIG, _record(config, adapters, joined, first, base))
-        (target / "README.md").write_text(card, encoding="utf-8")
+        io.write_text(target / "README.md", card)
     return Path(folder)
 
 
@@ -141,7 +163,7 @@ def _join(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return {module: (A [L, in, nE], B [L, nE, out])} of the adapted modules.
 
-    For n adapted parts of a joined matrix the As stand side by side and the Bs on the diagonal.
+    For n adapted parts of a joined matrix the As are side by side and the Bs on the diagonal.
     """
     joined = {}
     for module, paths in modules.items():
@@ -183,7 +205,7 @@ def _record(
     base: str | None,
 ) -> dict[str, Any]:
     """Return the contents of adapter_config.json."""
-    arch = parameter_map.architecture_of(config)
+    arch = architecture_of(config)
     rank = next(iter(adapters.pairs.values()))["a"].shape[-1]
     suffixes = _suffixes(_modules(config))
     ranks = {suffixes[module]: a_LDE.shape[-1] for module, (a_LDE, _) in joined.items()}
@@ -200,22 +222,22 @@ def _record(
         "bias": "none",
         "target_modules": sorted(ranks),
         "layers_to_transform": list(range(first, config.num_layers)) if first else None,
-        # Only GPT-2's Conv1D keeps its matrices as we do, [in, out].
-        "fan_in_fan_out": not any(rule.transpose for rule in arch.rules if "{layer}" in rule.hf),
+        # Only GPT-2's Conv1D stores its matrices as we do, [in, out].
+        "fan_in_fan_out": not any(rule.transpose for rule in arch.rules if rule.per_layer),
     }
 
 
 def load_adapter(folder: str | os.PathLike[str], decoder: Decoder) -> tuple[Adapters, int]:
     """Read an adapter of PEFT for `decoder`; return it and the lowest layer that it covers.
 
-    Layers above that without an adapter get zeros. Projections of a smaller rank or another alpha
-    (rank_pattern, alpha_pattern) are padded with zeros and scaled, so that one rank and one scale
-    hold for all; the parts of a joined matrix share their A.
+    Layers above that one without an adapter get zeros. Projections with a smaller rank or another
+    alpha (rank_pattern, alpha_pattern) are padded with zeros and scaled, so that one rank and one
+    scale hold for all. The parts of a joined matrix share their A.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: not LoRA, a variant of it that is not supported, tensors that do not fit the
-            decoder one to one, or a broken file.
+        ValueError: not LoRA, an option that is not supported, tensors that do not fit the decoder
+            one to one, or a damaged file.
     """
     record = _read_config(Path(folder))
     modules, widths = _modules(decoder.config), _widths(decoder)
@@ -249,39 +271,57 @@ def load_adapter(folder: str | os.PathLike[str], decoder: Decoder) -> tuple[Adap
     return Adapters(tree, scale * rank), first
 
 
-def _scale(record: Mapping[str, Any], rank: int, alpha: float) -> float:
+def _scale(record: Json, rank: int, alpha: float) -> float:
     """Return the factor of B A: alpha / rank, or alpha / sqrt(rank) (rsLoRA, arXiv 2312.03732)."""
     return alpha / rank**0.5 if record.get("use_rslora") else alpha / rank
 
 
-def _pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any:
-    """Return the value of the first pattern that the end of a module's name matches, as PEFT."""
+def _pattern(patterns: Mapping[str, float] | None, name: str, default: float) -> float:
+    """Return the value of the first pattern that matches the end of a module's name, as in PEFT."""
     for pattern, value in (patterns or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", name):
             return value
     return default
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    """Return adapter_config.json, having checked that it is plain LoRA."""
+def _read_config(folder: Path) -> Json:
+    """Return the contents of adapter_config.json, having checked that it is plain LoRA."""
     path = folder / CONFIG
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"Wanted {CONFIG} in {folder}, got no such file. Give a PEFT folder."
-        )
-    record = io.read_json(path)
+    record = read_json(path)
     if record.get("peft_type") != "LORA":
-        raise ValueError(f"Wanted an adapter of type LORA, got {record.get('peft_type')!r}.")
-    odd = [key for key in _UNSUPPORTED if record.get(key)]
-    if record.get("bias", "none") != "none":
-        odd.append("bias")
-    if odd:
-        found = ", ".join(f"{key}={record[key]!r}" for key in odd)
         raise ValueError(
-            f"Wanted plain LoRA, got {found} in {path}. "
+            f"Wanted an adapter of type LORA, got {record.get('peft_type')!r} in {path}. Give a "
+            "LoRA adapter."
+        )
+    for key in ("r", "lora_alpha", "rank_pattern", "alpha_pattern"):
+        value = record.get(key)
+        # A pattern maps names to numbers, and may be empty or absent.
+        numbers = (value or {}) if key.endswith("pattern") else {key: value}
+        if not isinstance(numbers, dict) or not all(map(_is_positive, numbers.values())):
+            raise ValueError(
+                f"Wanted numbers above 0 as {key} in {path}, got {value!r}. Save the adapter again."
+            )
+    _check_options(record, path)
+    return record
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, (int, float)) and value > 0
+
+
+def _check_options(record: Json, path: Path) -> None:
+    """Raise ValueError if an option of an adapter might change what it computes."""
+    allowed = {"init_lora_weights": _STARTS, "bias": (None, "none")}
+    odd = [
+        f"{key}={value!r}"
+        for key, value in record.items()
+        if key not in _HARMLESS and (value not in allowed[key] if key in allowed else value)
+    ]
+    if odd:
+        raise ValueError(
+            f"Wanted plain LoRA, got {', '.join(odd)} in {path}. "
             "Merge the adapter with PEFT (merge_and_unload, save_pretrained) and give that folder."
         )
-    return record
 
 
 def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
@@ -293,6 +333,12 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
             "safe_serialization=True."
         )
     with open_safetensors(path) as file:
+        packed = [n for n in file.keys() if file.get_slice(n).get_dtype() not in FLOATS]
+        if packed:
+            raise ValueError(
+                f"Wanted float32, float16 or bfloat16 in {path}, got "
+                f"{file.get_slice(packed[0]).get_dtype()} in {packed[0]}. Save the adapter again."
+            )
         return {name: file.get_tensor(name) for name in file.keys()}
 
 

@@ -7,14 +7,13 @@ the label policy. All of it is decided on the host, a function of (seed, round) 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from gapo_jax.config import Config, DiscriminatorConfig
-from gapo_jax.data.batching import batch_at
+from gapo_jax.data.batching import batch_at, mixed_batches, text_buckets
 from gapo_jax.data.curriculum import in_use
 from gapo_jax.data.discriminator_text import encode_discriminator
 from gapo_jax.evaluate.accuracy import Verdict
@@ -71,7 +70,7 @@ def round_texts(
     seed: int,
     round_index: int,
 ) -> list[LabelledText]:
-    """Compose the texts of one round's update, in batches of like length (`group_by_length`).
+    """Compose the texts of one round's update, in batches of like length (`mixed_batches`).
 
     Of updates_per_round * batch_size texts, `generated_fraction` are generated (of which
     `replay_fraction` from earlier rounds, as far as the replay buffer goes) and the rest are half
@@ -99,30 +98,10 @@ def round_texts(
     else:
         units = [(text,) for text in (*generated, *real[: total - wanted])]
     rows = config.batch_size // (2 if pairwise else 1)
-    return [text for unit in group_by_length(rng, units, rows) for text in unit]
-
-
-def group_by_length(
-    rng: np.random.Generator, units: Sequence[tuple[LabelledText, ...]], rows: int
-) -> list[tuple[LabelledText, ...]]:
-    """Arrange texts (or comparisons) so that `rows` neighbours are a batch of like length; the
-    batches come in a random order, one that is not full last.
-
-    Each kind of text (class and target) is spread over the batches as evenly as it goes, its
-    shortest texts into the first and its longest into the last: a batch has the mix of the round,
-    and is padded to little more than it holds.
-    """
-    kinds: dict[Any, list[int]] = {}
-    for i in rng.permutation(len(units)):
-        kinds.setdefault(tuple((text.kind, text.target > 0.5) for text in units[i]), []).append(i)
-    place = np.zeros(len(units))
-    for members in kinds.values():
-        members.sort(key=lambda i: max(len(text.prompt + text.response) for text in units[i]))
-        place[members] = (np.arange(len(members)) + 0.5) / len(members)
-    order = np.argsort(place, kind="stable")
-    full = len(units) // rows
-    starts = [int(batch) * rows for batch in rng.permutation(full)] + [full * rows]
-    return [units[i] for start in starts for i in order[start : start + rows]]
+    kinds = [tuple((text.kind, text.target > 0.5) for text in unit) for unit in units]
+    lengths = [max(len(text.prompt + text.response) for text in unit) for unit in units]
+    order = mixed_batches(kinds, lengths, rows, rng)
+    return [text for i in order for text in units[i]]
 
 
 def compared(
@@ -173,11 +152,6 @@ def class_weights(targets: Sequence[float], balance: bool) -> np.ndarray:
         return np.ones(count, np.float32)
     up, down = count / (2 * positive), count / (2 * (count - positive))
     return (targets_B * up + (1 - targets_B) * down).astype(np.float32)
-
-
-def text_buckets(max_tokens: int) -> tuple[int, ...]:
-    """Return the widths of batches: three eighths, a half, two thirds and all of the limit."""
-    return tuple(sorted({max(8, -(-max_tokens * part // 24)) for part in (9, 12, 16, 24)}))
 
 
 def encode_texts(

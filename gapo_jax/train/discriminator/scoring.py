@@ -42,12 +42,10 @@ def score_texts(
 
 def text_metrics(logits_B: np.ndarray, texts: Sequence[LabelledText]) -> dict[str, float]:
     """Return per-class accuracies and scores of scored texts, and the accuracy on targets."""
-    kinds_B = np.array([text.kind for text in texts], np.int32)
-    metrics = {
-        key: float(value)
-        for key, value in class_metrics(jnp.asarray(logits_B), jnp.asarray(kinds_B)).items()
-    }
-    targets_B = np.array([text.target for text in texts])
+    kinds_B = jnp.array([text.kind for text in texts], jnp.int32)
+    targets_B = np.array([text.target for text in texts], np.float32)
+    found = class_metrics(jnp.asarray(logits_B), kinds_B, targets_B=jnp.asarray(targets_B))
+    metrics = {key: float(value) for key, value in found.items()}
     metrics["disc/accuracy"] = float(np.mean((logits_B > 0) == (targets_B > 0.5)))
     return {key: value for key, value in metrics.items() if not np.isnan(value)}
 

@@ -11,6 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Int
 
 from gapo_jax.config import Config
 from gapo_jax.losses import (
@@ -43,12 +44,12 @@ class TextBatch(flax.struct.PyTreeNode):
 
 def disc_score_step(
     params: Params,
-    tokens_BT: jax.Array,
-    mask_BT: jax.Array,
-    type_ids_BT: jax.Array,
+    tokens_BT: Int[Array, "B T"],
+    mask_BT: Int[Array, "B T"],
+    type_ids_BT: Int[Array, "B T"],
     *,
     discriminator: TextReader,
-) -> jax.Array:
+) -> Float[Array, "B"]:
     """Return the discriminator's logits [B] float32, without dropout."""
     logits_B: Any = discriminator.apply({"params": params}, tokens_BT, mask_BT, type_ids_BT)
     return logits_B
@@ -57,10 +58,10 @@ def disc_score_step(
 def disc_logits(
     discriminator: TextReader,
     params: Params,
-    texts: tuple[jax.Array, jax.Array, jax.Array],
+    texts: tuple[Int[Array, "B T"], Int[Array, "B T"], Int[Array, "B T"]],
     frozen_layers: int,
     **options: Any,
-) -> jax.Array:
+) -> Float[Array, "B"]:
     """Return logits [B] float32 of (tokens, mask, segment ids); the backward pass ends at the
     lowest trained layer."""
     if frozen_layers:  # build.py refuses them for a decoder, which does not take the argument
@@ -115,13 +116,14 @@ def disc_update_step(
 
 
 def discriminator_loss(
-    loss: str, logits_B: jax.Array, batch: TextBatch
+    loss: str, logits_B: Float[Array, "B"], batch: TextBatch
 ) -> tuple[jax.Array, Metrics]:
     """Return the loss of a batch and its metrics, those of the classes among them."""
     if loss == "bradley_terry":
         total, metrics = bradley_terry_loss(logits_B[::2], logits_B[1::2], batch.weights_B[::2])
         metrics["disc/accuracy"] = metrics["disc/pair_accuracy"]
-        return total, metrics | class_metrics(logits_B, batch.classes_B, batch.weights_B)
+        targets = batch.classes_B, batch.weights_B, batch.targets_B
+        return total, metrics | class_metrics(logits_B, *targets)
     return bce_loss(logits_B, batch.targets_B, batch.weights_B, classes_B=batch.classes_B)
 
 

@@ -15,7 +15,7 @@ import optax
 from transformers import PreTrainedTokenizerBase
 
 from gapo_jax.config import DiscriminatorConfig
-from gapo_jax.data.batching import batch_at, epoch_order
+from gapo_jax.data.batching import batch_at, epoch_order, text_buckets
 from gapo_jax.data.discriminator_text import encode_discriminator
 from gapo_jax.methods import method_of
 from gapo_jax.train.build import TrainSteps
@@ -26,7 +26,6 @@ from gapo_jax.train.discriminator.batches import (
     make_batch,
     pair_texts,
     pairs_in_use,
-    text_buckets,
 )
 from gapo_jax.train.discriminator.scoring import evaluate_pairs
 from gapo_jax.train.discriminator.texts import LabelledText

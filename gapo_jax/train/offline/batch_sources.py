@@ -100,14 +100,14 @@ def discriminator_rewards(
 ) -> BySide:
     """Return the warmed-up discriminator's logit of every (prompt, response)."""
     sides = list(dict.fromkeys((s.prompt, s.response) for sides in examples for s in sides))
-    logits_N = score_texts(
+    logits_B = score_texts(
         ctx.steps,
         state.discriminator.params,
         ctx.models.disc_tokenizer,
         [GeneratedText(*side, verified=False, round=0) for side in sides],
         ctx.config.discriminator,
     )
-    return {side: float(logit) for side, logit in zip(sides, logits_N, strict=True)}
+    return {side: float(logit) for side, logit in zip(sides, logits_B, strict=True)}
 
 
 @dataclasses.dataclass(frozen=True)

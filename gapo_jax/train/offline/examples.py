@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from gapo_jax.config import Config, system_text
-from gapo_jax.data.batching import batch_at
+from gapo_jax.data.batching import batch_at, bucket_widths, like_lengths, round_up
+from gapo_jax.data.chat import end_id, response_ids
 from gapo_jax.data.curriculum import in_use
 from gapo_jax.data.preferences import (
     Example,
@@ -21,12 +22,12 @@ from gapo_jax.data.preferences import (
     preferential_prompts,
     preferential_responses,
 )
-from gapo_jax.data.tokenizer import chat_prompt, encode_prompts, encode_responses, response_ids
+from gapo_jax.data.tokenizer import chat_prompt, encode_prompts, encode_responses
 from gapo_jax.io import read_jsonl
 from gapo_jax.losses import mismatched_rows
 from gapo_jax.methods import Layout, method_of, sides_of
 from gapo_jax.rollout.generate import prompt_lengths
-from gapo_jax.train.buckets import Bucketed, bucket_widths, in_bucket, like_lengths
+from gapo_jax.train.buckets import Bucketed, in_bucket
 from gapo_jax.train.build import Models
 from gapo_jax.train.offline.steps import OfflineBatch
 from gapo_jax.types import PreferentialPair, Rollout
@@ -67,7 +68,7 @@ class Encoder:
             responses,
             ends(responses, self.cut_off),
             self.response_width,
-            end_id(self.models),
+            end_of(self.models),
         )
         fields: dict[str, Any] = {
             "tokens_BT": np.concatenate([tokens_BP, tokens_BR], axis=1),
@@ -78,11 +79,9 @@ class Encoder:
         return Rollout(**fields)
 
 
-def end_id(models: Models) -> int:
-    """Return the token that ends a response: the tokenizer's, if the model ends with it."""
-    ids = models.decoder.config.eos_ids
-    own: Any = models.tokenizer.eos_token_id
-    return own if own in ids or not ids else ids[0]
+def end_of(models: Models) -> int | None:
+    """Return the token that ends a response where the chat template has none."""
+    return end_id(models.tokenizer, models.decoder.config.eos_ids)
 
 
 def cut_off_texts(workdir: Path) -> tuple[str, ...]:
@@ -116,11 +115,6 @@ def make_examples(config: Config, pairs: Sequence[PreferentialPair]) -> list[Exa
     return examples
 
 
-def round_up(length: int, limit: int) -> int:
-    """Return a length rounded up to a multiple of 8, at most the limit."""
-    return min(limit, -(-length // 8) * 8)
-
-
 def side_tokens(
     config: Config, models: Models, examples: Sequence[Example], cut_off: Sequence[str]
 ) -> dict[Side, tuple[int, int]]:
@@ -130,11 +124,10 @@ def side_tokens(
     lengths = prompt_lengths(models.tokenizer, prompts, system_text(config))
     prompt_tokens = dict(zip(prompts, lengths, strict=True))
     response_tokens = {
-        text: len(ids) + whole
-        for text, ids, whole in zip(
+        text: len(ids)
+        for text, ids in zip(
             responses,
-            response_ids(models.tokenizer, responses),
-            ends(responses, cut_off),
+            response_ids(models.tokenizer, responses, ends(responses, cut_off), end_of(models)),
             strict=True,
         )
     }
@@ -192,15 +185,15 @@ def fit(
     return [examples[i] for i in kept], encoder
 
 
-def mismatched_examples(examples_N: np.ndarray) -> list[int]:
+def mismatched_examples(examples_B: np.ndarray) -> list[int]:
     """Return `losses.mismatched_rows`, skipping rows of the same example: where one epoch ends and
     the next begins, a batch may hold an example twice."""
-    rows = mismatched_rows(len(examples_N))
-    if (examples_N == examples_N[0]).all():
+    rows = mismatched_rows(len(examples_B))
+    if (examples_B == examples_B[0]).all():
         return rows
     for i, j in enumerate(rows):
-        while examples_N[j] == examples_N[i]:
-            j = (j + 1) % len(examples_N)
+        while examples_B[j] == examples_B[i]:
+            j = (j + 1) % len(examples_B)
         rows[i] = j
     return rows
 
@@ -275,10 +268,10 @@ def offline_batch(
     system = system_text(config)
 
     texts = [(side.prompt, side.response) for side in sides]
-    rewards_N = [(rewards or {}).get(text, s.reward) for text, s in zip(texts, sides, strict=True)]
-    numbers: dict[str, Any] = {"rewards_N": np.array(rewards_N, np.float32)}
+    rewards_B = [(rewards or {}).get(text, s.reward) for text, s in zip(texts, sides, strict=True)]
+    numbers: dict[str, Any] = {"rewards_B": np.array(rewards_B, np.float32)}
     if references:
-        numbers["ref_N"] = np.array([references[text] for text in texts], np.float32)
+        numbers["ref_B"] = np.array([references[text] for text in texts], np.float32)
     rows = encoder.rows(sides, system)
     others = {name: encoder.rows(part, system) for name, part in beside.items()}
     batch = OfflineBatch(rows=rows, **others, **numbers)

@@ -59,7 +59,7 @@ class SampledBatches:
 def sample_round(
     ctx: TrainContext, state: GAPOState, index: int
 ) -> tuple[list[PromptRow], Generated]:
-    """Sample one response to each prompt of a round from the policy; write what the verifiers say."""
+    """Sample one response to each prompt of a round from the policy; write what verifiers say."""
     config, pool = ctx.config, ctx.prompts.train
     count = ctx.updates_per_round * config.offline.batch_size
     rows = [pool[i] for i in batch_at(config.seed, index, len(pool), count)]

@@ -26,7 +26,7 @@ import numpy as np
 
 from gapo_jax.compilation import jit_step
 from gapo_jax.config import system_text
-from gapo_jax.data.batching import batch_at
+from gapo_jax.data.batching import batch_at, round_up
 from gapo_jax.data.preferences import Example, Side, preferential_responses
 from gapo_jax.io import read_jsonl, write_jsonl
 from gapo_jax.losses import sequence_logprobs
@@ -68,7 +68,7 @@ def ask(
     config, tokenizer = ctx.config, ctx.models.tokenizer
     system = system_text(config)
     limit = config.sgpo.max_prompt_tokens
-    width = min(limit, -(-max(prompt_lengths(tokenizer, prompts, system)) // 8) * 8)
+    width = round_up(max(prompt_lengths(tokenizer, prompts, system)), limit)
     with ctx.clock("rollout"), counter(len(prompts), name) as advance:
         generated = generate(
             ctx.models.sample,

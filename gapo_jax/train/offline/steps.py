@@ -47,18 +47,18 @@ class OfflineBatch(flax.struct.PyTreeNode):
     before the rejected ones. `logprobs_BR` of the rollouts is unused.
 
     Attributes:
-        rows: N rows to learn from.
+        rows: what to learn from.
         mismatched: as many rows, each prompt with the response of another example (KTO).
         condition: the same responses under the other condition (Inverse-Q*).
-        rewards_N: float32, the explicit rewards of the rows; for SGPO's first stage their weights.
-        ref_N: float32, their sequence log-probs under a reference that the batch brings along.
+        rewards_B: float32, the explicit rewards of the rows; for SGPO's first stage their weights.
+        ref_B: float32, their sequence log-probs under a reference that the batch brings along.
     """
 
     rows: Rollout
     mismatched: Rollout | None = None
     condition: Rollout | None = None
-    rewards_N: jax.Array | None = None
-    ref_N: jax.Array | None = None
+    rewards_B: jax.Array | None = None
+    ref_B: jax.Array | None = None
 
     @property
     def mask_BT(self) -> jax.Array:
@@ -77,23 +77,23 @@ def cut_batch(batch: OfflineBatch, width: int) -> OfflineBatch:
 def row_logprobs(
     spec: PolicySpec, ref_params: Params, trained: Params, with_reference: bool, rows: Rollout
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Return the token log-probs [N, R] of rows under policy and reference, over shared layers."""
+    """Return the token log-probs of rows under policy and reference, over shared layers."""
     frozen_hidden_BTD = jax.lax.stop_gradient(
         frozen_hidden(spec, ref_params, rows.tokens_BT, rows.mask_BT)
     )
-    policy_NR, _, _ = response_logprobs(spec, ref_params, trained, rows, frozen_hidden_BTD)
+    policy_BR, _, _ = response_logprobs(spec, ref_params, trained, rows, frozen_hidden_BTD)
     if not with_reference:
-        return policy_NR, None
-    ref_NR, _, _ = response_logprobs(
+        return policy_BR, None
+    ref_BR, _, _ = response_logprobs(
         spec, ref_params, reference_part(spec, ref_params), rows, frozen_hidden_BTD
     )
-    return policy_NR, jax.lax.stop_gradient(ref_NR)
+    return policy_BR, jax.lax.stop_gradient(ref_BR)
 
 
 def target_logprobs(
     spec: PolicySpec, ref_params: Params, strength: float, both: tuple[Rollout, Rollout]
 ) -> jax.Array:
-    """Return log-probs [N, R] under pi* = ref(. | rows) (ref(. | rows) / ref(. | other))^strength;
+    """Return log-probs [B, R] under pi* = ref(. | rows) (ref(. | rows) / ref(. | other))^strength;
     `both` are (rows, other), the same responses after two prompts.
 
     Logits are linear in the final hidden state, so the contrast of the logits is the logits of the
@@ -103,7 +103,7 @@ def target_logprobs(
     own_BRD, other_BRD = (
         response_hidden(spec, ref_params, reference, part).astype(jnp.float32) for part in both
     )
-    logprobs_NR, _ = chunked_logprobs(
+    logprobs_BR, _ = chunked_logprobs(
         own_BRD + strength * (own_BRD - other_BRD),
         unembedding(ref_params).astype(jnp.float32),
         both[0].tokens_BT[:, -both[0].response_mask_BR.shape[1] :],
@@ -111,7 +111,7 @@ def target_logprobs(
         chunk_tokens=spec.chunk,
         tied=spec.config.tie_embeddings,
     )
-    return jax.lax.stop_gradient(logprobs_NR)
+    return jax.lax.stop_gradient(logprobs_BR)
 
 
 def score_batch(
@@ -123,21 +123,21 @@ def score_batch(
 
     def scored(params: Params, rows: Rollout) -> RowLogprobs:
         score = functools.partial(row_logprobs, spec, ref_params, params, method.reference)
-        policy_NR, ref_NR = in_microbatches(score, rows, microbatches)
-        return RowLogprobs(policy_NR, rows.response_mask_BR, ref_NR)
+        policy_BR, ref_BR = in_microbatches(score, rows, microbatches)
+        return RowLogprobs(policy_BR, rows.response_mask_BR, ref_BR)
 
     rows = scored(trained, batch.rows)
-    mismatched = target_NR = None
+    mismatched = target_BR = None
     if batch.mismatched is not None:
         mismatched = scored(jax.lax.stop_gradient(trained), batch.mismatched)
     if batch.condition is not None:
         strength = method.section_of(config).signed_strength
         target = functools.partial(target_logprobs, spec, ref_params, strength)
-        target_NR = in_microbatches(target, (batch.rows, batch.condition), microbatches)
+        target_BR = in_microbatches(target, (batch.rows, batch.condition), microbatches)
     return rows._replace(
-        rewards_N=batch.rewards_N,
-        ref_N=batch.ref_N,
-        target_NR=target_NR,
+        rewards_B=batch.rewards_B,
+        ref_B=batch.ref_B,
+        target_BR=target_BR,
         mismatched=mismatched,
         sides=sides_of(config),
     )

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gapo_jax.data.batching import like_lengths
 from gapo_jax.losses import masked_mean
 from gapo_jax.methods import estimator
 from gapo_jax.rollout import experience as estimators
-from gapo_jax.train.buckets import in_bucket, like_lengths, take_rows
+from gapo_jax.train.buckets import in_bucket, take_rows
 from gapo_jax.train.checks import ONLINE_RATES, check_kl
 from gapo_jax.train.context import TrainContext
 from gapo_jax.train.forward import PolicyNetworks, RolloutLogprobs

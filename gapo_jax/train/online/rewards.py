@@ -7,11 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from gapo_jax.methods import asks_discriminator, method_of
-from gapo_jax.rollout.experience import overlong_penalty, response_scores, standardise_rewards
+from gapo_jax.rollout.experience import (
+    fault_of_scores,
+    overlong_penalty,
+    response_scores,
+    standardise_rewards,
+)
 from gapo_jax.train.context import TrainContext
 from gapo_jax.train.datasets.self_generated import ended_responses
 from gapo_jax.train.discriminator.scoring import score_texts
 from gapo_jax.train.round import Rewards, RoundRollout
+from gapo_jax.train.runtime import RunStopped
 from gapo_jax.train.state import GAPOState, copy_tree
 from gapo_jax.types import Params
 
@@ -33,6 +39,9 @@ def compute_rewards(
     The discriminator is asked as it was `before` its update if that is given, else as its moving
     average, else as it is now. The penalty of a response without an end comes off after the
     standardisation, so it is in units of the rewards' deviation, and before the choice of rows.
+
+    Raises:
+        RunStopped: a score of the discriminator is not finite.
     """
     config, reward = ctx.config, ctx.config.reward
     with ctx.clock("score"):
@@ -47,6 +56,8 @@ def compute_rewards(
                 rollout.generated,
                 config.discriminator,
             )
+            if fault := fault_of_scores(logits_B):
+                raise RunStopped(f"in round {rollout.index + 1} {fault}")
         scores_B = response_scores(
             logits_B,
             rollout.rule_rewards_B,

@@ -12,12 +12,12 @@ import jax
 import numpy as np
 
 from gapo_jax.config import Config, system_text
-from gapo_jax.data.batching import batch_at
+from gapo_jax.data.batching import batch_at, bucket_widths
 from gapo_jax.evaluate.accuracy import Verdict, summarise, verify
 from gapo_jax.evaluate.text_health import repetition, text_health
 from gapo_jax.methods import estimator
 from gapo_jax.rollout.generate import Generated, generate, prompt_lengths, row_keys
-from gapo_jax.train.buckets import bucket_widths, take_rows
+from gapo_jax.train.buckets import take_rows
 from gapo_jax.train.build import Models
 from gapo_jax.train.context import TrainContext
 from gapo_jax.train.datasets.self_generated import Prompts, ended_responses
@@ -44,30 +44,23 @@ def sample_rollout(ctx: TrainContext, state: GAPOState, index: int) -> RoundRoll
 
 
 def _sample(ctx: TrainContext, state: GAPOState, index: int) -> RoundRollout:
+    """Sample groups until enough of them have a signal, and keep as many as a round has prompts."""
     config, group = ctx.config, ctx.config.ppo.samples_per_prompt
     grpo = config.grpo if estimator(config) == "grpo" else None
     dynamic = grpo is not None and grpo.dynamic_sampling
-    wanted = config.ppo.prompts_per_round
-    rows: list[PromptRow] = []
-    verdicts: list[Verdict] = []
-    batches: list[Generated] = []
-    rule_rewards_B, useful_A = np.zeros(0, np.float32), np.zeros(0, bool)
-    for attempt in range(1 + (config.grpo.max_resamples if dynamic else 0)):
-        more, generated = sample_responses(ctx, state, index, attempt)
-        rows, batches = rows + more, [*batches, generated]
-        verdicts += verify(more, generated.texts, ctx.verifiers)
-        rule_rewards_B = rule_rewards(config, verdicts)
-        useful_A = informative(rule_rewards_B, group)
-        if useful_A.sum() >= wanted:
-            break
-    every = join(batches)
+    rows, verdicts, every, useful_A = _sample_groups(
+        ctx, state, index, attempts=1 + (config.grpo.max_resamples if dynamic else 0)
+    )
+    rule_rewards_B = rule_rewards(config, verdicts)
     metrics = rollout_metrics(ctx, rows, every, verdicts)
     metrics["reward/rule_mean"] = float(rule_rewards_B.mean())
-    # Those with a signal first; where there are too few, others fill the static shape unlearned.
-    kept_A = np.argsort(~useful_A, kind="stable")[:wanted] if dynamic else np.arange(wanted)
-    learn_B = np.repeat(useful_A[kept_A] | (not dynamic), group)
-    counted_B = learn_B.copy() if dynamic else None
+    kept_A, counted_B = np.arange(config.ppo.prompts_per_round), None
+    learn_B = np.ones(len(kept_A) * group, bool)
     if dynamic:
+        # Those with a signal first; where there are too few, others fill the static shape.
+        kept_A = np.argsort(~useful_A, kind="stable")[: len(kept_A)]
+        learn_B = np.repeat(useful_A[kept_A], group)
+        counted_B = learn_B.copy()
         metrics["rollout/groups_sampled"] = float(len(useful_A))
         metrics["rollout/groups_informative"] = float(useful_A.sum())
     chosen = (kept_A[:, None] * group + np.arange(group)).reshape(-1)
@@ -93,6 +86,29 @@ def _sample(ctx: TrainContext, state: GAPOState, index: int) -> RoundRollout:
         response_mask_BR=np.asarray(every.rollout.response_mask_BR),
         device_s=every.device_s,
     )
+
+
+def _sample_groups(
+    ctx: TrainContext, state: GAPOState, index: int, attempts: int
+) -> tuple[list[PromptRow], list[Verdict], Generated, np.ndarray]:
+    """Sample and verify, up to `attempts` times, until a round's prompts have a signal.
+
+    Returns:
+        rows, verdicts and responses of all attempts, and which groups have a signal, bool [A].
+    """
+    config = ctx.config
+    rows: list[PromptRow] = []
+    verdicts: list[Verdict] = []
+    batches: list[Generated] = []
+    useful_A = np.zeros(0, bool)
+    for attempt in range(attempts):
+        more, generated = sample_responses(ctx, state, index, attempt)
+        rows, batches = rows + more, [*batches, generated]
+        verdicts += verify(more, generated.texts, ctx.verifiers)
+        useful_A = informative(rule_rewards(config, verdicts), config.ppo.samples_per_prompt)
+        if useful_A.sum() >= config.ppo.prompts_per_round:
+            break
+    return rows, verdicts, join(batches), useful_A
 
 
 def sample_responses(

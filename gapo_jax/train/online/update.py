@@ -4,16 +4,16 @@ experience, for the critic and then for the policy."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gapo_jax.config import Config
-from gapo_jax.data.batching import epoch_order
+from gapo_jax.data.batching import epoch_order, like_lengths
 from gapo_jax.losses import adaptive_kl_coef
 from gapo_jax.methods import estimator
-from gapo_jax.train.buckets import in_bucket, like_lengths, take_rows
+from gapo_jax.train.buckets import in_bucket, take_rows
 from gapo_jax.train.checks import ONLINE_RATES, check_finite
 from gapo_jax.train.context import TrainContext
 from gapo_jax.train.metrics import mean_metrics
@@ -102,16 +102,16 @@ def minibatches(
     for epoch in range(epochs):
         seed = config.seed + stream, index * 1000 + epoch
         if ctx.widths:
-            batches: Any = like_lengths(lengths_B, size, group, seed)
+            batches = list(like_lengths(lengths_B, size, group, seed))
         else:
             order_A = epoch_order(*seed, total // group)
             order_B = (order_A[:, None] * group + np.arange(group)).reshape(-1)
-            batches = order_B.reshape(-1, size)
+            batches = list(order_B.reshape(-1, size))
         for rows in batches:
             yield rows, lengths_B[rows]
 
 
-def next_kl_coef(config: Config, state: GAPOState, kl_per_token: float, rows: int) -> Any:
+def next_kl_coef(config: Config, state: GAPOState, kl_per_token: float, rows: int) -> jax.Array:
     """Return the KL coefficient, adapted towards `ppo.kl_target` if one is set (arXiv
     1909.08593)."""
     if not config.ppo.kl_target:

@@ -228,7 +228,7 @@ def test_the_gradient_penalty_equals_finite_differences():
 
 def test_compiling_ahead_changes_nothing_and_leaves_nothing_to_compile(network, steps):
     from gapo_jax.compilation import CompileCounter
-    from gapo_jax.train.discriminator.batches import text_buckets
+    from gapo_jax.data.batching import text_buckets
 
     config = _config()
     before = jax.tree.map(np.asarray, network.params)

@@ -10,7 +10,7 @@ import pytest
 
 from gapo_jax.checkpoint import Checkpointer
 from gapo_jax.config import Config, finalize
-from gapo_jax.config.presets import tiny_rounds
+from gapo_jax.config.presets import tiny
 from gapo_jax.constraints.verifiers import VerifierPool
 from gapo_jax.evaluate.accuracy import Verdict
 from gapo_jax.methods import METHODS as REGISTRY
@@ -56,7 +56,7 @@ def _small(config, disc_updates=1):
 def world(tmp_path_factory):
     """Models, prompts and pairs, which all configurations here share."""
     workdir = tmp_path_factory.mktemp("world")
-    config = _small(tiny_rounds("ppo"))
+    config = _small(tiny("ppo"))
     models = build_models(config)
     prompts = make_all_prompts(config, models)
     pairs = make_pairs(
@@ -162,7 +162,7 @@ def test_gapo_without_updates_of_its_discriminator_is_ppo_step_for_step(world, t
     """The paper's baseline is the same program: bit-equal networks and metrics after two rounds."""
     states, lines = [], []
     for method in ("ppo", "gapo"):
-        config = tiny_rounds(method)
+        config = tiny(method)
         config.discriminator.updates_per_round = 0
         ctx = _context(world, _small(config), tmp_path / method)
         states.append(_run(ctx, _start(ctx), 2))
@@ -180,7 +180,7 @@ def test_gapo_without_updates_of_its_discriminator_is_ppo_step_for_step(world, t
 
 @pytest.mark.slow
 def test_gapo_with_all_its_switches_at_once(world, tmp_path):
-    config = tiny_rounds("gapo")
+    config = tiny("gapo")
     config.ppo.advantage, config.ppo.sft_coef, config.ppo.sft_rows = "rloo", 0.1, 4
     config.reward.source, config.reward.squash = "mix", "sigmoid"
     disc = config.discriminator
@@ -215,7 +215,7 @@ def test_gapo_with_all_its_switches_at_once(world, tmp_path):
 
 
 def test_dynamic_sampling_keeps_groups_with_a_signal(world, tmp_path):
-    config = tiny_rounds("grpo")
+    config = tiny("grpo")
     config.reward.source = "verifier"
     config.grpo.variant, config.grpo.dynamic_sampling, config.grpo.max_resamples = "dapo", True, 1
     config.grpo.mask_truncated = True
@@ -230,6 +230,7 @@ def test_dynamic_sampling_keeps_groups_with_a_signal(world, tmp_path):
     assert groups == 4 or useful.sum() <= 4
     ended = ended_responses(ctx.config, ctx.models, rollout.arrays)
     np.testing.assert_array_equal(rollout.learn_B, np.repeat(useful, 8) & ended)
+    np.testing.assert_array_equal(rollout.counted_B, np.repeat(useful, 8))
     # A response that a stop string has ended is whole, and its text goes up to the string.
     assert not any(stop in text for stop in ("q", "zu") for text in rollout.texts)
     assert (ended & ~ended_rows(rollout.arrays, world[1].decoder.config.eos_ids)).any()

@@ -6,20 +6,25 @@ import jax
 import numpy as np
 import pytest
 
-from gapo_jax.config import OFFLINE_METHODS, SGPOConfig, finalize
+from gapo_jax.config import finalize
 from gapo_jax.config.presets import tiny
 from gapo_jax.data.batching import batch_at
 from gapo_jax.evaluate.console import discriminator_line
 from gapo_jax.io import read_jsonl
-from gapo_jax.train import inverse_q, offline, run, sgpo
-from gapo_jax.train.build import build_models, build_training
-from gapo_jax.train.discriminator.update import mean_metrics
+from gapo_jax.methods import METHODS as REGISTRY
+from gapo_jax.methods import asks_discriminator, method_of
+from gapo_jax.options import SGPOConfig
+from gapo_jax.train import main, rounds, summary
+from gapo_jax.train.build import build_models, build_steps
+from gapo_jax.train.metrics import mean_metrics
+from gapo_jax.train.offline import inverse_q, loop, sgpo
 from gapo_jax.train.runtime import RunStopped, StopRequest
 from gapo_jax.types import PromptRow
 
 DATA = ("bootstrap.jsonl", "pairs.jsonl", "pairs_heldout.jsonl")
 PROCESS = ("time", "throughput/", "compile/")
-METHODS = OFFLINE_METHODS  # of the configurations that are cases here
+# Those of the configurations that are cases here.
+METHODS = tuple(name for name, method in REGISTRY.items() if method.loop == "offline")
 
 
 class Killed(Exception):
@@ -36,8 +41,8 @@ def data(models, tmp_path_factory):
     """(workdir, prompts) that all cases start from: bootstrap and pairs depend on no method."""
     workdir = tmp_path_factory.mktemp("data")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "build_models", lambda config: models)
-        opened, _ = run.open_run(finalize(tiny("dpo")), workdir, StopRequest())
+        patch.setattr(main, "build_models", lambda config: models)
+        opened, _ = main.open_run(finalize(tiny("dpo")), workdir, StopRequest())
     _close(opened)
     return workdir, opened.prompts
 
@@ -53,20 +58,20 @@ def opener(models, data, monkeypatch):
     made, prompts = data
     built = {}
 
-    def training(config, models, num_pairs):
+    def steps(config, models, num_pairs, widths):
         if built.get("config") != config:
-            built.update(config=config, steps=build_training(config, models, num_pairs))
+            built.update(config=config, steps=build_steps(config, models, num_pairs, widths))
         return built["steps"]
 
-    monkeypatch.setattr(run, "build_models", lambda config: models)
-    monkeypatch.setattr(run, "make_all_prompts", lambda config, models: prompts)
-    monkeypatch.setattr(run, "build_training", training)
+    monkeypatch.setattr(main, "build_models", lambda config: models)
+    monkeypatch.setattr(main, "make_all_prompts", lambda config, models: prompts)
+    monkeypatch.setattr(main, "build_steps", steps)
 
     def start(config, workdir):
         workdir.mkdir(exist_ok=True)
         for name in DATA:
             (workdir / name).write_text((made / name).read_text())
-        return run.open_run(config, workdir, StopRequest())
+        return main.open_run(config, workdir, StopRequest())
 
     return start
 
@@ -85,26 +90,26 @@ def _arrays(state):
     return {jax.tree_util.keystr(p): np.array(x) for p, x in jax.tree.leaves_with_path(state)}
 
 
-def test_two_rounds_a_kill_and_the_rest(opener, models, tmp_path, case, smallest):
+def test_two_rounds_a_kill_and_the_rest(opener, models, tmp_path, case, smallest, monkeypatch):
     config = smallest(*case)
     opened, state = opener(config, tmp_path)
     start, base = _arrays(state), jax.tree.map(np.array, models.ref_params)
-    straight, save = [], opened.save
+    straight, save = [], rounds.save
 
-    def kill(state, finished):
+    def kill(ctx, state, finished):
         if finished == 2:
             straight.append(_arrays(state))
             raise Killed
-        save(state, finished)
+        return save(ctx, state, finished)
 
-    opened.save = kill
-    with pytest.raises(Killed):
-        offline.train(opened, state)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(rounds, "save", kill)
+        loop.train(opened, state)
     _close(opened)
     before = _lines(tmp_path, 2)
     opened, state = opener(config, tmp_path)
     assert int(state.round) == 1
-    resumed = _arrays(offline.train(opened, state))
+    resumed = _arrays(loop.train(opened, state))
     _close(opened)
     # Bit for bit what the killed run had, in every array and every metric.
     assert resumed.keys() == straight[0].keys()
@@ -112,9 +117,9 @@ def test_two_rounds_a_kill_and_the_rest(opener, models, tmp_path, case, smallest
         np.testing.assert_array_equal(value, straight[0][path], err_msg=path)
     assert before and _lines(tmp_path, 2) == before
     moved = {path.split(".")[1] for path in start if (start[path] != resumed[path]).any()}
-    network = "discriminator" if config.method == "discriminator" else "policy"
-    judged = {"discriminator"} if case[1] == "discriminator" else set()
-    assert moved == {network, "round"} | judged
+    network = method_of(config).trains
+    warmed_up = {"discriminator"} if asks_discriminator(config) else set()
+    assert moved == {network, "round"} | warmed_up
     assert all(line["phase"] in ("rollout", network) for line in before)
     jax.tree.map(np.testing.assert_array_equal, base, jax.tree.map(np.array, models.ref_params))
     if config.method == "sgpo":  # how many the filters kept, and why the others were left out
@@ -131,11 +136,11 @@ def test_two_rounds_a_kill_and_the_rest(opener, models, tmp_path, case, smallest
 
 
 def test_what_the_discriminator_makes_of_held_out_pairs(tmp_path):
-    assert run.discriminator_on_pairs(_written(tmp_path, [{"policy/loss": 1.0}])) == {}
+    assert summary.discriminator_on_pairs(_written(tmp_path, [{"policy/loss": 1.0}])) == {}
     rows = [{"disc/heldout_accuracy": x, "disc/heldout_pair_order": 1.0} for x in (0.5, 0.6, 0.75)]
-    judge = run.discriminator_on_pairs(_written(tmp_path, [*rows, {"policy/loss": 1.0}]))
-    assert judge["first"] == {"accuracy": 0.5, "pair_order": 1.0}
-    assert "right 50% -> 75%, accepted above rejected 100% -> 100%" in discriminator_line(judge)
+    measured = summary.discriminator_on_pairs(_written(tmp_path, [*rows, {"policy/loss": 1.0}]))
+    assert measured["first"] == {"accuracy": 0.5, "pair_order": 1.0}
+    assert "right 50% -> 75%, accepted above rejected 100% -> 100%" in discriminator_line(measured)
 
 
 def _written(workdir, rows):
@@ -154,11 +159,11 @@ def test_another_seed_gives_other_batches_and_every_row_is_used():
 def test_a_loss_that_is_not_finite_is_seen_and_stops_the_run(opener, tmp_path, smallest):
     found = mean_metrics([{"policy/loss": np.nan, "disc/acc_generated": np.nan}])
     assert list(found) == ["policy/loss"]
-    opened, _ = opener(smallest("dpo_tiny"), tmp_path)
+    opened, _ = opener(smallest("dpo", "tiny"), tmp_path)
     with pytest.raises(RunStopped, match=r"policy/loss is nan in round 3.*config.offline.optim"):
-        offline.check(opened, found, 3)
+        loop.check(opened, found, 3)
     with pytest.raises(RunStopped, match=r"0.700 a token.*kl_limit=0.5"):
-        offline.check(opened, {"kl/ref": 0.7}, 3)
+        loop.check(opened, {"kl/ref": 0.7}, 3)
     _close(opened)
 
 

@@ -1,4 +1,4 @@
-"""The offline update against slow plain versions: masks, references, parts of a batch, targets."""
+"""The offline update against slow plain versions: masks, references, microbatches, targets."""
 
 import dataclasses
 import functools
@@ -13,11 +13,12 @@ from gapo_jax.data.batching import batch_at
 from gapo_jax.data.preferences import Side
 from gapo_jax.data.tiny_tokenizer import character_tokenizer
 from gapo_jax.data.tokenizer import chat_prompt
+from gapo_jax.methods import method_of, offline_loss
 from gapo_jax.models import Decoder, DecoderConfig
-from gapo_jax.train import offline_steps
 from gapo_jax.train.build import Models
 from gapo_jax.train.forward import PolicySpec, reference_part
 from gapo_jax.train.offline.examples import Encoder, drawn, fit, offline_batch
+from gapo_jax.train.offline.steps import cut_batch, make_offline_step, score_batch
 from gapo_jax.train.optimizers import learning_rate, make_optimizer
 from gapo_jax.train.state import TrainState, merge_trainable, split_trainable
 
@@ -52,14 +53,14 @@ def base(distinct_weights):
 @pytest.fixture(scope="module")
 def trained(base):
     keys = iter(jax.random.split(jax.random.key(9), 100))
-    start = split_trainable(base, SPEC.first, train_embeddings=False)
+    start = split_trainable(base, SPEC.first_trainable_layer, train_embeddings=False)
     return jax.tree.map(lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape), start)
 
 
 @pytest.fixture(scope="module")
 def encoder():
     models = Models(
-        decoder=Decoder(CONFIG), base=None, tokenizer=TOKENIZER, discriminator=None,
+        decoder=Decoder(CONFIG), ref_params=None, tokenizer=TOKENIZER, discriminator=None,
         disc_init_params=None, disc_tokenizer=None, spec=SPEC, sample=None,
     )  # fmt: skip
     return Encoder(models, prompt_width=48, response_width=24)
@@ -75,8 +76,9 @@ def _config(method, **options):
 
 
 def _batch(config, encoder):
-    examples = [sides[:1] for sides in EXAMPLES] if config.method == "sft" else EXAMPLES
-    return offline_batch(config, encoder, examples, {}, 0)
+    accepted = method_of(config).layout == "accepted"
+    examples = [sides[:1] for sides in EXAMPLES] if accepted else EXAMPLES
+    return offline_batch(config, encoder, examples, 0)
 
 
 def _token_logprobs(params, prompt, response):
@@ -103,7 +105,7 @@ def _table(params, tokens):
 @pytest.fixture(scope="module")
 def plain(base, trained):
     """(policy, reference) sums and token counts of every side, [pair, side]."""
-    full = merge_trainable(base, trained, SPEC.first)
+    full = merge_trainable(base, trained, SPEC.first_trainable_layer)
     sums = np.zeros((2, len(PAIRS), 2))
     counts = np.zeros((len(PAIRS), 2))
     for i, pair in enumerate(PAIRS):
@@ -116,8 +118,8 @@ def plain(base, trained):
 
 
 def _loss(config, base, trained, batch):
-    loss = functools.partial(offline_steps.offline_loss, spec=SPEC, config=config)
-    return jax.jit(loss)(trained, base, batch)
+    score = functools.partial(score_batch, spec=SPEC, config=config)
+    return jax.jit(lambda *inputs: offline_loss(config)(score(*inputs)))(trained, base, batch)
 
 
 def _softplus(x):
@@ -163,7 +165,7 @@ def test_every_other_loss_on_the_same_rows(base, trained, encoder, plain):
     smooth = 0.8 * _softplus(-margin) + 0.2 * _softplus(margin)
     assert float(loss) == pytest.approx(smooth.mean(), rel=2e-4)
     config = _config("sgpo")
-    batch = _batch(config, encoder).replace(ref_N=jnp.asarray(ref.reshape(-1), jnp.float32))
+    batch = _batch(config, encoder).replace(ref_B=jnp.asarray(ref.reshape(-1), jnp.float32))
     loss, _ = _loss(config, base, trained, batch)
     assert float(loss) == pytest.approx(_softplus(-margin).mean(), rel=2e-4)
     config = _config("dpo", dpo__variant="ipo", dpo__reduce="mean", offline__sft_weight=0.5)
@@ -175,7 +177,7 @@ def test_every_other_loss_on_the_same_rows(base, trained, encoder, plain):
 def test_the_improver_learns_refinements_and_weighs_answers(base, trained, encoder, plain):
     config = _config("sgpo")
     rewards = np.tile([1.0, 0.25], len(EXAMPLES)).astype(np.float32)
-    batch = _batch(config, encoder).replace(rewards_N=jnp.asarray(rewards))
+    batch = _batch(config, encoder).replace(rewards_B=jnp.asarray(rewards))
     loss, metrics = _loss(config, base, trained, batch)
     (policy, _), counts = plain
     refined, answers = -policy.sum(0) / counts.sum(0)
@@ -189,7 +191,7 @@ def test_four_sides_by_the_squared_leave_one_out_form(base, trained, encoder, pl
     rewards = {side: i / 5 for i, side in enumerate(s for sides in EXAMPLES for s in sides)}
     known = {(side.prompt, side.response): value for side, value in rewards.items()}
     four = [EXAMPLES[0] + EXAMPLES[1], EXAMPLES[2] + EXAMPLES[3]]
-    loss, _ = _loss(config, base, trained, offline_batch(config, encoder, four, known, 0))
+    loss, _ = _loss(config, base, trained, offline_batch(config, encoder, four, 0, known))
     (policy, ref), _ = plain
     back = np.argsort(batch_at(0, 0, len(PAIRS), len(PAIRS)))
     a = 0.2 * (policy - ref)[back].reshape(2, 4)
@@ -204,7 +206,7 @@ def test_kto_meets_each_prompt_with_the_response_of_another_pair(base, trained, 
     chosen = [EXAMPLES[i] for i in batch_at(0, 0, len(EXAMPLES), len(EXAMPLES))]
     sides = [example[k] for k in (0, 1) for example in chosen]
     drift = []
-    full = merge_trainable(base, trained, SPEC.first)
+    full = merge_trainable(base, trained, SPEC.first_trainable_layer)
     for i, side in enumerate(sides):
         other = sides[(i + 1) % len(sides)]
         assert i % 4 != (i + 1) % 4  # another pair, though its response may be the same text
@@ -227,8 +229,8 @@ def test_kto_never_meets_an_example_with_itself_where_epochs_meet(encoder):
     for step in range(6):
         picks = batch_at(0, step, 3, 4)
         neighbours += int((picks == np.roll(picks, 1)).sum())
-        batch = offline_batch(config, encoder, three, {}, step)
-        own, other = (np.asarray(x.tokens_BT)[:, 48:] for x in (batch.rows, batch.other))
+        batch = offline_batch(config, encoder, three, step)
+        own, other = (np.asarray(x.tokens_BT)[:, 48:] for x in (batch.rows, batch.mismatched))
         assert (own != other).any(axis=1).all()
     assert neighbours
 
@@ -240,9 +242,9 @@ def test_the_target_policy_is_the_renormalised_contrast(base, trained, encoder, 
     strength = config.inverse_q.strength = 1.5
     examples = EXAMPLES[:2] + EXAMPLES[3:]  # one response on both sides
     config.offline.batch_size = len(examples)
-    batch = offline_batch(config, encoder, examples, {}, 0)
+    batch = offline_batch(config, encoder, examples, 0)
     loss, metrics = _loss(config, base, trained, batch)
-    full, errors, clipped = merge_trainable(base, trained, SPEC.first), [], 0
+    full, errors, clipped = merge_trainable(base, trained, SPEC.first_trainable_layer), [], 0
     for good, bad in examples:
         prompts = [chat_prompt(TOKENIZER, side.prompt) for side in (good, bad)]
         (ref, table), (_, other) = (_token_logprobs(base, p, good.response) for p in prompts)
@@ -259,14 +261,16 @@ def test_the_target_policy_is_the_renormalised_contrast(base, trained, encoder, 
 
 
 @pytest.mark.parametrize("method", ["sft", "kto", "orpo", "inverse_q"])
-def test_a_batch_in_parts_has_the_loss_and_gradient_of_the_whole(base, trained, encoder, method):
-    """Token counts differ between the parts, and KTO's reference point is of the whole batch."""
+def test_a_batch_in_microbatches_has_the_loss_and_gradient_of_the_whole(
+    base, trained, encoder, method
+):
+    """Token counts differ between microbatches, and KTO's reference point is of the whole batch."""
     results = []
     for parts in (1, 2):
         config = _config(method, offline__accumulate=parts, inverse_q__contrast="prompts")
         if method == "inverse_q":
             pair = EXAMPLES[:2] + EXAMPLES[3:] + EXAMPLES[:1]
-            batch = offline_batch(config, encoder, pair, {}, 0)
+            batch = offline_batch(config, encoder, pair, 0)
         else:
             batch = _batch(config, encoder)
         step = jax.jit(
@@ -286,10 +290,11 @@ def test_a_batch_in_parts_has_the_loss_and_gradient_of_the_whole(base, trained, 
 def test_a_narrow_batch_has_the_loss_of_the_wide_one(base, trained, encoder, method):
     config = _config(method)
     narrow = dataclasses.replace(encoder, lengths=(0,) * len(EXAMPLES), widths=(64, 72))
-    batch = offline_batch(config, narrow, EXAMPLES, {}, 0)
-    tight = offline_steps.in_frame(batch)
-    assert tight.rows.tokens_BT.shape[1] == batch.frame.width < batch.rows.tokens_BT.shape[1]
-    wide, found = (_loss(config, base, trained, x.replace(frame=None)) for x in (batch, tight))
+    bucketed = offline_batch(config, narrow, EXAMPLES, 0)
+    batch, width = bucketed.batch, bucketed.width
+    cut = cut_batch(batch, width)
+    assert cut.rows.tokens_BT.shape[1] == width < batch.rows.tokens_BT.shape[1]
+    wide, found = (_loss(config, base, trained, x) for x in (batch, cut))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), wide, found)
 
 
@@ -315,7 +320,7 @@ def test_examples_of_a_round_are_cut_by_length(encoder):
 def test_a_curriculum_draws_from_the_first_examples_first(encoder):
     config = _config("dpo", offline__batch_size=2, data__curriculum=0.5, data__curriculum_start=0.5)
     config.rounds, config.offline.steps_per_round = 2, 10
-    drawn = [set(map(bytes, offline_batch(config, encoder, EXAMPLES, {}, step).rows.tokens_BT))
+    drawn = [set(map(bytes, offline_batch(config, encoder, EXAMPLES, step).rows.tokens_BT))
              for step in range(20)]  # fmt: skip
     easy, every = (set(map(bytes, encoder.rows([s for e in part for s in e]).tokens_BT))
                    for part in (EXAMPLES[:2], EXAMPLES))  # fmt: skip
@@ -352,12 +357,12 @@ def test_the_reference_gets_no_gradient_and_bf16_steps_keep_float32_weights(base
     config.offline.optim.warmup_steps = 0
     spec = dataclasses.replace(SPEC, config=dataclasses.replace(CONFIG, dtype="bfloat16"))
     optimizer = make_optimizer(config.offline.optim, learning_rate(config.offline.optim, 10))
-    start = split_trainable(base, SPEC.first, train_embeddings=False)
-    step = offline_steps.make_offline_step(spec, config, optimizer)
+    start = split_trainable(base, SPEC.first_trainable_layer, train_embeddings=False)
+    step = make_offline_step(spec, config, optimizer)
     kept = jax.tree.map(np.array, base)
     network = TrainState.create(start, optimizer)
     for _ in range(2):
-        network, metrics = step(network, base, _batch(config, encoder))
+        network, metrics = step(network, _batch(config, encoder), base)
     assert np.isfinite(float(metrics["policy/loss"])) and float(metrics["policy/grad_norm"]) > 0
     moved = zip(jax.tree.leaves(network.params), jax.tree.leaves(reference_part(SPEC, base)))
     for after, before in moved:

@@ -1,0 +1,247 @@
+"""Turn dialogues into the token ids that a model reads, and say which of them are answers.
+
+One function renders for sampling, training and lint: the model's chat template around contents in
+which no control token can occur (`control_tokens.py`). What stands behind a prompt in training is
+what the template puts there: the answer, and the tokens that end it. A template that the tokenizer
+lacks is the plain text, behind BOS if the tokenizer adds one.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from gapo_jax.data.chat_template import Turn, render, template_of
+from gapo_jax.data.control_tokens import TextEncoder, text_encoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_ASKED = {"role": "user", "content": "x"}
+_PROBE = "gapoprobe"  # an answer that no template changes
+_THOUGHT = "</think>"
+_FRAMES: weakref.WeakKeyDictionary[TextEncoder, _Frame] = weakref.WeakKeyDictionary()
+
+
+class ChatText(str):
+    """A rendered prompt as people read it; `ids` are the tokens that the model reads."""
+
+    ids: list[int]
+
+    @classmethod
+    def of(cls, encoder: TextEncoder, markup: str) -> ChatText:
+        """Encode a text of `TextEncoder.markup`."""
+        text = cls(encoder.shown(markup))
+        (text.ids,) = encoder.encode([markup])
+        return text
+
+
+def chat_prompt(
+    tokenizer: PreTrainedTokenizerFast, prompt: str, system: str | None = None
+) -> ChatText:
+    """Return the text that the model is to continue: one user turn in the model's chat template.
+
+    `system=None` leaves the system turn to the template: SmolLM2's writes "You are a helpful AI
+    assistant named SmolLM, trained by Hugging Face". A string, "" included, replaces it.
+
+    Raises:
+        ValueError: a system text for a tokenizer without a chat template; a template that refuses
+            the turns.
+    """
+    turns = [] if system is None else [{"role": "system", "content": system}]
+    turns.append({"role": "user", "content": prompt})
+    return ChatText.of(text_encoder(tokenizer), _rendered(tokenizer, turns, generate=True))
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerFast, turns: Sequence[Turn], *, generate: bool = False
+) -> str:
+    """Return turns as a text of `TextEncoder.markup`."""
+    encoder, template = text_encoder(tokenizer), template_of(tokenizer)
+    contents = [encoder.mark(t["content"], answer=t["role"] == "assistant") for t in turns]
+    if template is None:
+        if any(turn["role"] == "system" for turn in turns):
+            raise ValueError(
+                "Wanted a chat template for the system text, got a tokenizer without one. "
+                "Set system to None, or set the chat_template of the tokenizer."
+            )
+        bos = tokenizer.bos_token if _adds_bos(tokenizer) else ""
+        return encoder.markup(f"{bos}{''.join(contents)}")
+    marked = [turn | {"content": text} for turn, text in zip(map(dict, turns), contents)]
+    names = {k: v for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
+    return encoder.markup(render(template, marked, generate=generate, **names))
+
+
+def _adds_bos(tokenizer: PreTrainedTokenizerFast) -> bool:
+    bos = tokenizer.bos_token_id
+    return bos is not None and tokenizer("x")["input_ids"][0] == bos  # pyright: ignore
+
+
+class _Frame(NamedTuple):
+    """What a template puts around an answer, as texts of `TextEncoder.markup`.
+
+    `prompt` is a short prompt, `header` what stands between a prompt and its answer (as the empty
+    thought of Qwen 3), `end` what ends the answer, up to its first control token.
+    """
+
+    prompt: str
+    header: str
+    end: str
+
+
+def _frame(tokenizer: PreTrainedTokenizerFast) -> _Frame:
+    encoder = text_encoder(tokenizer)
+    if encoder not in _FRAMES:
+        _FRAMES[encoder] = _read_frame(tokenizer, encoder)
+    return _FRAMES[encoder]
+
+
+def _read_frame(tokenizer: PreTrainedTokenizerFast, encoder: TextEncoder) -> _Frame:
+    if template_of(tokenizer) is None:
+        return _Frame("", "", "")
+    prompt = _rendered(tokenizer, [_ASKED], generate=True)
+    whole = _rendered(tokenizer, [_ASKED, {"role": "assistant", "content": _PROBE}])
+    before, _, behind = whole.rpartition(_PROBE)
+    control = encoder.first_control(behind)
+    return _Frame(
+        prompt,
+        before.removeprefix(prompt) if before.startswith(prompt) else "",
+        behind[: control.end()] if control else "",
+    )
+
+
+def end_id(tokenizer: PreTrainedTokenizerFast, eos_ids: Sequence[int] = ()) -> int | None:
+    """Return the token that ends an answer: the one by which the chat template ends it, else the
+    tokenizer's if the model stops at it, else the first at which the model stops."""
+    encoder, own = text_encoder(tokenizer), tokenizer.eos_token_id
+    control = encoder.first_control(_frame(tokenizer).end)
+    if control:
+        return encoder.names[encoder.shown(control.group())]
+    return own if own in eos_ids or not eos_ids else eos_ids[0]  # pyright: ignore[reportReturnType]
+
+
+def stop_ids(tokenizer: PreTrainedTokenizerFast, eos_ids: Sequence[int]) -> tuple[int, ...]:
+    """Return the tokens at which sampling ends: the model's, and the one that its chat template
+    ends an answer with."""
+    end = end_id(tokenizer, eos_ids)
+    return tuple(eos_ids) if end is None or end in eos_ids else (*eos_ids, end)
+
+
+class _Place(NamedTuple):
+    """Where an answer stands in a rendered dialogue: it begins behind the prompt at `start`, its
+    own text ends at `text`, and what the template ends it with at `end`."""
+
+    start: int
+    text: int
+    end: int
+
+
+def _locate(
+    tokenizer: PreTrainedTokenizerFast, whole: str, prompt: str, content: str
+) -> _Place | None:
+    """Find the answer to `prompt` in a rendered dialogue; None where the template has rewritten
+    the prompt or the answer."""
+    frame, plain = _frame(tokenizer), text_encoder(tokenizer).without_control(whole)
+    if not whole.startswith(prompt):
+        return None
+    header = frame.header if whole.startswith(frame.header, len(prompt)) else ""
+    # Templates strip answers, and leave the thoughts of earlier ones out.
+    for said in (content, content.strip(), content.rpartition(_THOUGHT)[2].strip()):
+        at = plain.find(said, len(prompt) + len(header))
+        if at >= 0:
+            text = at + len(said)
+            ends = whole.startswith(frame.end, text)
+            return _Place(len(prompt), text, text + len(frame.end) * ends)
+    return None
+
+
+def response_ids(
+    tokenizer: PreTrainedTokenizerFast,
+    responses: Sequence[str],
+    ended: Sequence[bool],
+    eos_id: int | None = None,
+) -> list[list[int]]:
+    """Return the ids of each response as it stands behind its prompt in the rendered dialogue.
+
+    Args:
+        tokenizer: of the model.
+        responses: plain texts.
+        ended: which of them get the end that the chat template gives an answer.
+        eos_id: that end where the template has none; by default the tokenizer's token.
+    """
+    encoder, frame = text_encoder(tokenizer), _frame(tokenizer)
+    has_template = template_of(tokenizer) is not None
+    texts = []
+    for response, whole in zip(responses, ended, strict=True):
+        text = response + frame.end * whole
+        if has_template:
+            dialogue = _rendered(tokenizer, [_ASKED, {"role": "assistant", "content": response}])
+            place = _locate(tokenizer, dialogue, frame.prompt, response)
+            if place is not None:
+                text = dialogue[place.start : place.end if whole else place.text]
+        texts.append(text)
+    rows = encoder.encode_after(frame.prompt, texts) if frame.prompt else encoder.encode(texts)
+    if frame.end:
+        return rows
+    last = end_id(tokenizer) if eos_id is None else eos_id
+    ending = [] if last is None else [last]
+    return [row + ending * whole for row, whole in zip(rows, ended, strict=True)]
+
+
+def dialogue_ids(
+    tokenizer: PreTrainedTokenizerFast, turns: Sequence[Turn], trained: Collection[int]
+) -> tuple[list[int], list[int]]:
+    """Return (ids, mask) of a dialogue; mask 1 is trained on.
+
+    A trained turn counts from behind its prompt to the end that the template gives it. Without a
+    template the texts follow each other, a trained one with the end token behind it.
+
+    Args:
+        tokenizer: of the model.
+        turns: "role" and "content" of each.
+        trained: indices of the turns to train on.
+
+    Raises:
+        ValueError: the template refuses the turns, or it rewrites a trained one or those before it,
+            so that what is trained on cannot be told.
+    """
+    last = len(turns) - 1
+    if template_of(tokenizer) is None:
+        parts = [
+            (response_ids(tokenizer, [turn["content"]], [index in trained])[0], index in trained)
+            for index, turn in enumerate(turns)
+        ]
+    elif set(trained) == {last}:
+        prompt = ChatText.of(
+            text_encoder(tokenizer), _rendered(tokenizer, turns[:last], generate=True)
+        )
+        answer = response_ids(tokenizer, [turns[last]["content"]], [True])
+        parts = [(prompt.ids, False), (answer[0], True)]
+    else:
+        parts = _spans(tokenizer, turns, sorted(trained))
+    ids = [token for part, _ in parts for token in part]
+    return ids, [int(is_trained) for part, is_trained in parts for _ in part]
+
+
+def _spans(
+    tokenizer: PreTrainedTokenizerFast, turns: Sequence[Turn], trained: Sequence[int]
+) -> list[tuple[list[int], bool]]:
+    """Return the ids of a dialogue in parts, and whether each is trained on."""
+    encoder, whole = text_encoder(tokenizer), _rendered(tokenizer, turns)
+    cuts = []
+    for index in trained:
+        prompt = _rendered(tokenizer, turns[:index], generate=True) if index else ""
+        place = _locate(tokenizer, whole, prompt, turns[index]["content"])
+        if place is None or (cuts and place.start < cuts[-1]):
+            raise ValueError(
+                "the chat template rewrites earlier turns or the answer itself, so the trained part"
+                " cannot be told; train on the last answer only"
+            )
+        cuts += [place.start, place.end]
+    parts = []
+    for number, (start, end) in enumerate(zip([0, *cuts], [*cuts, len(whole)])):
+        piece = whole[start:end]
+        (made,) = encoder.encode_after(whole[:start], [piece]) if start else encoder.encode([piece])
+        parts.append((made, number % 2 == 1))
+    return parts

@@ -1,0 +1,36 @@
+"""Rewards of a round: scores that are not finite end the run before anything is learned of them."""
+
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gapo_jax.config import Config, finalize
+from gapo_jax.train.clock import PhaseClock
+from gapo_jax.train.online import rewards
+from gapo_jax.train.runtime import RunStopped
+
+
+@pytest.mark.parametrize("score", [np.nan, np.inf])
+def test_a_score_that_is_not_finite_stops_the_run_with_advice(monkeypatch, score):
+    config = finalize(Config(method="gapo"))
+    logits_B = np.zeros(8, np.float32)
+    monkeypatch.setattr(rewards, "score_texts", lambda *inputs: logits_B)
+    monkeypatch.setattr(rewards, "ended_responses", lambda *inputs: np.ones(8, bool))
+    ctx = types.SimpleNamespace(
+        config=config, clock=PhaseClock(), steps=None,
+        models=types.SimpleNamespace(disc_tokenizer=None),
+    )  # fmt: skip
+    network = types.SimpleNamespace(params={})
+    state = types.SimpleNamespace(
+        discriminator=network, disc_average=None, reward_stats=jnp.zeros(3)
+    )
+    rollout = types.SimpleNamespace(
+        index=2, generated=[], arrays=None, rule_rewards_B=np.ones(8, np.float32)
+    )
+    found = rewards.compute_rewards(ctx, state, rollout)
+    assert np.isfinite(found.rewards_B).all() and float(found.stats[0]) == 8
+    logits_B[5] = score
+    with pytest.raises(RunStopped, match="round 3.*response 5.*discriminator.round_learning_rate"):
+        rewards.compute_rewards(ctx, state, rollout)
