@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gapo_jax.config import Config, change, finalize
+from gapo_jax.checkpoint import Checkpointer
+from gapo_jax.config import Config, change, finalize, updates_per_round
 from gapo_jax.constraints.verifiers import VerifierPool
 from gapo_jax.data.tiny_tokenizer import character_tokenizer, wordpiece_tokenizer
 from gapo_jax.methods import method_of
@@ -30,6 +31,7 @@ from gapo_jax.train.offline import loop as offline_loop
 from gapo_jax.train.online import loop
 from gapo_jax.train.online.rollout import rollout_widths
 from gapo_jax.train.online.sft_batches import make_sft_batches
+from gapo_jax.train.restore import restore_state
 from gapo_jax.train.runtime import Processes, StopRequest
 from gapo_jax.types import Constraint, PreferentialPair, PromptRow, Rollout
 
@@ -71,7 +73,6 @@ COMMON = {
     "sampling.max_new_tokens": NEW_TOKENS,
     "sampling.temperature": 0.7,
     "sampling.batch_size": 12,
-    "offline.batch_size": 2,
     "reward.missing_eos_penalty": 0.4,
     "reward.overlong_tokens": 6,
     "reward.clip": 1.2,
@@ -130,7 +131,7 @@ def written(prompt_ids: Any, key: Any) -> tuple[str, bool]:
     tag = "".join(rng.choice(list("fghijklmnopq"), 3))
     kind = rng.choice(["plain", "plain", "plain", "repeats", "cut off"])
     if kind == "repeats":
-        return f"{tag} a b a b a b", True
+        return f"{tag} a c a c a c", True
     words = rng.choice(list("abcde"), int(rng.integers(1, 5)))
     text = (tag + rng.choice([" ", ", "]) + " ".join(words))[: NEW_TOKENS - 1]
     return (text, True) if kind == "plain" else (text.ljust(NEW_TOKENS, "x"), False)
@@ -141,14 +142,24 @@ def ids_of(text: str) -> list[int]:
     return [3 + (0 if char == "\n" else ord(char) - 31) for char in text]
 
 
-class StubSampler:
-    """Takes the place of the compiled sampler and notes what it is asked."""
+class Killed(Exception):
+    """Stands for a kill in the middle of a round."""
 
-    def __init__(self, events: list[tuple[str, dict[str, Any]]]) -> None:
-        self.events = events
+
+class StubSampler:
+    """Takes the place of the compiled sampler and notes what it is asked; a kill may come instead
+    of its call number `killed_at` (from 0)."""
+
+    def __init__(
+        self, events: list[tuple[str, dict[str, Any]]], killed_at: int | None = None
+    ) -> None:
+        self.events, self.left = events, killed_at
 
     def __call__(self, params, tokens_AP, mask_AP, keys_B, temperature) -> Rollout:
         """Write `written` to every row."""
+        if self.left == 0:
+            raise Killed
+        self.left = self.left and self.left - 1
         keys_BK = np.asarray(jax.random.key_data(keys_B))
         samples = len(keys_BK) // len(tokens_AP)
         tokens_BR = np.zeros((len(keys_BK), NEW_TOKENS), np.int32)
@@ -211,11 +222,18 @@ def start_params() -> tuple[Any, Any]:
     return scaled[0], scaled[1]
 
 
-def play(config: Config, workdir: Any, monkeypatch: Any) -> Record:
-    """Run the method from its first update to its last, and return what it did."""
+def play(
+    config: Config,
+    workdir: Any,
+    monkeypatch: Any,
+    checkpoints: Any = None,
+    killed_at: int | None = None,
+) -> Record:
+    """Run the method from its first update, or from the last of the `checkpoints`, to its last, or
+    to the call `killed_at` of the sampler; return what it did."""
     events: list[tuple[str, dict[str, Any]]] = []
     ref_params, disc_params = start_params()
-    sampler: Any = StubSampler(events)
+    sampler: Any = StubSampler(events, killed_at)
     models = Models(
         decoder=Decoder(SHAPE),
         ref_params=ref_params,
@@ -252,8 +270,12 @@ def play(config: Config, workdir: Any, monkeypatch: Any) -> Record:
             for field in ("policy", "critic", "disc_update", "offline")
         },
     )
-    checkpointer: Any = StubCheckpointer()
+    checkpointer: Any = Checkpointer(checkpoints) if checkpoints else StubCheckpointer()
     sft = make_sft_batches(config, models, PAIRS, workdir) if config.ppo.sft_coef else None
+    start, resume_step = initial_state(config, models, steps), None
+    if checkpoints and checkpointer.latest() is not None:
+        start, _ = restore_state(checkpointer, start)
+        resume_step = start.last_saved * updates_per_round(config)
     ctx = TrainContext(
         config=config,
         workdir=workdir,
@@ -267,17 +289,20 @@ def play(config: Config, workdir: Any, monkeypatch: Any) -> Record:
         verifiers=VerifierPool(),
         stop=StopRequest(),
         clock=PhaseClock(),
-        writer=MetricsWriter(workdir),
+        writer=MetricsWriter(workdir, resume_step=resume_step),
         checkpointer=checkpointer,
     )
     # Widths that no text needs would be compiled too.
     monkeypatch.setattr(loop, "compile_discriminator", lambda ctx, state: None)
     train = loop.train if online else offline_loop.train
-    start = initial_state(config, models, steps)
-    record = Record(config, models, events, checkpointer.saved)
+    record = Record(config, models, events, getattr(checkpointer, "saved", []))
     record.critic_start = copied(start.critic.params) if start.critic is not None else None
     try:
         record.state = train(ctx, start)
+    except Killed:
+        pass
     finally:
         ctx.writer.close()
+        if checkpoints:
+            checkpointer.close()
     return record

@@ -275,4 +275,4 @@ def test_a_scorer_gives_a_second_opinion(tmp_path, capsys):
     for model, told in {**near, "run/other": False, "r.jsonl": False, "no/such": False}.items():
         arguments = ["--prompts", "p", "--out", "o", "--model", str(tmp_path / model)]
         script.warn_of_own_scorer(script.parse_arguments([*arguments, "--scorer", str(folder)]))
-        assert ("are of one run" in capsys.readouterr().err) == told, model
+        assert ("trained to please" in capsys.readouterr().err) == told, model

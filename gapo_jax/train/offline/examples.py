@@ -145,10 +145,12 @@ def fit(
     cut_off: Sequence[str],
     *,
     prompt_limit: int = 0,
+    batch_size: int = 0,
 ) -> tuple[list[Example], Encoder]:
     """Return the examples all of whose sides fit, and the encoder of their widths.
 
-    Prompts may have `data.max_prompt_tokens`, or `prompt_limit` tokens if that is given.
+    Prompts may have `data.max_prompt_tokens`, or `prompt_limit` tokens if that is given; a batch
+    holds `offline.batch_size` examples, or `batch_size`.
 
     Raises:
         ValueError: more than half are too long, or fewer are left than a batch holds; gives the
@@ -158,16 +160,17 @@ def fit(
         prompt_limit or config.data.max_prompt_tokens,
         config.offline.max_response_tokens,
     )
+    batch_size = batch_size or config.offline.batch_size
     tokens = side_tokens(config, models, examples, cut_off)
     sizes = [
         tuple(max(tokens[side][axis] for side in sides) for axis in (0, 1)) for sides in examples
     ]
     kept = [i for i, size in enumerate(sizes) if size[0] <= limits[0] and size[1] <= limits[1]]
-    if 2 * len(kept) < len(examples) or len(kept) < config.offline.batch_size:
+    if 2 * len(kept) < len(examples) or len(kept) < batch_size:
         median = np.median(np.array(sizes), axis=0)
         raise ValueError(
             f"only {len(kept)} of {len(examples)} examples fit (median {median[0]:.0f} prompt and "
-            f"{median[1]:.0f} response tokens) and a batch holds {config.offline.batch_size}; "
+            f"{median[1]:.0f} response tokens) and a batch holds {batch_size}; "
             f"raise the limit on prompts (config.data.max_prompt_tokens, here {limits[0]}), "
             f"config.offline.max_response_tokens={limits[1]} or config.data.pairs"
         )

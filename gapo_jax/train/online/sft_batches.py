@@ -42,6 +42,9 @@ def make_sft_batches(
     Raises:
         ValueError: most are too long; names the limits to raise.
     """
-    examples, encoder = fit(config, models, accepted_rows(pairs), cut_off_texts(workdir))
+    rows = config.ppo.sft_rows
+    examples, encoder = fit(
+        config, models, accepted_rows(pairs), cut_off_texts(workdir), batch_size=rows
+    )
     sides = tuple(side for example in examples for side in example)
-    return SFTBatches(sides, encoder, system_text(config), config.seed, config.ppo.sft_rows)
+    return SFTBatches(sides, encoder, system_text(config), config.seed, rows)

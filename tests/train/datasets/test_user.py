@@ -125,6 +125,7 @@ def test_what_cannot_be_used_is_named(mined, models, tmp_path):
 def _method(folder, method, **data):
     config = tiny(method)
     config.data.source, config.data.types = str(folder), TYPES
+    config.sgpo.max_prompt_tokens = config.data.max_prompt_tokens
     for name, value in data.items():
         setattr(config.data, name, value)
     return finalize(config)

@@ -2,6 +2,8 @@
 
 import json
 
+import jax
+import numpy as np
 import plain_run
 import pytest
 import recorded_run
@@ -116,3 +118,34 @@ def test_keys_are_a_function_of_seed_round_and_row(tmp_path, monkeypatch):
                 for row in fields["rows"]]  # fmt: skip
         keys.append([row["key"] for row in rows])
     assert keys[0] == keys[1] and not set(keys[0]) & set(keys[2])
+
+
+def test_a_run_that_was_killed_in_its_second_round_does_what_it_would_have_done(
+    tmp_path, monkeypatch
+):
+    """Statistics, replay, average, moments, schedules and KL coefficient come back from the disk:
+    every call of the sampler and every update of the second round is the same, bit for bit."""
+    config = recorded_run.make_config(**CASES["gae"] | {"discriminator__score_with": "ema"})
+    straight = recorded_run.play(config, tmp_path / "straight", monkeypatch)
+    killed, folder = tmp_path / "killed", tmp_path / "checkpoints"
+    # Two calls of the sampler a round; the second one of the second round does not come.
+    first = recorded_run.play(config, killed, monkeypatch, folder, killed_at=3)
+    assert first.state is None
+    second = recorded_run.play(config, killed, monkeypatch, folder)
+    events = straight.events[-len(second.events) :]
+    assert [name for name, _ in second.events].count("sample") == 2
+    for (name, wanted), (other, found) in zip(events, second.events, strict=True):
+        assert name == other
+        jax.tree.map(np.testing.assert_array_equal, wanted, found)
+    assert second.state.replay == straight.state.replay
+    states = (state.replace(key=jax.random.key_data(state.key), last_saved=None)
+              for state in (straight.state, second.state))  # fmt: skip
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    drop = ("time", "throughput/", "compile/", "device/")
+    lines = [
+        [{k: v for k, v in line.items() if not k.startswith(drop)} for line in read_metrics(folder)]
+        for folder in (tmp_path / "straight", killed)
+    ]
+    assert lines[0] == lines[1]
+    samples = [(tmp_path / name / "samples.jsonl").read_text() for name in ("straight", "killed")]
+    assert samples[0] == samples[1]
