@@ -141,11 +141,12 @@ def pair_text_batches(ctx: TrainContext, state: GAPOState) -> PairTextBatches:
     del state
     config, pairs = ctx.config, ctx.pairs.compared
     draw = functools.partial(warmup_order, pairs, config.discriminator.batch_size, config.seed)
-    updates_per_epoch = len(draw(0))
-    epochs = config.rounds * ctx.updates_per_round / updates_per_epoch
+    updates_per_epoch, updates = len(draw(0)), config.rounds * ctx.updates_per_round
 
+    # The updates of an epoch follow each other, and sorting the pairs for each of them takes long.
     @functools.lru_cache(maxsize=1)
     def order(epoch: int) -> list[list[int]]:
-        return draw(epoch, pairs_in_use(config, len(pairs), epoch / epochs))
+        done = epoch * updates_per_epoch / updates
+        return draw(epoch, pairs_in_use(config, len(pairs), done))
 
     return PairTextBatches(ctx, updates_per_epoch, order)
