@@ -55,7 +55,7 @@ gc.set_threshold(100_000, 20, 20)
 # have nothing left; whole runs come before what finds their programs compiled.
 _FIRST = (
     "runs/test_gapo_tiny", "runs/test_two", "multidevice/", "test_sharding",
-    "train/test_offline.py", "train/online/test_loop", "parity/test_real", "runs/", "train/",
+    "train/offline/test_loop", "train/online/test_loop", "parity/test_real", "runs/", "train/",
     "parity/",
 )  # fmt: skip
 

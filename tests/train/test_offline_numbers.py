@@ -103,7 +103,7 @@ def test_the_reference_of_sgpo_is_the_policy_of_its_first_stage_at_temperature_1
     for step, fields in enumerate(updates[3:]):
         texts = list(_rows(fields))
         refs = [float(x.sum()) for x in plain_parts.token_logprobs(reference, texts, 1.0)[0]]
-        np.testing.assert_allclose(fields["batch"].ref_N, refs, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(fields["batch"].ref_B, refs, rtol=1e-3, atol=1e-3)
         logprobs, _ = plain_parts.token_logprobs(plain.full_policy(), texts, 1.0)
         loss = _dpo(logprobs, refs, config.sgpo.beta)
         assert abs(float(fields["metrics"]["policy/loss"]) - loss) < 1e-3
