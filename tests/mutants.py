@@ -296,7 +296,7 @@ FAULTS = (
           "type_ids_BT[index, first_length + 1 : len(row)] = layout.segment", GAE),
     Fault("cut-off texts get an end", "gapo_jax/train/offline/examples.py",
           "ends(responses, self.cut_off)", "ends(responses, ())",
-          ("tests/train/test_offline_steps.py",)),
+          ("tests/train/offline/test_steps.py",)),
     Fault("no system turn in examples", "gapo_jax/train/offline/examples.py",
           "chat_prompt(tokenizer, side.prompt, system)",
           "chat_prompt(tokenizer, side.prompt, None)", (OFFLINE, "-k", "dpo")),
