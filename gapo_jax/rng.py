@@ -1,10 +1,11 @@
-"""Random streams: every generator and every key of the package is made here.
+"""Random streams: generators and keys by the name of what they are for.
 
 A random number depends on the run's seed, on the name of what it is for and on counters (round,
 epoch, row), on nothing else: a run that continues at round n draws what it would have drawn. No two
 (seed, name, counters) share a stream. Arithmetic on seeds cannot promise that: with `seed + 1` for
 the critic's order and `seed + 2` for the policy's, seed 1's critic walks through its rows as seed
-0's policy did, and what looks like two independent runs is not.
+0's policy did, and what looks like two independent runs is not. `scripts/gapo_in_one_file.py` draws
+everything from here; `train/` and `data/` still derive their orders and keys by such arithmetic.
 
 The same holds along a path: a key that was drawn from has no descendants, as the number of counters
 is part of the path. Renaming a stream changes its numbers; adding one changes no other.

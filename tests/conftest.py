@@ -23,7 +23,7 @@ from jaxtyping import install_import_hook
 # Before any of the package is imported: the shapes and dtypes that signatures promise are checked
 # whenever a function is called or traced. Not in train/: its batches and results are also built of
 # numpy arrays and, by `jax.tree.map` and `jit(...).lower`, of shardings and descriptions of arrays.
-CHECKED = ("losses", "rollout")
+CHECKED = ("losses", "rewards", "rollout")
 install_import_hook([f"gapo_jax.{name}" for name in CHECKED], "beartype.beartype")
 
 from gapo_jax.data.weights import locate  # noqa: E402

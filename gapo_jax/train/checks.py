@@ -25,10 +25,12 @@ def check_finite(metrics: Mapping[str, float], when: str, rates: Mapping[str, st
         when: such as "round 3", for the message.
         rates: the configuration key to lower, by network.
     """
-    for name, value in metrics.items():
-        network, _, what = name.partition("/")
-        if network in rates and what in _WATCHED and not math.isfinite(value):
-            raise RunStopped(f"{name} is {value} in {when}; lower {rates[network]}")
+    # A loss is named before the norms, which it has made what they are.
+    for what in _WATCHED:
+        for network, rate in rates.items():
+            name = f"{network}/{what}"
+            if not math.isfinite(metrics.get(name, 0.0)):
+                raise RunStopped(f"{name} is {metrics[name]} in {when}; lower {rate}")
 
 
 def check_kl(kl: float, limit: float, when: str, remedy: str) -> None:

@@ -13,8 +13,9 @@ import pytest
 from by_path import load
 
 from gapo_jax.config import Config
+from gapo_jax.rewards.scores import standardise_rewards
 from gapo_jax.rng import Stream
-from gapo_jax.rollout.experience import build_experience, standardise_rewards
+from gapo_jax.rollout.experience import build_experience
 from gapo_jax.train.discriminator.steps import TextBatch, disc_update_step
 from gapo_jax.train.forward import PolicyNetworks, PolicySpec, score_rollout
 from gapo_jax.train.online.steps import CriticBatch, PolicyBatch, critic_step, policy_step

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gapo_jax.methods import asks_discriminator, method_of
-from gapo_jax.rollout.experience import (
+from gapo_jax.rewards.scores import (
     fault_of_scores,
     overlong_penalty,
     response_scores,
