@@ -73,8 +73,7 @@ DEPRECATED = (
 WORDS = r"\b(players?|lessons?|teachers?|grounding|judg(e|es|ed|ing)|adversar(y|ies))\b"
 # What earlier versions wrote is still read under its old name; a topic of writing is no term.
 OLD_NAMES = {
-    "gapo_jax/evaluate/console.py", "gapo_jax/train/state.py", "gapo_jax/data/topics.py",
-    "gapo_jax/models/heads.py", "gapo_jax/cli/convert.py",
+    "gapo_jax/evaluate/console.py", "gapo_jax/train/state.py", "gapo_jax/data/tasks.py",
 }  # fmt: skip
 MACHINE_PATHS = r"/(work|tmp|root|home|mnt|opt)/[A-Za-z0-9]"
 
