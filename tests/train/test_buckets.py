@@ -13,6 +13,7 @@ import pytest
 
 from gapo_jax.compilation import CompileCounter, jit_step
 from gapo_jax.config import Config
+from gapo_jax.data import batching
 from gapo_jax.data.batching import epoch_order
 from gapo_jax.models import DecoderConfig
 from gapo_jax.sharding import ONE_DEVICE
@@ -209,7 +210,7 @@ def test_one_width_gives_the_batches_of_a_plain_shuffle():
 
 @pytest.mark.parametrize("method", ["ppo", "rpo_online"])
 def test_batches_of_like_length_are_a_partition_in_random_order(method):
-    lengths_B, widths = _lengths(96), buckets.bucket_widths(4, 49, 112)
+    lengths_B, widths = _lengths(96), batching.bucket_widths(4, 49, 112)
     ctx, experience = _context(method, widths, epochs=2), _experience_of(lengths_B)
     first, again, other = (
         [rows for rows, _ in minibatches(ctx, experience, index, POLICY_ORDER)]
@@ -239,7 +240,7 @@ def test_padding_of_a_round_of_many_minibatches_is_under_a_tenth():
     """1,024 rows in minibatches of 16; 48 rows, the quickstart's, cannot be sorted so finely."""
     for rows, limit in ((1024, 0.10), (48, 0.20)):
         lengths_B = _lengths(rows)
-        ctx = _context(widths=buckets.bucket_widths(4, 49, 112))
+        ctx = _context(widths=batching.bucket_widths(4, 49, 112))
         batches = minibatches(ctx, _experience_of(lengths_B), 0, POLICY_ORDER)
         used = [buckets.in_bucket(rows, found_B, ctx.widths).width for rows, found_B in batches]
         assert 1 - lengths_B.sum() / (16 * sum(used)) < limit
@@ -247,10 +248,10 @@ def test_padding_of_a_round_of_many_minibatches_is_under_a_tenth():
 
 
 def test_widths_are_a_like_factor_apart():
-    assert buckets.bucket_widths(1, 49, 112) == ()
-    assert buckets.bucket_widths(4, 49, 112) == (64, 80, 96, 112)
-    assert buckets.bucket_widths(4, 100, 4096) == (256, 640, 1664, 4096)
-    assert buckets.bucket_widths(3, 500, 20) == (20,)
+    assert batching.bucket_widths(1, 49, 112) == ()
+    assert batching.bucket_widths(4, 49, 112) == (64, 80, 96, 112)
+    assert batching.bucket_widths(4, 100, 4096) == (256, 640, 1664, 4096)
+    assert batching.bucket_widths(3, 500, 20) == (20,)
 
 
 def test_a_step_is_compiled_for_all_widths_at_its_first_call():
