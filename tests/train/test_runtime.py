@@ -224,10 +224,9 @@ def test_signals_are_remembered_and_a_second_ctrl_c_interrupts():
 def test_a_wait_for_the_service_can_be_interrupted(connected):
     """The barrier is C++ code, which Python's signal handlers do not reach."""
     two = connected(2)
-    threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-    start = time.monotonic()
+    threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    # Not interrupted, the wait would end with the name of the process that is missing.
     with pytest.raises(KeyboardInterrupt):
         two[0].gather("load")
-    assert time.monotonic() - start < 10
     assert jax.process_count() == 1  # nothing of this touched the process's own JAX
     two[1]._client.wait_at_barrier(runtime._key(0), 5000)  # lets the waiting thread go
