@@ -162,6 +162,7 @@ def identity(config: Config) -> dict[str, Any]:
     """Return the part of a configuration that a continued run must share with its beginning."""
     record = to_json(config)
     del record["data"]["verify_workers"]  # as many as the machine has use for
+    del record["reward"]["timeout_s"]  # as long as the machine takes
     left_out = {*_NOT_IDENTITY, *unused_options(config)}
     return {key: value for key, value in record.items() if key not in left_out}
 

@@ -123,6 +123,11 @@ class DataConfig(Section):
     `curriculum_start` of them: near misses (4 bullets where 3 were asked for) come last.
     Responses are verified in `verify_workers` processes of their own; 0 does it in this one.
     `plugins` are Python files with constraint types of one's own (`constraints/plugins.py`).
+
+    With any other `source` (a file, a folder of `datasets`, the id of a dataset on the hub, with
+    its `subset` and `split`) an online method whose rewards need no pairs answers its prompts
+    (docs/rewards.md). Held-out rows come from `heldout_source`, or are a share `heldout_fraction`
+    of the source, split by prompt; at most `heldout_rows` of them.
     """
 
     types: tuple[str, ...] = _tuple(
@@ -137,6 +142,11 @@ class DataConfig(Section):
         "number_sentences",
     )
     source: str = ""
+    subset: str = ""
+    split: str = "train"
+    heldout_source: str = ""
+    heldout_fraction: Annotated[float, Range(0, 0.5)] = 0.05
+    heldout_rows: AtLeast1 = 256
     on_invisible: Literal["refuse", "drop"] = "refuse"
     max_constraints: Annotated[int, Range(1, 8)] = 2
     system_prompt: str = "template"

@@ -25,6 +25,7 @@ SETS = {
     "heldout_topics": "held-out topics",
     "heldout_phrasings": "held-out phrasings",
     "heldout_tasks": "held-out tasks",  # of the user's own data
+    "heldout_prompts": "held-out prompts",
 }
 MEASURES = {"instruction_strict": "per instruction", "prompt_strict": "per prompt"}
 _PACKAGES = ("gapo-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
@@ -60,6 +61,7 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
             finished="after" in summary,
             facts=_facts(records, summary),
             accuracy=_accuracy_rows(summary),
+            rewards=_reward_rows(summary),
             types=_type_tables(summary),
             moved=summary.get("relative_change", {}),
             figures=plots.all_figures(records),
@@ -147,6 +149,21 @@ def _accuracy_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
             row["verdict"] = _verdict(change)
             rows.append(row)
     return rows
+
+
+def _reward_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return one row for each source whose reward was measured on held-out prompts."""
+    measured = summary.get("rewards", {})
+    return [
+        {
+            "source": name,
+            "before": before,
+            "after": measured["after"][name],
+            "change": measured["difference"][name],
+            "verdict": _verdict(measured["difference"][name]),
+        }
+        for name, before in measured.get("before", {}).items()
+    ]
 
 
 def _verdict(change: Mapping[str, float] | None) -> str:

@@ -15,7 +15,14 @@ from transformers import PreTrainedTokenizerFast
 
 from gapo_jax.compilation import decoder_layers_to_unroll, jit_step
 from gapo_jax.config import Config, updates_per_round
-from gapo_jax.methods import asks_discriminator, has_critic, method_of, scores_with_average
+from gapo_jax.data.sources import is_mined
+from gapo_jax.methods import (
+    asks_discriminator,
+    has_critic,
+    method_of,
+    needs_pairs,
+    scores_with_average,
+)
 from gapo_jax.models import Decoder, DecoderConfig
 from gapo_jax.rollout.generate import SampleFn
 from gapo_jax.rollout.sampler import RESTRICTIONS, make_sampler, restriction_warning
@@ -63,6 +70,7 @@ from gapo_jax.train.state import (
     first_trainable_layer,
     start_policy,
 )
+from gapo_jax.train.toy_models import TINY
 from gapo_jax.types import Metrics, Params, Rollout
 
 log = logging.getLogger("gapo_jax")
@@ -272,8 +280,23 @@ def build_models(config: Config, place: Placement | None = None) -> Models:
         place = Placement(make_mesh(mesh.data, mesh.fsdp, mesh.tensor))
     generator = load_generator(config.model.generator, config.seed, place)
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
-    discriminator = load_discriminator(config, key, discriminator_placement(config, place))
+    read = config if reads_discriminator(config) else _with_toy_discriminator(config)
+    discriminator = load_discriminator(read, key, discriminator_placement(config, place))
     return assemble_models(config, place, generator, discriminator)
+
+
+def reads_discriminator(config: Config) -> bool:
+    """Return whether anything in a run asks its discriminator or that one's tokenizer."""
+    mined = is_mined(config.data.source) if config.data.source else False
+    return needs_pairs(config) or asks_discriminator(config) or mined
+
+
+def _with_toy_discriminator(config: Config) -> Config:
+    """Return the configuration with a discriminator of no size in the place of one that is never
+    asked: no weights are read and none are saved."""
+    model = dataclasses.replace(config.model, discriminator=TINY)
+    settings = dataclasses.replace(config.discriminator, max_tokens=8, frozen_layers=0)
+    return dataclasses.replace(config, model=model, discriminator=settings)
 
 
 def assemble_models(

@@ -12,6 +12,7 @@ from gapo_jax.train.build import Models, TrainSteps
 from gapo_jax.train.clock import PhaseClock
 from gapo_jax.train.datasets.self_generated import Pairs, Prompts
 from gapo_jax.train.metrics import MetricsWriter
+from gapo_jax.train.online.reward_sources import RewardSources
 from gapo_jax.train.online.sft_batches import SFTBatches
 from gapo_jax.train.runtime import Processes, RunInterrupted, StopRequest
 from gapo_jax.train.state import GAPOState, merge_trainable
@@ -37,6 +38,7 @@ class TrainContext:
         clock: the seconds of each phase.
         writer: metrics.jsonl, samples.jsonl, TensorBoard and the console.
         checkpointer: writes and reads checkpoints.
+        rewards: the functions and reward models that give rewards.
     """
 
     config: Config
@@ -53,6 +55,7 @@ class TrainContext:
     clock: PhaseClock
     writer: MetricsWriter
     checkpointer: Checkpointer
+    rewards: RewardSources = dataclasses.field(default_factory=RewardSources)
 
     @property
     def updates_per_round(self) -> int:

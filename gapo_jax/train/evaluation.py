@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from gapo_jax.config import Config, system_text
 from gapo_jax.constraints.verifiers import VerifierPool
 from gapo_jax.evaluate.accuracy import Verdict, paired_difference, summarise, verify
 from gapo_jax.methods import method_of
-from gapo_jax.rollout.generate import generate, row_keys
+from gapo_jax.rollout.generate import Generated, generate, row_keys
 from gapo_jax.train.build import Models
 from gapo_jax.train.clock import counter
 from gapo_jax.train.context import TrainContext
@@ -44,6 +45,8 @@ def measure(ctx: TrainContext, params: Callable[[], Params], name: str) -> Verdi
         RunInterrupted: a signal asked for a stop; nothing of the measurement is kept.
     """
     path = ctx.workdir / f"eval_{name}.jsonl"
+    if not ctx.prompts.heldout:
+        return {}
     if not path.exists():
         with ctx.clock("eval"):
             weights, records = params(), []
@@ -72,8 +75,13 @@ def measure(ctx: TrainContext, params: Callable[[], Params], name: str) -> Verdi
     return sets
 
 
-def write_eval(ctx: TrainContext, verdicts: VerdictSets, finished: int) -> None:
-    """Write one metrics line with the accuracies of all held-out sets.
+def write_eval(
+    ctx: TrainContext,
+    verdicts: VerdictSets,
+    finished: int,
+    more: Mapping[str, float] = MappingProxyType({}),
+) -> None:
+    """Write one metrics line with the accuracies of all held-out sets, and `more` metrics.
 
     A run that is continued after its last round may have written it already.
     """
@@ -83,7 +91,7 @@ def write_eval(ctx: TrainContext, verdicts: VerdictSets, finished: int) -> None:
     lines = read_metrics(ctx.workdir)
     if any(line["phase"] == "eval" and line["step"] == step for line in lines):
         return
-    metrics: dict[str, float] = {}
+    metrics = dict(more)
     for set_name, summary in summarise_sets(verdicts, ctx.config.eval.resamples).items():
         metrics |= _strict_accuracies(summary, f"eval/{set_name}")
     metrics["time/eval_s"] = ctx.clock.last.get("eval", 0.0)
@@ -97,6 +105,8 @@ def maybe_evaluate(ctx: TrainContext, state: GAPOState, finished: int) -> None:
     if not every or finished % every or finished == config.rounds:
         return
     if method_of(config).trains != "policy":  # it is the one that was measured before
+        return
+    if not ctx.prompts.heldout:  # nothing to verify: see `online.heldout`
         return
     with ctx.clock("eval"):
         rows = next(iter(ctx.prompts.heldout.values()))[: config.eval.prompts_during]
@@ -134,7 +144,24 @@ def evaluate_policy(
     verifiers: VerifierPool | None = None,
     on_batch: Callable[[int], object] = lambda done: None,
 ) -> list[Verdict]:
-    """Sample `eval.samples_per_prompt` responses for each row and verify them.
+    """Sample `eval.samples_per_prompt` responses for each row and verify them."""
+    samples, generated = sample_heldout(
+        config, models, params, rows, name=name, width=width, on_batch=on_batch
+    )
+    return verify(samples, generated.texts, verifiers)
+
+
+def sample_heldout(
+    config: Config,
+    models: Models,
+    params: Params,
+    rows: Sequence[PromptRow],
+    *,
+    name: str,
+    width: int,
+    on_batch: Callable[[int], object] = lambda done: None,
+) -> tuple[list[PromptRow], Generated]:
+    """Sample `eval.samples_per_prompt` responses for each row; return the row of each with them.
 
     The keys depend on seed, set name, row and sample alone, so before and after are sampled with
     the same random numbers and differ by the weights only.
@@ -146,7 +173,7 @@ def evaluate_policy(
         models.sample,
         params,
         models.tokenizer,
-        [row.prompt for row in rows],
+        [row.asked for row in rows],
         keys_B,
         batch_size=config.sampling.batch_size,
         width=width,
@@ -155,7 +182,7 @@ def evaluate_policy(
         stop=config.sampling.stop,
         on_batch=on_batch,
     )
-    return verify(samples, generated.texts, verifiers)
+    return samples, generated
 
 
 def summarise_sets(verdicts: Mapping[str, Sequence[Verdict]], resamples: int) -> dict[str, Any]:

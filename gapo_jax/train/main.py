@@ -6,7 +6,7 @@ import contextlib
 import errno
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,35 @@ from gapo_jax.compilation import keep_compiled_programs
 from gapo_jax.config import Config, updates_per_round
 from gapo_jax.constraints.verifiers import VerifierPool
 from gapo_jax.evaluate.report import write_report
-from gapo_jax.methods import method_of
-from gapo_jax.train.build import build_models, build_steps, initial_state
+from gapo_jax.methods import method_of, needs_pairs
+from gapo_jax.train.build import Models, build_models, build_steps, initial_state
 from gapo_jax.train.clock import PhaseClock, counter
 from gapo_jax.train.context import TrainContext
-from gapo_jax.train.datasets.self_generated import bootstrap, make_all_prompts, make_pairs
+from gapo_jax.train.datasets.prompts import (
+    read_user_prompts,
+    takes_prompts,
+    user_prompts,
+)
+from gapo_jax.train.datasets.self_generated import (
+    Pairs,
+    Prompts,
+    bootstrap,
+    make_all_prompts,
+    make_pairs,
+)
 from gapo_jax.train.datasets.user import own_prompts
 from gapo_jax.train.evaluation import VerdictSets, measure, write_eval
 from gapo_jax.train.export import export, exported_params
 from gapo_jax.train.metrics import MetricsWriter
 from gapo_jax.train.offline import loop as offline
 from gapo_jax.train.online import loop as online
+from gapo_jax.train.online.heldout import compare_rewards, measure_rewards, reward_metrics
+from gapo_jax.train.online.reward_sources import (
+    OWN_COLUMNS,
+    RewardSources,
+    load_reward_models,
+    start_functions,
+)
 from gapo_jax.train.online.rollout import rollout_widths
 from gapo_jax.train.online.sft_batches import make_sft_batches
 from gapo_jax.train.restore import restore_state
@@ -63,17 +81,20 @@ def execute(
     with closing(ctx):
         start = functools.partial(ctx.models.for_sampling, ctx.models.ref_params)
         before = measure(ctx, start, "before")
-        write_eval(ctx, before, 0)
+        rewards_before = measure_rewards(ctx, start, "before")
+        write_eval(ctx, before, 0, reward_metrics(ctx, rewards_before))
         train = online.train if method.loop == "online" else offline.train
         state = train(ctx, state)
-        after = before
+        after, rewards_after = before, rewards_before
         if method.trains == "policy":
             end = functools.partial(ctx.sampling_params, state)
             after = measure(ctx, end, f"after_{config.rounds}")
+            rewards_after = measure_rewards(ctx, end, f"after_{config.rounds}")
             ctx.stop_if_asked(state, config.rounds)
-        write_eval(ctx, after, config.rounds)
+        write_eval(ctx, after, config.rounds, reward_metrics(ctx, rewards_after))
         ctx.checkpointer.wait()
-        summary = conclude(ctx, state, before, after)
+        rewarded = compare_rewards(ctx, rewards_before, rewards_after)
+        summary = conclude(ctx, state, before, after, rewarded)
         processes.gather("end")
     if processes.first:
         summary["report"] = str(write_report(workdir))
@@ -94,15 +115,14 @@ def open_run(
     workdir, checkpoints = share_workdir(config, workdir, processes)
     keep_compiled_programs()
     with clock("load"):
-        models = build_models(config)
-        processes.gather("load")
-        own = config.data.source
-        prompts = own_prompts(config, models, workdir) if own else make_all_prompts(config, models)
+        models, prompts, rewards = load_parts(config, workdir, processes)
     with clock("bootstrap"), counter(len(prompts.bootstrap), "bootstrap") as advance:
         on_batch = stop_between_batches(stop, processes, advance)
         answers = bootstrap(config, models, prompts, workdir, on_batch)
     with clock("pairs"):
-        pairs = make_pairs(config, prompts.type_ids, answers, workdir)
+        pairs = Pairs([], [], [])
+        if needs_pairs(config):
+            pairs = make_pairs(config, prompts.type_ids, answers, workdir)
         processes.gather("data")
     widths, sft_batches = (), None
     if method_of(config).loop == "online":
@@ -133,15 +153,49 @@ def open_run(
         clock=clock,
         writer=MetricsWriter(workdir, resume_step=resume_step),
         checkpointer=checkpointer,
+        rewards=rewards,
     )
     return ctx, state
 
 
+def load_parts(
+    config: Config, workdir: Path, processes: Processes
+) -> tuple[Models, Prompts, RewardSources]:
+    """Return the networks of a run, its prompts, and what gives its rewards beside verifiers and
+    discriminator.
+
+    Raises:
+        ValueError, FileNotFoundError: rows, a reward source or a network cannot be used. What is
+            wrong with rows and functions is said before a weight is read.
+    """
+    rows = read_user_prompts(config, workdir) if takes_prompts(config) else None
+    functions = start_functions(config, processes, rows.columns if rows else OWN_COLUMNS)
+    try:
+        models = build_models(config)
+        reward_models = load_reward_models(config, models.spec.place)
+        processes.gather("load")
+        if rows is not None:
+            prompts = user_prompts(config, models, workdir, rows)
+        elif config.data.source:
+            prompts = own_prompts(config, models, workdir)
+        else:
+            prompts = make_all_prompts(config, models)
+    except BaseException:
+        RewardSources(functions).close()
+        raise
+    dialogues = any(row.turns for row in prompts.train)
+    return models, prompts, RewardSources(functions, reward_models, dialogues)
+
+
 def conclude(
-    ctx: TrainContext, state: GAPOState, before: VerdictSets, after: VerdictSets
+    ctx: TrainContext,
+    state: GAPOState,
+    before: VerdictSets,
+    after: VerdictSets,
+    rewarded: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write the export and summary.json; return the latter's contents (nothing in a process that
-    is not the first).
+    is not the first). `rewarded` is what `compare_rewards` gives.
 
     Raises:
         OSError: they cannot be written.
@@ -150,7 +204,7 @@ def conclude(
     params = exported_params(ctx, state) if ctx.config.export else {}
     if not ctx.processes.first:
         return {}
-    summary = summarise_run(ctx, state, before, after, changes)
+    summary = summarise_run(ctx, state, before, after, changes) | dict(rewarded or {})
     if params:
         try:
             with ctx.clock("export"):
@@ -163,7 +217,7 @@ def conclude(
 
 @contextlib.contextmanager
 def closing(ctx: TrainContext) -> Iterator[None]:
-    """Close the verifiers, the writer and the checkpointer of a run at the end, each whatever the
+    """Close the workers, the writer and the checkpointer of a run at the end, each whatever the
     others do.
 
     The first error is raised, those after it are logged. A stop by a signal counts as none: it
@@ -178,7 +232,8 @@ def closing(ctx: TrainContext) -> Iterator[None]:
         interrupted = stop
     except Exception as error:
         errors.append(error)
-    for close in (ctx.verifiers.close, ctx.writer.close, ctx.checkpointer.close):
+    closes = ctx.verifiers.close, ctx.rewards.close, ctx.writer.close, ctx.checkpointer.close
+    for close in closes:
         try:
             close()
         except Exception as error:

@@ -10,6 +10,7 @@ from gapo_jax.train.context import TrainContext
 from gapo_jax.train.discriminator.texts import replay_to_json
 from gapo_jax.train.evaluation import maybe_evaluate
 from gapo_jax.train.metrics import progress
+from gapo_jax.train.online.heldout import maybe_measure_rewards
 from gapo_jax.train.runtime import RunStopped
 from gapo_jax.train.state import GAPOState
 
@@ -47,6 +48,7 @@ def run_rounds(ctx: TrainContext, state: GAPOState, run_round: Round) -> GAPOSta
             ctx.writer.write(finished * ctx.updates_per_round, finished, phase, values)
         state = state.replace(round=state.round + 1)
         maybe_evaluate(ctx, state, finished)
+        maybe_measure_rewards(ctx, state, finished)
         if ctx.asked_to_stop() or finished % config.checkpoint.every_rounds == 0:
             state = save(ctx, state, finished)
     state = save(ctx, state, config.rounds)

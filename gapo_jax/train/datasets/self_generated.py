@@ -27,6 +27,7 @@ from gapo_jax.data.prompts import make_prompts
 from gapo_jax.data.sources import read_pairs, write_pairs
 from gapo_jax.data.tasks import Task, tasks
 from gapo_jax.io import read_jsonl, write_jsonl
+from gapo_jax.methods import needs_pairs
 from gapo_jax.rollout.generate import (
     ended_rows,
     generate,
@@ -35,7 +36,7 @@ from gapo_jax.rollout.generate import (
     row_keys,
 )
 from gapo_jax.rollout.stops import stop_strings
-from gapo_jax.train.build import Models
+from gapo_jax.train.build import Models, reads_discriminator
 from gapo_jax.types import Preference, PreferentialPair, PromptRow, Rollout
 
 BOOTSTRAP_STREAM = 100
@@ -50,9 +51,10 @@ class Prompts:
         type_ids: the constraint types in use.
         train: to learn on.
         heldout: to measure on, by the name of the set.
-        bootstrap: whose answers become pairs.
+        bootstrap: whose answers become pairs; none where nothing learns from pairs.
         width: P of all of them, so that one sampler serves all.
         train_width: P of `train` alone.
+        rewarded: held-out prompts without constraints, whose responses the reward sources measure.
     """
 
     type_ids: tuple[str, ...]
@@ -61,6 +63,7 @@ class Prompts:
     bootstrap: list[PromptRow]
     width: int
     train_width: int
+    rewarded: list[PromptRow] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,11 +98,14 @@ def training_types(config: Config) -> tuple[str, ...]:
 
 
 def visible_types(config: Config, models: Models, wanted: Sequence[str]) -> tuple[str, ...]:
-    """Return those of the constraint types that the discriminator can see.
+    """Return those of the constraint types that the discriminator can see; all where none is
+    asked.
 
     Raises:
         ValueError: with `data.on_invisible="refuse"`, naming the types that it cannot see.
     """
+    if not reads_discriminator(config):
+        return tuple(wanted)
     limit = config.discriminator.max_tokens
 
     def encode(prompt: str, response: str) -> list[int]:
@@ -166,6 +172,7 @@ def make_all_prompts(config: Config, models: Models) -> Prompts:
     }
     starts = bootstrap_prompts(config, models, type_ids)
     width, train_width = prompt_widths(config, models, train, [*heldout.values(), starts])
+    starts = starts if needs_pairs(config) else []
     return Prompts(type_ids, train, heldout, starts, width, train_width)
 
 
@@ -183,7 +190,7 @@ def prompt_widths(
     limit, system = config.data.max_prompt_tokens, system_text(config)
 
     def width(rows: list[PromptRow]) -> int:
-        return prompt_width(models.tokenizer, [row.prompt for row in rows], system, limit)
+        return prompt_width(models.tokenizer, [row.asked for row in rows], system, limit)
 
     trained = width(train)
     return max([trained, *(width(rows) for rows in others if rows)]), trained
