@@ -184,7 +184,7 @@ class RewardConfig(Section):
         """The weight of each source that is asked."""
         if not self.sources and self.source == "mix":
             return 1.0 - self.verifier_weight, self.verifier_weight
-        return self.weights or (1.0,) * len(self.asked)
+        return tuple(map(float, self.weights)) or (1.0,) * len(self.asked)
 
     def check(self) -> None:
         """Raise ValueError for sources that are none, or that the other fields do not allow."""
