@@ -102,12 +102,14 @@ def _sample_and_score(
 
 
 def _scores(ctx: TrainContext, sampled: Sampled) -> np.ndarray:
-    """Return the scores of responses, float32 [B, K]; a discriminator is asked as it was loaded,
-    since nothing trains it where there are no pairs."""
+    """Return the scores of responses, float32 [B, K].
+
+    Before and after training the sources are the same: functions are told that the training is
+    over, and a discriminator is asked as it was loaded, since nothing trains it without pairs.
+    """
     config = ctx.config
-    collect = begin_scoring(
-        config, ctx.rewards, ctx.processes, sampled, 0, updates_per_round(config)
-    )
+    steps = config.rounds, updates_per_round(config)
+    collect = begin_scoring(config, ctx.rewards, ctx.processes, sampled, *steps)
     built_in = {"verifier": np.full(len(sampled.rows), np.nan, np.float32)}
     if asks_discriminator(config):
         texts = [
