@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from gapo_jax import rng
+from gapo_jax.config import Config, finalize
 from gapo_jax.rng import Stream
 
 ORDERS = (Stream.POLICY_ORDER, Stream.CRITIC_ORDER, Stream.PROMPT_ORDER, Stream.REPLAY)
@@ -43,12 +44,12 @@ def test_jax_streams_never_coincide() -> None:
         below = jax.vmap(lambda a: jax.random.fold_in(none, a))(counts)
         return one, *(jax.random.key_data(k).reshape(-1, 2) for k in (two, none, below))
 
-    found = []
+    parts = []
     for seed, name in itertools.product(seeds, ORDERS):
-        found += [np.asarray(part) for part in keys(jax.random.key(int(seed)), name)]
-    found = np.concatenate(found)
-    assert len(found) > 70_000
-    assert len(np.unique(found, axis=0)) == len(found)
+        parts += [np.asarray(part) for part in keys(jax.random.key(int(seed)), name)]
+    every = np.concatenate(parts)
+    assert len(every) > 70_000
+    assert len(np.unique(every, axis=0)) == len(every)
 
 
 def test_names_have_stems_of_their_own() -> None:
@@ -93,8 +94,11 @@ def test_a_counter_may_be_traced() -> None:
 
 def test_seeds_that_jax_cannot_tell_apart_are_refused() -> None:
     for seed in (-1, 2**32):
-        with pytest.raises(ValueError, match="config.seed"):
+        with pytest.raises(ValueError, match="wanted a seed of 0 to 4294967295, got "):
             rng.key(seed, Stream.ROLLOUT)
+        with pytest.raises(ValueError, match=r"config.seed must lie in \[0, 4294967295\], got "):
+            finalize(Config(seed=seed))
+    assert finalize(Config(seed=2**32 - 1)).seed == 2**32 - 1
 
 
 def test_numpy_streams_load_no_jax() -> None:
