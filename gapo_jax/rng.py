@@ -73,6 +73,7 @@ class Stream(enum.StrEnum):
 
     # The order in which rows are learned from; an epoch goes once through all rows.
     PROMPT_ORDER = enum.auto()  # [attempt, number of rows, epoch]
+    PAIR_PROMPT_ORDER = enum.auto()  # [attempt, epoch]
     INVERSE_Q_ORDER = enum.auto()  # [number of rows, epoch]
     POLICY_ORDER = enum.auto()  # [round, epoch]
     CRITIC_ORDER = enum.auto()  # [round, epoch]
