@@ -22,6 +22,7 @@ from gapo_jax.section import (
     Range,
     Section,
     Share,
+    nearest,
 )
 
 Temperature = Annotated[float, Range(1e-3, 100)]
@@ -245,6 +246,30 @@ class CheckpointConfig(Section):
     keep: AtLeast1 = 2
 
 
+SINKS = ("tensorboard", "wandb", "mlflow", "trackio")
+
+
+class LogConfig(Section):
+    """Where metrics go besides metrics.jsonl: any of `tensorboard`, `wandb`, `mlflow`, `trackio`.
+
+    The last three get the configuration, the first `samples` responses of each round as a table,
+    and the report besides, below the name `project`. Servers and accounts are what their own
+    environment variables say.
+    """
+
+    to: tuple[str, ...] = _tuple("tensorboard")
+    project: str = "gapo_jax"
+    samples: AtLeast0 = 32
+
+    def check(self) -> None:
+        """Raise ValueError for a sink that does not exist or is named twice."""
+        for name in self.to:
+            if name not in SINKS:
+                raise ValueError(f"config.log.to cannot name {name!r}{nearest(name, SINKS)}")
+        if len(set(self.to)) < len(self.to):
+            raise ValueError(f"config.log.to={self.to!r} names a sink twice; leave one out")
+
+
 class MeshConfig(Section):
     """Sizes of the mesh axes; -1 takes what the others leave.
 
@@ -280,6 +305,7 @@ class Config(Section, options=option_sections()):
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
 
     if TYPE_CHECKING:
 
