@@ -26,6 +26,7 @@ from gapo_jax.data.preferential import build_pairs
 from gapo_jax.data.prompts import make_prompts
 from gapo_jax.data.sources import read_pairs, write_pairs
 from gapo_jax.data.tasks import Task, tasks
+from gapo_jax.evaluate.exploits import trip_wires
 from gapo_jax.io import read_jsonl, write_jsonl
 from gapo_jax.rollout.generate import (
     ended_rows,
@@ -160,10 +161,17 @@ def make_all_prompts(config: Config, models: Models) -> Prompts:
 
     train = make("train", data.prompts, 10, "train", data.max_constraints)
     count = config.eval.prompts_per_set
-    heldout = {
+    heldout = {}
+    if config.eval.development_prompts:
+        heldout["development"] = make(
+            "development", config.eval.development_prompts, 18, "train", data.max_constraints
+        )
+    heldout |= {
         "heldout_topics": make("heldout_topics", count, 11, "train", data.max_constraints),
         "heldout_phrasings": make("heldout_phrasings", count, 12, "heldout", data.max_constraints),
     }
+    if config.eval.trip_wires:
+        heldout["trip_wires"] = trip_wires()
     starts = bootstrap_prompts(config, models, type_ids)
     width, train_width = prompt_widths(config, models, train, [*heldout.values(), starts])
     return Prompts(type_ids, train, heldout, starts, width, train_width)
