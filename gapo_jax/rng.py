@@ -42,6 +42,7 @@ class Stream(enum.StrEnum):
     # What a run learns from, made before its first round.
     PROMPTS = enum.auto()  # [name of the set]
     BOOTSTRAP_PROMPTS = enum.auto()
+    TRIP_WIRES = enum.auto()
     TOPIC_SPLIT = enum.auto()
     PAIRS = enum.auto()  # [name of the side]
     USER_PAIRS = enum.auto()  # [name of the side]

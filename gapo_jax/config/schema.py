@@ -224,9 +224,20 @@ class EvalConfig(Section):
 
     The discriminator is measured on its held-out pairs after the warm-up, every `pairs_every`
     rounds and after the last one.
+
+    With `development_prompts` above 0 there is one more set, `development`, on topics of its own:
+    what is chosen by looking at results (rates, options, when to stop) is chosen on it, and the
+    held-out sets are looked at once. It is the first of the sets then, and measured during
+    training. With `trip_wires` a fixed set of prompts is measured on which exploits of a reward
+    show (`evaluate/exploits.py`). With `likelihood` every measured response is scored under the
+    frozen start, for a third of the time that sampling it takes. All three need our own tasks
+    (`data.source` empty), except the last.
     """
 
     prompts_per_set: AtLeast1 = 96
+    development_prompts: AtLeast0 = 0
+    trip_wires: bool = False
+    likelihood: bool = False
     samples_per_prompt: AtLeast1 = 2
     every_rounds: AtLeast0 = 0
     pairs_every: AtLeast1 = 1
