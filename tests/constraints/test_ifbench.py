@@ -32,7 +32,7 @@ def test_families():
     assert constraints.types("ifbench") == tuple(IFBENCH)
     assert set(IFBENCH) == set(ifbench_checks.registry())
     assert len(IFBENCH) == 58 and len(constraints.types("product")) == 2
-    assert len(FIELDS) == 25 + 58 + 2 and set(FIELDS) <= set(constraints.types("all"))
+    assert len(FIELDS) == 25 + 29 + 58 + 2 and set(FIELDS) <= set(constraints.types("all"))
     with pytest.raises(ValueError, match="family of types: expected one of"):
         constraints.types("ifbenhc")
 
@@ -145,7 +145,7 @@ def test_odd_texts_get_a_verdict(instances, text):
 @example(text=" ".join(ODD), satisfied=False)
 def test_any_text_can_be_mined(text, satisfied):
     rng = np.random.default_rng(0)
-    for type_id in constraints.resolve(["ifeval", "product"]):
+    for type_id in constraints.resolve(["ifeval", "iftrain", "product"]):
         if type_id == "language:response_language":
             continue
         kind = constraints.trainable(type_id)
