@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import optax
 from transformers import PreTrainedTokenizerFast
 
+from gapo_jax import rng
 from gapo_jax.compilation import decoder_layers_to_unroll, jit_step
 from gapo_jax.config import Config, updates_per_round
 from gapo_jax.methods import asks_discriminator, has_critic, method_of, scores_with_average
 from gapo_jax.models import Decoder, DecoderConfig
+from gapo_jax.rng import Stream
 from gapo_jax.rollout.generate import SampleFn
 from gapo_jax.rollout.sampler import RESTRICTIONS, make_sampler, restriction_warning
 from gapo_jax.sharding import ONE_DEVICE, Placement, make_mesh
@@ -66,7 +68,6 @@ from gapo_jax.train.state import (
 from gapo_jax.types import Metrics, Params, Rollout
 
 log = logging.getLogger("gapo_jax")
-ADAPTER_STREAM = 5
 Optimizers = dict[str, optax.GradientTransformation]
 Update = Callable[..., tuple[TrainState, Metrics]]
 
@@ -271,7 +272,7 @@ def build_models(config: Config, place: Placement | None = None) -> Models:
     if place is None:
         place = Placement(make_mesh(mesh.data, mesh.fsdp, mesh.tensor))
     generator = load_generator(config.model.generator, config.seed, place)
-    key = jax.random.fold_in(jax.random.key(config.seed), 2)
+    key = rng.key(config.seed, Stream.DISCRIMINATOR_WEIGHTS)
     discriminator = load_discriminator(config, key, discriminator_placement(config, place))
     return assemble_models(config, place, generator, discriminator)
 
@@ -304,9 +305,10 @@ def assemble_models(
     disc_module, disc_init_params, disc_tokenizer = discriminator
     spec = policy_spec(config, decoder.config, place)
     # What cannot be trained is said before anything slow.
-    key = jax.random.key(config.seed)
     jax.eval_shape(
-        lambda params: start_policy(params, spec.first_trainable_layer, config, key), ref_params
+        lambda params, key: start_policy(params, spec.first_trainable_layer, config, key),
+        ref_params,
+        rng.key_shape(),
     )
     sample = make_sampler(
         decoder,
@@ -392,13 +394,11 @@ def fresh_state(
     disc_init_params: Params,
 ) -> GAPOState:
     """Return the state before the first update, from the starting weights of both networks."""
-    root = jax.random.key(config.seed)
-    policy = start_policy(
-        ref_params, spec.first_trainable_layer, config, jax.random.fold_in(root, ADAPTER_STREAM)
-    )
+    root = rng.root_key(config.seed)
+    policy = start_policy(ref_params, spec.first_trainable_layer, config, root)
     critic = None
     if has_critic(config):
-        fresh = init_critic(spec, ref_params, jax.random.fold_in(root, 3))
+        fresh = init_critic(spec, ref_params, rng.key(root, Stream.CRITIC_WEIGHTS))
         critic = TrainState.create(fresh, optimizers["critic"])
     disc = copy_tree(disc_init_params)
     return GAPOState(

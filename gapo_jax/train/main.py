@@ -24,6 +24,7 @@ from gapo_jax.train.clock import PhaseClock, counter
 from gapo_jax.train.context import TrainContext
 from gapo_jax.train.datasets.self_generated import bootstrap, make_all_prompts, make_pairs
 from gapo_jax.train.datasets.user import own_prompts
+from gapo_jax.train.discriminator.pair_prompts import with_prompts_of_pairs
 from gapo_jax.train.evaluation import VerdictSets, measure, write_eval
 from gapo_jax.train.export import export, exported_params
 from gapo_jax.train.metrics import MetricsWriter
@@ -106,6 +107,8 @@ def open_run(
         processes.gather("data")
     widths, sft_batches = (), None
     if method_of(config).loop == "online":
+        if config.discriminator.generated_prompts == "pairs":
+            prompts = with_prompts_of_pairs(config, models, prompts, pairs)
         widths = rollout_widths(config, models, prompts)
         if config.ppo.sft_coef:
             sft_batches = make_sft_batches(config, models, pairs.train, workdir)
