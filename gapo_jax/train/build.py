@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from gapo_jax.compilation import decoder_layers_to_unroll, jit_step
 from gapo_jax.config import Config, updates_per_round
+from gapo_jax.data.chat import set_template_variables
 from gapo_jax.methods import asks_discriminator, has_critic, method_of, scores_with_average
 from gapo_jax.models import Decoder, DecoderConfig
 from gapo_jax.rollout.generate import SampleFn
@@ -271,6 +272,7 @@ def build_models(config: Config, place: Placement | None = None) -> Models:
     if place is None:
         place = Placement(make_mesh(mesh.data, mesh.fsdp, mesh.tensor))
     generator = load_generator(config.model.generator, config.seed, place)
+    set_template_variables(generator[2], config.data.template_variables())
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
     discriminator = load_discriminator(config, key, discriminator_placement(config, place))
     return assemble_models(config, place, generator, discriminator)
