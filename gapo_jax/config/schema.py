@@ -284,11 +284,11 @@ class CheckpointConfig(Section):
     `directory`: one that all processes of a run see, or `gs://BUCKET/FOLDER`; empty for
     `checkpoints` in the workdir.
 
-    `best` names a measure of held-out rows, such as eval/preference_accuracy or eval/nll_loss: on
-    training from rows of one's own, what is exported is then the policy that was best by it, on
-    development rows that are neither trained on nor reported. They are measured every
-    `eval.every_rounds` rounds (every round where that is 0); with `patience` above 0 training ends
-    after so many measurements without a better one.
+    `best` names a measure of held-out rows, such as eval/preference_accuracy or eval/nll_loss, for
+    training on rows of one's own: the policy that is best by it is exported and reported. It is
+    taken on development rows, which are neither trained on nor reported, every `eval.every_rounds`
+    rounds (every round where that is 0). With `patience` above 0 training ends after so many
+    measurements without a better one.
     """
 
     best: str = ""

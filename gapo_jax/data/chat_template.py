@@ -30,8 +30,8 @@ _STEPS = 200_000  # iterations and calls of one rendering
 _SECONDS = 10.0
 _SIZE = 10_000_000  # characters of one value, and of the whole
 _ITEM = 100  # characters that an item of a container counts for
-# What a template that asks for today gets: the day that Llama 3's template names by itself. A prompt
-# must not depend on the day on which a run happens to start or to continue.
+# What a template that asks for today gets: the day that Llama 3's template names by itself. A
+# prompt must not depend on the day on which a run happens to start or to continue.
 _TODAY = datetime.date(2024, 7, 26)
 _WIDTH = re.compile(r"[0-9]{6}")  # a width in a format string that takes all memory
 

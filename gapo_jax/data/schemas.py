@@ -315,8 +315,9 @@ def segments(record: Mapping[str, Any], schema: str) -> list[list[Segment]]:
     """Return the sequences of a row: one, or two for chosen_rejected and preferential rows, or one
     for each response of a scored row.
 
-    Preferential rows have the accepted prompt first, scored rows the highest score. IFEval rows without a response have nothing to
-    train on: they are prompts to answer. An empty answer is never trained on.
+    Preferential rows have the accepted prompt first, scored rows the highest score. IFEval rows
+    without a response have nothing to train on: they are prompts to answer. An empty answer is
+    never trained on.
 
     Raises:
       ValueError: a field has the wrong content, or changes the row in a way that is not supported.

@@ -8,7 +8,7 @@ A method wants one kind of example (`Want`); a row gives a kind of its own (`kin
 | pairs | pairs | two answers, the chosen one first |
 | labelled | labelled rows, pairs as both labels | one answer, its label as reward |
 | scored | scored rows; pairs with rewards 1 and 0, or their own scores | K answers with rewards |
-| comparisons | pairs; labelled rows; scored rows, best against worst | what `pairs` or `labelled` gives |
+| comparisons | pairs; labelled rows; scored rows, best against worst | as `pairs`, `labelled` |
 
 Preferential prompts give what pairs give: one response under two prompts.
 """

@@ -54,7 +54,8 @@ def chunked_logprobs(
         arXiv 2408.00118, section 2); 0 does not.
 
     Returns:
-      (logprobs_BT, entropy_BT or accuracy_BT or None), float32. First derivatives only, and in reverse mode.
+      (logprobs_BT, entropy_BT or accuracy_BT or None), float32. First derivatives only, and in
+      reverse mode.
 
     Raises:
       ValueError: shapes that do not fit, `chunk_tokens` < 1 or a temperature <= 0.
@@ -177,9 +178,9 @@ def _value(hidden_NBCD, kernel, targets_NBC, real_NBC, bound, axes: str, beside:
 
 
 def _scan(hidden_NBCD, kernel, targets_NBC, real_NBC, bound, axes, beside, with_slopes):
-    """Return (log-probs, what is wanted `beside` them or None, log-sum-exp, gradient of each log-prob by its hidden state), the
-    last, float32 [chunks, B, C, D], only `with_slopes`. A chunk without a real place is left out:
-    zeros, and infinity for the log-sum-exp."""
+    """Return (log-probs, what is wanted `beside` them or None, log-sum-exp, gradient of each
+    log-prob by its hidden state), the last, float32 [chunks, B, C, D], only `with_slopes`. A chunk
+    without a real place is left out: zeros, and infinity for the log-sum-exp."""
 
     def compute(hidden_BCD, targets_BC):
         logits_BCV, slope = _logits(hidden_BCD, kernel, bound, axes)

@@ -10,6 +10,7 @@ from gapo_jax.train.context import TrainContext
 from gapo_jax.train.discriminator.texts import replay_to_json
 from gapo_jax.train.evaluation import maybe_evaluate
 from gapo_jax.train.metrics import progress
+from gapo_jax.train.row_evaluation import heldout_metrics, write_rows
 from gapo_jax.train.runtime import RunStopped
 from gapo_jax.train.state import GAPOState
 
@@ -46,12 +47,24 @@ def run_rounds(ctx: TrainContext, state: GAPOState, run_round: Round) -> GAPOSta
         for phase, values in metrics.items():
             ctx.writer.write(finished * ctx.updates_per_round, finished, phase, values)
         state = state.replace(round=state.round + 1)
-        maybe_evaluate(ctx, state, finished)
+        evaluate_round(ctx, state, finished)
         if ctx.asked_to_stop() or finished % config.checkpoint.every_rounds == 0:
             state = save(ctx, state, finished)
     state = save(ctx, state, config.rounds)
     ctx.stop_if_asked(state, config.rounds)
     return state
+
+
+def evaluate_round(ctx: TrainContext, state: GAPOState, finished: int) -> None:
+    """Measure what is held out, if it is due after `finished` rounds."""
+    if ctx.rows is None:
+        maybe_evaluate(ctx, state, finished)
+        return
+    every = ctx.config.eval.every_rounds
+    if every and finished % every == 0 and finished < ctx.config.rounds:
+        with ctx.clock("eval"):
+            metrics = heldout_metrics(ctx, state)
+        write_rows(ctx, metrics, finished)
 
 
 def save(ctx: TrainContext, state: GAPOState, finished: int) -> GAPOState:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -170,6 +170,33 @@ def offline_step(
     metrics["policy/grad_norm"] = optax.tree.norm(gradients)
     metrics["policy/padding"] = 1 - jnp.mean(batch.rows.mask_BT, dtype=jnp.float32)
     return state.apply_gradients(gradients, optimizer), metrics
+
+
+class RowSums(NamedTuple):
+    """What a pass over rows says of each of them: sums over its trained tokens, float32 [B]."""
+
+    policy_B: jax.Array
+    ref_B: jax.Array
+    correct_B: jax.Array
+    tokens_B: jax.Array
+
+
+def sum_rows(
+    trained: Params, ref_params: Params, rows: Rollout, *, spec: PolicySpec, reference: bool
+) -> RowSums:
+    """Return the log-probs of rows under policy and reference (0 where the method has none), how
+    many of their tokens are the likeliest ones, and how many there are."""
+    policy_BR, ref_BR, correct_BR = row_logprobs(spec, ref_params, trained, reference, rows)
+    ref_BR = jnp.zeros_like(policy_BR) if ref_BR is None else ref_BR
+    parts = policy_BR, ref_BR, correct_BR, rows.response_mask_BR.astype(jnp.float32)
+    return RowSums(*(jnp.sum(part_BR, axis=1) for part_BR in parts))
+
+
+def make_sum_rows(spec: PolicySpec, config: Config) -> Callable[[Params, Params, Rollout], RowSums]:
+    """Bind the static parts of `sum_rows` and jit it."""
+    spec = dataclasses.replace(spec, temperature=1.0)
+    step = functools.partial(sum_rows, spec=spec, reference=method_of(config).reference)
+    return jit_step(step, place=spec.place, rows=(2,))
 
 
 def make_offline_step(
