@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from gapo_jax.config.online import DiscriminatorConfig, PPOConfig, RewardConfig
 from gapo_jax.config.optim import OptimConfig
 from gapo_jax.methods import option_sections
+from gapo_jax.rng import MAX_SEED
 from gapo_jax.section import (
     AtLeast0,
     AtLeast1,
@@ -319,7 +320,7 @@ class Config(Section, options=option_sections()):
 
     method: str = "gapo"
     name: str = "gapo"
-    seed: AtLeast0 = 0
+    seed: Annotated[int, Range(0, MAX_SEED)] = 0
     rounds: AtLeast0 = 10
     export: bool = True
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)

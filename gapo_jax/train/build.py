@@ -13,11 +13,13 @@ import jax.numpy as jnp
 import optax
 from transformers import PreTrainedTokenizerFast
 
+from gapo_jax import rng
 from gapo_jax.compilation import decoder_layers_to_unroll, jit_step
 from gapo_jax.config import Config, updates_per_round
 from gapo_jax.data.chat import set_template_variables
 from gapo_jax.methods import asks_discriminator, has_critic, method_of, scores_with_average
 from gapo_jax.models import Decoder, DecoderConfig
+from gapo_jax.rng import Stream
 from gapo_jax.rollout.generate import SampleFn
 from gapo_jax.rollout.sampler import RESTRICTIONS, make_sampler, restriction_warning
 from gapo_jax.sharding import ONE_DEVICE, Placement, make_mesh
@@ -72,7 +74,6 @@ from gapo_jax.train.state import (
 from gapo_jax.types import Metrics, Params, Rollout
 
 log = logging.getLogger("gapo_jax")
-ADAPTER_STREAM = 5
 Optimizers = dict[str, optax.GradientTransformation]
 Update = Callable[..., tuple[TrainState, Metrics]]
 
@@ -286,7 +287,7 @@ def build_models(
     set_template_variables(generator[2], config.data.template_variables())
     if not discriminator:
         return assemble_models(config, place, generator, (None, {}, None))
-    key = jax.random.fold_in(jax.random.key(config.seed), 2)
+    key = rng.key(config.seed, Stream.DISCRIMINATOR_WEIGHTS)
     loaded = load_discriminator(config, key, discriminator_placement(config, place))
     return assemble_models(config, place, generator, loaded)
 
@@ -319,9 +320,10 @@ def assemble_models(
     disc_module, disc_init_params, disc_tokenizer = discriminator
     spec = policy_spec(config, decoder.config, place)
     # What cannot be trained is said before anything slow.
-    key = jax.random.key(config.seed)
     jax.eval_shape(
-        lambda params: start_policy(params, spec.first_trainable_layer, config, key), ref_params
+        lambda params, key: start_policy(params, spec.first_trainable_layer, config, key),
+        ref_params,
+        rng.key_shape(),
     )
     sample = make_sampler(
         decoder,
@@ -407,13 +409,11 @@ def fresh_state(
     disc_init_params: Params,
 ) -> GAPOState:
     """Return the state before the first update, from the starting weights of both networks."""
-    root = jax.random.key(config.seed)
-    policy = start_policy(
-        ref_params, spec.first_trainable_layer, config, jax.random.fold_in(root, ADAPTER_STREAM)
-    )
+    root = rng.root_key(config.seed)
+    policy = start_policy(ref_params, spec.first_trainable_layer, config, root)
     critic = None
     if has_critic(config):
-        fresh = init_critic(spec, ref_params, jax.random.fold_in(root, 3))
+        fresh = init_critic(spec, ref_params, rng.key(root, Stream.CRITIC_WEIGHTS))
         critic = TrainState.create(fresh, optimizers["critic"])
     disc = copy_tree(disc_init_params)
     return GAPOState(

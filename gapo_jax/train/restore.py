@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from gapo_jax import config as configuration
-from gapo_jax import hub, io
+from gapo_jax import hub, io, rng
 from gapo_jax import models as networks
 from gapo_jax.checkpoint import Checkpointer
 from gapo_jax.data.tokenizer import load_tokenizer
@@ -248,7 +248,7 @@ def _load_imported(folder: Path) -> Loaded:
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in record["config"].items()}
     module = make(make_config(**fields), **record.get("head", {}))
     tokens = jnp.zeros((1, 2), jnp.int32)
-    variables = jax.eval_shape(module.init, jax.random.key(0), tokens, jnp.ones_like(tokens))
+    variables = jax.eval_shape(module.init, rng.key_shape(), tokens, jnp.ones_like(tokens))
     with Checkpointer(folder / CHECKPOINTS, read_only=True) as checkpointer:
         state, _ = checkpointer.restore({"params": variables["params"]})
     return Loaded(module, state["params"], load_tokenizer(folder), None, record["base"])

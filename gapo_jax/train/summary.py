@@ -23,7 +23,7 @@ def summarise_run(
     changes: Mapping[str, float],
 ) -> dict[str, Any]:
     """Return the contents of summary.json; `changes` are those of `relative_param_change`."""
-    resamples = ctx.config.eval.resamples
+    config = ctx.config
     last_line = read_metrics(ctx.workdir)[-1]
     health = {
         label: {
@@ -35,9 +35,9 @@ def summarise_run(
     return {
         "method": ctx.config.method,
         "rounds": int(state.round),
-        "before": summarise_sets(before, resamples),
-        "after": summarise_sets(after, resamples),
-        "difference": compare_sets(before, after, resamples),
+        "before": summarise_sets(config, before),
+        "after": summarise_sets(config, after),
+        "difference": compare_sets(config, before, after),
         "text_health": health,
         "samples": sample_table(before, after),
         "relative_change": dict(changes),

@@ -29,6 +29,7 @@ from gapo_jax.data.sources import (
     write_prompts,
 )
 from gapo_jax.methods import asks_discriminator, batches_of, method_of
+from gapo_jax.rng import Stream, stream
 from gapo_jax.train.build import Models
 from gapo_jax.train.datasets.rows import ROWS, check_rows, reads_rows
 from gapo_jax.train.datasets.self_generated import (
@@ -110,13 +111,13 @@ def _take(config: Config, models: Models, workdir: Path) -> None:
         "test": (data.pairs_heldout, config.eval.prompts_per_set),
     }
     limit = config.discriminator.max_tokens
-    for stream, (side, pairs) in enumerate(mined.items(), 10):
+    for side, pairs in mined.items():
         where = f"{data.source}/{MINED[side]}"
         reason = "constraints of types that are not in use (config.data.types)"
         cycles = usable(in_cycles(pairs), lambda part: _ask_only(part, visible), where, reason)
         reason = f"texts longer than config.discriminator.max_tokens={limit}"
         cycles = usable(cycles, lambda part: _seen_whole(config, models, part), where, reason)
-        rng = np.random.default_rng([config.seed, stream])
+        rng = stream(config.seed, Stream.USER_PAIRS, side)
         write_pairs(workdir / PAIRS[side], some_cycles(cycles, counts[side][0], rng))
         rows = accepted_prompts(_flat(cycles), side)
         rows = [rows[i] for i in rng.permutation(len(rows))]

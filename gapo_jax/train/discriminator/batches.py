@@ -1,7 +1,7 @@
 """What the discriminator learns from: which texts, with which targets, in which batches.
 
 Algorithm 1 of GAPO (arXiv 2503.20194): accepted prompts 1, rejected prompts 0, generated text by
-the label policy. All of it is decided on the host, a function of (seed, round) alone.
+the label policy. All of it is decided in numpy, a function of (seed, round) alone.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from gapo_jax.data.curriculum import in_use
 from gapo_jax.data.discriminator_text import encode_discriminator
 from gapo_jax.evaluate.accuracy import Verdict
 from gapo_jax.evaluate.text_health import repetition
+from gapo_jax.rng import Stream, stream
 from gapo_jax.train.discriminator.steps import TextBatch
 from gapo_jax.train.discriminator.texts import GeneratedText, LabelledText, Text
 from gapo_jax.types import ACCEPTED, GENERATED, REJECTED, Preference
@@ -79,7 +80,7 @@ def round_texts(
     take their room. For the Bradley-Terry loss the same shares hold of half as many comparisons of
     two texts, see `compared`.
     """
-    rng = np.random.default_rng([seed, round_index, 1])
+    rng = stream(seed, Stream.ROUND_TEXTS, round_index)
     pairwise = config.loss == "bradley_terry"
     total = config.updates_per_round * config.batch_size // (2 if pairwise else 1)
     wanted = round(total * config.generated_fraction)
@@ -91,7 +92,11 @@ def round_texts(
         replayed = wanted
     generated = _draw(rng, new, wanted - replayed) + _draw(rng, old, replayed)
     num_pairs = total if pairwise else -(-(total - wanted) // 2)
-    chosen = batch_at(seed, round_index, len(pairs), num_pairs) if num_pairs else []
+    chosen = []
+    if num_pairs:
+        chosen = batch_at(
+            seed, Stream.ROUND_PAIRS, step=round_index, n=len(pairs), batch_size=num_pairs
+        )
     real = [text for i in chosen for text in pair_texts(pairs[i], config.positive_label)]
     if pairwise:
         units = compared(rng, generated, real, total)

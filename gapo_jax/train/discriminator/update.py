@@ -21,9 +21,6 @@ from gapo_jax.train.metrics import mean_metrics
 from gapo_jax.train.round import RoundRollout
 from gapo_jax.train.state import GAPOState, TrainState
 
-# Of the run's key, for dropout.
-DISCRIMINATOR_STREAM = 4
-
 
 def update_discriminator(
     ctx: TrainContext, state: GAPOState, rollout: RoundRollout
@@ -60,7 +57,7 @@ def _update(
         ctx.models.disc_tokenizer,
         texts,
         settings,
-        jax.random.fold_in(state.key, DISCRIMINATOR_STREAM),
+        state.key,
     )
     check_finite(metrics, f"round {index + 1}", ONLINE_RATES)
     metrics["disc/pairs_in_use"] = float(known)

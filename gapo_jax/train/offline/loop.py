@@ -14,7 +14,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
 from gapo_jax.methods import Batches, asks_discriminator, batches_of, method_of
@@ -22,7 +21,6 @@ from gapo_jax.train.buckets import Bucketed, compile_all_widths
 from gapo_jax.train.checks import check_finite, check_kl
 from gapo_jax.train.context import TrainContext
 from gapo_jax.train.discriminator.scoring import evaluate_pairs
-from gapo_jax.train.discriminator.update import DISCRIMINATOR_STREAM
 from gapo_jax.train.discriminator.warmup import warm_up
 from gapo_jax.train.metrics import mean_metrics
 from gapo_jax.train.offline.batch_sources import BatchSource, pair_batches, pair_text_batches
@@ -78,8 +76,7 @@ def batch_source(ctx: TrainContext, state: GAPOState) -> BatchSource:
 def compiled_update(ctx: TrainContext, state: GAPOState) -> Update:
     """Return the update of the network that the method trains."""
     if method_of(ctx.config).trains == "discriminator":
-        key = jax.random.fold_in(state.key, DISCRIMINATOR_STREAM)
-        return lambda network, batch, widths: ctx.steps.disc_update(network, batch, key)
+        return lambda network, batch, widths: ctx.steps.disc_update(network, batch, state.key)
     steps = functools.cache(functools.partial(compile_all_widths, ctx.steps.offline))
     return lambda network, batch, widths: steps(widths)(network, batch, ctx.models.ref_params)
 

@@ -6,13 +6,12 @@ Within a round (or an epoch, if that is shorter) examples are cut into batches b
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 import numpy as np
 
 from gapo_jax.config import Config
-from gapo_jax.data.batching import like_lengths
+from gapo_jax.data.batching import batch_at, like_lengths
 from gapo_jax.rng import Stream, stream
 from gapo_jax.train.context import TrainContext
 from gapo_jax.train.datasets.rows import OwnRows
@@ -23,37 +22,22 @@ from gapo_jax.train.offline.steps import OfflineBatch
 from gapo_jax.train.state import GAPOState
 
 
-@functools.lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """Return the order of an epoch: two are kept, as drawing one for a million rows takes longer
-    than an update of a small network."""
-    return stream(seed, Stream.OFFLINE_ORDER, epoch).permutation(count)
-
-
-def places_at(seed: int, start: int, size: int, count: int) -> np.ndarray:
-    """Return the examples `start` to `start + size` of an endless walk through `count` of them,
-    which comes to each once an epoch, in another order: int64 [size]."""
-    parts = []
-    while size:
-        epoch, offset = divmod(start, count)
-        part = _order(seed, epoch, count)[offset : offset + size]
-        parts.append(part)
-        start, size = start + len(part), size - len(part)
-    return np.concatenate(parts)
-
-
-def batch_places(config: Config, sizes: np.ndarray, update: int, batch_size: int) -> np.ndarray:
+def batch_places(config: Config, sizes: np.ndarray, update: int, size: int) -> np.ndarray:
     """Return the examples of an update, by their place among those that are learned from.
 
-    `sizes` are the lengths of all of them.
+    Args:
+        config: the run.
+        sizes: lengths of all of them.
+        update: counted over the whole run.
+        size: examples in a batch.
     """
-    count, seed = len(sizes), config.seed
-    together = max(1, min(config.offline.steps_per_round, count // batch_size))
+    together = max(1, min(config.offline.steps_per_round, len(sizes) // size))
     window, nth = divmod(update, together)
-    size = together * batch_size
-    picks = places_at(seed, window * size, size, count)
-    order = int(stream(seed, Stream.OFFLINE_WIDTHS, window).integers(2**32))
-    return picks[list(like_lengths(sizes[picks], batch_size, 1, (order,)))[nth]]
+    picks = batch_at(
+        config.seed, Stream.OFFLINE_ORDER, step=window, n=len(sizes), batch_size=together * size
+    )
+    rng = stream(config.seed, Stream.OFFLINE_WIDTHS, window)
+    return picks[list(like_lengths(sizes[picks], size, 1, rng))[nth]]
 
 
 @dataclasses.dataclass(frozen=True)
