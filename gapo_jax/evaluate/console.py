@@ -100,6 +100,7 @@ def print_summary(summary: Mapping[str, Any]) -> None:
         print(f"\n{heldout_table(summary)}\n")
         left_out = summary["rows"]["left_out"]
         print(f"learned from {summary['rows']['train']} examples; {left_out} rows left out")
+        print(f"the export is the network after {summary['exported_step']} updates")
     elif summary["method"] != "discriminator":  # which leaves the generator unchanged
         print(f"\n{accuracy_table(summary)}\n")
         print(f"{sample_texts(summary)}\n")

@@ -62,6 +62,7 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
             accuracy=_accuracy_rows(summary),
             heldout=_heldout_rows(summary),
             rows=summary.get("rows", {}),
+            exported=summary.get("exported_round"),
             types=_type_tables(summary),
             moved=summary.get("relative_change", {}),
             figures=plots.all_figures(records),

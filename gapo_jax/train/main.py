@@ -19,6 +19,7 @@ from gapo_jax.config import Config, updates_per_round
 from gapo_jax.constraints.verifiers import VerifierPool
 from gapo_jax.evaluate.report import write_report
 from gapo_jax.methods import method_of
+from gapo_jax.train.best import best_state
 from gapo_jax.train.build import Models, build_models, build_steps, initial_state
 from gapo_jax.train.clock import PhaseClock, counter
 from gapo_jax.train.context import TrainContext
@@ -33,7 +34,7 @@ from gapo_jax.train.datasets.self_generated import (
     make_pairs,
 )
 from gapo_jax.train.datasets.user import own_prompts
-from gapo_jax.train.evaluation import measure, write_eval
+from gapo_jax.train.evaluation import VerdictSets, measure, write_eval
 from gapo_jax.train.export import export, exported_params
 from gapo_jax.train.metrics import MetricsWriter
 from gapo_jax.train.offline import loop as offline
@@ -68,49 +69,53 @@ def execute(
     summary = finished_summary(config, workdir) if processes.first else {}
     if processes.gather("finished", bool(summary))[0]:
         return summary
-    method = method_of(config)
     ctx, state = open_run(config, workdir, stop, processes)
     with closing(ctx):
-        if ctx.rows is not None:
-            return _finish(ctx, *learn_from_rows(ctx, state))
-        start = functools.partial(ctx.models.for_sampling, ctx.models.ref_params)
-        before = measure(ctx, start, "before")
-        write_eval(ctx, before, 0)
-        train = online.train if method.loop == "online" else offline.train
-        state = train(ctx, state)
-        after = before
-        if method.trains == "policy":
-            end = functools.partial(ctx.sampling_params, state)
-            after = measure(ctx, end, f"after_{config.rounds}")
-            ctx.stop_if_asked(state, config.rounds)
-        write_eval(ctx, after, config.rounds)
-        return _finish(ctx, state, before, after)
-
-
-def _finish(ctx: TrainContext, state: GAPOState, before: Any, after: Any) -> dict[str, Any]:
-    """Write what a run leaves behind at its end; return the contents of summary.json."""
-    ctx.checkpointer.wait()
-    summary = conclude(ctx, state, before, after)
-    ctx.processes.gather("end")
-    ctx.writer.flush()
-    if ctx.processes.first:
-        summary["report"] = str(write_report(ctx.workdir))
+        learn = learn_in_rounds if ctx.rows is None else learn_from_rows
+        state, before, after = learn(ctx, state)
+        ctx.checkpointer.wait()
+        summary = conclude(ctx, state, before, after)
+        processes.gather("end")
+    if processes.first:
+        summary["report"] = str(write_report(workdir))
     return summary
+
+
+def learn_in_rounds(
+    ctx: TrainContext, state: GAPOState
+) -> tuple[GAPOState, VerdictSets, VerdictSets]:
+    """Train on prompts and pairs; return the last state, and the verdicts on the held-out prompts
+    before and after."""
+    config, method = ctx.config, method_of(ctx.config)
+    start = functools.partial(ctx.models.for_sampling, ctx.models.ref_params)
+    before = measure(ctx, start, "before")
+    write_eval(ctx, before, 0)
+    train = online.train if method.loop == "online" else offline.train
+    state = train(ctx, state)
+    after = before
+    if method.trains == "policy":
+        end = functools.partial(ctx.sampling_params, state)
+        after = measure(ctx, end, f"after_{config.rounds}")
+        ctx.stop_if_asked(state, config.rounds)
+    write_eval(ctx, after, config.rounds)
+    return state, before, after
 
 
 def learn_from_rows(
     ctx: TrainContext, state: GAPOState
 ) -> tuple[GAPOState, dict[str, float], dict[str, float]]:
-    """Train on the rows of `config.data.source`; return the last state, and what the held-out rows
-    say before and after."""
+    """Train on the rows of `config.data.source`; return the last state, with the best parameters of
+    `config.checkpoint.best`, and what the held-out rows say before and after."""
     start = state if state.last_saved is None else initial_state(ctx.config, ctx.models, ctx.steps)
     before = measure_rows(ctx, start, "before")
     write_rows(ctx, before, 0)
     del start
-    state = offline.train(ctx, state)
-    after = measure_rows(ctx, state, f"after_{ctx.config.rounds}")
-    ctx.stop_if_asked(state, ctx.config.rounds)
-    write_rows(ctx, after, ctx.config.rounds)
+    state, best = best_state(ctx, offline.train(ctx, state))
+    finished = int(state.round)
+    after = measure_rows(ctx, state, f"after_{finished}")
+    ctx.stop_if_asked(state, finished)
+    if best == finished:  # else it is no measurement of this round
+        write_rows(ctx, after, finished)
     return state, before, after
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gapo_jax.evaluate.text_health import text_health
+from gapo_jax.train.best import best_round
 from gapo_jax.train.build import initial_state
 from gapo_jax.train.clock import peak_memory_gb
 from gapo_jax.train.context import TrainContext
@@ -63,6 +64,7 @@ def summarise_rows(
     and `after` are what the held-out ones say."""
     assert ctx.rows is not None
     rows, last_line = ctx.rows, read_metrics(ctx.workdir)[-1]
+    best = best_round(ctx)[0] if ctx.config.checkpoint.best else int(state.round)
     return {
         "method": ctx.config.method,
         "rounds": int(state.round),
@@ -74,6 +76,9 @@ def summarise_rows(
             "left_out": rows.table.facts.left_out,
             "kinds": rows.table.facts.kinds,
         },
+        "exported_round": best,
+        "exported_step": best * ctx.updates_per_round,
+        "stopped_early": int(state.round) < ctx.config.rounds,
         "heldout": {"before": dict(before), "after": dict(after)},
         "relative_change": dict(changes),
         "time_s": dict(ctx.clock.seconds),

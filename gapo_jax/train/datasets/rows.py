@@ -34,12 +34,26 @@ from gapo_jax.data.sources import MINED
 from gapo_jax.data.training_rows import Want, kind_of
 from gapo_jax.methods import METHODS, Method, batches_of, method_of, sides_of
 from gapo_jax.rng import Stream, stream
+from gapo_jax.section import nearest
 from gapo_jax.train.build import Models
 
 log = logging.getLogger("gapo_jax")
 ROWS, LEFT_OUT, FOLDER = "rows.json", "left_out.txt", "rows"
 _VERSION = 1  # of what a table holds
 _PEEKED = 100  # rows that are looked at before a model is loaded
+
+
+_LIKELIHOOD = ("nll_loss", "perplexity", "mean_token_accuracy")
+_ORDER = ("preference_accuracy", "preference_margin")
+_SIDES = ("rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected")
+# What `row_evaluation` measures on held-out rows.
+MEASURES: dict[Want, tuple[str, ...]] = {
+    "demonstrations": _LIKELIHOOD,
+    "pairs": (*_ORDER, "rewards/accuracies", *_SIDES, *_LIKELIHOOD),
+    "scored": (*_ORDER, "rewards/accuracies", *_SIDES, *_LIKELIHOOD),
+    "labelled": (*_ORDER, *_SIDES, *_LIKELIHOOD),
+    "comparisons": (*_ORDER, "accuracy"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +117,12 @@ def check_rows(config: Config) -> None:
         ValueError: it cannot be read, or its rows are of other kinds than the method needs.
     """
     want, data = wanted(config), config.data
+    best, measures = config.checkpoint.best, MEASURES[want]
+    if best and best.removeprefix("eval/") not in measures:
+        raise ValueError(
+            f"config.checkpoint.best cannot be {best!r}"
+            + nearest(best, [f"eval/{name}" for name in measures])
+        )
     if want == "scored" and getattr(config.rpo, "reward", "") == "discriminator":
         raise ValueError(
             "config.rpo.reward='discriminator' warms up on preferential pairs, which "
