@@ -47,6 +47,7 @@ class Stream(enum.StrEnum):
     PAIRS = enum.auto()  # [name of the side]
     USER_PAIRS = enum.auto()  # [name of the side]
     EXAMPLES = enum.auto()
+    HELDOUT_ROWS = enum.auto()
 
     # What a folder of data is made of.
     MINING = enum.auto()  # [task]
