@@ -151,8 +151,6 @@ def open_run(
         prompts, pairs = made_data(config, models, workdir, stop, processes, clock)
     widths, sft_batches = (), None
     if method_of(config).loop == "online":
-        if config.discriminator.generated_prompts == "pairs":
-            prompts = with_prompts_of_pairs(config, models, prompts, pairs)
         widths = rollout_widths(config, models, prompts)
         if config.ppo.sft_coef:
             sft_batches = make_sft_batches(config, models, pairs.train, workdir)
@@ -203,6 +201,8 @@ def made_data(
     with clock("pairs"):
         pairs = make_pairs(config, prompts.type_ids, answers, workdir)
         processes.gather("data")
+    if method_of(config).loop == "online" and config.discriminator.generated_prompts == "pairs":
+        prompts = with_prompts_of_pairs(config, models, prompts, pairs)
     return prompts, pairs
 
 
