@@ -64,7 +64,9 @@ def share_workdir(config: Config, workdir: Path, processes: Processes) -> tuple[
     """
     shared = None
     if processes.first:
-        if not takes_prompts(config):  # those are read, and so checked, as soon as they are there
+        if not takes_prompts(
+            config, workdir
+        ):  # those are read, and so checked, as soon as they are there
             check_source(config, workdir)
         claim_workdir(config, workdir)
         checkpoints = config.checkpoint.directory or str(workdir.absolute() / CHECKPOINTS)
@@ -101,7 +103,8 @@ def finished_summary(config: Config, workdir: Path) -> dict[str, Any]:
     summary = io.read_json(path)
     exported = not config.export or ("export" in summary and (workdir / EXPORT).is_dir())
     report = workdir / REPORT
-    if summary["rounds"] != config.rounds or not exported or not report.is_file():
+    ended = summary["rounds"] == config.rounds or summary.get("stopped_early", False)
+    if not ended or not exported or not report.is_file():
         return {}
     log.info("%s holds this run, finished; more rounds go on from there: --config.rounds", workdir)
     return summary | {"report": str(report)}

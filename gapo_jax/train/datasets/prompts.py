@@ -23,19 +23,18 @@ from gapo_jax.config import Config, system_text
 from gapo_jax.constraints.rows import COLUMNS, constraints_of
 from gapo_jax.data import tables
 from gapo_jax.data.schemas import DIALOGUES, prompt_segments
-from gapo_jax.data.sources import is_mined
 from gapo_jax.data.turns import Segment
 from gapo_jax.methods import method_of, needs_pairs
 from gapo_jax.rewards.functions import RESERVED
 from gapo_jax.rng import Stream
 from gapo_jax.rollout.generate import prompt_lengths
 from gapo_jax.train.build import Models
-from gapo_jax.train.datasets.self_generated import Prompts, prompt_widths
+from gapo_jax.train.datasets.rows import LEFT_OUT
+from gapo_jax.train.datasets.self_generated import Prompts, prompt_widths, takes_mined_pairs
 from gapo_jax.types import Constraint, PromptRow
 
 log = logging.getLogger("gapo_jax")
 HELDOUT = "heldout_prompts"
-LEFT_OUT = "left_out.txt"
 _TRAIN, _HELDOUT = "prompts_train.jsonl", "prompts_heldout.jsonl"
 # What a row has beside its prompt and goes to no function, as in TRL.
 _NO_COLUMNS = ("prompt", "completion", "completion_ids")
@@ -56,12 +55,11 @@ class UserPrompts:
         return sorted({name for row in self.train + self.heldout for name in row.columns})
 
 
-def takes_prompts(config: Config) -> bool:
+def takes_prompts(config: Config, workdir: Path | None = None) -> bool:
     """Return whether a run answers the prompts of `config.data.source`, and learns from no pairs
     beside them."""
-    source = config.data.source
-    online = method_of(config).loop == "online"
-    return online and bool(source) and not is_mined(source) and not needs_pairs(config)
+    asking = method_of(config).loop == "online" and bool(config.data.source)
+    return asking and not needs_pairs(config) and not takes_mined_pairs(config, workdir)
 
 
 def load_plugins(config: Config) -> None:

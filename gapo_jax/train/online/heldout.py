@@ -32,7 +32,7 @@ from gapo_jax.train.runtime import stop_between_batches
 from gapo_jax.train.state import GAPOState
 from gapo_jax.types import Params, PromptRow
 
-# One a response: "key", "prompt", "response", "rewards" by source (None: it says nothing).
+# One for each response: "key", "prompt", "response", "rewards" by source (None: it says nothing).
 RewardRecords = list[dict[str, Any]]
 
 
@@ -51,7 +51,7 @@ def measure_rewards(ctx: TrainContext, params: Callable[[], Params], name: str) 
     rows = ctx.prompts.rewarded
     if not rows:
         return []
-    path = ctx.workdir / f"eval_{name}_rewards.jsonl"
+    path = ctx.workdir / _file(name)
     if not path.exists():
         total = len(rows) * ctx.config.eval.samples_per_prompt
         with ctx.clock("eval"), counter(total, f"{name}: rewards") as advance:
@@ -59,6 +59,10 @@ def measure_rewards(ctx: TrainContext, params: Callable[[], Params], name: str) 
             records = _sample_and_score(ctx, params(), rows, HELDOUT, on_batch)
         io.write_jsonl(path, records)
     return list(io.read_jsonl(path))
+
+
+def _file(name: str) -> str:
+    return f"eval_{name}_rewards.jsonl"
 
 
 def maybe_measure_rewards(ctx: TrainContext, state: GAPOState, finished: int) -> None:
@@ -173,13 +177,14 @@ def reward_metrics(ctx: TrainContext, records: RewardRecords) -> dict[str, float
     return _as_metrics(means, f"eval/{HELDOUT}/reward")
 
 
-def compare_rewards(
-    ctx: TrainContext, before: RewardRecords, after: RewardRecords
-) -> dict[str, Any]:
+def rewards_in_summary(ctx: TrainContext) -> dict[str, Any]:
     """Return {"rewards": {"before", "after", "difference"}}, each {source: {"value", "low",
-    "high"}}, and samples, for summary.json; empty where nothing was measured."""
-    if not before:
+    "high"}}, and samples, for summary.json, of the measurements that lie in the workdir; empty
+    where nothing is measured."""
+    if not ctx.prompts.rewarded:
         return {}
+    names = "before", f"after_{ctx.config.rounds}"
+    before, after = ([*io.read_jsonl(ctx.workdir / _file(name))] for name in names)
     means = mean_rewards([before, after], ctx.config.eval.resamples)
     summary = {"rewards": dict(zip(("before", "after", "difference"), means, strict=True))}
     if ctx.prompts.heldout:  # whose samples the summary has
