@@ -75,7 +75,8 @@ def maybe_measure_rewards(ctx: TrainContext, state: GAPOState, finished: int) ->
     with ctx.clock("eval"):
         records = _sample_and_score(ctx, ctx.sampling_params(state), rows, "during")
         means = mean_rewards([records], config.eval.resamples)[0]
-    metrics = _as_metrics(means, "eval/reward") | {"time/eval_s": ctx.clock.last["eval"]}
+    metrics = {f"eval/reward/{name}": value for name, value in _flat(means).items()}
+    metrics["time/eval_s"] = ctx.clock.last["eval"]
     ctx.writer.write(finished * ctx.updates_per_round, finished, "eval", metrics)
 
 
@@ -161,9 +162,10 @@ def mean_rewards(
     ]
 
 
-def _as_metrics(means: Mapping[str, Mapping[str, float]], prefix: str) -> dict[str, float]:
+def _flat(means: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Return means as SOURCE, and the ends of their intervals as SOURCE_low and SOURCE_high."""
     return {
-        f"{prefix}/{name}" + ("" if part == "value" else f"_{part}"): value
+        name + ("" if part == "value" else f"_{part}"): value
         for name, entry in means.items()
         for part, value in entry.items()
     }
@@ -174,7 +176,7 @@ def reward_metrics(ctx: TrainContext, records: RewardRecords) -> dict[str, float
     if not records:
         return {}
     means = mean_rewards([records], ctx.config.eval.resamples)[0]
-    return _as_metrics(means, f"eval/{HELDOUT}/reward")
+    return {f"eval/{HELDOUT}/reward/{name}": value for name, value in _flat(means).items()}
 
 
 def rewards_in_summary(ctx: TrainContext) -> dict[str, Any]:
