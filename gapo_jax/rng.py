@@ -42,6 +42,7 @@ class Stream(enum.StrEnum):
     # What a run learns from, made before its first round.
     PROMPTS = enum.auto()  # [name of the set]
     BOOTSTRAP_PROMPTS = enum.auto()
+    TRIP_WIRES = enum.auto()
     TOPIC_SPLIT = enum.auto()
     PAIRS = enum.auto()  # [name of the side]
     USER_PAIRS = enum.auto()  # [name of the side]
@@ -73,6 +74,7 @@ class Stream(enum.StrEnum):
 
     # The order in which rows are learned from; an epoch goes once through all rows.
     PROMPT_ORDER = enum.auto()  # [attempt, number of rows, epoch]
+    PAIR_PROMPT_ORDER = enum.auto()  # [attempt, epoch]
     INVERSE_Q_ORDER = enum.auto()  # [number of rows, epoch]
     POLICY_ORDER = enum.auto()  # [round, epoch]
     CRITIC_ORDER = enum.auto()  # [round, epoch]

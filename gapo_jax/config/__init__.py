@@ -21,6 +21,7 @@ from gapo_jax.config.schema import (
     Config,
     DataConfig,
     EvalConfig,
+    LogConfig,
     LoraConfig,
     MeshConfig,
     ModelConfig,
@@ -36,6 +37,7 @@ __all__ = [
     "DataConfig",
     "DiscriminatorConfig",
     "EvalConfig",
+    "LogConfig",
     "LoraConfig",
     "MeshConfig",
     "ModelConfig",
@@ -154,8 +156,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") 
     return lines
 
 
-# A longer run, a later export or another mesh is still the same run.
-_NOT_IDENTITY = ("name", "export", "rounds", "checkpoint", "mesh")
+# A longer run, a later export, another mesh or another sink is still the same run.
+_NOT_IDENTITY = ("name", "export", "rounds", "checkpoint", "mesh", "log")
 
 
 def identity(config: Config) -> dict[str, Any]:

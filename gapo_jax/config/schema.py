@@ -22,6 +22,7 @@ from gapo_jax.section import (
     Range,
     Section,
     Share,
+    nearest,
 )
 
 Temperature = Annotated[float, Range(1e-3, 100)]
@@ -223,9 +224,20 @@ class EvalConfig(Section):
 
     The discriminator is measured on its held-out pairs after the warm-up, every `pairs_every`
     rounds and after the last one.
+
+    With `development_prompts` above 0 there is one more set, `development`, on topics of its own:
+    what is chosen by looking at results (rates, options, when to stop) is chosen on it, and the
+    held-out sets are looked at once. It is the first of the sets then, and measured during
+    training. With `trip_wires` a fixed set of prompts is measured on which exploits of a reward
+    show (`evaluate/exploits.py`). With `likelihood` every measured response is scored under the
+    frozen start, for a third of the time that sampling it takes. All three need our own tasks
+    (`data.source` empty), except the last.
     """
 
     prompts_per_set: AtLeast1 = 96
+    development_prompts: AtLeast0 = 0
+    trip_wires: bool = False
+    likelihood: bool = False
     samples_per_prompt: AtLeast1 = 2
     every_rounds: AtLeast0 = 0
     pairs_every: AtLeast1 = 1
@@ -243,6 +255,30 @@ class CheckpointConfig(Section):
     directory: str = ""
     every_rounds: AtLeast1 = 1
     keep: AtLeast1 = 2
+
+
+SINKS = ("tensorboard", "wandb", "mlflow", "trackio")
+
+
+class LogConfig(Section):
+    """Where metrics go besides metrics.jsonl: any of `tensorboard`, `wandb`, `mlflow`, `trackio`.
+
+    The last three get the configuration, the first `samples` responses of each round as a table,
+    and the report besides, below the name `project`. Servers and accounts are what their own
+    environment variables say.
+    """
+
+    to: tuple[str, ...] = _tuple("tensorboard")
+    project: str = "gapo_jax"
+    samples: AtLeast0 = 32
+
+    def check(self) -> None:
+        """Raise ValueError for a sink that does not exist or is named twice."""
+        for name in self.to:
+            if name not in SINKS:
+                raise ValueError(f"config.log.to cannot name {name!r}{nearest(name, SINKS)}")
+        if len(set(self.to)) < len(self.to):
+            raise ValueError(f"config.log.to={self.to!r} names a sink twice; leave one out")
 
 
 class MeshConfig(Section):
@@ -280,6 +316,7 @@ class Config(Section, options=option_sections()):
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
 
     if TYPE_CHECKING:
 

@@ -22,9 +22,11 @@ from gapo_jax import io
 from gapo_jax.evaluate import plots
 
 SETS = {
+    "development": "development prompts",
     "heldout_topics": "held-out topics",
     "heldout_phrasings": "held-out phrasings",
     "heldout_tasks": "held-out tasks",  # of the user's own data
+    "trip_wires": "trip wires",
 }
 MEASURES = {"instruction_strict": "per instruction", "prompt_strict": "per prompt"}
 _PACKAGES = ("gapo-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")

@@ -35,7 +35,7 @@ class TrainContext:
         verifiers: the worker processes that verify text.
         stop: whether a signal asked this process to stop.
         clock: the seconds of each phase.
-        writer: metrics.jsonl, samples.jsonl, TensorBoard and the console.
+        writer: metrics.jsonl, samples.jsonl, the sinks and the console.
         checkpointer: writes and reads checkpoints.
     """
 

@@ -12,13 +12,15 @@ from typing import Any
 from gapo_jax import io, rng
 from gapo_jax.config import Config, system_text
 from gapo_jax.constraints.verifiers import VerifierPool
-from gapo_jax.evaluate.accuracy import Verdict, paired_difference, summarise, verify
+from gapo_jax.evaluate.accuracy import Verdict, paired_difference, read_verdicts, summarise, verify
+from gapo_jax.evaluate.exploits import health_of_verdicts
 from gapo_jax.methods import method_of
 from gapo_jax.rng import Stream
 from gapo_jax.rollout.generate import generate
 from gapo_jax.train.build import Models
 from gapo_jax.train.clock import counter
 from gapo_jax.train.context import TrainContext
+from gapo_jax.train.likelihood import start_logprobs
 from gapo_jax.train.metrics import read_metrics
 from gapo_jax.train.runtime import stop_between_batches
 from gapo_jax.train.state import GAPOState
@@ -57,20 +59,13 @@ def measure(ctx: TrainContext, params: Callable[[], Params], name: str) -> Verdi
                         verifiers=ctx.verifiers,
                         on_batch=stop_between_batches(ctx.stop, ctx.processes, advance),
                     )
-                records += [{"set": set_name, **dataclasses.asdict(v)} for v in verdicts]
+                records += [{"set": set_name, **v.to_json()} for v in verdicts]
         io.write_jsonl(path, records)
-    sets: VerdictSets = {}
-    for record in io.read_jsonl(path):
-        set_name = record.pop("set")
-        fields: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in record.items()
-        }
-        sets.setdefault(set_name, []).append(Verdict(**fields))
-    return sets
+    return read_verdicts(path)
 
 
 def write_eval(ctx: TrainContext, verdicts: VerdictSets, finished: int) -> None:
-    """Write one metrics line with the accuracies of all held-out sets.
+    """Write one metrics line with the accuracies and the text health of all held-out sets.
 
     A run that is continued after its last round may have written it already.
     """
@@ -83,6 +78,8 @@ def write_eval(ctx: TrainContext, verdicts: VerdictSets, finished: int) -> None:
     metrics: dict[str, float] = {}
     for set_name, summary in summarise_sets(ctx.config, verdicts).items():
         metrics |= _strict_accuracies(summary, f"eval/{set_name}")
+        for name, value in health_of_verdicts(verdicts[set_name]).items():
+            metrics[f"eval/{set_name}/{name.removeprefix('response/')}"] = value
     metrics["time/eval_s"] = ctx.clock.last.get("eval", 0.0)
     ctx.writer.write(step, finished, "eval", metrics)
 
@@ -152,7 +149,14 @@ def evaluate_policy(
         stop=config.sampling.stop,
         on_batch=on_batch,
     )
-    return verify(samples, generated.texts, verifiers)
+    verdicts = verify(samples, generated.texts, verifiers)
+    if not config.eval.likelihood:
+        return verdicts
+    likely_B = start_logprobs(models, generated.rollout, config.sampling.batch_size)
+    return [
+        dataclasses.replace(verdict, start_logprob=float(value))
+        for verdict, value in zip(verdicts, likely_B, strict=True)
+    ]
 
 
 def summarise_sets(config: Config, verdicts: Mapping[str, Sequence[Verdict]]) -> dict[str, Any]:

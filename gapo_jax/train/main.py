@@ -24,6 +24,7 @@ from gapo_jax.train.clock import PhaseClock, counter
 from gapo_jax.train.context import TrainContext
 from gapo_jax.train.datasets.self_generated import bootstrap, make_all_prompts, make_pairs
 from gapo_jax.train.datasets.user import own_prompts
+from gapo_jax.train.discriminator.pair_prompts import with_prompts_of_pairs
 from gapo_jax.train.evaluation import VerdictSets, measure, write_eval
 from gapo_jax.train.export import export, exported_params
 from gapo_jax.train.metrics import MetricsWriter
@@ -33,6 +34,7 @@ from gapo_jax.train.online.rollout import rollout_widths
 from gapo_jax.train.online.sft_batches import make_sft_batches
 from gapo_jax.train.restore import restore_state
 from gapo_jax.train.runtime import Processes, RunInterrupted, StopRequest, stop_between_batches
+from gapo_jax.train.sinks import require_sinks
 from gapo_jax.train.state import GAPOState
 from gapo_jax.train.summary import relative_param_change, summarise_run
 from gapo_jax.train.workdir import EXPORT, SUMMARY, finished_summary, share_workdir
@@ -75,8 +77,10 @@ def execute(
         ctx.checkpointer.wait()
         summary = conclude(ctx, state, before, after)
         processes.gather("end")
-    if processes.first:
-        summary["report"] = str(write_report(workdir))
+        if processes.first:
+            report = write_report(workdir)
+            ctx.writer.file(report)
+            summary["report"] = str(report)
     return summary
 
 
@@ -91,6 +95,7 @@ def open_run(
         RunInterrupted: a signal asked for a stop while the bootstrap was sampled.
     """
     clock, processes = PhaseClock(), processes or Processes()
+    require_sinks(config.log.to)
     workdir, checkpoints = share_workdir(config, workdir, processes)
     keep_compiled_programs()
     with clock("load"):
@@ -106,6 +111,8 @@ def open_run(
         processes.gather("data")
     widths, sft_batches = (), None
     if method_of(config).loop == "online":
+        if config.discriminator.generated_prompts == "pairs":
+            prompts = with_prompts_of_pairs(config, models, prompts, pairs)
         widths = rollout_widths(config, models, prompts)
         if config.ppo.sft_coef:
             sft_batches = make_sft_batches(config, models, pairs.train, workdir)
@@ -131,7 +138,7 @@ def open_run(
         verifiers=VerifierPool(config.data.verify_workers),
         stop=stop,
         clock=clock,
-        writer=MetricsWriter(workdir, resume_step=resume_step),
+        writer=MetricsWriter(workdir, resume_step=resume_step, config=config),
         checkpointer=checkpointer,
     )
     return ctx, state

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gapo_jax.evaluate.text_health import text_health
+from gapo_jax.evaluate.exploits import health_of_verdicts
 from gapo_jax.train.build import initial_state
 from gapo_jax.train.clock import peak_memory_gb
 from gapo_jax.train.context import TrainContext
@@ -26,10 +26,7 @@ def summarise_run(
     config = ctx.config
     last_line = read_metrics(ctx.workdir)[-1]
     health = {
-        label: {
-            name: text_health([v.prompt for v in verdicts], [v.response for v in verdicts])
-            for name, verdicts in sets.items()
-        }
+        label: {name: health_of_verdicts(verdicts) for name, verdicts in sets.items()}
         for label, sets in (("before", before), ("after", after))
     }
     return {

@@ -25,6 +25,7 @@ from gapo_jax.data.preferential import build_pairs
 from gapo_jax.data.prompts import make_prompts
 from gapo_jax.data.sources import read_pairs, write_pairs
 from gapo_jax.data.tasks import Task, tasks
+from gapo_jax.evaluate.exploits import trip_wires
 from gapo_jax.io import read_jsonl, write_jsonl
 from gapo_jax.rng import Stream, row_keys, stream
 from gapo_jax.rollout.generate import ended_rows, generate, prompt_lengths, prompt_width
@@ -152,10 +153,17 @@ def make_all_prompts(config: Config, models: Models) -> Prompts:
 
     train = make("train", "train", data.prompts, "train")
     count = config.eval.prompts_per_set
-    heldout = {
+    heldout = {}
+    if config.eval.development_prompts:
+        heldout["development"] = make(
+            "development", "development", config.eval.development_prompts, "train"
+        )
+    heldout |= {
         "heldout_topics": make("heldout_topics", "heldout_topics", count, "train"),
         "heldout_phrasings": make("heldout_phrasings", "heldout_phrasings", count, "heldout"),
     }
+    if config.eval.trip_wires:
+        heldout["trip_wires"] = trip_wires()
     starts = bootstrap_prompts(config, models, type_ids)
     width, train_width = prompt_widths(config, models, train, [*heldout.values(), starts])
     return Prompts(type_ids, train, heldout, starts, width, train_width)

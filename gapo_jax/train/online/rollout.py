@@ -24,6 +24,7 @@ from gapo_jax.train.build import Models
 from gapo_jax.train.context import TrainContext
 from gapo_jax.train.datasets.self_generated import Prompts, ended_responses
 from gapo_jax.train.discriminator.batches import is_accepted
+from gapo_jax.train.discriminator.pair_prompts import prompts_of_round
 from gapo_jax.train.discriminator.texts import GeneratedText
 from gapo_jax.train.round import RoundRollout
 from gapo_jax.train.state import GAPOState
@@ -119,15 +120,18 @@ def sample_responses(
     Further attempts take the prompts in other orders, with other keys.
     """
     config, pool = ctx.config, ctx.prompts.train
-    chosen = batch_at(
-        config.seed,
-        Stream.PROMPT_ORDER,
-        attempt,
-        step=index,
-        n=len(pool),
-        batch_size=config.ppo.prompts_per_round,
-    )
-    prompts = [pool[i] for i in chosen]
+    if config.discriminator.generated_prompts == "pairs":
+        prompts = prompts_of_round(config, pool, ctx.pairs, index, attempt)
+    else:
+        chosen = batch_at(
+            config.seed,
+            Stream.PROMPT_ORDER,
+            attempt,
+            step=index,
+            n=len(pool),
+            batch_size=config.ppo.prompts_per_round,
+        )
+        prompts = [pool[i] for i in chosen]
     rows = [row for row in prompts for _ in range(config.ppo.samples_per_prompt)]
     generated = generate(
         ctx.models.sample,
