@@ -124,7 +124,7 @@ FAULTS = (
     Fault("rewards after the update where before is asked", ONLINE + "rewards.py",
           'config.discriminator.score_with == "pre"', 'config.discriminator.score_with == "none"',
           GAE),
-    Fault("verifier's weight the wrong way", EXPERIENCE,
+    Fault("verifier's weight the wrong way", "gapo_jax/rewards/scores.py",
           "(1.0 - verifier_weight) * scores_B + verifier_weight * rules_B",
           "verifier_weight * scores_B + (1.0 - verifier_weight) * rules_B", RLOO),
     Fault("GAE's lambda not passed on", ONLINE + "experience.py",
@@ -315,8 +315,7 @@ FAULTS = (
     Fault("the same sampling keys in every round", ONLINE + "rollout.py",
           "path = (ROLLOUT_STREAM, index, *", "path = (ROLLOUT_STREAM, 0, *", PLUS),
     Fault("the same prompts in every round", ONLINE + "rollout.py",
-          "attempt, index, len(pool), config.ppo.prompts_per_round",
-          "attempt, 0, len(pool), config.ppo.prompts_per_round", PLUS),
+          "attempt, index, len(pool), count)", "attempt, 0, len(pool), count)", PLUS),
     # Offline updates.
     Fault("offline scoring at the sampling temperature", "gapo_jax/train/offline/steps.py",
           "    spec = dataclasses.replace(spec, temperature=1.0)\n", "", (OFFLINE, "-k", "dpo")),
