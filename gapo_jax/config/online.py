@@ -39,6 +39,12 @@ class DiscriminatorConfig(Section):
     pretrained weights. With `accumulate` above 1 the texts of a batch pass through the network in
     that number of microbatches, without a change of the result.
 
+    `generated_prompts` says which prompts a round samples responses for, by any online method.
+    `rollouts`: prompts of their own (`data.prompts` of them). `pairs`, as in Algorithm 1: accepted
+    prompts of the training pairs, and the real texts of the round stand under the same prompts, so
+    that a prompt does not tell generated text from real text; the metric `disc/prompt_auc` says how
+    well it does.
+
     `score_with` names the snapshot that gives the round's rewards: `pre` or `post` the round's
     update, or `ema`, the exponential moving average of the snapshots after each round (beginning
     with the warm-up's), of which `ema_decay` stays in every round.
@@ -61,6 +67,7 @@ class DiscriminatorConfig(Section):
     soft_label: Share = 0.2
     max_repetition: Share = 0.2
     positive_label: Annotated[float, Range(0.5, 1)] = 1.0
+    generated_prompts: Literal["rollouts", "pairs"] = "rollouts"
     generated_fraction: Share = 0.6
     replay_fraction: Share = 0.25
     replay_capacity: AtLeast0 = 2000

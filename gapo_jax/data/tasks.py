@@ -8,7 +8,8 @@ format, so that they contradict none of the constraints that a prompt adds to th
 
 Each topic has words that a short answer is likely to use. They are keyword candidates when a prompt
 is composed before any response exists: a keyword from the same topic, so that being on topic does
-not give the XX
+not give the answer away. Topics of different splits share no word and contain no part of each
+other (a test checks this).
 """
 
 from __future__ import annotations

@@ -15,7 +15,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, ScalarLike
 
+from gapo_jax import rng
 from gapo_jax.models import DecoderConfig, generation
+from gapo_jax.rng import Stream
 
 BLOCK = 256
 
@@ -134,9 +136,9 @@ def draw_tokens(
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
     """Draw one token per row from softmax(logits), or take the best one when `greedy`.
 
-    `logits_BV` float32, already divided by the temperature; each of `keys_B` is folded with
-    `step` (int32, a scalar or [B]). Returns the tokens [B] int32 and their log-probs [B] float32 in
-    the full distribution (before `restrict`).
+    `logits_BV` float32, already divided by the temperature; a token's key is derived from that of
+    its row in `keys_B` and from `step` (int32, a scalar or [B]). Returns the tokens [B] int32 and
+    their log-probs [B] float32 in the full distribution (before `restrict`).
     """
     blocks_BMC, top_B = _blocks(logits_BV)
     mass_BM = jnp.exp(blocks_BMC - top_B[:, None, None]).sum(axis=-1)
@@ -145,9 +147,10 @@ def draw_tokens(
         blocks_BMC, _ = _blocks(restrict(logits_BV, top_k, top_p, min_p))
         mass_BM = jnp.exp(blocks_BMC - top_B[:, None, None]).sum(axis=-1)
 
-    uniform_B2 = jax.vmap(lambda key, at: jax.random.uniform(jax.random.fold_in(key, at), (2,)))(
-        keys_B, jnp.broadcast_to(step, keys_B.shape)
-    )
+    def uniform(key: jax.Array, at: jax.Array) -> jax.Array:
+        return jax.random.uniform(rng.key(key, Stream.TOKEN, at), (2,))
+
+    uniform_B2 = jax.vmap(uniform)(keys_B, jnp.broadcast_to(step, keys_B.shape))
     best_B = blocks_BMC.max(axis=-1).argmax(axis=-1)
     block_B = jnp.where(greedy, best_B, _invert_cdf(mass_BM, uniform_B2[:, 0]))
     block_BC = jnp.take_along_axis(blocks_BMC, block_B[:, None, None], axis=1)[:, 0]

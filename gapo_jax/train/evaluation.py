@@ -6,19 +6,17 @@ The discriminator has no say here: a policy that has learned to please it must n
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
-
-from gapo_jax import io
+from gapo_jax import io, rng
 from gapo_jax.config import Config, system_text
 from gapo_jax.constraints.verifiers import VerifierPool
 from gapo_jax.evaluate.accuracy import Verdict, paired_difference, read_verdicts, summarise, verify
 from gapo_jax.evaluate.exploits import health_of_verdicts
 from gapo_jax.methods import method_of
-from gapo_jax.rollout.generate import generate, row_keys
+from gapo_jax.rng import Stream
+from gapo_jax.rollout.generate import generate
 from gapo_jax.train.build import Models
 from gapo_jax.train.clock import counter
 from gapo_jax.train.context import TrainContext
@@ -28,7 +26,6 @@ from gapo_jax.train.runtime import stop_between_batches
 from gapo_jax.train.state import GAPOState
 from gapo_jax.types import Params, PromptRow
 
-EVAL_STREAM = 101
 # By held-out set.
 VerdictSets = dict[str, list[Verdict]]
 
@@ -79,7 +76,7 @@ def write_eval(ctx: TrainContext, verdicts: VerdictSets, finished: int) -> None:
     if any(line["phase"] == "eval" and line["step"] == step for line in lines):
         return
     metrics: dict[str, float] = {}
-    for set_name, summary in summarise_sets(verdicts, ctx.config.eval.resamples).items():
+    for set_name, summary in summarise_sets(ctx.config, verdicts).items():
         metrics |= _strict_accuracies(summary, f"eval/{set_name}")
         for name, value in health_of_verdicts(verdicts[set_name]).items():
             metrics[f"eval/{set_name}/{name.removeprefix('response/')}"] = value
@@ -106,7 +103,8 @@ def maybe_evaluate(ctx: TrainContext, state: GAPOState, finished: int) -> None:
             width=ctx.prompts.width,
             verifiers=ctx.verifiers,
         )
-        metrics = _strict_accuracies(summarise(verdicts, resamples=config.eval.resamples), "eval")
+        summary = summarise(verdicts, config.seed, config.eval.resamples)
+        metrics = _strict_accuracies(summary, "eval")
     metrics["time/eval_s"] = ctx.clock.last["eval"]
     ctx.writer.write(finished * ctx.updates_per_round, finished, "eval", metrics)
 
@@ -137,8 +135,7 @@ def evaluate_policy(
     the same random numbers and differ by the weights only.
     """
     samples = [row for row in rows for _ in range(config.eval.samples_per_prompt)]
-    stream = zlib.crc32(name.encode())
-    keys_B = row_keys(jax.random.key(config.seed), EVAL_STREAM, stream, count=len(samples))
+    keys_B = rng.row_keys(config.seed, Stream.EVALUATION, name, count=len(samples))
     generated = generate(
         models.sample,
         params,
@@ -162,17 +159,17 @@ def evaluate_policy(
     ]
 
 
-def summarise_sets(verdicts: Mapping[str, Sequence[Verdict]], resamples: int) -> dict[str, Any]:
+def summarise_sets(config: Config, verdicts: Mapping[str, Sequence[Verdict]]) -> dict[str, Any]:
     """Return the accuracies of each held-out set with 95% bootstrap intervals."""
-    return {name: summarise(rows, resamples=resamples) for name, rows in verdicts.items()}
+    settings = config.seed, config.eval.resamples
+    return {name: summarise(rows, *settings) for name, rows in verdicts.items()}
 
 
 def compare_sets(
+    config: Config,
     before: Mapping[str, Sequence[Verdict]],
     after: Mapping[str, Sequence[Verdict]],
-    resamples: int,
 ) -> dict[str, Any]:
     """Return after minus before for each set, paired by prompt, with 95% intervals."""
-    return {
-        name: paired_difference(before[name], after[name], resamples=resamples) for name in before
-    }
+    settings = config.seed, config.eval.resamples
+    return {name: paired_difference(before[name], after[name], *settings) for name in before}
