@@ -138,21 +138,18 @@ def open_run(
     workdir, checkpoints = share_workdir(config, workdir, processes)
     keep_compiled_programs()
     direct = reads_rows(config, workdir)
+    asked = not direct or method_of(config).trains == "discriminator"
     with clock("load"):
-        asked = not direct or method_of(config).trains == "discriminator"
         models = build_models(config, discriminator=asked)
         processes.gather("load")
-    prompts, pairs, rows = NO_PROMPTS, NO_PAIRS, None
+    prompts, pairs, rows, widths, sft_batches = NO_PROMPTS, NO_PAIRS, None, (), None
     if direct:
         with clock("rows"):
             rows = open_rows(config, models, workdir)
             processes.gather("data")
     else:
         prompts, pairs = made_data(config, models, workdir, stop, processes, clock)
-    widths, sft_batches = (), None
     if method_of(config).loop == "online":
-        if config.discriminator.generated_prompts == "pairs":
-            prompts = with_prompts_of_pairs(config, models, prompts, pairs)
         widths = rollout_widths(config, models, prompts)
         if config.ppo.sft_coef:
             sft_batches = make_sft_batches(config, models, pairs.train, workdir)
@@ -160,8 +157,8 @@ def open_run(
     state = initial_state(config, models, steps)
     checkpointer = Checkpointer(checkpoints, keep=config.checkpoint.keep)
     if checkpointer.latest() is not None:
-        state, host = restore_state(checkpointer, state)
-        clock.add(host["seconds"])
+        state, kept = restore_state(checkpointer, state)
+        clock.add(kept["seconds"])
         log.info("continuing after round %d of %s", state.last_saved, workdir)
     saved = state.last_saved
     resume_step = -1 if saved is None else saved * updates_per_round(config)
@@ -203,6 +200,8 @@ def made_data(
     with clock("pairs"):
         pairs = make_pairs(config, prompts.type_ids, answers, workdir)
         processes.gather("data")
+    if method_of(config).loop == "online" and config.discriminator.generated_prompts == "pairs":
+        prompts = with_prompts_of_pairs(config, models, prompts, pairs)
     return prompts, pairs
 
 
