@@ -9,6 +9,8 @@ by nothing but the discriminator's updates. Held-out sets have 192 prompts each;
 on 96 development prompts of other topics.
 """
 
+from typing import Any
+
 from gapo_jax.cli.studies.definition import Arm, Study
 
 QUICKSTART = "configs/gapo_quickstart.py"
@@ -23,14 +25,21 @@ RESPONSES = {"data.preference": "responses"}
 THREE, FIVE = (0, 1, 2), (0, 1, 2, 3, 4)
 
 
+PPO = {"method": "ppo"}
+VERIFIED = {"discriminator.label_policy": "verified"}
+PAPER = {"discriminator.label_policy": "paper"}
+# Which prompts the generated text of the discriminator answers: the paper's, or others.
+PAIRS = {"discriminator.generated_prompts": "pairs"}
+ROLLOUTS = {"discriminator.generated_prompts": "rollouts"}
+
+
 def get_study() -> Study:
     """Return the study."""
-    verified = {"discriminator.label_policy": "verified"}
-    paper = {"discriminator.label_policy": "paper"}
     return Study(
         about=(
             "Does a discriminator that is trained online teach constraints better than a frozen "
-            "one, than preferential responses, than offline methods?"
+            "one, than preferential responses, than offline methods? "
+            "[configs/studies/table_a.py](../../configs/studies/table_a.py) says what is equal."
         ),
         seeds=THREE,
         set=EVAL,
@@ -41,22 +50,19 @@ def get_study() -> Study:
             Arm("kto", "configs/kto.py", OFFLINE, group="offline"),
             Arm("simpo", "configs/simpo.py", OFFLINE, group="offline"),
             Arm("orpo", "configs/orpo.py", OFFLINE, group="offline"),
-            Arm("ppo", QUICKSTART, {"method": "ppo"}, "ppo, frozen discriminator", "online", FIVE),
-            Arm(
-                "gapo_verified_rollouts", QUICKSTART, verified,
-                "gapo, labels verified, text on other prompts", "gapo", (0, 1),
-            ),
-            Arm(
-                "gapo_paper_rollouts", QUICKSTART, paper,
-                "gapo, labels of the paper, text on other prompts", "gapo", (0, 1),
-            ),
-            Arm(
-                "ppo_responses", QUICKSTART, {"method": "ppo"} | RESPONSES,
-                "ppo, preferential responses", "responses", FIVE,
-            ),
-            Arm(
-                "gapo_responses", QUICKSTART, verified | RESPONSES,
-                "gapo, preferential responses, labels verified", "responses", FIVE,
-            ),
+            Arm("ppo", QUICKSTART, PPO | ROLLOUTS, "ppo, frozen discriminator", "online", FIVE),
+            _gapo("gapo_verified_pairs", VERIFIED | PAIRS, "labels verified, the pairs' prompts"),
+            _gapo("gapo_verified_rollouts", VERIFIED | ROLLOUTS, "labels verified, other prompts"),
+            _gapo("gapo_paper_pairs", PAPER | PAIRS, "labels of the paper, the pairs' prompts"),
+            _gapo("gapo_paper_rollouts", PAPER | ROLLOUTS, "labels of the paper, other prompts"),
+            Arm("ppo_responses", QUICKSTART, PPO | ROLLOUTS | RESPONSES,
+                "ppo, preferential responses", "responses", FIVE),
+            Arm("gapo_responses", QUICKSTART, VERIFIED | ROLLOUTS | RESPONSES,
+                "gapo, labels verified, preferential responses", "responses", FIVE),
         ),
     )  # fmt: skip
+
+
+def _gapo(name: str, changes: dict[str, Any], label: str) -> Arm:
+    # Two seeds first; the two arms that are best on development prompts get FIVE.
+    return Arm(name, QUICKSTART, changes, f"gapo, {label}", "gapo", (0, 1))
