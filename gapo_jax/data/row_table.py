@@ -20,7 +20,7 @@ import numpy as np
 
 from gapo_jax import io
 from gapo_jax.data.lint import encode
-from gapo_jax.data.schemas import recognise, unused
+from gapo_jax.data.schemas import Segment, recognise, unused
 from gapo_jax.data.tables import NumberedRow
 from gapo_jax.data.training_rows import (
     Example,
@@ -70,6 +70,8 @@ class Facts:
         kinds: kind of row -> rows; `labels`: label -> examples, of labelled ones.
         unused: column that is not read -> rows.
         reasons: the first rows that were left out, with their reasons.
+        last_only: dialogues whose earlier answers the chat template rewrites, so that their last
+            answer alone is trained on.
     """
 
     rows: int = 0
@@ -80,6 +82,7 @@ class Facts:
     labels: dict[str, int] = dataclasses.field(default_factory=dict)
     unused: dict[str, int] = dataclasses.field(default_factory=dict)
     reasons: list[str] = dataclasses.field(default_factory=list)
+    last_only: int = 0
 
 
 # Makes the columns of an example, without those that say where it comes from.
@@ -93,8 +96,10 @@ def token_encoder(tokenizer: Any, reading: Reading) -> Encoder:
     """
 
     def encoded(example: Example) -> dict[str, Any]:
-        sides = [_side(encode(answer.turns, tokenizer), reading) for answer in example]
+        read = [_encode(answer.turns, tokenizer) for answer in example]
+        sides = [_side(ids, mask, reading) for ids, mask, _ in read]
         return {
+            "last_only": any(last_only for _, _, last_only in read),
             "ids": [side.ids for side in sides],
             "cuts": [side.cuts for side in sides],
             "length": max(len(side.ids) for side in sides),
@@ -104,8 +109,19 @@ def token_encoder(tokenizer: Any, reading: Reading) -> Encoder:
     return encoded
 
 
-def _side(encoded: tuple[list[int], list[int]], reading: Reading) -> Encoded:
-    ids, mask = encoded
+def _encode(turns: Sequence[Segment], tokenizer: Any) -> tuple[list[int], list[int], bool]:
+    """Return (ids, mask) of a dialogue, and whether its last answer alone is trained on since the
+    template does not show where the others are."""
+    try:
+        return *encode(turns, tokenizer), False
+    except ValueError:
+        if sum(turn.trained for turn in turns) < 2:
+            raise
+    context = [dataclasses.replace(turn, trained=False) for turn in turns[:-1]]
+    return *encode([*context, turns[-1]], tokenizer), True
+
+
+def _side(ids: list[int], mask: list[int], reading: Reading) -> Encoded:
     if len(ids) > reading.max_tokens:
         raise ValueError(
             f"it has {len(ids)} tokens, more than config.data.max_tokens={reading.max_tokens}"
@@ -166,6 +182,7 @@ def encoded_rows(
         facts.kinds, facts.unused = dict(kinds), dict(ignored)
         for example in made:
             facts.examples += 1
+            facts.last_only += example.pop("last_only", False)
             facts.tokens += sum(len(ids) for ids in example.get("ids", ()))
             if len(example["rewards"]) == 1 and reading.want in ("labelled", "comparisons"):
                 labels[str(example["rewards"][0] > 0).lower()] += 1

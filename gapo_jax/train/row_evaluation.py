@@ -104,7 +104,8 @@ def implicit_rewards(config: Config, sums: RowSums) -> tuple[np.ndarray, np.ndar
     """
     method = method_of(config)
     options, tokens_B = method.section_of(config), np.maximum(np.asarray(sums.tokens_B), 1)
-    policy_B, ref_B = np.asarray(sums.policy_B), np.asarray(sums.ref_B)
+    policy_B = np.asarray(sums.policy_B)
+    ref_B = np.asarray(sums.ref_B) if method.reference else np.zeros(len(policy_B))
     mean = not method.reference or getattr(options, "reduce", "sum") == "mean"
     if mean:
         policy_B, ref_B = policy_B / tokens_B, ref_B / tokens_B

@@ -310,14 +310,19 @@ def _split(config: Config, want: Want, table: RowTable, heldout_table: RowTable 
 def _check_size(config: Config, rows: OwnRows) -> None:
     """Raise ValueError where too little is left to learn from."""
     facts, size = rows.table.facts, config.offline.batch_size
-    if config.method != "discriminator" and len(rows.train) < size:
+    # KTO puts a prompt beside the response of another row.
+    if len(rows.train) < (2 if rows.want == "labelled" else 1):
         why = f" (such as {facts.reasons[0]})" if facts.reasons else ""
         raise ValueError(
             f"config.data.source={config.data.source} gives config.method={config.method!r} "
             f"{len(rows.train)} examples: of {facts.rows} rows {facts.left_out} are left out{why} "
-            f"and {len(rows.heldout)} held out. A batch holds config.offline.batch_size={size}; "
-            "lower that, or give more rows"
+            f"and {len(rows.heldout)} held out; give others, or more rows"
         )
+    if len(rows.train) < size and method_of(config).trains == "policy":
+        log.warning(
+            "a batch of config.offline.batch_size=%d holds each of %d examples more than once",
+            size, len(rows.train),
+        )  # fmt: skip
     if rows.want == "labelled" and len(facts.labels) == 1:
         raise ValueError(
             f"every label of config.data.source={config.data.source} is {next(iter(facts.labels))},"
@@ -342,5 +347,11 @@ def _name_left_out(workdir: Path, opened: Sequence[RowTable]) -> None:
                 "%d of %d rows are left out, such as %s; all are named in %s",
                 facts.left_out, facts.rows, facts.reasons[0], workdir / LEFT_OUT,
             )  # fmt: skip
+        if facts.last_only:
+            log.warning(
+                "of %d dialogues the last answer alone is trained on: the chat template rewrites "
+                "earlier turns (config.data.train_on='last' does that everywhere)",
+                facts.last_only,
+            )
         if facts.unused:
-            log.warning("warning: %s", unused_text(facts.unused))
+            log.warning("%s", unused_text(facts.unused))
