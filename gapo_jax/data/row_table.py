@@ -158,10 +158,14 @@ def _columns(texts: bool) -> Any:
 
 
 def encoded_rows(
-    rows: Iterable[NumberedRow], reading: Reading, encoder: Encoder, facts: Facts
+    rows: Iterable[NumberedRow],
+    reading: Reading,
+    encoder: Encoder,
+    facts: Facts,
+    limit: int | None = None,
 ) -> Iterator[dict[str, Any] | tuple[int, str]]:
     """Yield the columns of every example of the rows, or (line, reason) for a row that gives none;
-    `facts` counts along."""
+    `facts` counts along. After the row that makes `limit` examples full no further one is read."""
     kinds: collections.Counter[str] = collections.Counter(facts.kinds)
     labels: collections.Counter[str] = collections.Counter(facts.labels)
     ignored: collections.Counter[str] = collections.Counter(facts.unused)
@@ -188,6 +192,8 @@ def encoded_rows(
                 labels[str(example["rewards"][0] > 0).lower()] += 1
                 facts.labels = dict(labels)
             yield example | {"line": number}
+        if limit is not None and facts.examples >= limit:
+            return
 
 
 def _examples(
@@ -211,6 +217,7 @@ def write_table(
     reading: Reading,
     encoder: Encoder,
     name: Callable[[int], str],
+    limit: int | None = None,
 ) -> Facts:
     """Read rows, encode them and write the table; return what became of them.
 
@@ -223,6 +230,7 @@ def write_table(
         reading: what is wanted of them.
         encoder: `token_encoder` or `text_encoder`.
         name: says which row a number is.
+        limit: read no further row once there are so many examples.
     """
     import pyarrow as pa
 
@@ -234,7 +242,8 @@ def write_table(
         with partial[".txt"].open("w", encoding="utf-8", errors="backslashreplace") as left_out:
             sink = pa.OSFile(str(partial[".arrow"]), "wb")
             with sink, pa.ipc.new_stream(sink, columns) as writer:
-                made = _kept(encoded_rows(rows, reading, encoder, facts), left_out, facts, name)
+                encoded = encoded_rows(rows, reading, encoder, facts, limit)
+                made = _kept(encoded, left_out, facts, name)
                 while batch := list(itertools.islice(made, _BATCH)):
                     writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=columns))
         for end, file in partial.items():

@@ -23,7 +23,7 @@ from gapo_jax.train.best import best_state
 from gapo_jax.train.build import Models, build_models, build_steps, initial_state
 from gapo_jax.train.clock import PhaseClock, counter
 from gapo_jax.train.context import TrainContext
-from gapo_jax.train.datasets.rows import open_rows, reads_rows
+from gapo_jax.train.datasets.rows import name_streamed, open_rows, reads_rows
 from gapo_jax.train.datasets.self_generated import (
     NO_PAIRS,
     NO_PROMPTS,
@@ -115,6 +115,8 @@ def learn_from_rows(
     write_rows(ctx, before, 0)
     del start
     state, best = best_state(ctx, offline.train(ctx, state))
+    assert ctx.rows is not None
+    name_streamed(ctx.workdir, ctx.rows)
     finished = int(state.round)
     after = measure_rows(ctx, state, f"after_{finished}")
     ctx.stop_if_asked(state, finished)

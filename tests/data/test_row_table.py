@@ -11,6 +11,7 @@ import pytest
 from by_path import load
 
 from gapo_jax.data import tables
+from gapo_jax.data.row_stream import RowStream
 from gapo_jax.data.row_table import Reading, RowTable, text_encoder, token_encoder, write_table
 from gapo_jax.data.tiny_tokenizer import character_tokenizer
 
@@ -142,3 +143,32 @@ def test_a_content_key_is_that_of_the_content(tmp_path):
         (tmp_path / name).write_text(text)
     keys = [tables.content_key(tmp_path / f"{name}.jsonl") for name in "abc"]
     assert keys[0] == keys[1] != keys[2]
+
+
+def test_a_stream_goes_on_where_it_was_and_begins_again_at_the_end(tmp_path):
+    """Blocks of 4 of the 10 usable of 11 rows: 4, 4, 2, then the same ones again."""
+    tokenizer, reading, begun = character_tokenizer(), Reading("demonstrations"), []
+    rows = [{"prompt": f"Name {n}", "completion": "x" if n != 6 else ""} for n in range(11)]
+
+    def read():
+        begun.append(1)
+        return iter(enumerate(rows, 1))
+
+    def stream(folder):
+        folder.mkdir(exist_ok=True)
+        encoder = token_encoder(tokenizer, reading)
+        return RowStream(read, reading, encoder, lambda n: f"line {n}", folder, 4)
+
+    def lines(of, number):
+        table = of.block(number)
+        return table.take(range(len(table)))["line"]
+
+    wanted = [[1, 2, 3, 4], [5, 6, 8, 9], [10, 11], [1, 2, 3, 4], [5, 6, 8, 9]]
+    whole = stream(tmp_path / "a")
+    assert [lines(whole, n) for n in range(5)] == wanted
+    assert len(begun) == 2  # the source is read once an epoch
+    assert whole.left_out() == "line 7: its last answer is empty\n"
+    assert lines(whole, 0) == wanted[0]  # the first one stays
+    for number in (4, 3, 1):
+        assert lines(stream(tmp_path / "a"), number) == wanted[number]
+    assert lines(stream(tmp_path / "b"), 3) == wanted[3]

@@ -8,6 +8,7 @@ continued one needs the source no more. Which rows are held out depends on seed 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import logging
@@ -21,6 +22,7 @@ from gapo_jax import io
 from gapo_jax.config import Config
 from gapo_jax.data import tables
 from gapo_jax.data.chat import rendering_key
+from gapo_jax.data.row_stream import RowStream
 from gapo_jax.data.row_table import (
     Facts,
     Reading,
@@ -41,6 +43,7 @@ log = logging.getLogger("gapo_jax")
 ROWS, LEFT_OUT, FOLDER = "rows.json", "left_out.txt", "rows"
 _VERSION = 1  # of what a table holds
 _PEEKED = 100  # rows that are looked at before a model is loaded
+_BLOCK = 2048  # examples of a stream that are encoded, and put into another order, at once
 
 
 _LIKELIHOOD = ("nll_loss", "perplexity", "mean_token_accuracy")
@@ -65,6 +68,9 @@ class OwnRows:
         table: of the source; `train`, `development`: its rows that are learned from, and those that
             choose the best policy (int64 places).
         heldout_table, heldout: the rows that are reported.
+        max_tokens: of a side.
+        stream: the blocks of the source, where they are read while it is trained on; `table` is
+            then the first of them.
     """
 
     want: Want
@@ -73,6 +79,14 @@ class OwnRows:
     development: np.ndarray
     heldout_table: RowTable
     heldout: np.ndarray
+    max_tokens: int = 0
+    stream: RowStream | None = None
+
+    @property
+    def set_aside(self) -> np.ndarray:
+        """The hashes of the prompts of the rows that are not learned from."""
+        parts = [self.table.prompts[self.development], self.heldout_table.prompts[self.heldout]]
+        return np.concatenate(parts)
 
 
 def reads_rows(config: Config, workdir: Path | None = None) -> bool:
@@ -206,12 +220,19 @@ def open_rows(config: Config, models: Models, workdir: Path) -> OwnRows:
     reading = reading_of(config, models)
     known = io.read_json(workdir / ROWS)["tables"] if (workdir / ROWS).exists() else {}
     opened: dict[str, RowTable] = {}
+    blocks = None
+    if config.data.streaming:
+        blocks = _stream(config, models, workdir, reading)
+        opened["source"] = blocks.block(0)
     for key in ("source", "heldout_source"):
-        if source := getattr(config.data, key):
+        if key not in opened and (source := getattr(config.data, key)):
             opened[key] = _table(config, models, workdir, reading, source, known.get(source))
     rows = _split(config, reading.want, opened["source"], opened.get("heldout_source"))
+    rows = dataclasses.replace(rows, max_tokens=reading.max_tokens, stream=blocks)
     _check_size(config, rows)
     names = {getattr(config.data, key): table.path.name for key, table in opened.items()}
+    if blocks is not None:  # which are found by their numbers
+        del names[config.data.source]
     record = {
         "method": config.method,
         "want": reading.want,
@@ -227,6 +248,21 @@ def open_rows(config: Config, models: Models, workdir: Path) -> OwnRows:
     io.write_json(workdir / ROWS, record)
     _name_left_out(workdir, list(opened.values()))
     return rows
+
+
+def _stream(config: Config, models: Models, workdir: Path, reading: Reading) -> RowStream:
+    """Return the source of a run as a stream of blocks in the workdir."""
+    source, folder = config.data.source, workdir / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    unit, texts = tables.unit(source), reading.want == "comparisons"
+    return RowStream(
+        functools.partial(_rows, config, source, streaming=True),
+        reading,
+        text_encoder if texts else token_encoder(models.tokenizer, reading),
+        lambda n: f"{source}, {unit} {n}",
+        folder,
+        max(_BLOCK, config.offline.steps_per_round * config.offline.batch_size),
+    )
 
 
 def _table(
@@ -333,6 +369,12 @@ def _check_size(config: Config, rows: OwnRows) -> None:
             f"config.checkpoint.best={config.checkpoint.best!r} needs development rows, and there "
             "are none; raise config.data.heldout_fraction, or give more rows"
         )
+
+
+def name_streamed(workdir: Path, rows: OwnRows) -> None:
+    """Write the rows that a stream has left out so far into the workdir."""
+    if rows.stream is not None and (text := rows.stream.left_out()):
+        io.write_text(workdir / LEFT_OUT, text)
 
 
 def _name_left_out(workdir: Path, opened: Sequence[RowTable]) -> None:

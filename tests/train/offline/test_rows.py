@@ -26,7 +26,7 @@ from gapo_jax.train.forward import PolicySpec
 from gapo_jax.train.main import execute
 from gapo_jax.train.metrics import read_metrics
 from gapo_jax.train.offline.row_arrays import Widths, make_batch
-from gapo_jax.train.offline.row_batches import batch_places
+from gapo_jax.train.offline.row_batches import batch_places, row_batches
 from gapo_jax.train.offline.steps import RowSums, make_sum_rows, score_batch
 from gapo_jax.train.runtime import StopRequest
 from gapo_jax.train.state import merge_trainable, split_trainable
@@ -426,3 +426,29 @@ def test_held_out_rows_of_another_source_are_not_trained_on(tmp_path):
     rows = own.open_rows(config, models, tmp_path)
     assert len(rows.heldout) == 2 and rows.heldout_table is not rows.table
     assert sorted(rows.table.take(rows.train)["line"]) == [1, 2, 3, 6, 7, 8, 9, 10, 11, 12]
+
+
+def test_a_stream_is_learned_from_without_its_held_out_prompts(tmp_path, monkeypatch):
+    """Batches depend on the number of the update alone, though the blocks are made one by one."""
+    monkeypatch.setattr(own, "_BLOCK", 4)
+    rows = [SMALL[n % 12] | {"chosen": f"Tree {n}"} for n in range(18)]
+    config = _run_config("dpo", _file(tmp_path, rows), data__streaming=True)
+    models = types.SimpleNamespace(tokenizer=TOKENIZER, decoder=Decoder(CONFIG))
+
+    def batches(folder, updates):
+        folder.mkdir(exist_ok=True)
+        made = own.open_rows(config, models, folder)
+        ctx = types.SimpleNamespace(config=config, models=models)
+        source = row_batches(ctx, made)
+        held = {TOKENIZER.decode(made.table.take(made.heldout)["ids"][0][0]).split("\n")[0]}
+        return held, [source.batch(update).rows for update in updates]
+
+    held, whole = batches(tmp_path / "a", range(10))
+    texts = [TOKENIZER.decode(t[m > 0]) for b in whole for t, m in zip(b.tokens_BT, b.mask_BT)]
+    assert held and not any(text.split("\n")[0] in held for text in texts)
+    assert {text.split("\n")[0] for text in texts} | held == {
+        f"<s>{row['prompt']}" for row in SMALL
+    }
+    _, again = batches(tmp_path / "b", [9, 3])
+    for rollout, update in zip(again, (9, 3), strict=True):
+        np.testing.assert_array_equal(rollout.tokens_BT, whole[update].tokens_BT)
