@@ -19,8 +19,8 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 
 from gapo_jax import io
-from gapo_jax.data.lint import encode
-from gapo_jax.data.schemas import Segment, recognise, unused
+from gapo_jax.data.lint import encode_for_training
+from gapo_jax.data.schemas import recognise, unused
 from gapo_jax.data.tables import NumberedRow
 from gapo_jax.data.training_rows import (
     Example,
@@ -96,7 +96,7 @@ def token_encoder(tokenizer: Any, reading: Reading) -> Encoder:
     """
 
     def encoded(example: Example) -> dict[str, Any]:
-        read = [_encode(answer.turns, tokenizer) for answer in example]
+        read = [encode_for_training(answer.turns, tokenizer) for answer in example]
         sides = [_side(ids, mask, reading) for ids, mask, _ in read]
         return {
             "last_only": any(last_only for _, _, last_only in read),
@@ -107,18 +107,6 @@ def token_encoder(tokenizer: Any, reading: Reading) -> Encoder:
         }
 
     return encoded
-
-
-def _encode(turns: Sequence[Segment], tokenizer: Any) -> tuple[list[int], list[int], bool]:
-    """Return (ids, mask) of a dialogue, and whether its last answer alone is trained on since the
-    template does not show where the others are."""
-    try:
-        return *encode(turns, tokenizer), False
-    except ValueError:
-        if sum(turn.trained for turn in turns) < 2:
-            raise
-    context = [dataclasses.replace(turn, trained=False) for turn in turns[:-1]]
-    return *encode([*context, turns[-1]], tokenizer), True
 
 
 def _side(ids: list[int], mask: list[int], reading: Reading) -> Encoded:
