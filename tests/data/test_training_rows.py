@@ -113,6 +113,10 @@ def test_the_last_answer_alone_of_whatever_has_two_sides():
     ("record", "want", "reason"),
     [
         (ROWS["bad"], "demonstrations", "its label is false"),
+        (ROWS["messages"], "pairs", "it gives demonstrations, and the method learns from pairs"),
+        (ROWS["scored"], "pairs", "it gives scored"),
+        (ROWS["completion"], "labelled", "it gives demonstrations"),
+        (ROWS["good"], "scored", "it gives labelled"),
         ({"prompt": "a", "completion": "  "}, "demonstrations", "answer is empty"),
         ({"messages": [ASK, OAK, MORE]}, "demonstrations", "ends with a turn of the user"),
         ({"messages": [OAK]}, "demonstrations", "an answer and no prompt"),
