@@ -8,7 +8,7 @@ those of TRL's trainers where these have one.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +27,19 @@ from gapo_jax.train.offline.row_arrays import Widths, labelled_texts, make_batch
 from gapo_jax.train.offline.steps import RowSums
 from gapo_jax.train.state import GAPOState
 
-_FILE = "rows_{}.json"
+_FILE = "rows_{}.jsonl"  # as other processes of a run get a copy of such files
 # Measures of which a smaller number is the better one; of all others a larger one is.
 FALLING = ("nll_loss", "perplexity")
 
 
-def measure_rows(ctx: TrainContext, state: GAPOState, name: str) -> dict[str, float]:
-    """Return what the held-out rows say of a state; read back from `rows_NAME.json` of the workdir
-    where it is there already."""
+def measure_rows(ctx: TrainContext, state: Callable[[], GAPOState], name: str) -> dict[str, float]:
+    """Return what the held-out rows say of a state, which is made if it is needed; read back from
+    `rows_NAME.jsonl` of the workdir where it is there already."""
     path = Path(ctx.workdir) / _FILE.format(name)
     if not path.exists():
         with ctx.clock("eval"):
-            io.write_json(path, heldout_metrics(ctx, state))
-    return io.read_json(path)
+            io.write_jsonl(path, [heldout_metrics(ctx, state())])
+    return io.read_jsonl(path)[0]
 
 
 def heldout_metrics(

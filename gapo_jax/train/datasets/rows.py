@@ -12,7 +12,7 @@ import functools
 import hashlib
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from gapo_jax.section import nearest
 from gapo_jax.train.build import Models
 
 log = logging.getLogger("gapo_jax")
-ROWS, LEFT_OUT, FOLDER = "rows.json", "left_out.txt", "rows"
+ROWS, LEFT_OUT, FOLDER = "rows.jsonl", "left_out.txt", "rows"
 _VERSION = 1  # of what a table holds
 _PEEKED = 100  # rows that are looked at before a model is loaded
 _BLOCK = 2048  # examples of a stream that are encoded, and put into another order, at once
@@ -218,7 +218,7 @@ def open_rows(config: Config, models: Models, workdir: Path) -> OwnRows:
             gives too few rows.
     """
     reading = reading_of(config, models)
-    known = io.read_json(workdir / ROWS)["tables"] if (workdir / ROWS).exists() else {}
+    known = io.read_jsonl(workdir / ROWS)[0]["tables"] if (workdir / ROWS).exists() else {}
     opened: dict[str, RowTable] = {}
     blocks = None
     if config.data.streaming:
@@ -245,7 +245,7 @@ def open_rows(config: Config, models: Models, workdir: Path) -> OwnRows:
         },
         "chat_template_kwargs": config.data.template_variables(),
     }
-    io.write_json(workdir / ROWS, record)
+    io.write_jsonl(workdir / ROWS, [record])
     _name_left_out(workdir, list(opened.values()))
     return rows
 
@@ -364,11 +364,25 @@ def _check_size(config: Config, rows: OwnRows) -> None:
             f"every label of config.data.source={config.data.source} is {next(iter(facts.labels))},"
             f" and config.method={config.method!r} needs both"
         )
+    if rows.want == "labelled":
+        _warn_of_imbalance(config, facts.labels)
     if config.checkpoint.best and not len(rows.development):
         raise ValueError(
             f"config.checkpoint.best={config.checkpoint.best!r} needs development rows, and there "
             "are none; raise config.data.heldout_fraction, or give more rows"
         )
+
+
+def _warn_of_imbalance(config: Config, labels: Mapping[str, int]) -> None:
+    """Say so where good and bad rows do not weigh about the same (arXiv 2402.01306, section 4)."""
+    kto = config.kto
+    good, bad = kto.desirable_weight * labels["true"], kto.undesirable_weight * labels["false"]
+    if not 1 <= good / bad <= 4 / 3:
+        log.warning(
+            "%d good rows stand against %d bad ones: with config.kto.desirable_weight=%.3g their "
+            "weights would be alike",
+            labels["true"], labels["false"], bad / labels["true"],
+        )  # fmt: skip
 
 
 def name_streamed(workdir: Path, rows: OwnRows) -> None:
