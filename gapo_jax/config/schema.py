@@ -250,7 +250,8 @@ class OfflineConfig(Section):
     `max_response_tokens` (end token included) are left out. `sft_weight` is the weight of the
     chosen side's negative log-likelihood in a pairwise loss. `length_buckets` is what
     `config.ppo.length_buckets` is: the examples of a round are cut into batches by the length of
-    their longest side.
+    their longest side. Rows of one's own (`data.source`) come in four widths at least, kto learns
+    from single ones of them, and `data.max_tokens` says how long they may be.
     """
 
     optim: OptimConfig = dataclasses.field(

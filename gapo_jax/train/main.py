@@ -29,7 +29,7 @@ from gapo_jax.train.datasets.prompts import (
     takes_prompts,
     user_prompts,
 )
-from gapo_jax.train.datasets.rows import open_rows, reads_rows
+from gapo_jax.train.datasets.rows import name_streamed, open_rows, reads_rows
 from gapo_jax.train.datasets.self_generated import (
     NO_PAIRS,
     NO_PROMPTS,
@@ -125,13 +125,14 @@ def learn_from_rows(
 ) -> tuple[GAPOState, dict[str, float], dict[str, float]]:
     """Train on the rows of `config.data.source`; return the last state, with the best parameters of
     `config.checkpoint.best`, and what the held-out rows say before and after."""
-    start = state if state.last_saved is None else initial_state(ctx.config, ctx.models, ctx.steps)
-    before = measure_rows(ctx, start, "before")
+    fresh = functools.partial(initial_state, ctx.config, ctx.models, ctx.steps)
+    before = measure_rows(ctx, fresh if state.last_saved is not None else lambda: state, "before")
     write_rows(ctx, before, 0)
-    del start
     state, best = best_state(ctx, offline.train(ctx, state))
+    assert ctx.rows is not None
+    name_streamed(ctx.workdir, ctx.rows)
     finished = int(state.round)
-    after = measure_rows(ctx, state, f"after_{finished}")
+    after = measure_rows(ctx, lambda: state, f"after_{finished}")
     ctx.stop_if_asked(state, finished)
     if best == finished:  # else it is no measurement of this round
         write_rows(ctx, after, finished)
