@@ -223,8 +223,13 @@ class EvalConfig(Section):
 
     The discriminator is measured on its held-out pairs after the warm-up, every `pairs_every`
     rounds and after the last one.
+
+    `prompts` is a file or hub dataset of prompts to measure on as well, `given_prompts`: IFEval or
+    IFBench rows, or rows of AI2 (`constraints/rows.py`). All of them are measured, before and after
+    training; those above `data.max_prompt_tokens` are left out and named.
     """
 
+    prompts: str = ""
     prompts_per_set: AtLeast1 = 96
     samples_per_prompt: AtLeast1 = 2
     every_rounds: AtLeast0 = 0

@@ -20,13 +20,14 @@ import jinja2
 
 from gapo_jax import io
 from gapo_jax.evaluate import plots
+from gapo_jax.evaluate.console import GIVEN, levels
 
 SETS = {
     "heldout_topics": "held-out topics",
     "heldout_phrasings": "held-out phrasings",
     "heldout_tasks": "held-out tasks",  # of the user's own data
+    GIVEN: "given prompts",
 }
-MEASURES = {"instruction_strict": "per instruction", "prompt_strict": "per prompt"}
 _PACKAGES = ("gapo-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
 _SAMPLES_WITHOUT_SUMMARY = 6
 
@@ -138,7 +139,7 @@ def _accuracy_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return one row for each held-out set and measure from before training."""
     rows = []
     for name, before in summary.get("before", {}).items():
-        for measure, label in MEASURES.items():
+        for measure, label in levels(name).items():
             if measure not in before:
                 continue
             change = summary.get("difference", {}).get(name, {}).get(measure)

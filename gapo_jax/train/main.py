@@ -19,10 +19,11 @@ from gapo_jax.config import Config, updates_per_round
 from gapo_jax.constraints.verifiers import VerifierPool
 from gapo_jax.evaluate.report import write_report
 from gapo_jax.methods import method_of
-from gapo_jax.train.build import build_models, build_steps, initial_state
+from gapo_jax.train.build import Models, build_models, build_steps, initial_state
 from gapo_jax.train.clock import PhaseClock, counter
 from gapo_jax.train.context import TrainContext
-from gapo_jax.train.datasets.self_generated import bootstrap, make_all_prompts, make_pairs
+from gapo_jax.train.datasets.given import with_given
+from gapo_jax.train.datasets.self_generated import Prompts, bootstrap, make_all_prompts, make_pairs
 from gapo_jax.train.datasets.user import own_prompts
 from gapo_jax.train.discriminator.pair_prompts import with_prompts_of_pairs
 from gapo_jax.train.evaluation import VerdictSets, measure, write_eval
@@ -97,8 +98,7 @@ def open_run(
     with clock("load"):
         models = build_models(config)
         processes.gather("load")
-        own = config.data.source
-        prompts = own_prompts(config, models, workdir) if own else make_all_prompts(config, models)
+        prompts = make_prompts(config, models, workdir)
     with clock("bootstrap"), counter(len(prompts.bootstrap), "bootstrap") as advance:
         on_batch = stop_between_batches(stop, processes, advance)
         answers = bootstrap(config, models, prompts, workdir, on_batch)
@@ -138,6 +138,18 @@ def open_run(
         checkpointer=checkpointer,
     )
     return ctx, state
+
+
+def make_prompts(config: Config, models: Models, workdir: Path) -> Prompts:
+    """Return the prompts of a run: of a mined folder or of our own tasks, and those that are given
+    to measure on.
+
+    Raises:
+        FileNotFoundError, ValueError: as the functions that make them.
+    """
+    own = config.data.source
+    prompts = own_prompts(config, models, workdir) if own else make_all_prompts(config, models)
+    return with_given(config, models, workdir, prompts)
 
 
 def conclude(

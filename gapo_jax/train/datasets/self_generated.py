@@ -26,6 +26,7 @@ from gapo_jax.data.prompts import make_prompts
 from gapo_jax.data.sources import read_pairs, write_pairs
 from gapo_jax.data.tasks import Task, tasks
 from gapo_jax.io import read_jsonl, write_jsonl
+from gapo_jax.methods import asks_discriminator, method_of
 from gapo_jax.rng import Stream, row_keys, stream
 from gapo_jax.rollout.generate import ended_rows, generate, prompt_lengths, prompt_width
 from gapo_jax.rollout.stops import stop_strings
@@ -88,11 +89,14 @@ def training_types(config: Config) -> tuple[str, ...]:
 
 
 def visible_types(config: Config, models: Models, wanted: Sequence[str]) -> tuple[str, ...]:
-    """Return those of the constraint types that the discriminator can see.
+    """Return those of the constraint types that the discriminator can see; all of them in an
+    online run that asks none.
 
     Raises:
         ValueError: with `data.on_invisible="refuse"`, naming the types that it cannot see.
     """
+    if method_of(config).loop == "online" and not asks_discriminator(config):
+        return tuple(wanted)
     limit = config.discriminator.max_tokens
 
     def encode(prompt: str, response: str) -> list[int]:
