@@ -9,8 +9,8 @@ schema is recognised (README, "Your own data"). `mine` writes pairs.jsonl and pa
 split by task, prompts_test.jsonl (prompts for `evaluate`), response_pairs.jsonl, README.md
 (the data card) and card.json; with --tfds a TFDS folder as well. --beam mines on many machines and
 writes all of these but response_pairs.jsonl. Rows that do not fit are named (`mine` writes them
-into left_out.txt) and counted; `mine --strict` ends at the first one. --plugin adds constraint types
-of your own (docs/rewards.md).
+into left_out.txt) and counted; `mine --strict` ends at the first one. --plugin adds constraint
+types of your own (docs/rewards.md).
 """
 
 from __future__ import annotations
