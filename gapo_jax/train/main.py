@@ -23,6 +23,7 @@ from gapo_jax.train.best import best_state
 from gapo_jax.train.build import Models, build_models, build_steps, initial_state
 from gapo_jax.train.clock import PhaseClock, counter
 from gapo_jax.train.context import TrainContext
+from gapo_jax.train.datasets.given import with_given
 from gapo_jax.train.datasets.prompts import (
     UserPrompts,
     read_user_prompts,
@@ -238,6 +239,7 @@ def made_data(
             prompts = own_prompts(config, models, workdir)
         else:
             prompts = make_all_prompts(config, models)
+        prompts = with_given(config, models, workdir, prompts)
     if not needs_pairs(config):
         processes.gather("data")
         return prompts, NO_PAIRS
