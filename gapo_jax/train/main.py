@@ -6,10 +6,12 @@ import contextlib
 import errno
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 from safetensors import SafetensorError
 
 from gapo_jax import io
@@ -27,7 +29,7 @@ from gapo_jax.train.datasets.user import own_prompts
 from gapo_jax.train.discriminator.pair_prompts import with_prompts_of_pairs
 from gapo_jax.train.evaluation import VerdictSets, measure, write_eval
 from gapo_jax.train.export import export, exported_params
-from gapo_jax.train.metrics import MetricsWriter
+from gapo_jax.train.metrics import MetricsWriter, read_metrics
 from gapo_jax.train.offline import loop as offline
 from gapo_jax.train.online import loop as online
 from gapo_jax.train.online.rollout import rollout_widths
@@ -117,6 +119,9 @@ def open_run(
     checkpointer = Checkpointer(checkpoints, keep=config.checkpoint.keep)
     if checkpointer.latest() is not None:
         state, host = restore_state(checkpointer, state)
+        if not config.ppo.kl_target:  # a run that stopped itself may go on with another one
+            coef = jax.device_put(np.float32(config.ppo.kl_coef), state.kl_coef.sharding)
+            state = state.replace(kl_coef=coef)
         clock.add(host["seconds"])
         log.info("continuing after round %d of %s", state.last_saved, workdir)
     saved = state.last_saved
@@ -137,7 +142,38 @@ def open_run(
         writer=MetricsWriter(workdir, resume_step=resume_step),
         checkpointer=checkpointer,
     )
+    if saved is not None and processes.first:
+        mend_history(ctx, saved, resume_step)
     return ctx, state
+
+
+def mend_history(ctx: TrainContext, saved: int, step: int) -> None:
+    """Write the line of the save that a run continues from, if a kill came in between; say which
+    rounds before it metrics.jsonl and samples.jsonl lack.
+
+    Args:
+        ctx: the run, about to continue.
+        saved: how many rounds its checkpoint has.
+        step: of the checkpoint.
+    """
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        if name == "samples.jsonl" and method_of(ctx.config).loop == "offline":
+            continue
+        present = {line["round"] for line in read_metrics(ctx.workdir / name)}
+        if missing := sorted(set(range(1, saved + 1)) - present):
+            log.warning(
+                "%s lacks %d of the %d rounds that its checkpoint has behind it (%s): the report "
+                "will lack them. Put the file back from a copy before you go on, if there is one",
+                ctx.workdir / name, len(missing), saved, _listed(missing)
+            )  # fmt: skip
+    lines = read_metrics(ctx.workdir)
+    if not any((line["phase"], line["round"]) == ("save", saved) for line in lines):
+        ctx.writer.write(step, saved, "save", {})
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, numbers[:8]))
+    return shown if len(numbers) <= 8 else f"{shown}, ..., {numbers[-1]}"
 
 
 def conclude(

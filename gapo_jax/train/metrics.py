@@ -10,6 +10,7 @@ import math
 import os
 import pathlib
 import sys
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO, TypeVar
@@ -72,17 +73,15 @@ class MetricsWriter:
         # One process writes; in the others of a multi-host run this object does nothing.
         self._main = jax.process_index() == 0
         self._files: dict[str, TextIO] = {}
-        self._tensorboard: Any = None
+        self._tensorboard: TensorBoardFile | None = None
         if not self._main:
             return
         for name in ("metrics.jsonl", "samples.jsonl"):
             if resume_step is not None:
                 drop_after(self.workdir / name, resume_step)
             self._files[name] = open(self.workdir / name, "a", encoding="utf-8")
-        from tensorboardX import SummaryWriter  # protobuf: slow to import, needed only here
-
         purge = None if resume_step is None else resume_step + 1
-        self._tensorboard = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=purge)
+        self._tensorboard = TensorBoardFile(self.workdir / "tensorboard", purge)
 
     def write(
         self,
@@ -119,12 +118,9 @@ class MetricsWriter:
             time_s = values.get(f"time/{phase}_s")
         head = {"step": int(step), "round": int(round), "phase": phase, "time_s": time_s}
         record = head | dict(sorted(values.items()))
-        if self._main:
+        if self._tensorboard is not None:
             self._append("metrics.jsonl", record)
-            for name, value in values.items():
-                if value is not None:
-                    # TensorBoard tags hold no colon; instruction ids do.
-                    self._tensorboard.add_scalar(name.replace(":", "_"), value, int(step))
+            self._tensorboard.write(values, int(step))
             # Above a progress bar rather than through it.
             console = self._console or sys.stdout
             tqdm.write(console_line(record), file=console)
@@ -171,6 +167,48 @@ class MetricsWriter:
         # One write of a whole line, so that a killed run loses at most its last line.
         self._files[name].write(io.json_line(record, allow_nan=False))
         self._files[name].flush()
+
+
+class TensorBoardFile:
+    """An event file of TensorBoard, written in the calling thread: after `flush` all of it is on
+    the disk. (tensorboardX's own writer has a thread and a queue, and flushes what has come out of
+    the queue by then.)
+
+    Args:
+        folder: made if missing.
+        purge_step: TensorBoard forgets what earlier files have of this step and later ones.
+    """
+
+    def __init__(self, folder: pathlib.Path, purge_step: int | None) -> None:
+        # Protobuf is slow to import, and needed only here.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.summary import scalar
+
+        folder.mkdir(parents=True, exist_ok=True)
+        messages: Any = event_pb2  # its classes are made when it is imported
+        self._event, self._scalar = messages.Event, scalar
+        self._events = EventsWriter(str(folder / "events"))
+        if purge_step is not None:
+            start = messages.SessionLog(status=messages.SessionLog.START)
+            self._write(purge_step, session_log=start)
+
+    def write(self, values: Mapping[str, float | int | None], step: int) -> None:
+        """Write the numbers among the values; colons, as instruction ids have, become "_"."""
+        for name, value in values.items():
+            if value is not None:
+                self._write(step, summary=self._scalar(name.replace(":", "_"), value))
+
+    def _write(self, step: int, **content: Any) -> None:
+        self._events.write_event(self._event(wall_time=time.time(), step=step, **content))
+
+    def flush(self) -> None:
+        """Put everything written so far on the disk."""
+        self._events.flush()
+
+    def close(self) -> None:
+        """Flush and close the file."""
+        self._events.close()
 
 
 def drop_after(path: pathlib.Path, step: int) -> None:
