@@ -7,8 +7,9 @@ import pytest
 
 from gapo_jax.config import change, finalize
 from gapo_jax.config.presets import tiny
-from gapo_jax.train.main import mend_history
+from gapo_jax.train.history import mend_history
 from gapo_jax.train.metrics import MetricsWriter, read_metrics
+from gapo_jax.train.runtime import Processes
 from gapo_jax.train.workdir import STOPPED, claim_checkpoints, claim_workdir
 
 
@@ -57,13 +58,19 @@ def ctx(tmp_path):
                 writer.sample({"step": 2 * number, "round": number, "response": "a\u2028b"})
             writer.write(2 * number, number, "save", {"time/save_s": 0.1})
     writer = MetricsWriter(tmp_path, resume_step=6)
-    yield SimpleNamespace(config=_config(), workdir=tmp_path, writer=writer)
+    yield SimpleNamespace(
+        config=_config(),
+        workdir=tmp_path,
+        writer=writer,
+        updates_per_round=2,
+        processes=Processes(),
+    )
     writer.close()
 
 
 def test_a_whole_history_is_left_as_it_is(ctx, caplog):
     before = (ctx.workdir / "metrics.jsonl").read_bytes()
-    mend_history(ctx, 3, 6)
+    mend_history(ctx, 3)
     assert (ctx.workdir / "metrics.jsonl").read_bytes() == before and not caplog.text
 
 
@@ -72,7 +79,7 @@ def test_a_lost_line_of_the_last_save_is_written(ctx, caplog):
     *lines, last = path.read_text().splitlines(keepends=True)
     assert json.loads(last)["phase"] == "save"
     path.write_text("".join(lines))
-    mend_history(ctx, 3, 6)
+    mend_history(ctx, 3)
     wanted = {name: json.loads(last)[name] for name in ("step", "round", "phase")}
     assert wanted.items() <= read_metrics(path)[-1].items()
     assert not caplog.text
@@ -84,7 +91,7 @@ def test_missing_rounds_are_named(ctx, caplog, name, kept):
     path = ctx.workdir / name
     lines = path.read_text().split("\n")[:-1]
     path.write_text("".join(f"{line}\n" for line in lines[:kept]))
-    mend_history(ctx, 3, 6)
+    mend_history(ctx, 3)
     missing = "3" if kept else "1, 2, 3"
     if (name, kept) == ("samples.jsonl", 4):  # all three are there
         assert not caplog.text

@@ -1,7 +1,7 @@
 """What the discriminator learns from: which texts, with which targets, in which batches.
 
 Algorithm 1 of GAPO (arXiv 2503.20194): accepted prompts 1, rejected prompts 0, generated text by
-the label policy. All of it is decided on the host, a function of (seed, round) alone.
+the label policy. All of it is decided in numpy, a function of (seed, round) alone.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from gapo_jax.data.curriculum import in_use
 from gapo_jax.data.discriminator_text import encode_discriminator
 from gapo_jax.evaluate.accuracy import Verdict
 from gapo_jax.evaluate.text_health import repetition
+from gapo_jax.rng import Stream, stream
 from gapo_jax.train.discriminator.steps import TextBatch
 from gapo_jax.train.discriminator.texts import GeneratedText, LabelledText, Text
 from gapo_jax.types import ACCEPTED, GENERATED, REJECTED, Preference
@@ -57,6 +58,7 @@ def label_generated(
             "soft": config.soft_label,
             "verified": config.positive_label if text.verified else 0.0,
             "drop_verified": 0.0,
+            "demonstration": 0.0,
         }[config.label_policy]
         labelled.append(LabelledText(text.prompt, text.response, GENERATED, target))
     return labelled
@@ -81,12 +83,14 @@ def round_texts(
     two texts, see `compared`.
 
     With `generated_prompts="pairs"` the real texts stand under the prompts of the generated ones,
-    see `texts_under`.
+    see `texts_under`. With the labels `demonstration` all of them are accepted, and every
+    comparison has a generated text.
     """
-    rng = np.random.default_rng([seed, round_index, 1])
+    rng = stream(seed, Stream.ROUND_TEXTS, round_index)
     pairwise = config.loss == "bradley_terry"
     total = config.updates_per_round * config.batch_size // (2 if pairwise else 1)
-    wanted = round(total * config.generated_fraction)
+    demonstrated = config.label_policy == "demonstration"
+    wanted = total if pairwise and demonstrated else round(total * config.generated_fraction)
     new, old = label_generated(fresh, config), label_generated(replay, config)
     if not (new or old):
         wanted = 0
@@ -101,7 +105,11 @@ def round_texts(
         parts = (total - wanted, wanted) if pairwise else (num_pairs,)
         real = [t for n in parts for t in texts_under(rng, asked, pairs, 2 * n, config)]
     else:
-        chosen = batch_at(seed, round_index, len(pairs), num_pairs) if num_pairs else []
+        chosen = []
+        if num_pairs:
+            chosen = batch_at(
+                seed, Stream.ROUND_PAIRS, step=round_index, n=len(pairs), batch_size=num_pairs
+            )
         real = [text for i in chosen for text in pair_texts(pairs[i], config.positive_label)]
     if pairwise:
         units = compared(rng, generated, real, total, shared)
@@ -122,7 +130,8 @@ def texts_under(
     config: DiscriminatorConfig,
 ) -> list[LabelledText]:
     """Return `count` texts of pairs, accepted and rejected in turn, under the prompts of `asked`,
-    in proportion to how often each occurs there.
+    in proportion to how often each occurs there; accepted ones alone with the labels
+    `demonstration`.
 
     For the Bradley-Terry loss an accepted text and the next, rejected one share their prompt. Under
     a prompt that is accepted and never rejected (pairs that come in no cycles) the rejected side of
@@ -146,7 +155,7 @@ def texts_under(
     texts: list[LabelledText] = []
     used: collections.Counter[tuple[str, int]] = collections.Counter()
     for number, prompt in enumerate(prompts):
-        kind = number % 2
+        kind = 0 if config.label_policy == "demonstration" else number % 2
         options = sides[kind].get(prompt) or other_sides[prompt]
         texts.append(options[used[prompt, kind] % len(options)])
         used[prompt, kind] += 1

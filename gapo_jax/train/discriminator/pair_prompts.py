@@ -68,7 +68,7 @@ def prompts_of_round(
     count, chosen = config.ppo.prompts_per_round, []
     while len(chosen) < count:
         epoch, offset = divmod(index * count + len(chosen), len(rows))
-        rng = stream(config.seed, Stream.PROMPT_ORDER, attempt, epoch)
+        rng = stream(config.seed, Stream.PAIR_PROMPT_ORDER, attempt, epoch)
         places_A = rng.permutation(int(cycles_A.max()) + 1)[cycles_A]
         order = np.argsort(places_A, kind="stable")[offset : offset + count - len(chosen)]
         chosen += [rows[i] for i in order]

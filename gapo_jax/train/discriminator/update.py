@@ -24,9 +24,6 @@ from gapo_jax.train.round import RoundRollout
 from gapo_jax.train.state import GAPOState, TrainState
 from gapo_jax.types import GENERATED
 
-# Of the run's key, for dropout.
-DISCRIMINATOR_STREAM = 4
-
 
 def update_discriminator(
     ctx: TrainContext, state: GAPOState, rollout: RoundRollout
@@ -63,7 +60,7 @@ def _update(
         ctx.models.disc_tokenizer,
         texts,
         settings,
-        jax.random.fold_in(state.key, DISCRIMINATOR_STREAM),
+        state.key,
     )
     check_finite(metrics, f"round {index + 1}", ONLINE_RATES)
     metrics["disc/pairs_in_use"] = float(known)
