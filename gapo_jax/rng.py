@@ -70,6 +70,7 @@ class Stream(enum.StrEnum):
     SGPO_ANSWERS = enum.auto()  # [row]
     SGPO_IMPROVEMENTS = enum.auto()  # [row]
     GENERATE_COMMAND = enum.auto()  # [row]
+    CHAT_COMMAND = enum.auto()  # [turn]
     EVALUATE_COMMAND = enum.auto()  # [row]
     TOKEN = enum.auto()  # [number of the token in its row]; its root is the row's key
 

@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train a model with any method",
     "evaluate": "measure constraint accuracy of responses, or of a model",
     "generate": "sample text from a model",
+    "chat": "talk to a model, its constraints checked while it writes",
     "convert": "import, export and verify models",
     "build-data": "mine preferential prompts, lint data, make the product set",
     "plan": "compile for a TPU that is not here: does it fit, what does it move",
