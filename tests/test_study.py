@@ -239,17 +239,17 @@ def test_a_study_that_is_killed_goes_on_where_it_was(tmp_path, capsys):
     """Two arms and two seeds. The study is told to stop when it starts its third run."""
     arguments = ["--config", "configs/studies/tiny.py", "--out", str(tmp_path / "out")]
     arguments += ["--runs", str(tmp_path / "runs")]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "gapo_jax.cli.study", *arguments],
         stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert process.stdout is not None
-    for text in process.stdout:
-        if text.startswith("sft/seed1: starting"):
-            process.send_signal(signal.SIGTERM)
-            break
-    said = process.stdout.read()
-    assert process.wait() == 75 and "the same command goes on" in said, said
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        for text in process.stdout:
+            if text.startswith("sft/seed1: starting"):
+                process.send_signal(signal.SIGTERM)
+                break
+        said = process.stdout.read()
+    assert process.returncode == 75 and "the same command goes on" in said, said
     lines = tmp_path / "out" / "tiny.jsonl"
     first = lines.read_text()
     assert [json.loads(line)["arm"] for line in first.splitlines()] == ["sft", "dpo"]
