@@ -26,6 +26,7 @@ SETS = {
     "heldout_topics": "held-out topics",
     "heldout_phrasings": "held-out phrasings",
     "heldout_tasks": "held-out tasks",  # of the user's own data
+    "heldout_prompts": "held-out prompts",
     "trip_wires": "trip wires",
 }
 MEASURES = {"instruction_strict": "per instruction", "prompt_strict": "per prompt"}
@@ -62,6 +63,7 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
             finished="after" in summary or "heldout" in summary,
             facts=_facts(records, summary),
             accuracy=_accuracy_rows(summary),
+            rewards=_reward_rows(summary),
             heldout=_heldout_rows(summary),
             rows=summary.get("rows", {}),
             exported=summary.get("exported_round"),
@@ -152,6 +154,21 @@ def _accuracy_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
             row["verdict"] = _verdict(change)
             rows.append(row)
     return rows
+
+
+def _reward_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return one row for each source whose reward was measured on held-out prompts."""
+    measured = summary.get("rewards", {})
+    return [
+        {
+            "source": name,
+            "before": before,
+            "after": measured["after"][name],
+            "change": measured["difference"][name],
+            "verdict": _verdict(measured["difference"][name]),
+        }
+        for name, before in measured.get("before", {}).items()
+    ]
 
 
 def _heldout_rows(summary: Mapping[str, Any]) -> list[tuple[str, float, float]]:

@@ -16,6 +16,7 @@ from gapo_jax import config as configuration
 from gapo_jax import io
 from gapo_jax.checkpoint import folder_exists, make_folder
 from gapo_jax.config import Config
+from gapo_jax.train.datasets.prompts import takes_prompts
 from gapo_jax.train.datasets.user import check_source
 from gapo_jax.train.lock import LOCK
 from gapo_jax.train.runtime import Processes
@@ -63,7 +64,10 @@ def share_workdir(config: Config, workdir: Path, processes: Processes) -> tuple[
     """
     shared = None
     if processes.first:
-        check_source(config, workdir)
+        if not takes_prompts(
+            config, workdir
+        ):  # those are read, and so checked, as soon as they are there
+            check_source(config, workdir)
         claim_workdir(config, workdir)
         checkpoints = config.checkpoint.directory or str(workdir.absolute() / CHECKPOINTS)
         make_folder(checkpoints)
