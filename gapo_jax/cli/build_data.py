@@ -217,7 +217,7 @@ def run_mine(options: argparse.Namespace) -> dict[str, Any]:
     cycles = mining.mine(rows, recipe.settings, num_proc=options.num_proc)
     sides = selection.split_by_task(cycles, recipe.test_fraction, options.seed)
     train = selection.balance(sides[0], recipe.pairs, options.seed)
-    test = selection.balance(sides[1], None, options.seed)
+    test = selection.balance(sides[1], None, options.seed, "test")
     minutes = (time.perf_counter() - start) / 60
     splits = {
         name: [p for c in part for p in c] for name, part in (("train", train), ("test", test))

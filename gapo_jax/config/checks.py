@@ -29,6 +29,7 @@ def check(config: Config) -> None:
         check_fields(section, path)
     method = method_of(config)
     _check_sampling(config)
+    _check_own_tasks(config)
     _check_trained_parts(config)
     if method.loop == "online":
         _check_online(config)
@@ -58,6 +59,16 @@ def _check_sampling(config: Config) -> None:
             "config.reward.standardise='group' needs at least 2 samples of a prompt; set "
             f"config.ppo.samples_per_prompt (got {samples}) or 'running'"
         )
+
+
+def _check_own_tasks(config: Config) -> None:
+    for name in ("development_prompts", "trip_wires"):
+        if config.data.source and getattr(config.eval, name):
+            raise ValueError(
+                f"config.eval.{name}={getattr(config.eval, name)} makes prompts of our own tasks, "
+                f"but config.data.source={config.data.source!r} brings others; leave one of them "
+                "out"
+            )
 
 
 def _check_trained_parts(config: Config) -> None:

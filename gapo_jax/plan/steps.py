@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gapo_jax import rng
 from gapo_jax.compilation import jit_placed
 from gapo_jax.config import Config
 from gapo_jax.methods import asks_discriminator, batches_of, has_critic, method_of, sides_of
@@ -126,7 +127,7 @@ def _sampling_steps(
     )
     weights = place.abstract(weights)
     tokens = place.abstract_rows(shape_struct(prompts, prompt, dtype=jnp.int32))
-    keys = place.abstract_rows(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows)))
+    keys = place.abstract_rows(rng.key_shape(rows))
     count, found = Flops(decoder), decoder.num_layers
     whole, attention = count.layers(prompts, prompt, found)
     prefill = jit_placed(
@@ -277,7 +278,7 @@ def _discriminator_steps(
     texts = batch.tokens_BT, batch.mask_BT, batch.type_ids_BT
     network, key = (
         state.discriminator,
-        place.abstract(jax.eval_shape(jax.random.key, 0), "whole"),
+        place.abstract(rng.key_shape(), "whole"),
     )
     disc_score, disc_update = _lowerable(compiled, "disc_score", "disc_update")
     shape = models.discriminator.config

@@ -15,7 +15,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, ScalarLike
 
+from gapo_jax import rng
 from gapo_jax.models import DecoderConfig, generation
+from gapo_jax.rng import Stream
 from gapo_jax.sharding import ONE_DEVICE, Placement
 
 BLOCK = 256
@@ -137,9 +139,10 @@ def draw_tokens(
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
     """Draw one token per row from softmax(logits), or take the best one when `greedy`.
 
-    `logits_BV` float32, already divided by the temperature; each of `keys_B` is folded with
-    `step` (int32, a scalar or [B]); `place` is where the logits were made. Returns the tokens [B]
-    int32 and their log-probs [B] float32 in the full distribution (before `restrict`).
+    `logits_BV` float32, already divided by the temperature; a token's key is derived from that of
+    its row in `keys_B` and from `step` (int32, a scalar or [B]); `place` is where the logits were
+    made. Returns the tokens [B] int32 and their log-probs [B] float32 in the full distribution
+    (before `restrict`).
     """
     restricted = bool(top_k or top_p < 1.0 or min_p)
     # Sorting takes whole rows.
@@ -152,9 +155,10 @@ def draw_tokens(
         logits_BV = restrict(logits_BV, top_k, top_p, min_p)
         mass_BM = _masses(logits_BV, top_B, grain, place)
 
-    uniform_B2 = jax.vmap(lambda key, at: jax.random.uniform(jax.random.fold_in(key, at), (2,)))(
-        keys_B, jnp.broadcast_to(step, keys_B.shape)
-    )
+    def uniform(key: jax.Array, at: jax.Array) -> jax.Array:
+        return jax.random.uniform(rng.key(key, Stream.TOKEN, at), (2,))
+
+    uniform_B2 = jax.vmap(uniform)(keys_B, jnp.broadcast_to(step, keys_B.shape))
     if grain:
         best_B = logits_BV.argmax(axis=-1) // BLOCK
     else:

@@ -30,18 +30,6 @@ class Generated(NamedTuple):
     device_s: float = 0.0
 
 
-def row_keys(key: Key[Array, ""], *path: int, count: int) -> Key[Array, "{count}"]:
-    """Return `count` typed keys [B] that depend on the run's key, on `path` and on the row."""
-    for part in path:
-        key = jax.random.fold_in(key, part)
-    return _fold_rows(key, np.arange(count, dtype=np.uint32))
-
-
-@jax.jit
-def _fold_rows(key: jax.Array, rows_B: jax.Array) -> jax.Array:
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows_B)
-
-
 def ended_rows(
     rollout: Rollout, eos_ids: Sequence[int], stops: StopStrings | None = None
 ) -> Bool[np.ndarray, "B"]:

@@ -6,27 +6,26 @@ The discriminator has no say here: a policy that has learned to please it must n
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
-
-from gapo_jax import io
+from gapo_jax import io, rng
 from gapo_jax.config import Config, system_text
 from gapo_jax.constraints.verifiers import VerifierPool
-from gapo_jax.evaluate.accuracy import Verdict, paired_difference, summarise, verify
+from gapo_jax.evaluate.accuracy import Verdict, paired_difference, read_verdicts, summarise, verify
+from gapo_jax.evaluate.exploits import health_of_verdicts
 from gapo_jax.methods import method_of
-from gapo_jax.rollout.generate import generate, row_keys
+from gapo_jax.rng import Stream
+from gapo_jax.rollout.generate import generate
 from gapo_jax.train.build import Models
 from gapo_jax.train.clock import counter
 from gapo_jax.train.context import TrainContext
+from gapo_jax.train.likelihood import start_logprobs
 from gapo_jax.train.metrics import read_metrics
 from gapo_jax.train.runtime import stop_between_batches
 from gapo_jax.train.state import GAPOState
 from gapo_jax.types import Params, PromptRow
 
-EVAL_STREAM = 101
 # By held-out set.
 VerdictSets = dict[str, list[Verdict]]
 
@@ -60,20 +59,13 @@ def measure(ctx: TrainContext, params: Callable[[], Params], name: str) -> Verdi
                         verifiers=ctx.verifiers,
                         on_batch=stop_between_batches(ctx.stop, ctx.processes, advance),
                     )
-                records += [{"set": set_name, **dataclasses.asdict(v)} for v in verdicts]
+                records += [{"set": set_name, **v.to_json()} for v in verdicts]
         io.write_jsonl(path, records)
-    sets: VerdictSets = {}
-    for record in io.read_jsonl(path):
-        set_name = record.pop("set")
-        fields: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in record.items()
-        }
-        sets.setdefault(set_name, []).append(Verdict(**fields))
-    return sets
+    return read_verdicts(path)
 
 
 def write_eval(ctx: TrainContext, verdicts: VerdictSets, finished: int) -> None:
-    """Write one metrics line with the accuracies of all held-out sets.
+    """Write one metrics line with the accuracies and the text health of all held-out sets.
 
     A run that is continued after its last round may have written it already.
     """
@@ -84,8 +76,10 @@ def write_eval(ctx: TrainContext, verdicts: VerdictSets, finished: int) -> None:
     if any(line["phase"] == "eval" and line["step"] == step for line in lines):
         return
     metrics: dict[str, float] = {}
-    for set_name, summary in summarise_sets(verdicts, ctx.config.eval.resamples).items():
+    for set_name, summary in summarise_sets(ctx.config, verdicts).items():
         metrics |= _strict_accuracies(summary, f"eval/{set_name}")
+        for name, value in health_of_verdicts(verdicts[set_name]).items():
+            metrics[f"eval/{set_name}/{name.removeprefix('response/')}"] = value
     metrics["time/eval_s"] = ctx.clock.last.get("eval", 0.0)
     ctx.writer.write(step, finished, "eval", metrics)
 
@@ -109,7 +103,8 @@ def maybe_evaluate(ctx: TrainContext, state: GAPOState, finished: int) -> None:
             width=ctx.prompts.width,
             verifiers=ctx.verifiers,
         )
-        metrics = _strict_accuracies(summarise(verdicts, resamples=config.eval.resamples), "eval")
+        summary = summarise(verdicts, config.seed, config.eval.resamples)
+        metrics = _strict_accuracies(summary, "eval")
     metrics["time/eval_s"] = ctx.clock.last["eval"]
     ctx.writer.write(finished * ctx.updates_per_round, finished, "eval", metrics)
 
@@ -140,8 +135,7 @@ def evaluate_policy(
     the same random numbers and differ by the weights only.
     """
     samples = [row for row in rows for _ in range(config.eval.samples_per_prompt)]
-    stream = zlib.crc32(name.encode())
-    keys_B = row_keys(jax.random.key(config.seed), EVAL_STREAM, stream, count=len(samples))
+    keys_B = rng.row_keys(config.seed, Stream.EVALUATION, name, count=len(samples))
     generated = generate(
         models.sample,
         params,
@@ -155,20 +149,27 @@ def evaluate_policy(
         stop=config.sampling.stop,
         on_batch=on_batch,
     )
-    return verify(samples, generated.texts, verifiers)
+    verdicts = verify(samples, generated.texts, verifiers)
+    if not config.eval.likelihood:
+        return verdicts
+    likely_B = start_logprobs(models, generated.rollout, config.sampling.batch_size)
+    return [
+        dataclasses.replace(verdict, start_logprob=float(value))
+        for verdict, value in zip(verdicts, likely_B, strict=True)
+    ]
 
 
-def summarise_sets(verdicts: Mapping[str, Sequence[Verdict]], resamples: int) -> dict[str, Any]:
+def summarise_sets(config: Config, verdicts: Mapping[str, Sequence[Verdict]]) -> dict[str, Any]:
     """Return the accuracies of each held-out set with 95% bootstrap intervals."""
-    return {name: summarise(rows, resamples=resamples) for name, rows in verdicts.items()}
+    settings = config.seed, config.eval.resamples
+    return {name: summarise(rows, *settings) for name, rows in verdicts.items()}
 
 
 def compare_sets(
+    config: Config,
     before: Mapping[str, Sequence[Verdict]],
     after: Mapping[str, Sequence[Verdict]],
-    resamples: int,
 ) -> dict[str, Any]:
     """Return after minus before for each set, paired by prompt, with 95% intervals."""
-    return {
-        name: paired_difference(before[name], after[name], resamples=resamples) for name in before
-    }
+    settings = config.seed, config.eval.resamples
+    return {name: paired_difference(before[name], after[name], *settings) for name in before}

@@ -11,23 +11,24 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from gapo_jax import rng
 from gapo_jax.config import Config, system_text
 from gapo_jax.data.batching import batch_at, bucket_widths
 from gapo_jax.evaluate.accuracy import Verdict, summarise, verify
 from gapo_jax.evaluate.text_health import repetition, text_health
 from gapo_jax.methods import estimator
-from gapo_jax.rollout.generate import Generated, generate, prompt_lengths, row_keys
+from gapo_jax.rng import Stream
+from gapo_jax.rollout.generate import Generated, generate, prompt_lengths
 from gapo_jax.train.buckets import take_rows
 from gapo_jax.train.build import Models
 from gapo_jax.train.context import TrainContext
 from gapo_jax.train.datasets.self_generated import Prompts, ended_responses
 from gapo_jax.train.discriminator.batches import is_accepted
+from gapo_jax.train.discriminator.pair_prompts import prompts_of_round
 from gapo_jax.train.discriminator.texts import GeneratedText
 from gapo_jax.train.round import RoundRollout
 from gapo_jax.train.state import GAPOState
 from gapo_jax.types import PromptRow, Rollout
-
-ROLLOUT_STREAM = 102
 
 
 def sample_rollout(ctx: TrainContext, state: GAPOState, index: int) -> RoundRollout:
@@ -119,16 +120,25 @@ def sample_responses(
     Further attempts take the prompts in other orders, with other keys.
     """
     config, pool = ctx.config, ctx.prompts.train
-    chosen = batch_at(config.seed + 7919 * attempt, index, len(pool), config.ppo.prompts_per_round)
-    prompts = [pool[i] for i in chosen]
+    if config.discriminator.generated_prompts == "pairs":
+        prompts = prompts_of_round(config, pool, ctx.pairs, index, attempt)
+    else:
+        chosen = batch_at(
+            config.seed,
+            Stream.PROMPT_ORDER,
+            attempt,
+            step=index,
+            n=len(pool),
+            batch_size=config.ppo.prompts_per_round,
+        )
+        prompts = [pool[i] for i in chosen]
     rows = [row for row in prompts for _ in range(config.ppo.samples_per_prompt)]
-    path = (ROLLOUT_STREAM, index, *([attempt] if attempt else []))
     generated = generate(
         ctx.models.sample,
         ctx.sampling_params(state),
         ctx.models.tokenizer,
         [row.prompt for row in prompts],
-        row_keys(state.key, *path, count=len(rows)),
+        rng.row_keys(state.key, Stream.ROLLOUT, index, attempt, count=len(rows)),
         batch_size=config.sampling.batch_size,
         width=ctx.prompts.width,
         temperature=config.sampling.temperature,
@@ -196,7 +206,7 @@ def rollout_metrics(
     ctx: TrainContext, rows: Sequence[PromptRow], generated: Generated, verdicts: Sequence[Verdict]
 ) -> dict[str, float]:
     """Return constraint accuracy (by rule) and the health of the sampled text."""
-    summary = summarise(verdicts, resamples=1)
+    summary = summarise(verdicts, ctx.config.seed, resamples=1)
     ended_B = ended_responses(ctx.config, ctx.models, generated.rollout)
     metrics = {
         "constraint/instruction_strict": summary["instruction_strict"]["value"],
