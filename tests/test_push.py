@@ -201,5 +201,5 @@ def test_the_card_of_a_run_on_rows_has_their_numbers_and_measures(tmp_path) -> N
     io.write_text(tmp_path / "README.md", "---\nx: y\n---\n")
     push.complete_card(tmp_path, str(tmp_path), REPO, "generator", "mit")
     card = (tmp_path / "README.md").read_text()
-    assert "950 trained on, 50 held out" in card and "constraint types" not in card
+    assert "950 trained on, 50 held out" in card and "constraint types: " not in card
     assert "| nll_loss | 2.5 | 1.25 |" in card
