@@ -35,6 +35,7 @@ class Stream(enum.StrEnum):
     # Starting weights.
     GENERATOR_WEIGHTS = enum.auto()
     DISCRIMINATOR_WEIGHTS = enum.auto()
+    REWARD_MODEL_WEIGHTS = enum.auto()  # [its source]
     CRITIC_WEIGHTS = enum.auto()
     ADAPTER_WEIGHTS = enum.auto()  # [matrix]
     HEAD_WEIGHTS = enum.auto()
@@ -70,6 +71,7 @@ class Stream(enum.StrEnum):
     SGPO_ANSWERS = enum.auto()  # [row]
     SGPO_IMPROVEMENTS = enum.auto()  # [row]
     GENERATE_COMMAND = enum.auto()  # [row]
+    CHAT_COMMAND = enum.auto()  # [turn]
     EVALUATE_COMMAND = enum.auto()  # [row]
     TOKEN = enum.auto()  # [number of the token in its row]; its root is the row's key
 

@@ -167,7 +167,8 @@ def _check_offline(config: Config) -> None:
             f"config.offline.accumulate={offline.accumulate} must divide "
             f"config.offline.batch_size={offline.batch_size}"
         )
-    if method.trains == "policy" and offline.batch_size > config.data.pairs:
+    made = not config.data.source  # what a source gives is counted when it is read
+    if made and method.trains == "policy" and offline.batch_size > config.data.pairs:
         raise ValueError(
             f"config.offline.batch_size={offline.batch_size} asks {method.name} for more examples "
             f"than config.data.pairs={config.data.pairs} gives; lower the one or raise the other"

@@ -130,8 +130,10 @@ def dpo(
     reduce: str,
     sft_weight: float,
 ) -> Result:
-    """`dpo_loss` of a chosen and a rejected side, their log-probs the `sum` or `mean` of tokens."""
-    policy_AG, ref_AG = rows.sequence(mean=reduce == "mean")
+    """`dpo_loss` of a chosen and a rejected side, their log-probs the `sum` or `mean` of tokens, or
+    (`auto`) the mean for ipo and the sum for the other variants."""
+    mean = reduce == "mean" or (reduce == "auto" and variant == "ipo")
+    policy_AG, ref_AG = rows.sequence(mean=mean)
     assert ref_AG is not None
     result = preference.dpo_loss(
         *(policy_AG[:, 0], policy_AG[:, 1], ref_AG[:, 0], ref_AG[:, 1]),
