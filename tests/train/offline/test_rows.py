@@ -389,7 +389,7 @@ def test_a_run_on_pairs_goes_on_where_it_stopped(tmp_path):
         if "dev/nll_loss" in line
     }
     assert whole["exported_round"] == min(development, key=development.__getitem__)
-    rows = io.read_jsonl(tmp_path / "whole" / "rows.jsonl")[0]["rows"]
+    rows = io.read_jsonl(tmp_path / "whole" / "row_tables.jsonl")[0]["rows"]
     assert rows == {"train": 8, "development": 2, "heldout": 2}
     assert whole["rows"]["left_out"] == 2
     assert "Held-out rows" in (tmp_path / "whole" / "report.html").read_text()
