@@ -41,6 +41,7 @@ _PLACES = {
     "ID": ("punctuation:no_comma",),
     "PHASE": "warmup rollout score experience discriminator policy eval save".split(),
     "REASON": ("copy", "too_close", "too_far", "not_nearer", "same", "length"),
+    "SOURCE": ("verifier", "discriminator"),
     "SET": ("heldout_topics", "heldout_phrasings", "heldout_tasks", "development", "trip_wires"),
 }
 
