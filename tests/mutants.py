@@ -339,7 +339,7 @@ FAULTS = (
     Fault("held-out prompts are trained on", "gapo_jax/train/datasets/rows.py",
           "np.flatnonzero(part_of[group] == part)", "np.flatnonzero(part_of[group] <= part)",
           (ROWS, "-k", "split_by_prompt")),
-    Fault("rows of the second epoch in the order of the first", "gapo_jax/train/offline/row_batches.py",
+    Fault("rows begin anew in every window", "gapo_jax/train/offline/row_batches.py",
           "step=window, n", "step=0, n", (ROWS, "-k", "once_an_epoch")),
     Fault("the worse side of held-out pairs preferred", "gapo_jax/train/row_evaluation.py",
           "order = float(np.mean(good_A > bad_A))", "order = float(np.mean(good_A < bad_A))",
