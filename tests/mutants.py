@@ -45,6 +45,7 @@ EXPLAINED: dict[str, str] = {}
 
 NUMBERS = "tests/train/online/test_round_numbers.py"
 OFFLINE = "tests/train/test_offline_numbers.py"
+ROWS = "tests/train/offline/test_rows.py"
 
 
 PASSED, FAILED, NOT_COLLECTED = 0, 1, 2  # exit statuses of pytest
@@ -331,6 +332,18 @@ FAULTS = (
           "optax.set_to_zero(), updates_per_round(config)", (OFFLINE, "-k", "dpo")),
     Fault("offline batches begin anew in every round", "gapo_jax/train/offline/loop.py",
           "index * ctx.updates_per_round", "0 * ctx.updates_per_round", (OFFLINE, "-k", "dpo")),
+    Fault("rows are told apart by the wrong label", "gapo_jax/train/offline/row_arrays.py",
+          '(numbers["rewards_B"] > 0.5)', '(numbers["rewards_B"] < 0.5)', (ROWS, "-k", "kto")),
+    Fault("rows train on one token less", "gapo_jax/train/offline/row_arrays.py",
+          "start + max(first, 1)", "start + max(first, 1) + 1", (ROWS, "-k", "right_edge")),
+    Fault("held-out prompts are trained on", "gapo_jax/train/datasets/rows.py",
+          "np.flatnonzero(part_of[group] == part)", "np.flatnonzero(part_of[group] <= part)",
+          (ROWS, "-k", "split_by_prompt")),
+    Fault("rows begin anew in every window", "gapo_jax/train/offline/row_batches.py",
+          "step=window, n", "step=0, n", (ROWS, "-k", "once_an_epoch")),
+    Fault("the worse side of held-out pairs preferred", "gapo_jax/train/row_evaluation.py",
+          "order = float(np.mean(good_A > bad_A))", "order = float(np.mean(good_A < bad_A))",
+          (ROWS, "-k", "held_out_rows_are_measured")),
 )  # fmt: skip
 
 
