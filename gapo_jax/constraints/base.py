@@ -15,13 +15,13 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from gapo_jax.constraints import ifeval_checks, verdicts
-from gapo_jax.constraints.fields import FIELDS, RELATIONS, clean_kwargs
+from gapo_jax.constraints.fields import FIELDS, RELATIONS, Kwargs, clean_kwargs
 from gapo_jax.constraints.text import final_answer
 from gapo_jax.records import Constraint
 
 T = TypeVar("T")
 Phrasing = str | Mapping[str, str]  # a template, or one template per relation
-Probe = tuple[Mapping[str, Any], str, str]  # arguments, a satisfying text, a violating text
+Probe = tuple[Kwargs, str, str]  # arguments, a satisfying text, a violating text
 _ATTEMPTS = 12
 
 
@@ -120,11 +120,13 @@ class TrainableType(ConstraintType):
       train, heldout: phrasings for training and for evaluation only, each a format string over
         `fields(kwargs)`, or one per relation.
       relation: name of the relation field, or None.
+      excludes: ids of other types that must not stand in one prompt with this one.
     """
 
     train: ClassVar[tuple[Phrasing, ...]]
     heldout: ClassVar[tuple[Phrasing, ...]]
     relation: ClassVar[str | None] = None
+    excludes: ClassVar[tuple[str, ...]] = ()
 
     @property
     def train_styles(self) -> tuple[int, ...]:
@@ -138,16 +140,17 @@ class TrainableType(ConstraintType):
 
     @functools.cached_property
     def conflicts(self) -> frozenset[str]:
-        """Ids that must not occur in one prompt with this type (the release's table)."""
-        return ifeval_checks.conflicts().get(self.id, frozenset((self.id,)))
+        """Ids that must not occur in one prompt with this type: the release's, or `excludes`."""
+        own = frozenset((self.id, *self.excludes))
+        return ifeval_checks.conflicts().get(self.id, own)
 
-    def clean(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def clean(self, kwargs: Kwargs) -> dict[str, Any]:
         """Return valid arguments in their normal form, nulls dropped."""
         if self.id in FIELDS:
             return clean_kwargs(self.id, kwargs)
         return {key: value for key, value in kwargs.items() if value is not None}
 
-    def follows(self, kwargs: Mapping[str, Any], response: str) -> bool:
+    def follows(self, kwargs: Kwargs, response: str) -> bool:
         """Return whether a response satisfies the instance with these arguments."""
         return self.check(Constraint(self.id, kwargs), response)
 
@@ -170,7 +173,7 @@ class TrainableType(ConstraintType):
             phrasing = phrasing[kwargs[str(self.relation)]]
         return phrasing.format(**self.fields(kwargs))
 
-    def fields(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def fields(self, kwargs: Kwargs) -> dict[str, Any]:
         """Return what the phrasings may name; subclasses add counted nouns and quoted words."""
         return dict(kwargs)
 
@@ -192,7 +195,7 @@ class TrainableType(ConstraintType):
     def near_misses(
         self,
         rng: np.random.Generator,
-        kwargs: Mapping[str, Any],
+        kwargs: Kwargs,
         response: str,
         words: Sequence[str],
     ) -> Iterator[dict[str, Any]]:
@@ -200,7 +203,7 @@ class TrainableType(ConstraintType):
         the response violates."""
         return iter(())
 
-    def measure(self, kwargs: Mapping[str, Any], response: str) -> tuple[int, str, int] | None:
+    def measure(self, kwargs: Kwargs, response: str) -> tuple[int, str, int] | None:
         """Return (value of the response, relation, number asked for), or None for a type without
         degrees; the relation is "at least", "less than" or "exactly"."""
         return None
@@ -292,6 +295,97 @@ class TrainableType(ConstraintType):
         other = self.sample(rng, response=answer, satisfied=False, words=words, task=task)
         changed = other is not None and self.clean(other.kwargs) != before
         return other if changed else None
+
+
+class RelationType(TrainableType):
+    """A type that asks for a count of "at least" or "less than" a number.
+
+    Attributes:
+      number: name of the field of the number.
+      low, high: the range of numbers to ask for.
+      step: numbers are multiples of it where one is near.
+    """
+
+    number: ClassVar[str]
+    low: ClassVar[int] = 1
+    high: ClassVar[int] = 200
+    step: ClassVar[int] = 1
+
+    def count(self, kwargs: Kwargs, response: str) -> int:
+        """Return what is counted in a response; `kwargs` say of what, if the type has such a
+        field."""
+        raise NotImplementedError
+
+    def spread(self, count: int) -> int:
+        """Return how far from the count of a response a number may lie."""
+        return 2
+
+    def draw(self, rng: np.random.Generator, relation: str, words: Sequence[str]) -> dict[str, Any]:
+        """Return arguments that a short answer can satisfy, without the relation."""
+        raise NotImplementedError
+
+    def measure(self, kwargs: Kwargs, response: str) -> tuple[int, str, int]:
+        """Return (count, relation, number asked for)."""
+        return self.count(kwargs, response), kwargs[str(self.relation)], kwargs[self.number]
+
+    def propose(self, rng, response, satisfied, words, task):
+        """Suggest a relation and a number near the count of the response."""
+        if response is None:
+            relation = pick(rng, RELATIONS)
+            return {**self.draw(rng, relation, words), str(self.relation): relation}
+        return self.near(rng, {}, response, satisfied)
+
+    def near(
+        self, rng: np.random.Generator, kwargs: Kwargs, response: str, satisfied: bool
+    ) -> dict[str, Any] | None:
+        """Return `kwargs` with a relation and a number that the response satisfies or violates."""
+        count = self.count(kwargs, response)
+        found = threshold(
+            rng, count, satisfied,
+            low=self.low, high=self.high, spread=self.spread(count), step=self.step,
+        )  # fmt: skip
+        return None if found is None else self._with(kwargs, *found)
+
+    def near_misses(self, rng, kwargs, response, words):
+        """Yield the opposite relation and a number past the count, in random order."""
+        count = self.count(kwargs, response)
+        for found in relation_near_misses(
+            rng, kwargs[str(self.relation)], kwargs[self.number], count,
+            low=self.low, spread=self.spread(count), step=self.step,
+        ):  # fmt: skip
+            yield self._with(kwargs, *found)
+
+    def _with(self, kwargs: Kwargs, relation: str, number: int) -> dict[str, Any]:
+        return {**kwargs, self.number: number, str(self.relation): relation}
+
+
+class AtLeastType(TrainableType):
+    """A type that asks for at least a number of something; `number` names the field."""
+
+    number: ClassVar[str]
+
+    def count(self, response: str) -> int:
+        """Return what is counted in a response."""
+        raise NotImplementedError
+
+    def measure(self, kwargs: Kwargs, response: str) -> tuple[int, str, int]:
+        """Return (count, "at least", number asked for)."""
+        return self.count(response), "at least", kwargs[self.number]
+
+    def propose(self, rng, response, satisfied, words, task):
+        """Suggest a number near the count of the response."""
+        if response is None:
+            return {self.number: int(rng.integers(1, 4))}
+        count = self.count(response)
+        # Only one or two more than there are: a far number would be an easy pair.
+        if not satisfied:
+            return {self.number: count + int(rng.integers(1, 3))}
+        return {self.number: int(rng.integers(max(1, count - 1), count + 1))} if count else None
+
+    def near_misses(self, rng, kwargs, response, words):
+        """Yield the next two numbers above the count."""
+        for step in shuffled(rng, (1, 2)):
+            yield {self.number: self.count(response) + step}
 
 
 def other_relation(relation: str) -> str:
