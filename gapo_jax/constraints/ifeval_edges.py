@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gapo_jax.constraints.base import AtLeastType, TrainableType, counted, pick
+from gapo_jax.constraints.base import TrainableType, counted, pick
+from gapo_jax.constraints.counting import AtLeastType
 from gapo_jax.constraints.ifeval_checks import count_placeholders
 from gapo_jax.constraints.text import split_sentences
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from gapo_jax.constraints.base import AtLeastType, TrainableType, counted, pick, shuffled
+from gapo_jax.constraints.base import TrainableType, counted, pick, shuffled
+from gapo_jax.constraints.counting import AtLeastType
 from gapo_jax.constraints.text import LONG_TEXT, squeeze_spaces
 
 

@@ -5,14 +5,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from gapo_jax.constraints.base import (
-    RelationType,
-    TrainableType,
-    other_relation,
-    pick,
-    quoted,
-    shuffled,
-)
+from gapo_jax.constraints.base import TrainableType, pick, quoted, shuffled
+from gapo_jax.constraints.counting import RelationType, other_relation
 from gapo_jax.constraints.fields import RELATIONS
 from gapo_jax.constraints.words import COMMON_WORDS, absent_words, content_words
 

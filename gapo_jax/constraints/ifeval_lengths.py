@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from gapo_jax.constraints.base import RelationType, TrainableType, counted, pick, shuffled
+from gapo_jax.constraints.base import TrainableType, counted, pick, shuffled
+from gapo_jax.constraints.counting import RelationType
 from gapo_jax.constraints.text import split_sentences
 from gapo_jax.constraints.words import COMMON_WORDS, absent_words, content_words
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gapo_jax.constraints.base import RelationType, TrainableType, counted, pick, shuffled
+from gapo_jax.constraints.base import TrainableType, counted, pick, shuffled
+from gapo_jax.constraints.counting import RelationType
 from gapo_jax.constraints.fields import LANGUAGE_CODES
 from gapo_jax.constraints.text import split_sentences, word_tokenize
 

@@ -7,7 +7,8 @@ always what the rows of AI2 say: their word count, for one, is worded as an exac
 from __future__ import annotations
 
 from gapo_jax.constraints import iftrain_checks as checks
-from gapo_jax.constraints.base import RelationType, TrainableType, counted, pick, shuffled
+from gapo_jax.constraints.base import TrainableType, counted, pick, shuffled
+from gapo_jax.constraints.counting import RelationType
 from gapo_jax.constraints.ifeval_keywords import Frequency, LetterFrequency
 from gapo_jax.constraints.iftrain_words import free_word
 from gapo_jax.constraints.words import COMMON_WORDS, absent_words, content_words
