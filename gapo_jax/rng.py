@@ -35,6 +35,7 @@ class Stream(enum.StrEnum):
     # Starting weights.
     GENERATOR_WEIGHTS = enum.auto()
     DISCRIMINATOR_WEIGHTS = enum.auto()
+    REWARD_MODEL_WEIGHTS = enum.auto()  # [its source]
     CRITIC_WEIGHTS = enum.auto()
     ADAPTER_WEIGHTS = enum.auto()  # [matrix]
     HEAD_WEIGHTS = enum.auto()
@@ -42,10 +43,12 @@ class Stream(enum.StrEnum):
     # What a run learns from, made before its first round.
     PROMPTS = enum.auto()  # [name of the set]
     BOOTSTRAP_PROMPTS = enum.auto()
+    TRIP_WIRES = enum.auto()
     TOPIC_SPLIT = enum.auto()
     PAIRS = enum.auto()  # [name of the side]
     USER_PAIRS = enum.auto()  # [name of the side]
     EXAMPLES = enum.auto()
+    HELDOUT_ROWS = enum.auto()
 
     # What a folder of data is made of.
     MINING = enum.auto()  # [task]
@@ -68,6 +71,7 @@ class Stream(enum.StrEnum):
     SGPO_ANSWERS = enum.auto()  # [row]
     SGPO_IMPROVEMENTS = enum.auto()  # [row]
     GENERATE_COMMAND = enum.auto()  # [row]
+    CHAT_COMMAND = enum.auto()  # [turn]
     EVALUATE_COMMAND = enum.auto()  # [row]
     TOKEN = enum.auto()  # [number of the token in its row]; its root is the row's key
 

@@ -47,8 +47,8 @@ FORBIDDEN = {
 # and are needed by few calls.
 LATE = {
     "apache_beam", "array_record", "datasets", "huggingface_hub", "if_verifiable", "jax",
-    "langdetect", "nltk", "punkt", "pyarrow", "tensorboardX", "tensorflow_datasets", "torch",
-    "transformers", "wandb", "zstandard",
+    "langdetect", "mlflow", "nltk", "punkt", "pyarrow", "tensorboardX", "tensorflow_datasets",
+    "torch", "trackio", "transformers", "wandb", "zstandard",
 }  # fmt: skip
 # Who may import torch (in functions): what compares with it. The package trains without.
 TORCH = {"cli/benchmarks/peers.py", "cli/convert.py"}

@@ -21,6 +21,7 @@ from gapo_jax.config.schema import (
     Config,
     DataConfig,
     EvalConfig,
+    LogConfig,
     LoraConfig,
     MeshConfig,
     ModelConfig,
@@ -36,6 +37,7 @@ __all__ = [
     "DataConfig",
     "DiscriminatorConfig",
     "EvalConfig",
+    "LogConfig",
     "LoraConfig",
     "MeshConfig",
     "ModelConfig",
@@ -154,14 +156,18 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") 
     return lines
 
 
-# A longer run, a later export or another mesh is still the same run.
-_NOT_IDENTITY = ("name", "export", "rounds", "checkpoint", "mesh")
+# A longer run, a later export, another mesh or another sink is still the same run.
+_NOT_IDENTITY = ("name", "export", "rounds", "checkpoint", "mesh", "log")
 
 
 def identity(config: Config) -> dict[str, Any]:
     """Return the part of a configuration that a continued run must share with its beginning."""
     record = to_json(config)
-    del record["data"]["verify_workers"]  # as many as the machine has use for
+    for name in ("verify_workers", "cache"):  # what the machine has use for
+        del record["data"][name]
+    del record["reward"]["timeout_s"]  # as long as the machine takes
+    # With a measure of one's choice, other rows are left for development.
+    record["best"] = config.checkpoint.best
     left_out = {*_NOT_IDENTITY, *unused_options(config)}
     return {key: value for key, value in record.items() if key not in left_out}
 

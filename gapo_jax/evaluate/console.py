@@ -58,6 +58,20 @@ def accuracy_table(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def reward_table(summary: Mapping[str, Any]) -> str:
+    """Return the table of the mean held-out reward of each source, with 95% intervals."""
+
+    def cell(entry: Mapping[str, float], sign: str = "") -> str:
+        return "{value:{s}.3g} [{low:{s}.3g}, {high:{s}.3g}]".format(s=sign, **entry)
+
+    lines = [f"{'held-out mean reward':<42} {'before':<22} {'after':<22} change"]
+    for name, before in summary["before"].items():
+        cells = cell(before), cell(summary["after"][name])
+        change = cell(summary["difference"][name], "+")
+        lines.append(f"{name:<42} {cells[0]:<22} {cells[1]:<22} {change}")
+    return "\n".join(lines)
+
+
 def _block(label: str, text: str) -> str:
     body = textwrap.indent(printable(text.strip()) or "(empty)", "    ")
     return f"  {label}:\n{body}"
@@ -77,7 +91,9 @@ def sample_texts(summary: Mapping[str, Any]) -> str:
             for side in ("before", "after")
         }
         lines = [_block("prompt", sample["prompt"])]
-        lines += [_block(f"{side} ({marks[side]})", sample[side]) for side in ("before", "after")]
+        for side in ("before", "after"):
+            label = f"{side} ({marks[side]})" if marks[side] else side
+            lines.append(_block(label, sample[side]))
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
@@ -91,10 +107,31 @@ def discriminator_line(on_pairs: Mapping[str, Mapping[str, float]]) -> str:
     return f"discriminator on held-out pairs, first -> last: {', '.join(parts)}"
 
 
+def heldout_table(summary: Mapping[str, Any]) -> str:
+    """Return the table of what was measured on held-out rows, before and after."""
+    before, after = (summary["heldout"][side] for side in ("before", "after"))
+    rows = summary["rows"]
+    head = f"held-out rows ({rows['heldout']} of {rows['source']})"
+    width = max(42, len(head))
+    lines = [f"{head:<{width}} {'before':>10} {'after':>10} {'change':>10}"]
+    for name in (name for name in before if name in after):
+        change = after[name] - before[name]
+        lines.append(f"{name:<{width}} {before[name]:10.4g} {after[name]:10.4g} {change:+10.4g}")
+    return "\n".join(lines)
+
+
 def print_summary(summary: Mapping[str, Any]) -> None:
     """Print the outcome of a run: table, samples, relative change of the weights, paths."""
-    if summary["method"] != "discriminator":  # which leaves the generator unchanged
-        print(f"\n{accuracy_table(summary)}\n")
+    if "heldout" in summary:
+        print(f"\n{heldout_table(summary)}\n")
+        left_out = summary["rows"]["left_out"]
+        print(f"learned from {summary['rows']['train']} examples; {left_out} rows left out")
+        print(f"the export is the network after {summary['exported_step']} updates")
+    elif summary["method"] != "discriminator":  # which leaves the generator unchanged
+        if summary["before"]:
+            print(f"\n{accuracy_table(summary)}\n")
+        if rewards := summary.get("rewards"):
+            print(f"\n{reward_table(rewards)}\n")
         print(f"{sample_texts(summary)}\n")
     # Summaries of earlier versions call it "judge".
     if on_pairs := summary.get("discriminator", summary.get("judge")):

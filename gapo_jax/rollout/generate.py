@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -18,6 +18,8 @@ from gapo_jax.rollout.continuous import ContinuousSampler
 from gapo_jax.rollout.sampler import Sampler
 from gapo_jax.rollout.stops import StopStrings, stop_strings
 from gapo_jax.types import Params, Rollout
+
+Asked = str | Sequence[Mapping[str, str]]  # one user turn, or the turns of a dialogue
 
 SampleFn = Sampler  # the name that train/ still imports
 
@@ -42,14 +44,14 @@ def ended_rows(
 
 
 def prompt_lengths(
-    tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], system: str | None
+    tokenizer: PreTrainedTokenizerFast, prompts: Sequence[Asked], system: str | None
 ) -> list[int]:
     """Return the length of each prompt in tokens, chat template included."""
     return [len(chat_prompt(tokenizer, prompt, system).ids) for prompt in prompts]
 
 
 def prompt_width(
-    tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], system: str | None, limit: int
+    tokenizer: PreTrainedTokenizerFast, prompts: Sequence[Asked], system: str | None, limit: int
 ) -> int:
     """Return P for a set of prompts: the longest, rounded up to a multiple of 8, at most `limit`.
 
@@ -70,7 +72,7 @@ def generate(
     sample: Sampler,
     params: Params,
     tokenizer: PreTrainedTokenizerFast,
-    prompts: Sequence[str],
+    prompts: Sequence[Asked],
     keys_B: Key[Array, "B"],
     *,
     batch_size: int,

@@ -1,4 +1,4 @@
-"""What a run says while it goes: metrics.jsonl, samples.jsonl, TensorBoard, the console, bars.
+"""What a run says while it goes: metrics.jsonl, samples.jsonl, sinks, the console, bars.
 
 The files of a run that is continued hold what an uninterrupted run would have written: lines of
 steps after the checkpoint are dropped first.
@@ -20,6 +20,8 @@ from tqdm import tqdm
 
 from gapo_jax import io
 from gapo_jax.compilation import CompileCounter
+from gapo_jax.config import Config
+from gapo_jax.train.sinks import Sinks
 
 Item = TypeVar("Item")
 
@@ -55,6 +57,7 @@ class MetricsWriter:
         workdir: folder of the run, made if missing.
         resume_step: the step of the checkpoint that the run continues from. Lines of later steps,
             and a line cut off by a kill, are dropped first. None keeps the files as they are.
+        config: of the run, whose `log` names the sinks; TensorBoard alone without it.
         console: where the one-line reports go; standard output by default.
     """
 
@@ -63,6 +66,7 @@ class MetricsWriter:
         workdir: str | pathlib.Path,
         *,
         resume_step: int | None = None,
+        config: Config | None = None,
         console: TextIO | None = None,
     ):
         self.workdir = pathlib.Path(workdir)
@@ -70,19 +74,17 @@ class MetricsWriter:
         self.compiles = CompileCounter()
         self._console = console
         # One process writes; in the others of a multi-host run this object does nothing.
-        self._main = jax.process_index() == 0
         self._files: dict[str, TextIO] = {}
-        self._tensorboard: Any = None
-        if not self._main:
+        self._sinks: Sinks | None = None
+        if jax.process_index():
             return
         for name in ("metrics.jsonl", "samples.jsonl"):
             if resume_step is not None:
                 drop_after(self.workdir / name, resume_step)
             self._files[name] = open(self.workdir / name, "a", encoding="utf-8")
-        from tensorboardX import SummaryWriter  # protobuf: slow to import, needed only here
-
-        purge = None if resume_step is None else resume_step + 1
-        self._tensorboard = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=purge)
+        kept = [record["step"] for record in read_metrics(self.workdir)] or [-1]
+        last = (kept[-1], kept.count(kept[-1]))
+        self._sinks = Sinks(self.workdir, config, resume_step, last)
 
     def write(
         self,
@@ -93,7 +95,7 @@ class MetricsWriter:
         *,
         time_s: float | None = None,
     ) -> dict[str, Any]:
-        """Append one record to metrics.jsonl, to TensorBoard and to the console; return it.
+        """Append one record to metrics.jsonl, to the sinks and to the console; return it.
 
         Args:
             step: number of the update, never falling within a run.
@@ -119,12 +121,10 @@ class MetricsWriter:
             time_s = values.get(f"time/{phase}_s")
         head = {"step": int(step), "round": int(round), "phase": phase, "time_s": time_s}
         record = head | dict(sorted(values.items()))
-        if self._main:
+        if self._sinks is not None:
             self._append("metrics.jsonl", record)
-            for name, value in values.items():
-                if value is not None:
-                    # TensorBoard tags hold no colon; instruction ids do.
-                    self._tensorboard.add_scalar(name.replace(":", "_"), value, int(step))
+            numbers = {name: value for name, value in values.items() if value is not None}
+            self._sinks.line(int(step), numbers)
             # Above a progress bar rather than through it.
             console = self._console or sys.stdout
             tqdm.write(console_line(record), file=console)
@@ -139,27 +139,32 @@ class MetricsWriter:
         """
         if "step" not in record:
             raise ValueError(f"wanted a sample with the key 'step', got the keys {list(record)}")
-        if self._main:
+        if self._sinks is not None:
             self._append("samples.jsonl", dict(record))
+            self._sinks.sample(record)
+
+    def file(self, path: pathlib.Path) -> None:
+        """Hand a file, such as the report, to the sinks that keep files."""
+        if self._sinks is not None:
+            self._sinks.file(path)
 
     def flush(self) -> None:
         """Put everything written so far on the disk."""
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
-        if self._tensorboard is not None:
-            self._tensorboard.flush()
+        if self._sinks is not None:
+            self._sinks.flush()
 
     def close(self) -> None:
-        """Flush and close all files. Further writes are errors; closing twice is not."""
+        """Flush and close all files and sinks. Later writes are lost; closing twice is no error."""
         self.compiles.close()
-        if self._files:
-            self.flush()
+        self.flush()
         for file in self._files.values():
             file.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-        self._files, self._tensorboard, self._main = {}, None, False
+        if self._sinks is not None:
+            self._sinks.close()
+        self._files, self._sinks = {}, None
 
     def __enter__(self) -> MetricsWriter:
         return self
