@@ -17,7 +17,14 @@ from gapo_jax.cli import study as command
 from gapo_jax.cli.studies import lines as study_lines
 from gapo_jax.cli.studies import runs as study_runs
 from gapo_jax.cli.studies import tables
-from gapo_jax.cli.studies.definition import Arm, Study, load_study, runs_of, sharing_key
+from gapo_jax.cli.studies.definition import (
+    Arm,
+    Study,
+    load_function,
+    load_study,
+    runs_of,
+    sharing_key,
+)
 from gapo_jax.cli.studies.page import write_page
 from gapo_jax.config import change, finalize, from_json, lookup, to_json
 from gapo_jax.config.presets import tiny
@@ -206,6 +213,16 @@ def test_rounds_tell_the_visible_reward_from_the_true_one(tmp_path):
         "round": 1, "reward/score_mean": 0.9, "reward/mine/mean": 0.7, "samples": 2,
         "disc/heldout_pair_order": 0.8, "true": 0.6667, "genuine": 0.3333, "visible": 0.9,
     }  # fmt: skip
+    # A reward function sees the samples of every arm, whatever the arm was rewarded with.
+    asked = [{"id": P_S, "kwargs": {"postscript_marker": "P.S."}}]
+    rows = [row | {"constraints": asked} for row in rows]
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (got,) = study_lines._rounds(tmp_path, metrics, "examples/blind_verifier.py:visible")
+    assert got["visible"] == 0.5 and got["reward/score_mean"] == 0.9
+    with pytest.raises(ValueError, match="no function unseen"):
+        load_function("examples/blind_verifier.py:unseen")
+    with pytest.raises(FileNotFoundError, match="no file"):
+        load_function("examples/none.py:visible")
 
 
 def test_a_run_waits_for_files_that_another_one_makes():
@@ -222,17 +239,17 @@ def test_a_study_that_is_killed_goes_on_where_it_was(tmp_path, capsys):
     """Two arms and two seeds. The study is told to stop when it starts its third run."""
     arguments = ["--config", "configs/studies/tiny.py", "--out", str(tmp_path / "out")]
     arguments += ["--runs", str(tmp_path / "runs")]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "gapo_jax.cli.study", *arguments],
         stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert process.stdout is not None
-    for text in process.stdout:
-        if text.startswith("sft/seed1: starting"):
-            process.send_signal(signal.SIGTERM)
-            break
-    said = process.stdout.read()
-    assert process.wait() == 75 and "the same command goes on" in said, said
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        for text in process.stdout:
+            if text.startswith("sft/seed1: starting"):
+                process.send_signal(signal.SIGTERM)
+                break
+        said = process.stdout.read()
+    assert process.returncode == 75 and "the same command goes on" in said, said
     lines = tmp_path / "out" / "tiny.jsonl"
     first = lines.read_text()
     assert [json.loads(line)["arm"] for line in first.splitlines()] == ["sft", "dpo"]

@@ -20,6 +20,7 @@ from absl import flags
 
 from gapo_jax.cli.experiment import parse_flags
 from gapo_jax.config import Config, finalize
+from gapo_jax.train.cluster import Place, from_environment
 
 if TYPE_CHECKING:
     from gapo_jax.train.runtime import Processes, RunStopped
@@ -36,7 +37,12 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "coordinator", "", "HOST:PORT of process 0, for a run of several.", flag_values=values
     )
-    flags.DEFINE_integer("num_processes", 1, "Number of processes of this run.", flag_values=values)
+    flags.DEFINE_integer(
+        "num_processes",
+        0,
+        "Number of processes of this run; 0 is what Slurm, Kubernetes or the TPU VM says.",
+        flag_values=values,
+    )
     flags.DEFINE_integer("process_id", 0, "Which of them this is, from 0.", flag_values=values)
     flags.DEFINE_float(
         "host_timeout_s", 900.0, "How long processes wait for each other.", flag_values=values
@@ -50,10 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = finalize(values.config)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    _quieten(values.process_id)
-    join = None
-    if values.num_processes > 1:
-        join = lambda: _join(values)  # noqa: E731
+    try:
+        place = _place(values)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    _quieten(place.index if place else 0)
+    join = (lambda: _join(place, values.host_timeout_s)) if place else None
     return train(config, Path(values.workdir or f"runs/{config.name}"), path, join)
 
 
@@ -69,10 +77,20 @@ def _quieten(process_id: int) -> None:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
-def _join(values: flags.FlagValues) -> Processes:
+def _place(values: flags.FlagValues) -> Place | None:
+    """Return which process of several this is, by the flags or else by the environment; None for a
+    run of one process."""
+    if values.num_processes > 1:
+        return Place(values.coordinator, values.num_processes, values.process_id, "flags")
+    return None if values.num_processes == 1 else from_environment()
+
+
+def _join(place: Place, timeout_s: float) -> Processes:
     from gapo_jax.train.runtime import join
 
-    return join(values.coordinator, values.num_processes, values.process_id, values.host_timeout_s)
+    if not place.index:
+        logging.getLogger("gapo_jax").info("%d processes, by %s", place.count, place.source)
+    return join(place.coordinator, place.count, place.index, timeout_s)
 
 
 def train(

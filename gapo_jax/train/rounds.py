@@ -14,6 +14,7 @@ from gapo_jax.train.context import TrainContext
 from gapo_jax.train.discriminator.texts import replay_to_json
 from gapo_jax.train.evaluation import maybe_evaluate
 from gapo_jax.train.metrics import progress
+from gapo_jax.train.online.heldout import maybe_measure_rewards
 from gapo_jax.train.row_evaluation import heldout_metrics, write_rows
 from gapo_jax.train.runtime import RunStopped
 from gapo_jax.train.state import GAPOState
@@ -68,6 +69,7 @@ def evaluate_round(ctx: TrainContext, state: GAPOState, finished: int) -> None:
     """Measure what is held out, if it is due after `finished` rounds."""
     if ctx.rows is None:
         maybe_evaluate(ctx, state, finished)
+        maybe_measure_rewards(ctx, state, finished)
         return
     every = ctx.config.eval.every_rounds
     if every and finished % every == 0 and finished < ctx.config.rounds:

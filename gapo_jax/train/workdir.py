@@ -20,6 +20,8 @@ from gapo_jax import config as configuration
 from gapo_jax import io
 from gapo_jax.checkpoint import folder_exists, make_folder
 from gapo_jax.config import Config
+from gapo_jax.train.datasets.given import read_given
+from gapo_jax.train.datasets.prompts import takes_prompts
 from gapo_jax.train.datasets.user import check_source
 from gapo_jax.train.lock import LOCK
 from gapo_jax.train.runtime import Processes
@@ -93,13 +95,16 @@ def share_workdir(config: Config, workdir: Path, processes: Processes) -> tuple[
     make the same things from then on, each in a folder of its own that is of no further use.
 
     Raises:
-        ValueError, FileNotFoundError: as `check_source`, `claim_workdir` and `claim_checkpoints`;
-            or another process cannot see the checkpoints.
+        ValueError, FileNotFoundError: as `check_source`, `read_given`, `claim_workdir` and
+            `claim_checkpoints`; or another process cannot see the checkpoints.
         ProcessMissing: a process does not come.
     """
     shared = None
     if processes.first:
-        check_source(config, workdir)
+        # A user's prompts are read, and so checked, as soon as they are there.
+        if not takes_prompts(config, workdir):
+            check_source(config, workdir)
+        read_given(config, workdir)
         claim_workdir(config, workdir)
         checkpoints = config.checkpoint.directory or str(workdir.absolute() / CHECKPOINTS)
         make_folder(checkpoints)
