@@ -19,6 +19,7 @@ from typing import Any
 
 from gapo_jax.cli.experiment import find_config, load_config, shipped_configs
 from gapo_jax.config import Config, change, finalize, to_json
+from gapo_jax.methods import needs_pairs
 
 _NAME = re.compile(r"[A-Za-z0-9_.+-]+")
 
@@ -235,5 +236,6 @@ def sharing_key(config: Config) -> str:
         "data": data,
         "sampling": record["sampling"],
         "eval": record["eval"],
+        "pairs": needs_pairs(config),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
