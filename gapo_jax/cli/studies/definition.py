@@ -55,8 +55,8 @@ class Study:
         set: keys that are changed in every run, before those of its arm.
         reference: the arm that the others are compared with, pair by pair; "" for none.
         visible: a reward function, FILE.py:NAME as `reward.sources` takes it, that every arm's
-            samples are scored with after the run, whatever it was rewarded with; "" for the score
-            that the arm itself was rewarded with.
+            samples are scored with after the run, whatever it was rewarded with; "" for the arm's
+            own discriminator, or the rule reward.
         about: what it asks, for the head of its page; Markdown.
         name: of its files; `load_study` takes that of the file.
     """
