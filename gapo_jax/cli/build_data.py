@@ -9,7 +9,8 @@ dataset of the hub; its schema is recognised (docs/data.md). `mine` writes pairs
 pairs_test.jsonl, split by task, prompts_test.jsonl (prompts for `evaluate`), response_pairs.jsonl,
 README.md (the data card) and card.json; with --tfds a TFDS folder as well. --beam mines on many
 machines and writes all of these but response_pairs.jsonl. Rows that do not fit are named (`mine`
-writes them into left_out.txt) and counted; `mine --strict` ends at the first one.
+writes them into left_out.txt) and counted; `mine --strict` ends at the first one. --plugin adds
+constraint types of your own (docs/rewards.md).
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ def _source_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--streaming", action="store_true", help="read it row by row")
     parser.add_argument("--responses", default=None, help="file of {prompt, response} to join")
     parser.add_argument("--schema", choices=schemas.SCHEMAS, default=None)
+    parser.add_argument(
+        "--plugin", action="append", default=[], help="file of constraint types; repeatable"
+    )
     parser.add_argument("--rows", type=int, default=None, help="read the first N rows only")
 
 
@@ -126,6 +130,8 @@ def make_recipe(options: argparse.Namespace) -> Recipe:
         pairing=options.pairing,
         difficulty=tuple(options.difficulty),
         seed=options.seed,
+        # Whole paths, because a worker may start in another folder.
+        plugins=tuple(str(Path(path).expanduser().resolve()) for path in options.plugin),
     )
     return Recipe(
         sources=(options.source, *options.also),
@@ -183,7 +189,9 @@ def mixed_rows(
 
 
 def _type_ids(text: str) -> tuple[str, ...]:
-    return constraints.resolve([part.strip() for part in text.split(",") if part.strip()])
+    """Return the ids of --types, each of which has `sample` and `modify`."""
+    type_ids = constraints.resolve([part.strip() for part in text.split(",") if part.strip()])
+    return tuple(constraints.trainable(type_id).id for type_id in type_ids)
 
 
 def _write_splits(out: Path, splits: Mapping[str, Sequence[PreferentialPair]]) -> None:
@@ -296,6 +304,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run; 0 on success, 1 with one line on bad input or for data that lint refuses."""
     options = parse_arguments(arguments)
     try:
+        for path in getattr(options, "plugin", ()):
+            constraints.load_plugin(path)
         if options.command == "lint":
             return 1 if run_lint(options).errors else 0
         result = run_mine(options) if options.command == "mine" else run_products(options)

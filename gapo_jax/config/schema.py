@@ -280,8 +280,13 @@ class EvalConfig(Section):
     show (`evaluate/exploits.py`). With `likelihood` every measured response is scored under the
     frozen start, for a third of the time that sampling it takes. All three need our own tasks
     (`data.source` empty), except the last.
+
+    `prompts` is a file or hub dataset of prompts to measure on as well, `given_prompts`: IFEval or
+    IFBench rows, or rows of AI2 (`constraints/rows.py`). All of them are measured, before and after
+    training; those above `data.max_prompt_tokens` are left out and named.
     """
 
+    prompts: str = ""
     prompts_per_set: AtLeast1 = 96
     development_prompts: AtLeast0 = 0
     trip_wires: bool = False

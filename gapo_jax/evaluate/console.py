@@ -7,7 +7,9 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-_LEVELS = (("instruction_strict", "per instruction"), ("prompt_strict", "per prompt"))
+# The held-out set of the prompts that the user gives (`config.eval.prompts`).
+GIVEN = "given_prompts"
+_LEVELS = {"instruction_strict": "per instruction", "prompt_strict": "per prompt"}
 # Characters of these kinds are shown as escapes: control characters, which a terminal obeys, line
 # and paragraph separators, and halves of surrogate pairs, which cannot be printed.
 _ESCAPED = ("Cc", "Zl", "Zp", "Cs")
@@ -35,12 +37,20 @@ def _cell(entry: Mapping[str, float], sign: str = "") -> str:
     return f"{value:{sign}5.1f} [{low:{sign}5.1f}, {high:{sign}5.1f}]"
 
 
+def levels(set_name: str) -> dict[str, str]:
+    """Return the accuracies to show of a held-out set, each with its label.
+
+    Given prompts, which may be those of IFBench, have the loose one too, as IFBench reports it.
+    """
+    return _LEVELS | ({"prompt_loose": "per prompt, loose"} if set_name == GIVEN else {})
+
+
 def accuracy_table(summary: Mapping[str, Any]) -> str:
     """Return the table of held-out accuracy, strict, in percent with 95% intervals."""
     head = f"{'held-out constraint accuracy (strict, %)':<42}"
     lines = [f"{head} {'before':<22} {'after':<22} change"]
     for name in summary["before"]:
-        for level, label in _LEVELS:
+        for level, label in levels(name).items():
             cells = [_cell(summary[side][name][level]) for side in ("before", "after")]
             change = _cell(summary["difference"][name][level], "+")
             title = f"{name.replace('_', ' ').replace('heldout', 'held-out')}, {label}"

@@ -124,6 +124,7 @@ def accuracy(records: Records) -> Figure | None:
         ("eval/heldout_topics/{}", "held-out topics", BLUE, 0.0),
         ("eval/heldout_phrasings/{}", "held-out phrasings", PURPLE, 0.12),
         ("eval/heldout_tasks/{}", "held-out tasks", BLUE, 0.0),
+        ("eval/given_prompts/{}", "given prompts", ORANGE, 0.24),
         ("eval/{}", "held-out, part", GREEN, 0.0),
         ("constraint/{}", "training rollouts", GREY, 0.0),
     ]

@@ -20,6 +20,7 @@ import jinja2
 
 from gapo_jax import io
 from gapo_jax.evaluate import plots
+from gapo_jax.evaluate.console import GIVEN, levels
 
 SETS = {
     "development": "development prompts",
@@ -28,8 +29,8 @@ SETS = {
     "heldout_tasks": "held-out tasks",  # of the user's own data
     "heldout_prompts": "held-out prompts",
     "trip_wires": "trip wires",
+    GIVEN: "given prompts",
 }
-MEASURES = {"instruction_strict": "per instruction", "prompt_strict": "per prompt"}
 _PACKAGES = ("gapo-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
 _SAMPLES_WITHOUT_SUMMARY = 6
 
@@ -145,7 +146,7 @@ def _accuracy_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return one row for each held-out set and measure from before training."""
     rows = []
     for name, before in summary.get("before", {}).items():
-        for measure, label in MEASURES.items():
+        for measure, label in levels(name).items():
             if measure not in before:
                 continue
             change = summary.get("difference", {}).get(name, {}).get(measure)

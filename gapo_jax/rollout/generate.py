@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Key
 from transformers import PreTrainedTokenizerFast
 
+from gapo_jax.constraints.text import with_opening
 from gapo_jax.data.batching import round_up
 from gapo_jax.data.tokenizer import chat_prompt, decode_responses, encode_prompts
 from gapo_jax.rollout.continuous import ContinuousSampler
@@ -85,7 +86,8 @@ def generate(
 
     A row's text depends on its key and its prompt alone, and the samples of one prompt share its
     prefill. A continuous sampler takes all rows; any other `batch_size` rows at a time. Texts are
-    cut before the first of the strings `stop`; the rollout keeps the tokens that complete it.
+    cut before the first of the strings `stop`; the rollout keeps the tokens that complete it. Where
+    the chat template opens a `<think>` block, the text begins with its tag.
     `on_batch` is told the number of rows done.
 
     Raises:
@@ -101,8 +103,8 @@ def generate(
             "samples of one prompt"
         )
     stops = stop_strings(tokenizer, stop)
-    texts = [chat_prompt(tokenizer, prompt, system) for prompt in prompts]
-    prompts_AP = encode_prompts(tokenizer, texts, width, buckets=(width,))
+    asked = [chat_prompt(tokenizer, prompt, system) for prompt in prompts]
+    prompts_AP = encode_prompts(tokenizer, asked, width, buckets=(width,))
     start = time.perf_counter()
     if continuous:
         rollout = sample(params, *prompts_AP, keys_B, temperature, stop=stops, on_rows=on_batch)
@@ -116,6 +118,7 @@ def generate(
     tokens_BR, mask_BR = np.asarray(rollout.tokens_BT)[:, width:], rollout.response_mask_BR
     texts = decode_responses(tokenizer, tokens_BR, np.asarray(mask_BR))
     texts = [stops.cut(text) for text in texts] if stops else texts
+    texts = [with_opening(text, asked[row // samples]) for row, text in enumerate(texts)]
     return Generated(texts, rollout, device_s)
 
 

@@ -14,6 +14,7 @@ from gapo_jax import io, rng
 from gapo_jax.config import Config, system_text
 from gapo_jax.constraints.verifiers import VerifierPool
 from gapo_jax.evaluate.accuracy import Verdict, paired_difference, read_verdicts, summarise, verify
+from gapo_jax.evaluate.console import levels
 from gapo_jax.evaluate.exploits import health_of_verdicts
 from gapo_jax.methods import method_of
 from gapo_jax.rng import Stream
@@ -86,7 +87,7 @@ def write_eval(
         return
     metrics = dict(more)
     for set_name, summary in summarise_sets(ctx.config, verdicts).items():
-        metrics |= _strict_accuracies(summary, f"eval/{set_name}")
+        metrics |= _accuracies(summary, f"eval/{set_name}", set_name)
         for name, value in health_of_verdicts(verdicts[set_name]).items():
             metrics[f"eval/{set_name}/{name.removeprefix('response/')}"] = value
     metrics["time/eval_s"] = ctx.clock.last.get("eval", 0.0)
@@ -115,15 +116,15 @@ def maybe_evaluate(ctx: TrainContext, state: GAPOState, finished: int) -> None:
             verifiers=ctx.verifiers,
         )
         summary = summarise(verdicts, config.seed, config.eval.resamples)
-        metrics = _strict_accuracies(summary, "eval")
+        metrics = _accuracies(summary, "eval", "during")
     metrics["time/eval_s"] = ctx.clock.last["eval"]
     ctx.writer.write(finished * ctx.updates_per_round, finished, "eval", metrics)
 
 
-def _strict_accuracies(summary: Mapping[str, Any], prefix: str) -> dict[str, float]:
-    """Return the strict accuracies of a summary with their intervals, as metrics."""
+def _accuracies(summary: Mapping[str, Any], prefix: str, set_name: str) -> dict[str, float]:
+    """Return the accuracies to show of a held-out set with their intervals, as metrics."""
     metrics = {}
-    for name in ("instruction_strict", "prompt_strict"):
+    for name in levels(set_name):
         for part, value in summary[name].items():
             metrics[f"{prefix}/{name}" + ("" if part == "value" else f"_{part}")] = value
     return metrics

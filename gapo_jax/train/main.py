@@ -23,6 +23,7 @@ from gapo_jax.train.best import best_state
 from gapo_jax.train.build import Models, build_models, build_steps, initial_state
 from gapo_jax.train.clock import PhaseClock, counter
 from gapo_jax.train.context import TrainContext
+from gapo_jax.train.datasets.given import with_given
 from gapo_jax.train.datasets.prompts import (
     UserPrompts,
     read_user_prompts,
@@ -44,6 +45,7 @@ from gapo_jax.train.datasets.user import own_prompts
 from gapo_jax.train.discriminator.pair_prompts import with_prompts_of_pairs
 from gapo_jax.train.evaluation import VerdictSets, measure, write_eval
 from gapo_jax.train.export import export, exported_params
+from gapo_jax.train.history import continued, mend_history
 from gapo_jax.train.metrics import MetricsWriter
 from gapo_jax.train.offline import loop as offline
 from gapo_jax.train.online import loop as online
@@ -56,7 +58,6 @@ from gapo_jax.train.online.reward_sources import (
 )
 from gapo_jax.train.online.rollout import rollout_widths
 from gapo_jax.train.online.sft_batches import make_sft_batches
-from gapo_jax.train.restore import restore_state
 from gapo_jax.train.row_evaluation import measure_rows, write_rows
 from gapo_jax.train.runtime import Processes, RunInterrupted, StopRequest, stop_between_batches
 from gapo_jax.train.sinks import require_sinks
@@ -172,8 +173,7 @@ def open_run(
     state = initial_state(config, models, steps)
     checkpointer = Checkpointer(checkpoints, keep=config.checkpoint.keep)
     if checkpointer.latest() is not None:
-        state, kept = restore_state(checkpointer, state)
-        clock.add(kept["seconds"])
+        state = continued(config, checkpointer, state, clock)
         log.info("continuing after round %d of %s", state.last_saved, workdir)
     saved = state.last_saved
     resume_step = -1 if saved is None else saved * updates_per_round(config)
@@ -195,6 +195,7 @@ def open_run(
         checkpointer=checkpointer,
         rewards=rewards,
     )
+    mend_history(ctx, saved)
     return ctx, state
 
 
@@ -238,6 +239,7 @@ def made_data(
             prompts = own_prompts(config, models, workdir)
         else:
             prompts = make_all_prompts(config, models)
+        prompts = with_given(config, models, workdir, prompts)
     if not needs_pairs(config):
         processes.gather("data")
         return prompts, NO_PAIRS

@@ -17,6 +17,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from gapo_jax import models as networks
+from gapo_jax import rng
 from gapo_jax.compilation import jit_step
 from gapo_jax.config import Config
 from gapo_jax.data.chat import dialogue_text
@@ -24,6 +25,7 @@ from gapo_jax.data.chat_template import template_of
 from gapo_jax.data.discriminator_text import encode_texts
 from gapo_jax.models import RewardModel
 from gapo_jax.models.hf.head_code import HEAD_FILE
+from gapo_jax.rng import Stream
 from gapo_jax.sharding import Placement
 from gapo_jax.train.discriminator.steps import (
     TextReader,
@@ -127,7 +129,8 @@ def load_reward_source(config: Config, target: str, place: Placement) -> RewardM
     frozen.model = dataclasses.replace(config.model, discriminator=target)
     frozen.discriminator.warmup_epochs, frozen.discriminator.max_tokens = 0, 8
     on_mesh = discriminator_placement(config, place)
-    module, params, tokenizer = load_discriminator(frozen, jax.random.key(config.seed), on_mesh)
+    key = rng.key(config.seed, Stream.REWARD_MODEL_WEIGHTS, target)
+    module, params, tokenizer = load_discriminator(frozen, key, on_mesh)
     score: Any = functools.partial(disc_score_step, discriminator=module)
     return RewardModelSource(
         module=module,
