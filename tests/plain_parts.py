@@ -138,7 +138,8 @@ class AdamW:
         norm = math.sqrt(sum(float((g**2).sum()) for g in gradients.values()))
         new = {}
         for path, g in gradients.items():
-            g = g * min(1.0, optim.clip_norm / norm)
+            # A minibatch whose ratios are all clipped has no gradient.
+            g = g * min(1.0, optim.clip_norm / norm if norm else 1.0)
             m = optim.b1 * self.first.get(path, 0.0) + (1 - optim.b1) * g
             v = optim.b2 * self.second.get(path, 0.0) + (1 - optim.b2) * g**2
             self.first[path], self.second[path] = m, v

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import itertools
 import subprocess
@@ -10,8 +11,10 @@ import sys
 import jax
 import numpy as np
 import pytest
+from by_path import ROOT
 
 from gapo_jax import rng
+from gapo_jax.config import Config, finalize
 from gapo_jax.rng import Stream
 
 ORDERS = (Stream.POLICY_ORDER, Stream.CRITIC_ORDER, Stream.PROMPT_ORDER, Stream.REPLAY)
@@ -43,12 +46,12 @@ def test_jax_streams_never_coincide() -> None:
         below = jax.vmap(lambda a: jax.random.fold_in(none, a))(counts)
         return one, *(jax.random.key_data(k).reshape(-1, 2) for k in (two, none, below))
 
-    found = []
+    parts = []
     for seed, name in itertools.product(seeds, ORDERS):
-        found += [np.asarray(part) for part in keys(jax.random.key(int(seed)), name)]
-    found = np.concatenate(found)
-    assert len(found) > 70_000
-    assert len(np.unique(found, axis=0)) == len(found)
+        parts += [np.asarray(part) for part in keys(jax.random.key(int(seed)), name)]
+    every = np.concatenate(parts)
+    assert len(every) > 70_000
+    assert len(np.unique(every, axis=0)) == len(every)
 
 
 def test_names_have_stems_of_their_own() -> None:
@@ -93,8 +96,11 @@ def test_a_counter_may_be_traced() -> None:
 
 def test_seeds_that_jax_cannot_tell_apart_are_refused() -> None:
     for seed in (-1, 2**32):
-        with pytest.raises(ValueError, match="config.seed"):
+        with pytest.raises(ValueError, match="wanted a seed of 0 to 4294967295, got "):
             rng.key(seed, Stream.ROLLOUT)
+        with pytest.raises(ValueError, match=r"config.seed must lie in \[0, 4294967295\], got "):
+            finalize(Config(seed=seed))
+    assert finalize(Config(seed=2**32 - 1)).seed == 2**32 - 1
 
 
 def test_numpy_streams_load_no_jax() -> None:
@@ -103,3 +109,60 @@ def test_numpy_streams_load_no_jax() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "False\n", done.stderr
+
+
+# Of `jax.random` and `numpy.random`: what makes a generator or a key, also from another one.
+MAKERS = {
+    "Generator", "Philox", "PCG64", "PRNGKey", "Random", "RandomState", "SeedSequence",
+    "SystemRandom", "clone", "default_rng", "fold_in", "key", "seed", "split", "spawn",
+}  # fmt: skip
+PACKAGE = ROOT / "gapo_jax"
+OTHERS = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name != "rng.py"]
+
+
+def _dotted(node: ast.expr) -> str:
+    return ast.unparse(node) if isinstance(node, ast.Attribute | ast.Name) else ""
+
+
+def _makers(tree: ast.AST) -> list[str]:
+    """Return the calls of a module that make a generator or a key, and its imports of makers."""
+    calls = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            *owner, last = _dotted(node.func).split(".")
+            of_random = owner and owner[-1] in ("random", "jrandom", "jr")
+            if (of_random and last in MAKERS) or last in ("default_rng", "fold_in", "spawn"):
+                calls.append(f"{node.lineno}: {ast.unparse(node.func)}")
+        names = [alias.name for alias in getattr(node, "names", ()) if isinstance(alias, ast.alias)]
+        module = getattr(node, "module", None)
+        if module in ("random", "jax.random", "numpy.random") or (
+            isinstance(node, ast.Import) and "random" in names
+        ):
+            calls.append(f"{getattr(node, 'lineno', 0)}: {ast.unparse(node)}")
+    return calls
+
+
+def test_no_other_module_makes_a_generator_or_a_key() -> None:
+    makers = {str(path): _makers(ast.parse(path.read_text())) for path in OTHERS}
+    assert {path: calls for path, calls in makers.items() if calls} == {}
+    assert len(makers) > 150
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["np.random.default_rng([seed, 1])", "jax.random.key(seed + 2)", "jax.random.fold_in(key, 3)",
+     "random.Random(0)", "import random", "from jax.random import PRNGKey",
+     "numpy.random.SeedSequence(1)", "jax.random.split(key, 2)", "draw.spawn(2)"],
+)  # fmt: skip
+def test_the_check_above_sees_a_generator(source) -> None:
+    assert _makers(ast.parse(source))
+
+
+def test_every_stream_is_drawn_from_by_the_package() -> None:
+    used = {
+        node.attr
+        for path in OTHERS
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and _dotted(node.value) == "Stream"
+    }
+    assert used == {name.name for name in Stream}

@@ -24,6 +24,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from gapo_jax import rng
 from gapo_jax.checkpoint import CheckpointError
 from gapo_jax.cli import program, summary
 from gapo_jax.cli.recognise import recognise
@@ -34,7 +35,7 @@ from gapo_jax.data.tokenizer import chat_prompt, decode_responses, encode_prompt
 from gapo_jax.evaluate.console import printable
 from gapo_jax.models import Decoder
 from gapo_jax.records import Constraint
-from gapo_jax.rollout.generate import row_keys
+from gapo_jax.rng import Stream
 from gapo_jax.rollout.sampler import make_sampler
 from gapo_jax.train.restore import Loaded, load_any, trained_system
 from gapo_jax.train.sources import load_generator
@@ -117,7 +118,7 @@ class Speaker:
             show(text)
             return False
 
-        keys_B = row_keys(key, count=1)
+        keys_B = key[None]
         self.sample(self.loaded.params, tokens_BP, mask_BP, keys_B, temperature, stop=on_token)
         return text
 
@@ -205,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    key, temperature = jax.random.key(args.seed), 0.0 if args.greedy else args.temperature
+    temperature = 0.0 if args.greedy else args.temperature
     for turn in range(sys.maxsize):
         try:
             prompt = console.input("> " if sys.stdin.isatty() else "").strip()
@@ -213,8 +214,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             break
         if not prompt:
             continue
+        key = rng.key(args.seed, Stream.CHAT_COMMAND, turn)
         try:
-            respond(speakers, prompt, extra, jax.random.fold_in(key, turn), temperature, console)
+            respond(speakers, prompt, extra, key, temperature, console)
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
     return 0

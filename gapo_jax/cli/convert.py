@@ -31,12 +31,13 @@ from unittest import mock
 import jax
 import numpy as np
 
-from gapo_jax import hub, models
+from gapo_jax import hub, models, rng
 from gapo_jax.checkpoint import CheckpointError
 from gapo_jax.cli import program, summary
 from gapo_jax.cli.push import check_repo, complete_card, push
 from gapo_jax.data.tokenizer import chat_prompt, encode_prompts
 from gapo_jax.data.weights import WEIGHTS, locate
+from gapo_jax.rng import Stream
 from gapo_jax.rollout.sampler import make_sampler
 from gapo_jax.train.restore import IMPORTED, is_run, load_any, load_trained_adapters, save_imported
 
@@ -288,7 +289,7 @@ def _greedy_equal(
     tokens_BP, mask_BP = encode_prompts(tokenizer, texts, decoder.config.max_positions)
     pad_id = decoder.config.pad_id
     sample = make_sampler(decoder, max_new_tokens=count, eos_ids=(), pad_id=pad_id)
-    keys_B = jax.random.split(jax.random.key(0), len(tokens_BP))
+    keys_B = rng.row_keys(0, Stream.GENERATE_COMMAND, count=len(tokens_BP))
     rollout = sample(params, tokens_BP, mask_BP, keys_B, 0.0)
     # A fresh one: the model's may stop, or penalise repetition.
     theirs.generation_config = transformers.GenerationConfig(pad_token_id=pad_id)

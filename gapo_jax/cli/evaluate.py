@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gapo_jax import constraints, io
+from gapo_jax import constraints, io, rng
 from gapo_jax.cli import program
 from gapo_jax.data import sources
 from gapo_jax.evaluate import accuracy
@@ -31,6 +31,7 @@ from gapo_jax.evaluate.ifeval_files import read_results, write_results
 from gapo_jax.evaluate.response_store import ResponseStore, model_mark, prompts_mark
 from gapo_jax.evaluate.responses import all_prompts, match_responses
 from gapo_jax.evaluate.second_opinion import second_opinion
+from gapo_jax.rng import Stream
 from gapo_jax.types import PromptRow
 
 _SCORED_TOKENS = 1024  # longest text for a --scorer that is no run, which would say its own limit
@@ -229,13 +230,12 @@ def make_asker(
 ) -> Callable[[list[int]], list[str]]:
     """Return a function from row indices to their responses, samples in turn; all prompts have at
     most `limit` tokens."""
-    import jax
     import numpy as np
 
-    from gapo_jax.rollout.generate import generate, prompt_width, row_keys
+    from gapo_jax.rollout.generate import generate, prompt_width
 
     samples = options.samples
-    keys_B = row_keys(jax.random.key(options.seed), count=len(rows) * samples)
+    keys_B = rng.row_keys(options.seed, Stream.EVALUATE_COMMAND, count=len(rows) * samples)
 
     def ask(part: list[int]) -> list[str]:
         prompts = [rows[index].prompt for index in part]

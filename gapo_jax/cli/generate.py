@@ -13,14 +13,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-import jax
-
+from gapo_jax import rng
 from gapo_jax.checkpoint import CheckpointError
 from gapo_jax.cli import program, summary
 from gapo_jax.data.chat import stop_ids
 from gapo_jax.evaluate.console import printable
 from gapo_jax.models import Decoder
-from gapo_jax.rollout.generate import generate, prompt_width, row_keys
+from gapo_jax.rng import Stream
+from gapo_jax.rollout.generate import generate, prompt_width
 from gapo_jax.rollout.sampler import make_sampler
 from gapo_jax.train.restore import load_any, trained_system
 
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             loaded.params,
             loaded.tokenizer,
             args.prompt,
-            row_keys(jax.random.key(args.seed), count=count),
+            rng.row_keys(args.seed, Stream.GENERATE_COMMAND, count=count),
             batch_size=count,
             width=prompt_width(loaded.tokenizer, args.prompt, args.system, limit),
             temperature=0.0 if args.greedy else args.temperature,

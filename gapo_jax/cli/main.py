@@ -20,6 +20,7 @@ COMMANDS = {
     "plan": "compile for a TPU that is not here: does it fit, what does it move",
     "benchmark": "measure sampling, scoring, updates and rounds",
     "ablate": "measure what each switch does, over seeds",
+    "study": "run a grid of configurations and seeds, draw its tables",
     "doctor": "check whether a run can start here",
     "fetch-weights": "obtain the two small models of the quickstart",
 }

@@ -9,7 +9,8 @@ from typing import Any
 
 from gapo_jax import config as configuration
 from gapo_jax import io
-from gapo_jax.evaluate.report import MEASURES, SETS
+from gapo_jax.evaluate.console import levels
+from gapo_jax.evaluate.report import SETS
 from gapo_jax.hub import HUB_ID
 from gapo_jax.models.hf.model_card import plain
 from gapo_jax.train.restore import is_run
@@ -90,7 +91,7 @@ def _table(summary: Mapping[str, Any]) -> str:
     """Return the strict accuracies before and after, with 95% intervals, in percent."""
     lines = ["| prompts | measure | before | after | change |", "|---|---|---|---|---|"]
     for name, before in summary["before"].items():
-        for measure, label in MEASURES.items():
+        for measure, label in levels(name).items():
             sides = before, summary["after"][name], summary["difference"][name]
             cells = [
                 "{:.1f} [{:.1f}, {:.1f}]".format(

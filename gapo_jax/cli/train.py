@@ -23,7 +23,7 @@ from gapo_jax.config import Config, finalize
 from gapo_jax.train.cluster import Place, from_environment
 
 if TYPE_CHECKING:
-    from gapo_jax.train.runtime import Processes
+    from gapo_jax.train.runtime import Processes, RunStopped
 
 # EX_TEMPFAIL of sysexits.h: "try again later". 0 would tell Kubernetes and Slurm that all is done.
 CONTINUE = 75
@@ -126,10 +126,7 @@ def train(
             print(f"continue with: {again}")
         return CONTINUE
     except runtime.RunStopped as reason:
-        kept = f"the last good state, after round {reason.saved}, is saved in {workdir}"
-        if reason.saved is None:
-            kept = "nothing is saved yet: start with the change and another --workdir"
-        print(f"the run stopped itself: {reason}\n{kept}", file=sys.stderr)
+        print(f"the run stopped itself: {reason}\n{_kept(reason, workdir)}", file=sys.stderr)
         return _COLLAPSED
     except KeyboardInterrupt:
         _leave(f"stopped at once; finished rounds are saved in {workdir}; go on: {again}", _SIGINT)
@@ -149,6 +146,16 @@ def train(
     return 0
 
 
+def _kept(reason: RunStopped, workdir: Path) -> str:
+    """Return what a run that stopped itself has left, and how to go on."""
+    if reason.saved is None:
+        return "nothing is saved yet: start with the change and another --workdir"
+    return (
+        f"the last good state, after round {reason.saved}, is saved in {workdir}: the same command "
+        "with that change goes on from there"
+    )
+
+
 def _leave(message: str, status: int = _FAILED) -> NoReturn:
     """Print a message and end this process without the usual clean-up.
 
@@ -162,15 +169,13 @@ def _leave(message: str, status: int = _FAILED) -> NoReturn:
 
 def _explain(error: Exception, workdir: Path, path: Path | None) -> str:
     """Return what to print about an error that the user can mend."""
+    from gapo_jax.io import way_out
+
     what, hint = str(error), ""
     if isinstance(error, ValueError | FileNotFoundError):
         hint = _rehearsal(path)
     elif isinstance(error, OSError) and error.errno is not None:  # else it explains itself
-        what = (
-            f"cannot use {error.filename or workdir}: {error.strerror}. Free some space, and the "
-            "same command continues the run; or give a folder that can be written to with another "
-            "--workdir"
-        )
+        what = f"cannot use {error.filename or workdir}: {error.strerror}. {way_out(error)}"
     return f"error: {what}\n{hint}(GAPO_JAX_TRACEBACK=1 shows where)"
 
 

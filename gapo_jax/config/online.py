@@ -11,7 +11,7 @@ estimator), and whether the discriminator goes on learning (adversarial).
 | rpo_online | rpo | as its warm-up left it |
 
 So critic-free GAPO is `method=gapo` with another `ppo.advantage`, and every other name is the same
-update with the rewards of a frozen discriminator or of the verifiers (`reward.source`).
+update with the rewards of a frozen discriminator or of other sources (`reward.sources`).
 """
 
 # The flags of nested sections read the types of the fields (`gapo_jax/section.py`).
@@ -20,6 +20,7 @@ import dataclasses
 from typing import Annotated, Literal
 
 from gapo_jax.config.optim import OptimConfig
+from gapo_jax.config.reward_sources import parse_sources
 from gapo_jax.methods import Estimator
 from gapo_jax.section import AtLeast0, AtLeast1, NotNegative, Positive, Range, Section, Share
 
@@ -28,16 +29,23 @@ class DiscriminatorConfig(Section):
     """The discriminator's warm-up and its update in every round (Algorithm 1 of GAPO).
 
     `label_policy` is the target of generated text: `paper` (0), `soft` (`soft_label`), `verified`
-    (1 if every constraint holds, else 0) or `drop_verified` (text that satisfies all of them is
-    left out). A response that repeats itself (share of repeated word 3-grams above
-    `max_repetition`) never counts as verified: a postscript written nine times over satisfies its
-    constraint too. `generated_fraction` is the share of generated text in a round's batch,
-    `replay_fraction` the share of that which comes from earlier rounds. An update is skipped when
-    the accuracy on the fresh batch is above `gate_high`, and doubled below `gate_low`;
-    `updates_per_round=0` leaves the discriminator as it is, which makes gapo into ppo.
-    `frozen_layers` of the encoder (from the bottom, and the embeddings with them) keep their
-    pretrained weights. With `accumulate` above 1 the texts of a batch pass through the network in
-    that number of microbatches, without a change of the result.
+    (1 if every constraint holds, else 0), `drop_verified` (text that satisfies all of them is left
+    out) or `demonstration` (0, and the real texts of a round are the data's own responses to the
+    very prompts that were sampled for, with the target 1; arXiv 2511.10643). A response that
+    repeats itself (share of repeated word 3-grams above `max_repetition`) never counts as verified:
+    a postscript written nine times over satisfies its constraint too. `generated_fraction` is the
+    share of generated text in a round's batch, `replay_fraction` the share of that which comes from
+    earlier rounds. An update is skipped when the accuracy on the fresh batch is above `gate_high`,
+    and doubled below `gate_low`; `updates_per_round=0` leaves the discriminator as it is, which
+    makes gapo into ppo. `frozen_layers` of the encoder (from the bottom, and the embeddings with
+    them) keep their pretrained weights. With `accumulate` above 1 the texts of a batch pass through
+    the network in that number of microbatches, without a change of the result.
+
+    `generated_prompts` says which prompts a round samples responses for, by any online method.
+    `rollouts`: prompts of their own (`data.prompts` of them). `pairs`, as in Algorithm 1: accepted
+    prompts of the training pairs, and the real texts of the round stand under the same prompts, so
+    that a prompt does not tell generated text from real text; the metric `disc/prompt_auc` says how
+    well it does.
 
     `score_with` names the snapshot that gives the round's rewards: `pre` or `post` the round's
     update, or `ema`, the exponential moving average of the snapshots after each round (beginning
@@ -57,10 +65,13 @@ class DiscriminatorConfig(Section):
     updates_per_round: AtLeast0 = 5
     round_learning_rate: NotNegative = 5e-5
     loss: Literal["bce", "bradley_terry"] = "bce"
-    label_policy: Literal["paper", "soft", "verified", "drop_verified"] = "verified"
+    label_policy: Literal["paper", "soft", "verified", "drop_verified", "demonstration"] = (
+        "verified"
+    )
     soft_label: Share = 0.2
     max_repetition: Share = 0.2
     positive_label: Annotated[float, Range(0.5, 1)] = 1.0
+    generated_prompts: Literal["rollouts", "pairs"] = "rollouts"
     generated_fraction: Share = 0.6
     replay_fraction: Share = 0.25
     replay_capacity: AtLeast0 = 2000
@@ -83,6 +94,13 @@ class DiscriminatorConfig(Section):
                     "no effect: the rate climbs over a tenth of the warm-up and falls to "
                     "config.discriminator.round_learning_rate, which the rounds keep; set that"
                 )
+        if self.label_policy == "demonstration" and self.generated_prompts != "pairs":
+            raise ValueError(
+                "config.discriminator.label_policy='demonstration' sets the data's own responses "
+                "against those that were sampled for the same prompts: set "
+                "config.discriminator.generated_prompts='pairs' (got "
+                f"{self.generated_prompts!r})"
+            )
         if self.gate_low > self.gate_high:
             raise ValueError(
                 f"config.discriminator.gate_low={self.gate_low} (updates are doubled below it) "
@@ -118,12 +136,31 @@ class DiscriminatorConfig(Section):
 
 
 class RewardConfig(Section):
-    """Reward = a score of the response, standardised and clipped.
+    """Reward = the combined score of a response, standardised and clipped.
 
-    `source` is the score: the `discriminator`'s logit (its probability with `squash="sigmoid"`),
-    the `verifier`'s rule reward, or a `mix` of probability and rule reward, the latter with
-    `verifier_weight`. The rule reward is the `share` of the prompt's constraints that hold, or 1
-    where `all` of them do; text that repeats itself gets 0 (`discriminator.max_repetition`).
+    `sources` names what gives scores, one or several of:
+
+    | source | score |
+    |---|---|
+    | verifier | the rule reward of the row's constraints |
+    | discriminator | the discriminator's logit (its probability with `squash="sigmoid"`) |
+    | model:PATH-or-hub-id | the logit of a frozen reward model |
+    | file.py:function, package.module:function | what a Python function returns, as in TRL |
+
+    `weights` has a number for each of them; () is 1 for all. `combine` says how they become one
+    score: the weighted `sum`; `normalise_then_sum` (GDPO, arXiv 2601.05242), where each source is
+    normalised among the samples of a prompt, and the weighted sum over the round; `stratified`
+    (HERO, arXiv 2510.07242), where the other sources order the responses to a prompt that have
+    equal verdicts, within `band` to either side of the verdict, and never overrule one.
+
+    Without `sources`, `source` is the short form: the `discriminator`, the `verifier`, or a `mix`
+    of probability and rule reward, the latter with `verifier_weight`. The rule reward is the
+    `share` of the prompt's constraints that hold, or 1 where `all` of them do; text that repeats
+    itself gets 0 (`discriminator.max_repetition`).
+
+    A call of a function may take `timeout_s` seconds. Rows for which it fails (an exception, no
+    number, too much time, a dead process) are counted and get `floor`, or the lowest score that
+    the function gave in the round if that is lower; with `strict` the run stops instead.
 
     `standardise` takes mean and deviation from all rounds so far (`running`), this round
     (`batch`) or the samples of the same prompt (`group`); `none` leaves the score as it is.
@@ -136,6 +173,13 @@ class RewardConfig(Section):
     punishment, before the standardisation); 0 leaves it alone.
     """
 
+    sources: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    combine: Literal["sum", "normalise_then_sum", "stratified"] = "sum"
+    band: Annotated[float, Range(1e-6, 0.5)] = 0.1
+    timeout_s: Annotated[float, Range(1e-3)] = 60.0
+    floor: float = 0.0
+    strict: bool = False
     source: Literal["discriminator", "verifier", "mix"] = "discriminator"
     rule: Literal["share", "all"] = "share"
     verifier_weight: Share = 0.5
@@ -146,17 +190,61 @@ class RewardConfig(Section):
     missing_eos_penalty: float = 0.0
     overlong_tokens: AtLeast0 = 0
 
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The sources: `sources`, or those that the short form stands for."""
+        mixed = ("discriminator", "verifier")
+        return self.sources or (mixed if self.source == "mix" else (self.source,))
+
+    @property
+    def source_weights(self) -> tuple[float, ...]:
+        """The weight of each source that is asked."""
+        if not self.sources and self.source == "mix":
+            return 1.0 - self.verifier_weight, self.verifier_weight
+        return tuple(map(float, self.weights)) or (1.0,) * len(self.asked)
+
     def check(self) -> None:
-        """Raise ValueError for a squash that the source does not allow."""
-        if self.source == "mix" and self.squash != "sigmoid":
+        """Raise ValueError for sources that are none, or that the other fields do not allow."""
+        parse_sources(self.asked)
+        self._check_weights()
+        if not self.sources and self.source == "mix" and self.squash != "sigmoid":
             raise ValueError(
                 "config.reward.source='mix' adds a rule reward in [0, 1] to the discriminator's "
                 "score, which must lie there too: set config.reward.squash='sigmoid'"
             )
-        if self.source == "verifier" and self.squash != "none":
+        if "discriminator" not in self.asked and self.squash != "none":
             raise ValueError(
-                f"config.reward.squash={self.squash!r} is for logits, and config.reward.source="
-                "'verifier' has none; set squash='none'"
+                f"config.reward.squash={self.squash!r} is for logits of the discriminator, and "
+                f"config.reward asks {self.asked} only, which have none; set squash='none'"
+            )
+        if self.combine == "normalise_then_sum" and self.standardise != "none":
+            raise ValueError(
+                "config.reward.combine='normalise_then_sum' normalises by group and by round "
+                f"itself, and config.reward.standardise={self.standardise!r} would do so again; "
+                "set standardise='none'"
+            )
+        if self.combine == "stratified":
+            self._check_strata()
+
+    def _check_weights(self) -> None:
+        if self.weights and len(self.weights) != len(self.sources):
+            raise ValueError(
+                f"config.reward.weights={self.weights} must have one number for each of "
+                f"config.reward.sources={self.sources} (or none at all, which is 1 for all)"
+            )
+
+    def _check_strata(self) -> None:
+        if "verifier" not in self.asked or len(self.asked) < 2:
+            raise ValueError(
+                "config.reward.combine='stratified' orders responses of equal verdicts by the "
+                "other sources: config.reward.sources must name 'verifier' and at least one more, "
+                f"got {self.asked}"
+            )
+        weight = self.source_weights[self.asked.index("verifier")]
+        if weight != 1:
+            raise ValueError(
+                "config.reward.combine='stratified' does not weigh verdicts against scores: the "
+                f"weight of 'verifier' must be 1, got {weight}"
             )
 
 

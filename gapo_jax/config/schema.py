@@ -7,12 +7,15 @@ methods in `gapo_jax/options.py`; `Config` takes the latter from the registry of
 # The flags of nested sections read the types of the fields (`gapo_jax/section.py`).
 
 import dataclasses
+import datetime
+import json
 import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from gapo_jax.config.online import DiscriminatorConfig, PPOConfig, RewardConfig
 from gapo_jax.config.optim import OptimConfig
 from gapo_jax.methods import option_sections
+from gapo_jax.rng import MAX_SEED
 from gapo_jax.section import (
     AtLeast0,
     AtLeast1,
@@ -124,6 +127,20 @@ class DataConfig(Section):
     `curriculum_start` of them: near misses (4 bullets where 3 were asked for) come last.
     Responses are verified in `verify_workers` processes of their own; 0 does it in this one.
     `plugins` are Python files with constraint types of one's own (`constraints/plugins.py`).
+
+    With any other `source` (a JSONL, JSON, CSV or Parquet file, also with .gz or .zst behind it, a
+    folder of `datasets`, the id of a dataset on the hub, with its `subset` and `split`) an offline
+    method learns from its rows directly (docs/data.md), and an online method whose rewards need no
+    pairs answers its prompts (docs/rewards.md); what concerns our prompts, types and pairs above is
+    not read. `streaming` reads rows while it trains, without fetching all first. A row with a side
+    above `max_tokens` (prompt, answer and template together) is left out; so many are TRL's.
+    `train_on` says which answers of a dialogue are trained on: the last one or all.
+    Held-out rows come from `heldout_source`, or are a share `heldout_fraction` of the source, split
+    by prompt; at most `heldout_rows` of them. Encoded rows are kept in `cache`, by default in the
+    workdir.
+
+    `chat_template_kwargs` is a JSON object of variables for the chat template, such as
+    {"enable_thinking": false}; "date" in it ("2026-12-01") is today for templates that ask.
     """
 
     types: tuple[str, ...] = _tuple(
@@ -138,6 +155,16 @@ class DataConfig(Section):
         "number_sentences",
     )
     source: str = ""
+    subset: str = ""
+    split: str = "train"
+    streaming: bool = False
+    max_tokens: AtLeast2 = 1024
+    train_on: Literal["last", "all"] = "all"
+    heldout_source: str = ""
+    heldout_fraction: Annotated[float, Range(0, 0.5)] = 0.05
+    heldout_rows: AtLeast1 = 256
+    cache: str = ""
+    chat_template_kwargs: str = "{}"
     on_invisible: Literal["refuse", "drop"] = "refuse"
     max_constraints: Annotated[int, Range(1, 8)] = 2
     system_prompt: str = "template"
@@ -155,9 +182,28 @@ class DataConfig(Section):
     plugins: tuple[str, ...] = _tuple()
 
     def check(self) -> None:
-        """Raise ValueError where no constraint type is named."""
+        """Raise ValueError where no constraint type is named, or the variables of the chat template
+        are no JSON object."""
         if not self.types:
             raise ValueError("config.data.types is empty; name at least one constraint type")
+        self.template_variables()
+
+    def template_variables(self) -> dict[str, Any]:
+        """Return `chat_template_kwargs`.
+
+        Raises:
+            ValueError: it is no JSON object, or its date is none.
+        """
+        text = self.chat_template_kwargs
+        try:
+            variables = json.loads(text)
+            datetime.date.fromisoformat(variables.get("date", "2026-01-01"))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(
+                "config.data.chat_template_kwargs must be a JSON object such as "
+                f'{{"enable_thinking": false, "date": "2026-12-01"}}, got {text!r} ({error})'
+            ) from error
+        return variables
 
 
 class SamplingConfig(Section):
@@ -204,7 +250,8 @@ class OfflineConfig(Section):
     `max_response_tokens` (end token included) are left out. `sft_weight` is the weight of the
     chosen side's negative log-likelihood in a pairwise loss. `length_buckets` is what
     `config.ppo.length_buckets` is: the examples of a round are cut into batches by the length of
-    their longest side.
+    their longest side. Rows of one's own (`data.source`) come in four widths at least, kto learns
+    from single ones of them, and `data.max_tokens` says how long they may be.
     """
 
     optim: OptimConfig = dataclasses.field(
@@ -221,11 +268,29 @@ class OfflineConfig(Section):
 class EvalConfig(Section):
     """Held-out evaluation by the verifiers, before, during and after training.
 
+    With rows of one's own (`config.data.source`) it is the held-out rows that are measured, and
+    `every_rounds` alone is read.
     The discriminator is measured on its held-out pairs after the warm-up, every `pairs_every`
     rounds and after the last one.
+
+    With `development_prompts` above 0 there is one more set, `development`, on topics of its own:
+    what is chosen by looking at results (rates, options, when to stop) is chosen on it, and the
+    held-out sets are looked at once. It is the first of the sets then, and measured during
+    training. With `trip_wires` a fixed set of prompts is measured on which exploits of a reward
+    show (`evaluate/exploits.py`). With `likelihood` every measured response is scored under the
+    frozen start, for a third of the time that sampling it takes. All three need our own tasks
+    (`data.source` empty), except the last.
+
+    `prompts` is a file or hub dataset of prompts to measure on as well, `given_prompts`: IFEval or
+    IFBench rows, or rows of AI2 (`constraints/rows.py`). All of them are measured, before and after
+    training; those above `data.max_prompt_tokens` are left out and named.
     """
 
+    prompts: str = ""
     prompts_per_set: AtLeast1 = 96
+    development_prompts: AtLeast0 = 0
+    trip_wires: bool = False
+    likelihood: bool = False
     samples_per_prompt: AtLeast1 = 2
     every_rounds: AtLeast0 = 0
     pairs_every: AtLeast1 = 1
@@ -238,8 +303,16 @@ class CheckpointConfig(Section):
     """Checkpoints at round boundaries: every how many rounds, how many are kept, and in which
     `directory`: one that all processes of a run see, or `gs://BUCKET/FOLDER`; empty for
     `checkpoints` in the workdir.
+
+    `best` names a measure of held-out rows, such as eval/preference_accuracy or eval/nll_loss, for
+    training on rows of one's own: the policy that is best by it is exported and reported. It is
+    taken on development rows, which are neither trained on nor reported, every `eval.every_rounds`
+    rounds (every round where that is 0). With `patience` above 0 training ends after so many
+    measurements without a better one.
     """
 
+    best: str = ""
+    patience: AtLeast0 = 0
     directory: str = ""
     every_rounds: AtLeast1 = 1
     keep: AtLeast1 = 2
@@ -290,7 +363,7 @@ class Config(Section, options=option_sections()):
 
     method: str = "gapo"
     name: str = "gapo"
-    seed: AtLeast0 = 0
+    seed: Annotated[int, Range(0, MAX_SEED)] = 0
     rounds: AtLeast0 = 10
     export: bool = True
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)

@@ -1,16 +1,17 @@
 """The constraint engine: verifiable constraints that label, reward and evaluate responses.
 
-`check` and `check_loose` give the official verdicts of IFEval and IFBench, and verdicts on product
-facts. `get(id)` returns a type, which describes and checks; a type that training prompts are made
-with also samples and modifies. `compose_prompt` writes prompts; `make_pair` makes verified
+`check` and `check_loose` give the official verdicts of IFEval, IFTrain and IFBench, and verdicts
+on product facts. `get(id)` returns a type, which describes and checks; a type that training prompts
+are made with also samples and modifies. `compose_prompt` writes prompts; `make_pair` makes verified
 preferential prompts (GAPO section 3.2); `check_visibility` finds the types that a discriminator's
 tokenizer cannot see; `reward` is a reward function for TRL; `register` and `load_plugin` add types
 of one's own. Nothing here loads JAX. Random choices take a numpy Generator.
 
 Order of the modules, each of which imports only earlier ones: `fields`, `text`, `words`;
-`ifeval_checks`, `ifbench_checks`, `product_checks`, `verdicts`; `base`, `ifeval_keywords`,
-`ifeval_lengths`, `ifeval_formats`, `ifeval_edges`, `ifeval_whole_text`, `ifbench`, `product`,
-`plugins`, `registry`; `template`, `augment`, `visibility`, `verifiers`, `rows`, `trl_reward`.
+`ifeval_checks`, `iftrain_checks`, `ifbench_checks`, `product_checks`, `verdicts`; `base`,
+`ifeval_keywords`, `ifeval_lengths`, `ifeval_formats`, `ifeval_edges`, `ifeval_whole_text`,
+`iftrain_words`, `iftrain_counts`, `iftrain_layout`, `ifbench`, `product`, `plugins`, `registry`;
+`template`, `augment`, `visibility`, `verifiers`, `rows`, `trl_reward`.
 """
 
 from gapo_jax.constraints.augment import KINDS, difficulty, holds, make_pair, verify_pair

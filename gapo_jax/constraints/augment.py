@@ -25,6 +25,7 @@ from gapo_jax.constraints.template import PromptStyle, draw_style, pick, render,
 from gapo_jax.records import Constraint, PreferentialPair
 
 KINDS = ("modify", "insert", "polarity")
+_WORD_FIELDS = ("keyword", "keyword1", "keyword2", "first_word", "last_word")
 _DRAWS = 4  # tries at an instance that names no word of another constraint
 
 
@@ -81,7 +82,7 @@ def difficulty(pair: PreferentialPair) -> float:
 
 
 def _words(constraint: Constraint) -> set[str]:
-    found = [constraint.kwargs.get("keyword", "")]
+    found = [constraint.kwargs.get(field, "") for field in _WORD_FIELDS]
     for field in ("keywords", "forbidden_words"):
         found += constraint.kwargs.get(field, ())
     return {word.lower() for word in found if word}

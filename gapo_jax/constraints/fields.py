@@ -1,7 +1,7 @@
 """The arguments of every built-in constraint type: their fields, their kinds and their limits.
 
-There are three families: the 25 types of the IFEval release, the 58 types of IFBench (arXiv
-2507.02833) that the package `if-verifiable` carries, and two types about product facts.
+There are four families: the 25 types of the IFEval release, the 29 training types and the 58 test
+types of IFBench (arXiv 2507.02833), and two types about product facts.
 `clean_kwargs` alone decides whether the arguments of a row are valid; a checker runs on arguments
 that passed it.
 """
@@ -72,6 +72,47 @@ IFEVAL: dict[str, dict[str, str]] = {
     "startend:quotation": {},
 }
 
+# The training types of IF-RLVR, with the names of open-instruct, whose rows carry them.
+IFTRAIN: dict[str, dict[str, str]] = {
+    "keywords:word_once": {"keyword": "word"},
+    "keywords:word_count_different_numbers": {
+        "keyword": "word",
+        "frequency": "count",
+        "relation": "relation",
+    },
+    "keywords:exclude_word_harder": {"keyword": "word"},
+    "keywords:keyword_specific_position": {"keyword": "word", "n": "positive", "m": "positive"},
+    "keywords:no_adjacent_consecutive": {},
+    "keywords:palindrome": {},
+    "keywords:start_end": {},
+    "first_word:first_word_sent": {"first_word": "word"},
+    "first_word:first_word_answer": {"first_word": "word"},
+    "last_word:last_word_sent": {"last_word": "word"},
+    "last_word:last_word_answer": {"last_word": "word"},
+    "letters:letter_counting": {"N": "positive", "relation": "relation"},
+    "letters:letter_counting2": {
+        "letter": "letter",
+        "let_frequency": "count",
+        "let_relation": "relation",
+    },
+    "count:lowercase_counting": {"N": "positive"},
+    "count:count_unique": {},
+    "count:count_increment_word": {"keyword1": "word", "keyword2": "word"},
+    "count:counting_composition": {"n_sent": "positive", "n_words": "positive"},
+    "paragraphs:paragraphs": {},
+    "paragraphs:paragraphs2": {},
+    "punctuation:punctuation_dot": {},
+    "punctuation:punctuation_exclamation": {},
+    "detectable_format:sentence_hyphens": {},
+    "detectable_format:square_brackets": {},
+    "detectable_format:bigram_wrapping": {},
+    "copy:repeat_phrase": {"phrase": "pattern", "small_n": "positive"},
+    "copy:copy": {"prompt_to_repeat": "text"},
+    "copy:copying_simple": {"prompt_to_repeat": "text"},
+    "copy:copying_multiple": {"prompt_to_repeat": "text", "N": "positive"},
+    "new:copy_span_idx": {"prompt_to_repeat": "text", "n_start": "count", "n_end": "count"},
+}
+
 _KEYWORDS = {f"keyword{i}": "text" for i in range(1, 6)}
 IFBENCH: dict[str, dict[str, str]] = {
     "count:word_count_range": {"min_words": "count", "max_words": "count"},
@@ -137,8 +178,8 @@ PRODUCT: dict[str, dict[str, str]] = {
     "product:states_facts": {"facts": "facts"},
     "product:no_other_facts": {"facts": "facts", "values": "values"},
 }
-FAMILY_FIELDS = {"ifeval": IFEVAL, "ifbench": IFBENCH, "product": PRODUCT}
-FIELDS: dict[str, dict[str, str]] = {**IFEVAL, **IFBENCH, **PRODUCT}
+FAMILY_FIELDS = {"ifeval": IFEVAL, "iftrain": IFTRAIN, "ifbench": IFBENCH, "product": PRODUCT}
+FIELDS: dict[str, dict[str, str]] = {**IFEVAL, **IFTRAIN, **IFBENCH, **PRODUCT}
 
 
 def _count(value: Any) -> int | None:
@@ -154,6 +195,13 @@ def _text(most: int) -> Callable[[Any], str | None]:
         return value if isinstance(value, str) and value.strip() and len(value) <= most else None
 
     return read
+
+
+def _word(value: Any) -> str | None:
+    """Return a word, which rows of AI2 carry as a text or as a list of that one text."""
+    if isinstance(value, list | tuple) and len(value) == 1:
+        value = value[0]
+    return _text(MAX_PATTERN)(value)
 
 
 def _words(value: Any, most: int = MAX_PATTERN) -> tuple[str, ...] | None:
@@ -193,6 +241,7 @@ _KINDS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "relation": (lambda v: v if v in RELATIONS else None, f"one of {RELATIONS}"),
     "text": (_text(MAX_TEXT), f"a text, not empty, of at most {MAX_TEXT} characters"),
     "pattern": (_text(MAX_PATTERN), f"a text, not empty, of at most {MAX_PATTERN} characters"),
+    "word": (_word, f"one word, a text, not empty, of at most {MAX_PATTERN} characters"),
     "letter": (lambda v: v if isinstance(v, str) and len(v) == 1 else None, "one character"),
     "language": (_language, "a language code of the IFEval release"),
     "positive": (lambda v: _count(v) or None, "a whole number, 1 or more"),

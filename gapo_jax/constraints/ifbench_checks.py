@@ -1,13 +1,15 @@
 """Official verdicts of the 58 IFBench types (arXiv 2507.02833), made safe to call.
 
-The checkers come from the package `if-verifiable`. Added here:
+The verdicts are those of allenai/IFBench as of August 2026. Most checkers come from the package
+`if-verifiable`, which holds an older state; eight types are decided here (`_DECIDED_HERE`), and
+sentences are split by Punkt, as IFBench does since December 2025. A test holds verdicts of the
+original. Added beside:
 
 * Nothing is downloaded, and NLTK outside the package is unchanged: sentences and words come from
   `text.py`, stop words from the list below (NLTK's English list without the entries that have an
   apostrophe: the checker counts tokens of letters and never meets one).
 * `words:start_verb` needs NLTK's part-of-speech tagger, which no package carries; without it the
   type is refused with the command that installs it.
-* Arguments that the package would draw at random where they are 0 are set as the row gives them.
 * A text that makes a checker raise (an empty sentence, a broken CSV) does not follow.
 * Beyond `LONG_TEXT` characters the slow checkers run in linear forms, runs of more than 1,000 equal
   white space characters are shortened to 1,000, and runs of combining marks to 32.
@@ -66,6 +68,7 @@ def registry() -> dict[str, type]:
         pos_tag=_pos_tag,
     )
     util.nltk = module.nltk = mine
+    util.split_into_sentences = lambda value: list(text.split_sentences(value))
     return INSTRUCTION_DICT
 
 
@@ -106,14 +109,6 @@ def require(type_id: str) -> None:
         raise ValueError(f"{type_id} needs NLTK data that is not installed: run `{command}`")
 
 
-# Attributes to set after `build_description`, which takes 0 for "not given" or draws from the
-# keyword: class attribute -> field.
-_EXACT = {
-    REPEAT_SPAN: {"_n_start": "n_start", "_n_end": "n_end"},
-    "words:keywords_specific_position": {"_n": "n", "_m": "m"},
-}
-
-
 @functools.lru_cache(maxsize=text.CACHE_SIZE)
 def _checker(type_id: str, items: tuple[tuple[str, Any], ...]) -> tuple[Any, str]:
     """Return the official checker and the official wording of its instruction."""
@@ -125,8 +120,6 @@ def _checker(type_id: str, items: tuple[tuple[str, Any], ...]) -> tuple[Any, str
     wording = checker.build_description(**given)
     if type_id == REPEAT_SPAN:
         wording = checker._description_pattern.format(**kwargs)
-    for attribute, field in _EXACT.get(type_id, {}).items():
-        setattr(checker, attribute, kwargs[field])
     return checker, wording
 
 
@@ -155,6 +148,8 @@ def follows(type_id: str, items: tuple[tuple[str, Any], ...], response: str) -> 
             response = text.short_marks(response)
         if type_id in _LINEAR:
             return _LINEAR[type_id](checker, response)
+    if type_id in _DECIDED_HERE:
+        return _DECIDED_HERE[type_id](response, **clean_kwargs(type_id, dict(items)))
     try:
         return bool(checker.check_following(response))
     except _RAISED:
@@ -199,8 +194,6 @@ def prose_then_bullets(checker: Any, response: str) -> bool:
 
     The official form splits every line, though of later lines it uses only whether they are blank.
     """
-    from if_verifiable.ifbench.instructions_util import split_into_sentences
-
     prose, sentences, bullets = True, 0, 0
     for line in map(str.strip, response.split("\n")):
         if line.startswith("*"):
@@ -209,7 +202,7 @@ def prose_then_bullets(checker: Any, response: str) -> bool:
                 return False
             bullets += 1
         elif prose:
-            sentences += len(split_into_sentences(line)) if sentences < 2 else 0
+            sentences += len(text.split_sentences(line)) if sentences < 2 else 0
             prose = line != ""
         else:
             return False
@@ -223,4 +216,89 @@ _LINEAR = {
     "format:newline": word_a_line,
     "format:line_indent": stairs,
     "custom:csv_special_character": special_character,
+}
+
+
+# --- the types on which the package is behind IFBench ---------------------------------------------
+
+# What IFBench counts as pronouns since May 2026: personal, possessive and reflexive ones, then
+# demonstrative, relative and interrogative, and indefinite ones.
+PRONOUNS = frozenset(
+    """i me my mine myself we us our ours ourselves you your yours yourself yourselves he him his
+    himself she her hers herself it its itself they them their theirs themselves
+    this that these those who whom whose which what whoever whomever whatever whichever
+    anybody anyone anything everybody everyone everything nobody nothing somebody someone something
+    each either neither both all some any none""".split()
+)
+
+
+@functools.cache
+def _names() -> tuple[str, ...]:
+    """Return the names of `count:person_names`, which its wording lists."""
+    _, _, listed = describe("count:person_names", (("N", 1),)).partition("person names: ")
+    return tuple(name.strip(" .") for name in listed.split(","))
+
+
+def _person_names(response: str, N: int) -> bool:
+    return sum(bool(re.search(rf"\b{name}\b", response)) for name in _names()) >= N
+
+
+def _pronouns(response: str, N: int) -> bool:
+    words = text.word_tokenize(response.replace("/", " ").lower())
+    return sum(word in PRONOUNS for word in words) >= N
+
+
+def _sentence_keyword(response: str, word: str, N: int) -> bool:
+    sentences = text.split_sentences(response)
+    pattern = rf"\b{re.escape(word)}\b"
+    return len(sentences) >= N and bool(re.search(pattern, sentences[N - 1], re.IGNORECASE))
+
+
+def _specific_position(response: str, keyword: str, n: int, m: int) -> bool:
+    sentences = text.split_sentences(response)
+    # Punctuation marks are no words here, unlike in the training type of nearly the same name.
+    words = [
+        token
+        for token in (text.word_tokenize(sentences[n - 1]) if len(sentences) >= n else ())
+        if any(map(str.isalnum, token))
+    ]
+    return len(words) >= m and words[m - 1].lower() == keyword.strip().lower()
+
+
+def _words_position(response: str, keyword: str) -> bool:
+    words = [word.lower() for word in text.word_tokenize(response)]
+    if words and words[-1] in string.punctuation:
+        words.pop()
+    return len(words) >= 2 and words[1] == words[-2] == keyword.strip().lower()
+
+
+def _repeat_span(response: str, prompt_to_repeat: str, n_start: int, n_end: int) -> bool:
+    wanted = prompt_to_repeat[n_start : n_end + 1]
+    return response.strip().lower() == wanted.strip().lower()
+
+
+def _title_case(response: str) -> bool:
+    words = [word for word in text.word_tokenize(response) if word[0].isalpha()]
+    # A capital inside a word, as in iPhone, is no fault.
+    return not any(
+        word[0].islower() and (word[1:].islower() or word[1:].isupper() or len(word) == 1)
+        for word in words
+    )
+
+
+def _quote_unquote(response: str) -> bool:
+    joined = "".join(response.replace("'\"'", "").split())
+    inside = joined.strip(string.digits + string.punctuation.replace('"', ""))
+    return '""' not in joined and not inside.endswith('"')
+
+
+_DECIDED_HERE = {
+    "count:person_names": _person_names,
+    "count:pronouns": _pronouns,
+    "sentence:keyword": _sentence_keyword,
+    "words:keywords_specific_position": _specific_position,
+    "words:words_position": _words_position,
+    REPEAT_SPAN: _repeat_span,
+    "format:title_case": _title_case,
+    "format:quote_unquote": _quote_unquote,
 }

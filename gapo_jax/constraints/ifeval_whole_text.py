@@ -5,6 +5,10 @@ A discriminator with an uncased tokenizer cannot see the types about capital let
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import numpy as np
+
 from gapo_jax.constraints.base import (
     TrainableType,
     counted,
@@ -27,6 +31,19 @@ REQUESTS: tuple[str, ...] = (
 _SENTENCE = (
     "The river is quiet and it runs slowly through the town before it reaches the wide open sea."
 )
+
+
+def swapped_words(rng: np.random.Generator, request: str) -> Iterator[str]:
+    """Yield a request with two neighbouring words exchanged, a few times, then another request."""
+    parts = request.split()
+    for _ in range(4):
+        if len(parts) > 2:
+            place = int(rng.integers(len(parts) - 1))
+            changed = list(parts)
+            changed[place], changed[place + 1] = changed[place + 1], changed[place]
+            yield " ".join(changed)
+    # For requests too short to exchange words in.
+    yield pick(rng, REQUESTS)
 
 
 class EnglishCapital(TrainableType):
@@ -231,16 +248,8 @@ class RepeatPrompt(TrainableType):
         return {"prompt_to_repeat": task if task else pick(rng, REQUESTS)}
 
     def near_misses(self, rng, kwargs, response, words):
-        # The request with two neighbouring words exchanged.
-        parts = kwargs["prompt_to_repeat"].split()
-        for _ in range(4):
-            if len(parts) > 2:
-                place = int(rng.integers(len(parts) - 1))
-                changed = list(parts)
-                changed[place], changed[place + 1] = changed[place + 1], changed[place]
-                yield {"prompt_to_repeat": " ".join(changed)}
-        # For requests too short to exchange words in.
-        yield {"prompt_to_repeat": pick(rng, REQUESTS)}
+        for text in swapped_words(rng, kwargs["prompt_to_repeat"]):
+            yield {"prompt_to_repeat": text}
 
 
 TYPES = (

@@ -262,7 +262,7 @@ def load_plugin(path: str | Path) -> tuple[str, ...]:
     if path.suffix != ".py" or not path.is_file():
         raise FileNotFoundError(
             f"constraint plug-in: expected a Python file (.py), found none at {path}; correct"
-            " config.data.plugins"
+            " config.data.plugins (or --plugin)"
         )
     # By the whole path, so that two files of one name are two modules.
     name = f"gapo_jax_plugin_{path.stem}_{zlib.crc32(str(path).encode()):08x}"

@@ -15,6 +15,9 @@ from gapo_jax.constraints import (
     ifeval_keywords,
     ifeval_lengths,
     ifeval_whole_text,
+    iftrain_counts,
+    iftrain_layout,
+    iftrain_words,
     plugins,
     product,
 )
@@ -24,13 +27,18 @@ from gapo_jax.constraints.verdicts import loose_variants
 from gapo_jax.records import Constraint
 
 _IFEVAL = (ifeval_keywords, ifeval_lengths, ifeval_formats, ifeval_edges, ifeval_whole_text)
+_IFTRAIN = (iftrain_words, iftrain_counts, iftrain_layout)
 _BUILT_IN: dict[str, dict[str, ConstraintType]] = {
     "ifeval": {kind.id: kind for module in _IFEVAL for kind in module.TYPES},
+    "iftrain": {kind.id: kind for module in _IFTRAIN for kind in module.TYPES},
     "ifbench": {kind.id: kind for kind in ifbench.TYPES},
     "product": {kind.id: kind for kind in product.TYPES},
 }
 _TYPES = {type_id: kind for family in _BUILT_IN.values() for type_id, kind in family.items()}
-_SHORT = {kind.name: type_id for type_id, kind in _TYPES.items()}
+_SHORT = {
+    kind.name: [other.id for other in _TYPES.values() if other.name == kind.name]
+    for kind in _TYPES.values()
+}
 FAMILIES = (*_BUILT_IN, "plugins")
 # Families that stay out of training, so that a score on them measures generalisation.
 _HELD_OUT = ("ifbench",)
@@ -40,8 +48,8 @@ def types(family: str = "ifeval") -> tuple[str, ...]:
     """Return the ids of a family of constraint types.
 
     Args:
-      family: "ifeval" (the 25 types of the release), "ifbench" (58), "product" (2), "plugins" (all
-        that are registered) or "all".
+      family: "ifeval" (the 25 types of the release), "iftrain" (the 29 training types of IF-RLVR),
+        "ifbench" (58), "product" (2), "plugins" (all that are registered) or "all".
 
     Raises:
       ValueError: another family.
@@ -65,14 +73,22 @@ def get(type_id: str) -> ConstraintType:
     if type_id in _TYPES:
         return _TYPES[type_id]
     more = plugins.registered()
-    short = {kind.name: name for name, kind in more.items()} | _SHORT  # built-in types come first
-    full = type_id if type_id in more else short.get(type_id, type_id)
+    # Built-in types come before plug-ins of the same short name.
+    short = {kind.name: [name] for name, kind in more.items()} | _SHORT
+    fitting = [type_id] if type_id in more else short.get(type_id, [type_id])
+    # Either of two types would be right for half of the users, who would not learn of it.
+    if len(fitting) > 1:
+        raise ValueError(
+            f"constraint type: expected one type, got {type_id!r}, which is short for"
+            f" {' and '.join(fitting)}; write the full id"
+        )
+    full = fitting[0]
     found = more.get(full) or _TYPES.get(full)
     if found is not None:
         return found
-    names = {name: name for name in (*_TYPES, *more)} | short
+    names = {name: [name] for name in (*_TYPES, *more)} | short
     near = difflib.get_close_matches(str(type_id), list(names), n=3, cutoff=0.4)
-    ids = ", ".join(dict.fromkeys(names[name] for name in near))
+    ids = ", ".join(dict.fromkeys(full for name in near for full in names[name]))
     hint = f"nearest: {ids}" if near else "constraints.types('all') lists the ids"
     raise ValueError(
         f"constraint type: expected one of {len(_TYPES) + len(more)} known types, got"

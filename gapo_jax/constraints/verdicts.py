@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gapo_jax.constraints import ifbench_checks, ifeval_checks, product_checks
+from gapo_jax.constraints import ifbench_checks, ifeval_checks, iftrain_checks, product_checks
 from gapo_jax.constraints.fields import FAMILY_FIELDS, clean_kwargs
 from gapo_jax.constraints.text import MAX_TEXT
 
 Check = Callable[[str, tuple[tuple[str, Any], ...], str], bool]
 _CHECKS: dict[str, Check] = {
     "ifeval": ifeval_checks.follows,
+    "iftrain": iftrain_checks.follows,
     "ifbench": ifbench_checks.follows,
     "product": product_checks.follows,
 }
@@ -37,9 +38,9 @@ def as_items(kwargs: Mapping[str, Any] | None) -> tuple[tuple[str, Any], ...]:
 def follows(type_id: str, kwargs: Mapping[str, Any] | None, answer: str) -> bool:
     """Return the strict verdict on one answer for one instruction of a built-in type.
 
-    Official for IFEval and IFBench types, this project's for product facts. Every string has a
-    verdict; one of more than `MAX_TEXT` characters follows no constraint, which bounds the time of
-    a check.
+    Official for IFEval, IFTrain and IFBench types, this project's for product facts. Every string
+    has a verdict; one of more than `MAX_TEXT` characters follows no constraint, which bounds the
+    time of a check.
 
     Raises:
       ValueError: invalid arguments (`clean_kwargs`).

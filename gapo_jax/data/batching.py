@@ -1,32 +1,47 @@
 """Choose the rows of each batch, and the width that they are padded to.
 
-Order is a function of (seed, step) alone and nothing here keeps state: a run that is resumed at
-step n asks for batch n. Widths are few, since every width is a compiled program of its own.
+Order is a function of a random stream and the step alone and nothing here keeps state: a run that
+is resumed at step n asks for batch n. Widths are few, since each is compiled separately.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
+
+from gapo_jax.rng import Stream, stream
 
 # Widths are multiples of this many tokens; beyond _LONG tokens of a lane's 128, which kernels pad
 # to anyway.
 _UNIT, _LONG, _LANE = 8, 1024, 128
 
 
-def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
-    """Return the order of n rows in an epoch: int64 [n], a permutation drawn from (seed, epoch)."""
+# Of a million rows it takes longer than an update of a small network.
+@functools.lru_cache(maxsize=4)
+def _permutation(seed: int, name: Stream, counters: tuple[int, ...], n: int) -> np.ndarray:
+    order = stream(seed, name, *counters).permutation(n)
+    order.setflags(write=False)  # as many callers share it
+    return order
+
+
+def epoch_order(seed: int, name: Stream, *counters: int, n: int) -> np.ndarray:
+    """Return the order of n rows in an epoch: int64 [n], a permutation drawn from one stream."""
     if n < 1:
         raise ValueError("cannot order an empty dataset: got n = 0 rows")
-    return np.random.default_rng([seed, epoch]).permutation(n)
+    return _permutation(seed, name, counters, n)
 
 
-def batch_at(seed: int, step: int, n: int, batch_size: int) -> np.ndarray:
+def batch_at(
+    seed: int, name: Stream, *counters: int, step: int, n: int, batch_size: int
+) -> np.ndarray:
     """Return the rows of batch `step`: int64 [batch_size].
 
     Rows come without replacement within an epoch; a batch that reaches the end of an epoch goes
-    on with the next one, so every batch is full and every row is seen equally often.
+    on with the next one, so every batch is full and every row is seen equally often. The order of
+    an epoch is drawn from (seed, name, counters, n, epoch): where a curriculum changes n, the
+    orders of few and of many rows are independent.
     """
     if batch_size < 1 or step < 0:
         raise ValueError(f"need batch_size >= 1 and step >= 0, got {batch_size} and {step}")
@@ -34,7 +49,7 @@ def batch_at(seed: int, step: int, n: int, batch_size: int) -> np.ndarray:
     remaining = batch_size
     while remaining:
         epoch, offset = divmod(start, n) if n else (0, 0)
-        part = epoch_order(seed, epoch, n)[offset : offset + remaining]
+        part = epoch_order(seed, name, *counters, n, epoch, n=n)[offset : offset + remaining]
         parts.append(part)
         start += len(part)
         remaining -= len(part)
@@ -76,20 +91,19 @@ def text_buckets(limit: int) -> tuple[int, ...]:
 def length_sorted_batches(
     lengths: Sequence[int] | np.ndarray,
     batch_size: int,
-    seed: int | Sequence[int] | None = None,
+    rng: np.random.Generator | None = None,
 ) -> list[np.ndarray]:
     """Group rows of similar length: index arrays of `batch_size` (the last one may be shorter).
 
-    Every row occurs once. Without a seed the batches go from short to long, ties in row order;
-    with a seed ties are broken and the batches are ordered at random, for training.
+    Every row occurs once. Without `rng` the batches go from short to long, ties in row order;
+    with it ties are broken and the batches are ordered at random, for training.
     """
     if batch_size < 1:
         raise ValueError(f"need batch_size >= 1, got {batch_size}")
     lengths_B = np.asarray(lengths)
-    if seed is None:
+    if rng is None:
         order = np.argsort(lengths_B, kind="stable")
         return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(lengths_B))
     order = shuffled[np.argsort(lengths_B[shuffled], kind="stable")]
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
@@ -97,12 +111,12 @@ def length_sorted_batches(
 
 
 def like_lengths(
-    lengths_B: np.ndarray, size: int, group: int, seed: Sequence[int] | None
+    lengths_B: np.ndarray, size: int, group: int, rng: np.random.Generator | None
 ) -> Iterator[np.ndarray]:
     """Yield batches of `size` rows as `length_sorted_batches` does, int64, keeping each `group` of
     neighbouring rows together (sorted by the longest of them)."""
     longest_A = lengths_B.reshape(-1, group).max(axis=1)
-    for chosen_A in length_sorted_batches(longest_A, size // group, seed):
+    for chosen_A in length_sorted_batches(longest_A, size // group, rng):
         yield (chosen_A[:, None] * group + np.arange(group)).reshape(-1)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from gapo_jax import constraints
 from gapo_jax.data.preferential import pair_statistics
+from gapo_jax.rng import Stream, stream
 from gapo_jax.types import PreferentialPair
 
 _EDGES = (0, 10, 20, 40, 80, 160, 320, 640, 1280)
@@ -46,7 +47,7 @@ def card(
             "prompt_words": histogram([pair.prompt_accepted for pair in pairs]),
         }
     first = next(iter(splits.values()), ())
-    chosen = np.random.default_rng([seed, 2]).permutation(len(first))[:_SAMPLES]
+    chosen = stream(seed, Stream.CARD).permutation(len(first))[:_SAMPLES]
     record["samples"] = [first[int(i)].to_json() for i in chosen]
     return record
 

@@ -24,13 +24,12 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from gapo_jax import constraints
 from gapo_jax.constraints.text import MAX_TEXT
 from gapo_jax.data.cycles import Counts, next_cycle
 from gapo_jax.data.groups import asked_for, compatible, hindsight, make_group
 from gapo_jax.data.preferential import write_cycle
+from gapo_jax.rng import Stream, stream
 from gapo_jax.types import PreferentialPair
 
 PAIRINGS = ("auto", "closed", "open")
@@ -54,6 +53,7 @@ class Mining:
       difficulty: (low, high) range of `constraints.difficulty`; a cycle with a pair outside is left
           out.
       seed: of all random draws.
+      plugins: files of constraint types of one's own, which each process loads before it mines.
     """
 
     type_ids: tuple[str, ...]
@@ -64,6 +64,7 @@ class Mining:
     pairing: str = "auto"
     difficulty: tuple[float, float] = (0.0, 1.0)
     seed: int = 0
+    plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.pairing not in PAIRINGS:
@@ -75,10 +76,6 @@ class Mining:
             )
         if not 0 <= self.difficulty[0] <= self.difficulty[1] <= 1:
             raise ValueError(f"difficulty: wanted 0 <= low <= high <= 1, got {self.difficulty}")
-
-
-def _rng(seed: int, text: str) -> np.random.Generator:
-    return np.random.default_rng([seed, zlib.crc32(text.encode("utf-8", "replace"))])
 
 
 def _closed(task: str, responses: Sequence[str], options: Mining, rng) -> list[Cycle]:
@@ -127,12 +124,14 @@ def _open(task: str, responses: Sequence[str], options: Mining, rng) -> list[Cyc
 def mine_task(task: str, responses: Sequence[str], options: Mining) -> list[Cycle]:
     """Return the cycles of proven pairs from the responses to one task; an open pair is a cycle of
     one. The result depends on the arguments alone."""
+    for path in options.plugins:
+        constraints.load_plugin(path)
     # No constraint holds for a text beyond the limit, so mining it would only cost time.
     stripped = (text.strip() for text in responses)
     texts = list(dict.fromkeys(text for text in stripped if 0 < len(text) <= MAX_TEXT))
     if not task.strip() or not texts:
         return []
-    rng = _rng(options.seed, task)
+    rng = stream(options.seed, Stream.MINING, task)
     texts = texts[:_MOST_RESPONSES]
     cycles = _closed(task, texts, options, rng) if options.pairing != "open" else []
     if not cycles and options.pairing != "closed":

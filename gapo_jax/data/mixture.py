@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gapo_jax.rng import Stream, stream
+
 _BLOCK = 1024  # indices in which every source has its exact share
 
 
@@ -56,7 +58,7 @@ class Mixture:
 
     @functools.lru_cache(maxsize=64)  # noqa: B019 - a handful of mixtures live as long as the run
     def _block(self, epoch: int, block: int) -> np.ndarray:
-        order = np.random.default_rng([self.seed, epoch, 0, block]).permutation(_BLOCK)
+        order = stream(self.seed, Stream.MIXTURE_BLOCK, epoch, block).permutation(_BLOCK)
         sources = np.repeat(np.arange(len(self.sizes)), self.counts)[order]
         # Ranks count occurrences, so an epoch that ends within a block skips no row before it.
         ranks = np.zeros(_BLOCK, np.int64)
@@ -66,5 +68,5 @@ class Mixture:
 
     @functools.lru_cache(maxsize=64)  # noqa: B019
     def _order(self, epoch: int, source: int, nth: int) -> np.ndarray:
-        rng = np.random.default_rng([self.seed, epoch, 1 + source, nth])
+        rng = stream(self.seed, Stream.MIXTURE_ROWS, epoch, source, nth)
         return rng.permutation(self.sizes[source])

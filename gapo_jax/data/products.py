@@ -20,6 +20,7 @@ from gapo_jax import constraints
 from gapo_jax.constraints.base import pick, shuffled
 from gapo_jax.constraints.product_checks import tokens
 from gapo_jax.constraints.template import compose_prompt
+from gapo_jax.rng import Stream, stream
 from gapo_jax.types import Constraint, PreferentialPair
 
 EDITS = ("change", "add", "remove")
@@ -195,9 +196,9 @@ def make_pair(
     accepted, rejected = asked(category, facts), asked(category, changed)
     task = pick(rng, _TASKS).format(name=category.name)
     response = describe(category, facts, rng)
-    seed = int(rng.integers(2**31))  # the two prompts share their form
+    seed = int(rng.integers(2**63))  # the two prompts share their form
     prompts = [
-        compose_prompt(task, chosen, np.random.default_rng(seed), phrasing)
+        compose_prompt(task, chosen, stream(seed, Stream.PRODUCT_WORDING), phrasing)
         for chosen in (accepted, rejected)
     ]
     pair = PreferentialPair(
@@ -225,14 +226,14 @@ def make_set(
     """
     if count < 2:
         raise ValueError(f"products: wanted 2 or more, got {count}")
-    order = np.random.default_rng([seed, 3]).permutation(len(catalogue()))
+    order = stream(seed, Stream.PRODUCT_CATEGORIES).permutation(len(catalogue()))
     held = max(1, round(test_fraction * len(order)))
     sides = {"train": order[held:], "test": order[:held]}
     wanted = {"test": max(1, round(test_fraction * count))}
     wanted["train"] = count - wanted["test"]
     made: dict[str, list[PreferentialPair]] = {}
     for side, chosen in sides.items():
-        rng = np.random.default_rng([seed, 4, side == "test"])
+        rng = stream(seed, Stream.PRODUCTS, side)
         pairs: dict[tuple[str, str], PreferentialPair] = {}
         turn = 0
         while len(pairs) < wanted[side]:

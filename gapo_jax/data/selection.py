@@ -10,11 +10,9 @@ import collections
 import dataclasses
 import hashlib
 import heapq
-import zlib
 from collections.abc import Sequence
 
-import numpy as np
-
+from gapo_jax.rng import Stream, stream
 from gapo_jax.types import PreferentialPair
 
 Cycle = list[PreferentialPair]
@@ -50,16 +48,20 @@ def _split(summaries: Sequence[Summary], test_fraction: float, seed: int) -> tup
     if not 0 <= test_fraction < 1:
         raise ValueError(f"test_fraction: wanted 0 <= fraction < 1, got {test_fraction}")
     sides: tuple[list[int], list[int]] = ([], [])
+    marks: dict[str, float] = {}
     for index, summary in enumerate(summaries):
         task = " ".join(summary.task.casefold().split())  # one task, however written
-        mark = zlib.crc32(f"{seed}\0{task}".encode("utf-8", "replace")) / 2**32
-        sides[mark < test_fraction].append(index)
+        if task not in marks:
+            marks[task] = float(stream(seed, Stream.TASK_SPLIT, task).random())
+        sides[marks[task] < test_fraction].append(index)
     known = {response for index in sides[0] for response in summaries[index].responses}
     return sides[0], [index for index in sides[1] if not summaries[index].responses & known]
 
 
-def _balance(summaries: Sequence[Summary], num_pairs: int | None, seed: int) -> list[int]:
-    rng = np.random.default_rng([seed, 1])
+def _balance(
+    summaries: Sequence[Summary], num_pairs: int | None, seed: int, side: str
+) -> list[int]:
+    rng = stream(seed, Stream.SELECTION, side)
     slots: dict[tuple[str, str], list[int]] = {}
     for index in rng.permutation(len(summaries)).tolist():
         slots.setdefault(summaries[index].slots[0], []).append(index)
@@ -89,7 +91,9 @@ def _balance(summaries: Sequence[Summary], num_pairs: int | None, seed: int) -> 
     return chosen
 
 
-def balance(cycles: Sequence[Cycle], num_pairs: int | None, seed: int = 0) -> list[Cycle]:
+def balance(
+    cycles: Sequence[Cycle], num_pairs: int | None, seed: int = 0, side: str = "train"
+) -> list[Cycle]:
     """Choose cycles so that types and kinds of edit are as even as the material allows.
 
     The type with the fewest pairs so far comes next, and of that type the kind of edit with the
@@ -99,8 +103,9 @@ def balance(cycles: Sequence[Cycle], num_pairs: int | None, seed: int = 0) -> li
       cycles: of `mining.mine`.
       num_pairs: greatest number of pairs; None takes every cycle once.
       seed: orders equals.
+      side: name of the side that is chosen; each side has its own order.
     """
-    return [cycles[i] for i in _balance(list(map(summarise, cycles)), num_pairs, seed)]
+    return [cycles[i] for i in _balance(list(map(summarise, cycles)), num_pairs, seed, side)]
 
 
 def split_by_task(
@@ -126,5 +131,5 @@ def choose(
     sides = _split(summaries, test_fraction, seed)
     made = {}
     for name, side, most in zip(("train", "test"), sides, (num_pairs, None), strict=True):
-        made[name] = [side[i] for i in _balance([summaries[i] for i in side], most, seed)]
+        made[name] = [side[i] for i in _balance([summaries[i] for i in side], most, seed, name)]
     return made

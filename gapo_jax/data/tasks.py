@@ -1,22 +1,24 @@
-"""Make our own tasks: everyday topics crossed with short requests, in three splits.
+"""Make our own tasks: everyday topics crossed with short requests, in four splits.
 
 `train` crosses the training topics with the training templates; `heldout_topics` crosses unseen
 topics with the training templates; `heldout_phrasings` crosses unseen topics with templates that
-training never uses. The requests name no number and no format, so that they contradict none of
-the constraints that a prompt adds to them.
+training never uses. `development` crosses topics of its own with the training templates: choices
+are made on them, so that the held-out ones are looked at once. The requests name no number and no
+format, so that they contradict none of the constraints that a prompt adds to them.
 
 Each topic has words that a short answer is likely to use. They are keyword candidates when a prompt
 is composed before any response exists: a keyword from the same topic, so that being on topic does
-not give the answer away. Training and held-out topics share no word and contain no part of each
+not give the answer away. Topics of different splits share no word and contain no part of each
 other (a test checks this).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Literal, get_args
 
-Split = Literal["train", "heldout_topics", "heldout_phrasings"]
+Split = Literal["train", "heldout_topics", "heldout_phrasings", "development"]
 
 TRAIN_TEMPLATES: tuple[str, ...] = (
     "Write a short note about {topic}.",
@@ -154,6 +156,29 @@ noodles: bowl broth boil sauce quick chopsticks tasty soft
 robots: machines help work sensors program factory future learn
 """
 
+_DEVELOPMENT = """
+ferries: deck passengers harbor crossing cars captain island ride
+blankets: warm cozy bed soft fold cover winter nap
+pianos: keys music pedals melody practice chords black stool
+calendars: dates month plan year appointments wall holidays week
+backpacks: straps carry school pockets zipper hike heavy shoulders
+castles: stone king towers moat walls history knights queen
+deserts: sand dry hot camels dunes sun thirst oasis
+elevators: buttons floor lift doors building ride stairs wait
+fences: posts yard wood neighbor paint garden gate border
+hammocks: trees swing rest rope shade summer lazy gently
+lanterns: light glow night oil handle path glass lamp
+parrots: feathers talk colorful beak cage squawk birds mimic
+radios: voice music tune station listen antenna signal songs
+tractors: engine field wheels plow farmer mud diesel harvest
+waterfalls: mist rocks splash cliff pool roar river drop
+penguins: ice waddle swim fish cold eggs feathers chicks
+carrots: orange crunchy roots soup vitamin peel rabbits salad
+statues: bronze stone square artist famous marble monument figure
+theaters: stage actors curtain play audience lights applause drama
+tunnels: dark underground road train dig mountain entrance echo
+"""
+
 
 def _parse(text: str) -> dict[str, tuple[str, ...]]:
     pairs = (line.split(":") for line in text.strip().splitlines())
@@ -162,6 +187,8 @@ def _parse(text: str) -> dict[str, tuple[str, ...]]:
 
 TRAIN_TOPICS: dict[str, tuple[str, ...]] = _parse(_TRAIN)
 HELDOUT_TOPICS: dict[str, tuple[str, ...]] = _parse(_HELDOUT)
+DEVELOPMENT_TOPICS: dict[str, tuple[str, ...]] = _parse(_DEVELOPMENT)
+_TOPICS = {"train": TRAIN_TOPICS, "development": DEVELOPMENT_TOPICS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,18 +209,40 @@ def tasks(split: Split) -> list[Task]:
     """Return all tasks of a split, topic by topic, in a fixed order.
 
     Args:
-        split: "train", "heldout_topics" (unseen topics, training templates) or
-            "heldout_phrasings" (unseen topics and unseen templates).
+        split: "train", "heldout_topics" (unseen topics, training templates),
+            "heldout_phrasings" (unseen topics and unseen templates) or "development" (topics of
+            its own, training templates).
 
     Raises:
         ValueError: for an unknown split.
     """
     if split not in get_args(Split):
         raise ValueError(f"unknown split {split!r}: use one of {', '.join(get_args(Split))}")
-    topics = TRAIN_TOPICS if split == "train" else HELDOUT_TOPICS
+    topics = _TOPICS.get(split, HELDOUT_TOPICS)
     templates = HELDOUT_TEMPLATES if split == "heldout_phrasings" else TRAIN_TEMPLATES
     return [
         Task(template.format(topic=topic), topic, template, split, words)
         for topic, words in topics.items()
         for template in templates
     ]
+
+
+def task_of(prompt: str) -> Task | None:
+    """Return the task that a composed prompt asks for, None for a prompt that is not of ours.
+
+    A composed prompt begins with its task (`constraints/template.py`), so nothing else is needed to
+    know the topic of a prompt that was written to a file.
+    """
+    return next(
+        (_by_text()[prompt[:end]] for end in _ends(prompt) if prompt[:end] in _by_text()), None
+    )
+
+
+def _ends(prompt: str) -> range:
+    return range(min(len(prompt), max(map(len, _by_text()))), 0, -1)
+
+
+@functools.cache
+def _by_text() -> dict[str, Task]:
+    splits: tuple[Split, ...] = get_args(Split)
+    return {task.text: task for split in splits for task in tasks(split)}

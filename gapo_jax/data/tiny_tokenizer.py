@@ -11,7 +11,6 @@ import re
 import string
 from collections.abc import Sequence
 
-import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -19,6 +18,7 @@ from gapo_jax import constraints
 from gapo_jax.data.discriminator_text import CUT, NEWLINE
 from gapo_jax.data.prompts import make_prompts
 from gapo_jax.data.tasks import tasks
+from gapo_jax.rng import Stream, stream
 
 _CHAT = (
     "{% for message in messages %}{{ '<s>' + message['content'] + '\n' }}{% endfor %}"
@@ -74,7 +74,7 @@ def _generator_tokenizer(model: models.Model) -> PreTrainedTokenizerFast:
 @functools.cache
 def _prompts() -> str:
     """Return 500 of our training prompts, each on a line."""
-    rng = np.random.default_rng(0)
+    rng = stream(0, Stream.TOKENIZER_WORDS)
     rows = make_prompts(tasks("train"), constraints.types("ifeval"), 500, rng)
     return "\n".join(row.prompt for row in rows)
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gapo_jax import io
 from gapo_jax.constraints.text import final_answer
 from gapo_jax.constraints.verifiers import VerifierPool, make_request
 from gapo_jax.evaluate.bootstrap import interval, rates, resampled_rates
@@ -24,7 +26,11 @@ METRICS = ("prompt_strict", "prompt_loose", "instruction_strict", "instruction_l
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """The verdicts on one response; ids, strict and loose have one entry per constraint."""
+    """The verdicts on one response; ids, strict and loose have one entry per constraint.
+
+    `start_logprob` is the mean log-probability of its tokens under the frozen start, in nats, where
+    it was measured.
+    """
 
     key: str
     prompt: str
@@ -32,6 +38,30 @@ class Verdict:
     ids: tuple[str, ...]
     strict: tuple[bool, ...]
     loose: tuple[bool, ...]
+    start_logprob: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the verdict as a JSON-ready dictionary, without what was not measured."""
+        record = dataclasses.asdict(self)
+        if self.start_logprob is None:
+            del record["start_logprob"]
+        return record
+
+
+def read_verdicts(path: str | Path) -> dict[str, list[Verdict]]:
+    """Return the verdicts in an `eval_*.jsonl` file of a workdir by their held-out set.
+
+    Raises:
+        FileNotFoundError, ValueError: as `io.read_jsonl`.
+    """
+    sets: dict[str, list[Verdict]] = {}
+    for record in io.read_jsonl(path):
+        name = record.pop("set")
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in record.items()
+        }
+        sets.setdefault(name, []).append(Verdict(**fields))
+    return sets
 
 
 def verify(

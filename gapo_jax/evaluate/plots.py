@@ -75,13 +75,23 @@ def series(records: Records, name: str, phase: str | None = None) -> tuple[np.nd
     return pairs[:, 0], pairs[:, 1]
 
 
-def data_uri(figure: Figure) -> str:
-    """Return a figure as an SVG data URI; the same figure always gives the same text."""
-    with matplotlib.rc_context(_STYLE):
+def styled() -> Any:
+    """Return the context in which the figures of reports and studies are drawn."""
+    return matplotlib.rc_context(_STYLE)
+
+
+def svg(figure: Figure) -> bytes:
+    """Return a figure as SVG; the same figure always gives the same text."""
+    with styled():
         buffer = io.BytesIO()
         # Without the date, for the same reason.
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return buffer.getvalue()
+
+
+def data_uri(figure: Figure) -> str:
+    """Return a figure as an SVG data URI."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg(figure)).decode("ascii")
 
 
 def _axes(panels: int = 1) -> tuple[Figure, list[Axes]]:
@@ -114,6 +124,7 @@ def accuracy(records: Records) -> Figure | None:
         ("eval/heldout_topics/{}", "held-out topics", BLUE, 0.0),
         ("eval/heldout_phrasings/{}", "held-out phrasings", PURPLE, 0.12),
         ("eval/heldout_tasks/{}", "held-out tasks", BLUE, 0.0),
+        ("eval/given_prompts/{}", "given prompts", ORANGE, 0.24),
         ("eval/{}", "held-out, part", GREEN, 0.0),
         ("constraint/{}", "training rollouts", GREY, 0.0),
     ]

@@ -20,13 +20,17 @@ import jinja2
 
 from gapo_jax import io
 from gapo_jax.evaluate import plots
+from gapo_jax.evaluate.console import GIVEN, levels
 
 SETS = {
+    "development": "development prompts",
     "heldout_topics": "held-out topics",
     "heldout_phrasings": "held-out phrasings",
     "heldout_tasks": "held-out tasks",  # of the user's own data
+    "heldout_prompts": "held-out prompts",
+    "trip_wires": "trip wires",
+    GIVEN: "given prompts",
 }
-MEASURES = {"instruction_strict": "per instruction", "prompt_strict": "per prompt"}
 _PACKAGES = ("gapo-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
 _SAMPLES_WITHOUT_SUMMARY = 6
 
@@ -57,9 +61,13 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
         .render(
             title=config.get("name") or workdir.name,
             method=config.get("method", ""),
-            finished="after" in summary,
+            finished="after" in summary or "heldout" in summary,
             facts=_facts(records, summary),
             accuracy=_accuracy_rows(summary),
+            rewards=_reward_rows(summary),
+            heldout=_heldout_rows(summary),
+            rows=summary.get("rows", {}),
+            exported=summary.get("exported_round"),
             types=_type_tables(summary),
             moved=summary.get("relative_change", {}),
             figures=plots.all_figures(records),
@@ -138,7 +146,7 @@ def _accuracy_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return one row for each held-out set and measure from before training."""
     rows = []
     for name, before in summary.get("before", {}).items():
-        for measure, label in MEASURES.items():
+        for measure, label in levels(name).items():
             if measure not in before:
                 continue
             change = summary.get("difference", {}).get(name, {}).get(measure)
@@ -147,6 +155,27 @@ def _accuracy_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
             row["verdict"] = _verdict(change)
             rows.append(row)
     return rows
+
+
+def _reward_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return one row for each source whose reward was measured on held-out prompts."""
+    measured = summary.get("rewards", {})
+    return [
+        {
+            "source": name,
+            "before": before,
+            "after": measured["after"][name],
+            "change": measured["difference"][name],
+            "verdict": _verdict(measured["difference"][name]),
+        }
+        for name, before in measured.get("before", {}).items()
+    ]
+
+
+def _heldout_rows(summary: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+    """Return (measure, before, after) of the held-out rows of a run that learned from rows."""
+    before, after = (summary.get("heldout", {}).get(side, {}) for side in ("before", "after"))
+    return [(name, before[name], after[name]) for name in before if name in after]
 
 
 def _verdict(change: Mapping[str, float] | None) -> str:

@@ -20,7 +20,8 @@ _GRAM = 3
 _QUOTED = re.compile(r'"[^"\n]*"')
 
 
-def _words(text: str) -> list[str]:
+def words_of(text: str) -> list[str]:
+    """Return the words of a text in lower case, without numbers' signs and punctuation."""
     return _WORD.findall(text.lower())
 
 
@@ -35,18 +36,18 @@ def echoes(prompt: str, response: str) -> bool:
     and part of the prompt as a whole (at least three words). Words that the prompt puts in double
     quotes do not count: they are what the response is asked to say.
     """
-    words = _words(response)
+    words = words_of(response)
     size = min(ECHO_RUN, len(words))
     # One or two words lie in any prompt by chance.
     if size < _GRAM:
         return False
     said = set(_grams(words, size))
-    return any(said & set(_grams(_words(part), size)) for part in _QUOTED.split(prompt))
+    return any(said & set(_grams(words_of(part), size)) for part in _QUOTED.split(prompt))
 
 
 def repetition(response: str) -> float:
     """Return the share of a response's word 3-grams that occurred in it before, 0 to 1."""
-    grams = _grams(_words(response), _GRAM)
+    grams = _grams(words_of(response), _GRAM)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
@@ -68,7 +69,7 @@ def text_health(prompts: Sequence[str], responses: Sequence[str]) -> dict[str, f
             f" {len(responses)} responses"
         )
     responses = [final_answer(response) for response in responses]
-    words = [_words(response) for response in responses]
+    words = [words_of(response) for response in responses]
     bigrams = [gram for item in words for gram in _grams(item, 2)]
     pairs = zip(prompts, responses, strict=True)
     return {

@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gapo_jax import rng
 from gapo_jax.models import attention_kernels
 from gapo_jax.models import encoder_attention as attention
 from gapo_jax.models.attention import padding_bias
@@ -30,6 +31,7 @@ from gapo_jax.models.layers import (
     rope_tables,
     scan_layers,
 )
+from gapo_jax.rng import Stream
 
 
 class SharedInputs(NamedTuple):
@@ -239,10 +241,8 @@ class EncoderLayer(nn.Module):
         cfg, key = self.config, inputs.dropout_key
         attn, mlp = SelfAttention(cfg, name="attn"), MLP(cfg, name="mlp")
         attn_norm, mlp_norm = layer_norm(cfg, "attn_norm"), layer_norm(cfg, "mlp_norm")
-        drop = attention.make_drop(cfg.dropout, key)
-        drop_weights = attention.make_drop(
-            cfg.dropout, None if key is None else jax.random.fold_in(key, 2)
-        )
+        drop = attention.make_drop(cfg.dropout, key, Stream.DROPOUT_HIDDEN)
+        drop_weights = attention.make_drop(cfg.dropout, key, Stream.DROPOUT_WEIGHTS)
         if cfg.pre_norm:
             # The embeddings are normalised already, so the first layer's norm is not used.
             normed_BTD = jnp.where(inputs.is_first, x_BTD, attn_norm(x_BTD))
@@ -309,8 +309,11 @@ class Encoder(nn.Module):
             self.pooler(hidden_BTD[:, 0])
         if deterministic or not cfg.dropout:
             return self.run_layers(hidden_BTD, mask_BT, frozen_layers=frozen_layers)
-        keys = jax.random.split(self.make_rng("dropout"), cfg.num_layers + 1)
-        hidden_BTD = attention.make_drop(cfg.dropout, keys[0])(hidden_BTD, 0)
+        keys = rng.row_keys(
+            self.make_rng("dropout"), Stream.DROPOUT_LAYER, count=cfg.num_layers + 1
+        )
+        drop = attention.make_drop(cfg.dropout, keys[0], Stream.DROPOUT_HIDDEN)
+        hidden_BTD = drop(hidden_BTD, 0)
         return self.run_layers(hidden_BTD, mask_BT, keys[1:], frozen_layers)
 
     def run_layers(

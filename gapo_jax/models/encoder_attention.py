@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gapo_jax import rng
 from gapo_jax.models.attention import MASKED, apply_weights, attention_weights, padding_bias
 from gapo_jax.models.layers import wide
+from gapo_jax.rng import Stream
 
 Drop = Callable[[jax.Array, jax.Array | int], jax.Array]
 
@@ -23,16 +25,17 @@ _DENSE_BLOCKS = 3
 _CHUNK_BLOCKS = 8
 
 
-def make_drop(rate: float, key: jax.Array | None) -> Drop:
+def make_drop(rate: float, key: jax.Array | None, name: Stream) -> Drop:
     """Return inverted dropout at `rate`, as a function of an array and an index.
 
-    The index is folded into `key`. Without a key the function returns its array unchanged.
+    What is dropped depends on `key`, `name` and the index. Without a key the function returns its
+    array unchanged.
     """
 
     def drop(weights: jax.Array, index: jax.Array | int) -> jax.Array:
         if key is None:
             return weights
-        kept = jax.random.bernoulli(jax.random.fold_in(key, index), 1.0 - rate, weights.shape)
+        kept = jax.random.bernoulli(rng.key(key, name, index), 1.0 - rate, weights.shape)
         return jnp.where(kept, weights / (1.0 - rate), 0.0).astype(weights.dtype)
 
     return drop

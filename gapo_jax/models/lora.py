@@ -24,6 +24,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from gapo_jax import rng
+from gapo_jax.rng import Stream
 from gapo_jax.types import Params
 
 
@@ -106,13 +108,14 @@ def init_adapters(
 ) -> Adapters:
     """Return adapters that change nothing yet: A uniform in +-1/sqrt(in), as in PEFT, and B zero.
 
-    `layers` are the stacked layers to adapt (shapes are enough).
+    `layers` are the stacked layers to adapt (shapes are enough). The numbers of a matrix depend on
+    `key` and its path alone.
 
     Raises:
         ValueError: as `find_targets`, or the rank is not below the width of a matrix.
     """
     tree: dict[str, Any] = {}
-    for number, (path, kernel) in enumerate(find_targets(layers, targets).items()):
+    for path, kernel in find_targets(layers, targets).items():
         count, width_in, width_out = kernel.shape
         if not 0 < rank < min(width_in, width_out):
             raise ValueError(
@@ -121,7 +124,11 @@ def init_adapters(
             )
         bound = width_in**-0.5
         a_LDE = jax.random.uniform(
-            jax.random.fold_in(key, number), (count, width_in, rank), jnp.float32, -bound, bound
+            rng.key(key, Stream.ADAPTER_WEIGHTS, path),
+            (count, width_in, rank),
+            jnp.float32,
+            -bound,
+            bound,
         )
         put(tree, path, {"a": a_LDE, "b": jnp.zeros((count, rank, width_out), jnp.float32)})
     return Adapters(tree, alpha)

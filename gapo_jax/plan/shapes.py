@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gapo_jax import rng
 from gapo_jax.config import Config
 from gapo_jax.models import (
     Decoder,
@@ -43,7 +44,7 @@ def abstract_models(config: Config, place: Placement) -> Models:
     Raises:
         FileNotFoundError, ValueError: the shape of a network is unknown.
     """
-    key, tokens = jax.random.key(0), jnp.zeros((1, 2), jnp.int32)
+    key, tokens = rng.key_shape(), jnp.zeros((1, 2), jnp.int32)
 
     def shapes(module: Any, place: Placement) -> Any:
         made = jax.eval_shape(module.init, key, tokens, tokens)["params"]

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from gapo_jax import rng
 from gapo_jax.compilation import jit_placed
 from gapo_jax.config import Config
 from gapo_jax.methods import asks_discriminator, batches_of, has_critic, method_of, sides_of
@@ -127,11 +127,11 @@ def _sampling_steps(
     )
     weights = place.abstract(weights)
     tokens = place.abstract_rows(shape_struct(prompts, prompt, dtype=jnp.int32))
-    keys = place.abstract_rows(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows)))
+    keys = place.abstract_rows(rng.key_shape(rows))
     count, found = Flops(decoder), decoder.num_layers
     whole, attention = count.layers(prompts, prompt, found)
     prefill = jit_placed(
-        lambda params, tokens, mask: generation.prefill(params, decoder, tokens, mask)[0],
+        lambda params, tokens, mask: generation.prefill(params, decoder, tokens, mask, place)[0],
         place,
         keep="rows",
         rows=(1, 2),
@@ -141,10 +141,11 @@ def _sampling_steps(
     read = {name: part for name, part in weights.items() if name not in ("embed", "position")}
     if "lm_head" not in read:
         read["embed"] = weights["embed"]
-    parts = math.gcd(place.mesh.shape["tensor"], decoder.num_kv_heads) if place.mesh else 1
+    parts = generation.head_parts(decoder, place)
     columns = prompts * prompt + rows * response
-    column = 2 * found * decoder.num_kv_heads * decoder.head_dim * dtype.itemsize
-    cache = columns * column / parts / place.row_parts
+    heads = max(decoder.num_kv_heads, parts) / parts
+    column = 2 * found * heads * decoder.head_dim * dtype.itemsize
+    cache = columns * column / place.row_parts
     each = 2.0 * rows * response * count.layer * found + count.head(rows, response)
     sample: Any = models.sample  # a jitted function; its annotation says a plain one
     return [
@@ -277,7 +278,7 @@ def _discriminator_steps(
     texts = batch.tokens_BT, batch.mask_BT, batch.type_ids_BT
     network, key = (
         state.discriminator,
-        place.abstract(jax.eval_shape(jax.random.key, 0), "whole"),
+        place.abstract(rng.key_shape(), "whole"),
     )
     disc_score, disc_update = _lowerable(compiled, "disc_score", "disc_update")
     shape = models.discriminator.config

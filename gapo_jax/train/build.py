@@ -13,10 +13,18 @@ import jax.numpy as jnp
 import optax
 from transformers import PreTrainedTokenizerFast
 
+from gapo_jax import rng
 from gapo_jax.compilation import decoder_layers_to_unroll, jit_step
 from gapo_jax.config import Config, updates_per_round
-from gapo_jax.methods import asks_discriminator, has_critic, method_of, scores_with_average
+from gapo_jax.data.chat import set_template_variables
+from gapo_jax.methods import (
+    asks_discriminator,
+    has_critic,
+    method_of,
+    scores_with_average,
+)
 from gapo_jax.models import Decoder, DecoderConfig
+from gapo_jax.rng import Stream
 from gapo_jax.rollout.generate import SampleFn
 from gapo_jax.rollout.sampler import RESTRICTIONS, make_sampler, restriction_warning
 from gapo_jax.sharding import ONE_DEVICE, Placement, make_mesh
@@ -40,7 +48,12 @@ from gapo_jax.train.forward import (
     init_critic,
     score_rollout,
 )
-from gapo_jax.train.offline.steps import OfflineBatch, make_offline_step
+from gapo_jax.train.offline.steps import (
+    OfflineBatch,
+    RowSums,
+    make_offline_step,
+    make_sum_rows,
+)
 from gapo_jax.train.online.steps import critic_step, policy_step
 from gapo_jax.train.optimizers import (
     freeze_rows,
@@ -66,7 +79,6 @@ from gapo_jax.train.state import (
 from gapo_jax.types import Metrics, Params, Rollout
 
 log = logging.getLogger("gapo_jax")
-ADAPTER_STREAM = 5
 Optimizers = dict[str, optax.GradientTransformation]
 Update = Callable[..., tuple[TrainState, Metrics]]
 
@@ -78,7 +90,8 @@ class Models:
     Attributes:
         decoder: the generator's module; `ref_params` its starting weights, which are also the
             reference's; `tokenizer` what it reads and writes with.
-        discriminator: the module; `disc_init_params` its starting weights.
+        discriminator: the module; `disc_init_params` its starting weights. Of a run that asks none
+            it is None, without weights and tokenizer.
         spec: what the generator's steps need to know of it.
         sample: the compiled sampler; `decoding` says where weights lie while it works on them.
     """
@@ -86,9 +99,9 @@ class Models:
     decoder: Decoder
     ref_params: Params
     tokenizer: PreTrainedTokenizerFast
-    discriminator: TextReader
+    discriminator: Any
     disc_init_params: Params
-    disc_tokenizer: PreTrainedTokenizerFast
+    disc_tokenizer: Any
     spec: PolicySpec
     sample: SampleFn
     decoding: Placement = ONE_DEVICE
@@ -110,7 +123,8 @@ class TrainSteps:
     """The compiled steps of a run, and the optimisers in them by the name of their network.
 
     `score`, `policy` and `critic` take a batch or one in a bucket (`buckets.Bucketed`); `critic` is
-    None for a method without one. `offline` is the generator's update by an offline method.
+    None for a method without one. `offline` is the generator's update by an offline method, and
+    `sum_rows` measures it on rows that are held out.
     """
 
     optimizers: Optimizers
@@ -120,6 +134,7 @@ class TrainSteps:
     disc_score: Callable[[Params, jax.Array, jax.Array, jax.Array], jax.Array]
     disc_update: Callable[[TrainState, TextBatch, jax.Array], tuple[TrainState, Metrics]]
     offline: Callable[[TrainState, OfflineBatch, Params], tuple[TrainState, Metrics]]
+    sum_rows: Callable[[Params, Params, Rollout], RowSums]
 
 
 def make_optimizers(config: Config, warmup_updates: int) -> Optimizers:
@@ -225,6 +240,7 @@ def make_steps(
         policy=compiled(policy, donate=0, keep="network", rows=(1, 3)),
         critic=critic,
         offline=make_offline_step(spec, config, optimizers["policy"]),
+        sum_rows=make_sum_rows(spec, config),
         **_discriminator_steps(spec.place, discriminator, config, optimizers["discriminator"]),
     )
 
@@ -259,9 +275,11 @@ def _discriminator_steps(
     }
 
 
-def build_models(config: Config, place: Placement | None = None) -> Models:
+def build_models(
+    config: Config, place: Placement | None = None, *, discriminator: bool = True
+) -> Models:
     """Load both models and their tokenizers, and put the weights on the mesh of the configuration
-    or on another `place`.
+    or on another `place`. A run that asks no `discriminator` gets none.
 
     Raises:
         FileNotFoundError, ValueError: a source cannot be read, or does not fit the configuration;
@@ -271,16 +289,19 @@ def build_models(config: Config, place: Placement | None = None) -> Models:
     if place is None:
         place = Placement(make_mesh(mesh.data, mesh.fsdp, mesh.tensor))
     generator = load_generator(config.model.generator, config.seed, place)
-    key = jax.random.fold_in(jax.random.key(config.seed), 2)
-    discriminator = load_discriminator(config, key, discriminator_placement(config, place))
-    return assemble_models(config, place, generator, discriminator)
+    set_template_variables(generator[2], config.data.template_variables())
+    if not discriminator:
+        return assemble_models(config, place, generator, (None, {}, None))
+    key = rng.key(config.seed, Stream.DISCRIMINATOR_WEIGHTS)
+    loaded = load_discriminator(config, key, discriminator_placement(config, place))
+    return assemble_models(config, place, generator, loaded)
 
 
 def assemble_models(
     config: Config,
     place: Placement,
     generator: LoadedGenerator,
-    discriminator: LoadedDiscriminator,
+    discriminator: LoadedDiscriminator | tuple[None, Params, None],
 ) -> Models:
     """Return the models of two loaded networks; shapes do for their parameters.
 
@@ -304,9 +325,10 @@ def assemble_models(
     disc_module, disc_init_params, disc_tokenizer = discriminator
     spec = policy_spec(config, decoder.config, place)
     # What cannot be trained is said before anything slow.
-    key = jax.random.key(config.seed)
     jax.eval_shape(
-        lambda params: start_policy(params, spec.first_trainable_layer, config, key), ref_params
+        lambda params, key: start_policy(params, spec.first_trainable_layer, config, key),
+        ref_params,
+        rng.key_shape(),
     )
     sample = make_sampler(
         decoder,
@@ -392,13 +414,11 @@ def fresh_state(
     disc_init_params: Params,
 ) -> GAPOState:
     """Return the state before the first update, from the starting weights of both networks."""
-    root = jax.random.key(config.seed)
-    policy = start_policy(
-        ref_params, spec.first_trainable_layer, config, jax.random.fold_in(root, ADAPTER_STREAM)
-    )
+    root = rng.root_key(config.seed)
+    policy = start_policy(ref_params, spec.first_trainable_layer, config, root)
     critic = None
     if has_critic(config):
-        fresh = init_critic(spec, ref_params, jax.random.fold_in(root, 3))
+        fresh = init_critic(spec, ref_params, rng.key(root, Stream.CRITIC_WEIGHTS))
         critic = TrainState.create(fresh, optimizers["critic"])
     disc = copy_tree(disc_init_params)
     return GAPOState(

@@ -6,27 +6,28 @@ The discriminator has no say here: a policy that has learned to please it must n
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
-import jax
-
-from gapo_jax import io
+from gapo_jax import io, rng
 from gapo_jax.config import Config, system_text
 from gapo_jax.constraints.verifiers import VerifierPool
-from gapo_jax.evaluate.accuracy import Verdict, paired_difference, summarise, verify
+from gapo_jax.evaluate.accuracy import Verdict, paired_difference, read_verdicts, summarise, verify
+from gapo_jax.evaluate.console import levels
+from gapo_jax.evaluate.exploits import health_of_verdicts
 from gapo_jax.methods import method_of
-from gapo_jax.rollout.generate import generate, row_keys
+from gapo_jax.rng import Stream
+from gapo_jax.rollout.generate import Generated, generate
 from gapo_jax.train.build import Models
 from gapo_jax.train.clock import counter
 from gapo_jax.train.context import TrainContext
+from gapo_jax.train.likelihood import start_logprobs
 from gapo_jax.train.metrics import read_metrics
 from gapo_jax.train.runtime import stop_between_batches
 from gapo_jax.train.state import GAPOState
 from gapo_jax.types import Params, PromptRow
 
-EVAL_STREAM = 101
 # By held-out set.
 VerdictSets = dict[str, list[Verdict]]
 
@@ -44,6 +45,8 @@ def measure(ctx: TrainContext, params: Callable[[], Params], name: str) -> Verdi
         RunInterrupted: a signal asked for a stop; nothing of the measurement is kept.
     """
     path = ctx.workdir / f"eval_{name}.jsonl"
+    if not ctx.prompts.heldout:
+        return {}
     if not path.exists():
         with ctx.clock("eval"):
             weights, records = params(), []
@@ -60,20 +63,19 @@ def measure(ctx: TrainContext, params: Callable[[], Params], name: str) -> Verdi
                         verifiers=ctx.verifiers,
                         on_batch=stop_between_batches(ctx.stop, ctx.processes, advance),
                     )
-                records += [{"set": set_name, **dataclasses.asdict(v)} for v in verdicts]
+                records += [{"set": set_name, **v.to_json()} for v in verdicts]
         io.write_jsonl(path, records)
-    sets: VerdictSets = {}
-    for record in io.read_jsonl(path):
-        set_name = record.pop("set")
-        fields: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in record.items()
-        }
-        sets.setdefault(set_name, []).append(Verdict(**fields))
-    return sets
+    return read_verdicts(path)
 
 
-def write_eval(ctx: TrainContext, verdicts: VerdictSets, finished: int) -> None:
-    """Write one metrics line with the accuracies of all held-out sets.
+def write_eval(
+    ctx: TrainContext,
+    verdicts: VerdictSets,
+    finished: int,
+    more: Mapping[str, float] = MappingProxyType({}),
+) -> None:
+    """Write one metrics line with the accuracies and the text health of all held-out sets, and
+    `more` metrics.
 
     A run that is continued after its last round may have written it already.
     """
@@ -83,9 +85,11 @@ def write_eval(ctx: TrainContext, verdicts: VerdictSets, finished: int) -> None:
     lines = read_metrics(ctx.workdir)
     if any(line["phase"] == "eval" and line["step"] == step for line in lines):
         return
-    metrics: dict[str, float] = {}
-    for set_name, summary in summarise_sets(verdicts, ctx.config.eval.resamples).items():
-        metrics |= _strict_accuracies(summary, f"eval/{set_name}")
+    metrics = dict(more)
+    for set_name, summary in summarise_sets(ctx.config, verdicts).items():
+        metrics |= _accuracies(summary, f"eval/{set_name}", set_name)
+        for name, value in health_of_verdicts(verdicts[set_name]).items():
+            metrics[f"eval/{set_name}/{name.removeprefix('response/')}"] = value
     metrics["time/eval_s"] = ctx.clock.last.get("eval", 0.0)
     ctx.writer.write(step, finished, "eval", metrics)
 
@@ -98,6 +102,8 @@ def maybe_evaluate(ctx: TrainContext, state: GAPOState, finished: int) -> None:
         return
     if method_of(config).trains != "policy":  # it is the one that was measured before
         return
+    if not ctx.prompts.heldout:  # nothing to verify: see `online.heldout`
+        return
     with ctx.clock("eval"):
         rows = next(iter(ctx.prompts.heldout.values()))[: config.eval.prompts_during]
         verdicts = evaluate_policy(
@@ -109,15 +115,16 @@ def maybe_evaluate(ctx: TrainContext, state: GAPOState, finished: int) -> None:
             width=ctx.prompts.width,
             verifiers=ctx.verifiers,
         )
-        metrics = _strict_accuracies(summarise(verdicts, resamples=config.eval.resamples), "eval")
+        summary = summarise(verdicts, config.seed, config.eval.resamples)
+        metrics = _accuracies(summary, "eval", "during")
     metrics["time/eval_s"] = ctx.clock.last["eval"]
     ctx.writer.write(finished * ctx.updates_per_round, finished, "eval", metrics)
 
 
-def _strict_accuracies(summary: Mapping[str, Any], prefix: str) -> dict[str, float]:
-    """Return the strict accuracies of a summary with their intervals, as metrics."""
+def _accuracies(summary: Mapping[str, Any], prefix: str, set_name: str) -> dict[str, float]:
+    """Return the accuracies to show of a held-out set with their intervals, as metrics."""
     metrics = {}
-    for name in ("instruction_strict", "prompt_strict"):
+    for name in levels(set_name):
         for part, value in summary[name].items():
             metrics[f"{prefix}/{name}" + ("" if part == "value" else f"_{part}")] = value
     return metrics
@@ -134,19 +141,42 @@ def evaluate_policy(
     verifiers: VerifierPool | None = None,
     on_batch: Callable[[int], object] = lambda done: None,
 ) -> list[Verdict]:
-    """Sample `eval.samples_per_prompt` responses for each row and verify them.
+    """Sample `eval.samples_per_prompt` responses for each row and verify them."""
+    samples, generated = sample_heldout(
+        config, models, params, rows, name=name, width=width, on_batch=on_batch
+    )
+    verdicts = verify(samples, generated.texts, verifiers)
+    if not config.eval.likelihood:
+        return verdicts
+    likely_B = start_logprobs(models, generated.rollout, config.sampling.batch_size)
+    return [
+        dataclasses.replace(verdict, start_logprob=float(value))
+        for verdict, value in zip(verdicts, likely_B, strict=True)
+    ]
+
+
+def sample_heldout(
+    config: Config,
+    models: Models,
+    params: Params,
+    rows: Sequence[PromptRow],
+    *,
+    name: str,
+    width: int,
+    on_batch: Callable[[int], object] = lambda done: None,
+) -> tuple[list[PromptRow], Generated]:
+    """Sample `eval.samples_per_prompt` responses for each row; return the row of each with them.
 
     The keys depend on seed, set name, row and sample alone, so before and after are sampled with
     the same random numbers and differ by the weights only.
     """
     samples = [row for row in rows for _ in range(config.eval.samples_per_prompt)]
-    stream = zlib.crc32(name.encode())
-    keys_B = row_keys(jax.random.key(config.seed), EVAL_STREAM, stream, count=len(samples))
+    keys_B = rng.row_keys(config.seed, Stream.EVALUATION, name, count=len(samples))
     generated = generate(
         models.sample,
         params,
         models.tokenizer,
-        [row.prompt for row in rows],
+        [row.asked for row in rows],
         keys_B,
         batch_size=config.sampling.batch_size,
         width=width,
@@ -155,20 +185,20 @@ def evaluate_policy(
         stop=config.sampling.stop,
         on_batch=on_batch,
     )
-    return verify(samples, generated.texts, verifiers)
+    return samples, generated
 
 
-def summarise_sets(verdicts: Mapping[str, Sequence[Verdict]], resamples: int) -> dict[str, Any]:
+def summarise_sets(config: Config, verdicts: Mapping[str, Sequence[Verdict]]) -> dict[str, Any]:
     """Return the accuracies of each held-out set with 95% bootstrap intervals."""
-    return {name: summarise(rows, resamples=resamples) for name, rows in verdicts.items()}
+    settings = config.seed, config.eval.resamples
+    return {name: summarise(rows, *settings) for name, rows in verdicts.items()}
 
 
 def compare_sets(
+    config: Config,
     before: Mapping[str, Sequence[Verdict]],
     after: Mapping[str, Sequence[Verdict]],
-    resamples: int,
 ) -> dict[str, Any]:
     """Return after minus before for each set, paired by prompt, with 95% intervals."""
-    return {
-        name: paired_difference(before[name], after[name], resamples=resamples) for name in before
-    }
+    settings = config.seed, config.eval.resamples
+    return {name: paired_difference(before[name], after[name], *settings) for name in before}

@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 
 from gapo_jax import config as configuration
-from gapo_jax import hub, io
+from gapo_jax import hub, io, rng
 from gapo_jax import models as networks
 from gapo_jax.checkpoint import Checkpointer
 from gapo_jax.data.tokenizer import load_tokenizer
 from gapo_jax.data.weights import WEIGHTS, locate
 from gapo_jax.sharding import ONE_DEVICE
 from gapo_jax.train.build import Models, build_models, build_steps, initial_state
+from gapo_jax.train.datasets.self_generated import reads_discriminator
 from gapo_jax.train.discriminator.texts import replay_from_json
 from gapo_jax.train.export import card_metrics
 from gapo_jax.train.sources import tokenizer_and_shape
@@ -203,7 +204,9 @@ def _restore(
     workdir: Path, config: configuration.Config, step: int | None
 ) -> tuple[Models, GAPOState]:
     """Return what is fixed in a run, and a checkpoint of what is not."""
-    models = build_models(config, ONE_DEVICE)  # on one device, whatever mesh it was trained on
+    # On one device, whatever mesh it was trained on.
+    asked = reads_discriminator(config, workdir)
+    models = build_models(config, ONE_DEVICE, discriminator=asked)
     # The size of the warm-up sets schedules only, no shape.
     steps = build_steps(config, models, num_pairs=1)
     abstract = jax.eval_shape(lambda: initial_state(config, models, steps))
@@ -244,7 +247,7 @@ def _load_imported(folder: Path) -> Loaded:
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in record["config"].items()}
     module = make(make_config(**fields), **record.get("head", {}))
     tokens = jnp.zeros((1, 2), jnp.int32)
-    variables = jax.eval_shape(module.init, jax.random.key(0), tokens, jnp.ones_like(tokens))
+    variables = jax.eval_shape(module.init, rng.key_shape(), tokens, jnp.ones_like(tokens))
     with Checkpointer(folder / CHECKPOINTS, read_only=True) as checkpointer:
         state, _ = checkpointer.restore({"params": variables["params"]})
     return Loaded(module, state["params"], load_tokenizer(folder), None, record["base"])

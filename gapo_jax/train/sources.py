@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from transformers import PreTrainedTokenizerFast
 
 from gapo_jax import models as networks
+from gapo_jax import rng
 from gapo_jax.compilation import encoder_layers_to_unroll
 from gapo_jax.config import Config
 from gapo_jax.data import weights
@@ -27,6 +28,7 @@ from gapo_jax.models import (
     EncoderConfig,
     RewardModel,
 )
+from gapo_jax.rng import Stream
 from gapo_jax.sharding import ONE_DEVICE, Placement
 from gapo_jax.train.toy_models import TOY_MODELS
 from gapo_jax.types import Params
@@ -53,7 +55,9 @@ def load_generator(name: str, seed: int, place: Placement = ONE_DEVICE) -> Loade
         decoder = Decoder(shape)
         tokens = jnp.zeros((1, 2), jnp.int32)
         init = jax.jit(decoder.init)
-        params = place.init(init, jax.random.key(seed), tokens, jnp.ones_like(tokens))["params"]
+        params = place.init(
+            init, rng.key(seed, Stream.GENERATOR_WEIGHTS), tokens, jnp.ones_like(tokens)
+        )["params"]
         return decoder, params, tokenizer
     tokenizer, _, _ = tokenizer_and_shape(source(name))
     decoder, params = networks.load_decoder(source(name), put=place.put)

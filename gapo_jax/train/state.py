@@ -49,7 +49,7 @@ class GAPOState(flax.struct.PyTreeNode):
         policy: the trained parts of the generator.
         critic: None for a method without one.
         discriminator: frozen where the method does not train it.
-        key: the run's random key, which never changes; what is drawn is folded in.
+        key: the run's random key, which never changes: all others are derived from it by `rng.key`.
         round: the number of finished rounds, int32.
         kl_coef: the weight of the KL to the reference, float32.
         reward_stats: running (count, mean, sum of squared deviations) of scores, float32 [3].

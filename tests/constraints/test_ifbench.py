@@ -1,6 +1,8 @@
 """IFBench: official verdicts and wording, no way to train on it; any text has a verdict."""
 
 import itertools
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +22,12 @@ probes_of = load("tests/constraints/probes.py").probes_of
 NEW = (*constraints.types("ifbench"), *constraints.types("product"))
 HERE = [t for t in FIELDS if ifbench_checks.missing_data(t) is None]
 WORDS = ("harbor", "lantern", "water", "garden")
+# Inputs of this project with the verdicts of allenai/IFBench (19 August 2026), recorded by running
+# its classes: `build_description(**kwargs)`, then `check_following`.
+RECORDED = [
+    json.loads(line)
+    for line in (Path(__file__).parent / "ifbench_verdicts.jsonl").read_text("utf-8").splitlines()
+]
 
 
 def skip_without_data(type_id):
@@ -32,7 +40,7 @@ def test_families():
     assert constraints.types("ifbench") == tuple(IFBENCH)
     assert set(IFBENCH) == set(ifbench_checks.registry())
     assert len(IFBENCH) == 58 and len(constraints.types("product")) == 2
-    assert len(FIELDS) == 25 + 58 + 2 and set(FIELDS) <= set(constraints.types("all"))
+    assert len(FIELDS) == 25 + 29 + 58 + 2 and set(FIELDS) <= set(constraints.types("all"))
     with pytest.raises(ValueError, match="family of types: expected one of"):
         constraints.types("ifbenhc")
 
@@ -87,9 +95,35 @@ def test_ifbench_is_refused_as_training_data_with_the_way_out():
     )
 
 
+@pytest.mark.parametrize("type_id", sorted({case["id"] for case in RECORDED}))
+def test_verdicts_are_those_of_ifbench(type_id):
+    """Where the package that carries the checkers is older, IFBench decides."""
+    seen, of_package = set(), []
+    for case in RECORDED:
+        if case["id"] == type_id:
+            package = ifbench_checks.registry()[type_id](type_id)
+            package.build_description(**case["kwargs"])
+            for text, wanted in case["verdicts"]:
+                got = constraints.check(text, [type_id], [case["kwargs"]])
+                assert got == [wanted], (case["kwargs"], text)
+                seen.add(wanted)
+                of_package.append(bool(package.check_following(text)) == wanted)
+    assert seen == {True, False}
+    assert all(of_package) == (type_id not in ifbench_checks._DECIDED_HERE)
+
+
+def test_sentences_end_as_in_ifbench():
+    """By Punkt: in the package's own rules an ellipsis ends a sentence, and so does p.m."""
+    text = "It ran... until 3.30 p.m. on Monday. It is deep. Is it far?"
+    assert constraints.check(text, ["ratio:sentence_type"], [{}]) == [True]
+    kwargs = {"word": "deep", "N": 2}
+    assert constraints.check(text, ["sentence:keyword"], [kwargs]) == [True]
+
+
 def test_verdicts_are_those_of_the_package():
     """Strict and loose, through the package's own evaluation; where it raises, ours is False."""
-    cases = [(t, kw) for t in IFBENCH if t in HERE for kw, _, _ in probes_of(t)]
+    here = [t for t in IFBENCH if t in HERE and t not in ifbench_checks._DECIDED_HERE]
+    cases = [(t, kw) for t in here for kw, _, _ in probes_of(t)]
     texts = [text for t in NEW for _, *both in probes_of(t) for text in both][::5]
     ifbench_checks.registry()  # the replacements, so that nothing is downloaded
     seen = {True: 0, False: 0}
@@ -145,7 +179,7 @@ def test_odd_texts_get_a_verdict(instances, text):
 @example(text=" ".join(ODD), satisfied=False)
 def test_any_text_can_be_mined(text, satisfied):
     rng = np.random.default_rng(0)
-    for type_id in constraints.resolve(["ifeval", "product"]):
+    for type_id in constraints.resolve(["ifeval", "iftrain", "product"]):
         if type_id == "language:response_language":
             continue
         kind = constraints.trainable(type_id)
@@ -225,6 +259,6 @@ def test_linear_forms_are_the_packages(lines, rows):
 def test_zero_is_not_drawn_at_random():
     kwargs = {"prompt_to_repeat": "Write about a river.", "n_start": 0, "n_end": 2}
     for _ in range(5):
-        assert constraints.check("write about", ["repeat:repeat_span"], [kwargs]) == [True]
+        assert constraints.check("wri", ["repeat:repeat_span"], [kwargs]) == [True]
     with pytest.raises(ValueError, match="N to be a whole number, 1 or more"):
         constraints.check("a b", ["count:words_japanese"], [{"N": 0}])

@@ -93,7 +93,7 @@ def test_what_was_slow_at_the_longest_text(type_id, kwargs, text):
 def test_every_argument_is_bounded():
     sizes = {
         "text": fields.MAX_TEXT, "pattern": fields.MAX_PATTERN, "words": fields.MAX_PATTERN,
-        "facts": fields.MAX_PATTERN, "values": fields.MAX_VALUES,
+        "facts": fields.MAX_PATTERN, "values": fields.MAX_VALUES, "word": fields.MAX_PATTERN,
     }  # fmt: skip
     unbounded = {"count", "positive", "relation", "letter", "language"}  # not texts, or one letter
     for type_id, kinds in fields.FIELDS.items():
@@ -103,7 +103,7 @@ def test_every_argument_is_bounded():
             if kind not in sizes:
                 continue
             word = "a: " + "b" * (sizes[kind] - 2)
-            listed = kind not in ("text", "pattern")
+            listed = kind not in ("text", "pattern", "word")
             with pytest.raises(ValueError, match=f"{field} to be .* of at most {sizes[kind]} char"):
                 fields.clean_kwargs(type_id, {**probe, field: [word] if listed else word})
             if listed:

@@ -1,32 +1,38 @@
-"""Batch order: a function of (seed, step) alone, every row equally often."""
+"""Batch order: a function of a random stream and the step alone, every row equally often."""
 
 import collections
+import functools
 
 import numpy as np
 import pytest
 
 from gapo_jax.data import batching
+from gapo_jax.rng import Stream, stream
+
+ORDER = Stream.SFT_ORDER
 
 
 def test_epoch_order_is_a_permutation_of_seed_and_epoch():
-    first = batching.epoch_order(3, 0, 50)
+    first = batching.epoch_order(3, ORDER, 0, n=50)
     np.testing.assert_array_equal(np.sort(first), np.arange(50))
-    np.testing.assert_array_equal(first, batching.epoch_order(3, 0, 50))
-    assert (first != batching.epoch_order(3, 1, 50)).any()
-    assert (first != batching.epoch_order(4, 0, 50)).any()
+    np.testing.assert_array_equal(first, batching.epoch_order(3, ORDER, 0, n=50))
+    for path in ((3, ORDER, 1), (4, ORDER, 0), (3, Stream.OFFLINE_ORDER, 0)):
+        assert (first != batching.epoch_order(*path, n=50)).any()
 
 
 @pytest.mark.parametrize(("n", "batch_size"), [(10, 4), (7, 7), (3, 8), (1, 5)])
 def test_batches_walk_through_epochs_without_replacement(n, batch_size):
-    rows = np.concatenate([batching.batch_at(5, step, n, batch_size) for step in range(n)])
+    draw = functools.partial(batching.batch_at, 5, ORDER, n=n, batch_size=batch_size)
+    rows = np.concatenate([draw(step=step) for step in range(n)])
     for epoch in range(batch_size):
         part = rows[epoch * n : (epoch + 1) * n]
-        np.testing.assert_array_equal(part, batching.epoch_order(5, epoch, n))
+        np.testing.assert_array_equal(part, batching.epoch_order(5, ORDER, n, epoch, n=n))
 
 
 def test_a_batch_depends_on_the_step_alone():
-    straight = [batching.batch_at(1, step, 11, 4) for step in range(9)]
-    resumed = [batching.batch_at(1, step, 11, 4) for step in range(5, 9)]
+    draw = functools.partial(batching.batch_at, 1, ORDER, n=11, batch_size=4)
+    straight = [draw(step=step) for step in range(9)]
+    resumed = [draw(step=step) for step in range(5, 9)]
     for one, two in zip(straight[5:], resumed, strict=True):
         np.testing.assert_array_equal(one, two)
 
@@ -41,7 +47,8 @@ def test_bucket_takes_the_smallest_that_fits():
 def test_length_sorted_batches_cover_all_rows_with_less_padding():
     lengths = np.random.default_rng(0).integers(1, 100, size=103)
     for seed in (None, 7):
-        batches = batching.length_sorted_batches(lengths, 16, seed)
+        rng = None if seed is None else stream(seed, Stream.POLICY_ORDER)
+        batches = batching.length_sorted_batches(lengths, 16, rng)
         counts = collections.Counter(np.concatenate(batches).tolist())
         assert counts == collections.Counter(range(103))
         padded = sum(len(b) * lengths[b].max() for b in batches)
@@ -53,9 +60,9 @@ def test_length_sorted_batches_cover_all_rows_with_less_padding():
 
 def test_bad_arguments():
     with pytest.raises(ValueError, match="empty dataset"):
-        batching.batch_at(0, 0, 0, 4)
+        batching.batch_at(0, ORDER, step=0, n=0, batch_size=4)
     with pytest.raises(ValueError, match="batch_size"):
-        batching.batch_at(0, 0, 4, 0)
+        batching.batch_at(0, ORDER, step=0, n=4, batch_size=0)
     with pytest.raises(ValueError, match="batch_size"):
         batching.length_sorted_batches([1], 0)
 
@@ -70,7 +77,7 @@ def test_widths_are_few_and_grow_by_equal_factors():
 
 def test_groups_stay_together():
     lengths = np.random.default_rng(0).integers(1, 100, 48)
-    batches = list(batching.like_lengths(lengths, 8, 4, (3, 1)))
+    batches = list(batching.like_lengths(lengths, 8, 4, stream(3, Stream.POLICY_ORDER, 1)))
     assert sorted(np.concatenate(batches).tolist()) == list(range(48))
     for batch in batches:
         np.testing.assert_array_equal(batch.reshape(2, 4) % 4, [[0, 1, 2, 3]] * 2)

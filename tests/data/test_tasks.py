@@ -3,13 +3,17 @@
 import itertools
 import re
 
+import numpy as np
 import pytest
 
+from gapo_jax.data.prompts import make_prompts
 from gapo_jax.data.tasks import (
+    DEVELOPMENT_TOPICS,
     HELDOUT_TEMPLATES,
     HELDOUT_TOPICS,
     TRAIN_TEMPLATES,
     TRAIN_TOPICS,
+    task_of,
     tasks,
 )
 
@@ -21,9 +25,12 @@ def test_sizes():
     assert len({task.text for task in tasks("train")}) == len(tasks("train"))
 
 
-@pytest.mark.parametrize("split", ["heldout_topics", "heldout_phrasings"])
-def test_heldout_topics_share_nothing_with_training(split):
-    train = {task.topic for task in tasks("train")}
+@pytest.mark.parametrize("split", ["heldout_topics", "heldout_phrasings", "development"])
+@pytest.mark.parametrize("other", ["train", "development"])
+def test_topics_of_other_splits_share_nothing(split, other):
+    if split == other:
+        return
+    train = {task.topic for task in tasks(other)}
     heldout = {task.topic for task in tasks(split)}
     for ours, theirs in itertools.product(train, heldout):
         assert ours not in theirs and theirs not in ours
@@ -43,7 +50,7 @@ def test_heldout_phrasings_are_unseen():
 
 
 def test_related_words_are_plain_and_not_in_the_topic():
-    for topic, words in (TRAIN_TOPICS | HELDOUT_TOPICS).items():
+    for topic, words in (TRAIN_TOPICS | HELDOUT_TOPICS | DEVELOPMENT_TOPICS).items():
         assert len(words) == len(set(words)) >= 6, topic
         for word in words:
             assert re.fullmatch(r"[a-z]{3,}", word), (topic, word)
@@ -52,9 +59,17 @@ def test_related_words_are_plain_and_not_in_the_topic():
 
 def test_tasks_name_no_number_and_no_format():
     numbers = r"\b(one|two|three|four|five|six|list|bullet|title|words?|sentences?)\b|\d|,"
-    for split in ("train", "heldout_topics", "heldout_phrasings"):
+    for split in ("train", "heldout_topics", "heldout_phrasings", "development"):
         for task in tasks(split):
             assert not re.search(numbers, task.text, flags=re.IGNORECASE), task.text
+
+
+def test_a_composed_prompt_tells_its_task():
+    for split in ("train", "heldout_topics", "heldout_phrasings", "development"):
+        for row in make_prompts(tasks(split), ["no_comma", "title"], 60, np.random.default_rng(1)):
+            task = task_of(row.prompt)
+            assert task is not None and task.text == row.task
+    assert task_of("Write a poem.") is None and task_of("") is None
 
 
 def test_unknown_split_is_an_error():

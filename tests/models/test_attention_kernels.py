@@ -21,9 +21,10 @@ from gapo_jax.models import Decoder, DecoderConfig, Encoder, EncoderConfig, gene
 from gapo_jax.models import attention_kernels as kernels
 from gapo_jax.models.attention import attend, causal_bias
 from gapo_jax.models.encoder_attention import first_tokens, make_drop, windowed_attention
+from gapo_jax.rng import Stream
 
 B, T, N, H = 2, 200, 4, 16
-NO_DROP = make_drop(0.0, None)
+NO_DROP = make_drop(0.0, None, Stream.DROPOUT_WEIGHTS)
 
 
 def mask_of(length):

@@ -22,6 +22,7 @@ from gapo_jax.models.hf.encoder_configs import (
     modernbert_to_config,
     roberta_to_config,
 )
+from gapo_jax.rng import Stream
 from gapo_jax.sharding import make_mesh, param_shardings
 
 SHAPE = {"vocab_size": 50, "num_layers": 4, "d_model": 16, "num_heads": 2, "d_ff": 24}
@@ -186,13 +187,14 @@ def _hidden(module, tokens_BT, mask_BT, type_ids_BT, **options):
 
 
 def test_every_layer_drops_other_units(monkeypatch):
-    """With frozen layers too: every key that dropout is made with is used once."""
+    """With frozen layers too: every key and name that dropout is made with are used once."""
     keys, make_drop = [], attention.make_drop
 
-    def recorded(rate, key):
+    def recorded(rate, key, name):
         if key is not None:
-            jax.debug.callback(lambda data: keys.append(data.tolist()), jax.random.key_data(key))
-        return make_drop(rate, key)
+            record = functools.partial(lambda name, data: keys.append((name, *data.tolist())), name)
+            jax.debug.callback(record, jax.random.key_data(key))
+        return make_drop(rate, key, name)
 
     monkeypatch.setattr(attention, "make_drop", recorded)
     config = dataclasses.replace(CONFIGS["bert"], dropout=0.3)
@@ -203,7 +205,7 @@ def test_every_layer_drops_other_units(monkeypatch):
     )  # fmt: skip
     jax.effects_barrier()
     # Embeddings, and for each of the four layers its outputs and its attention weights.
-    assert len(keys) == len({tuple(key) for key in keys}) == 1 + 4 * 2
+    assert len(keys) == len(set(keys)) == 1 + 4 * 2
 
 
 def test_frozen_layers_must_leave_one_to_train():
@@ -215,11 +217,12 @@ def test_frozen_layers_must_leave_one_to_train():
 
 def test_dropped_weights_differ_by_index_and_keep_their_mean():
     weights = jnp.ones((4, 5, 200))
-    drop = attention.make_drop(0.25, jax.random.key(0))
+    drop = attention.make_drop(0.25, jax.random.key(0), Stream.DROPOUT_WEIGHTS)
     one, other = (np.asarray(drop(weights, index)) for index in (0, 1))
     assert set(np.unique(one)) == {0.0, np.float32(1 / 0.75)}
     assert abs(one.mean() - 1.0) < 0.03 and (one != other).mean() > 0.3
-    np.testing.assert_array_equal(attention.make_drop(0.25, None)(weights, 0), weights)
+    off = attention.make_drop(0.25, None, Stream.DROPOUT_WEIGHTS)
+    np.testing.assert_array_equal(off(weights, 0), weights)
 
 
 @pytest.mark.parametrize("length", [16, 27])
@@ -238,7 +241,7 @@ def test_blocks_are_the_band_of_the_full_matrix(length, first):
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         weights /= weights.sum(-1, keepdims=True)
         expected = np.einsum("nts,snh->tnh", weights, v[text])
-        drop = attention.make_drop(0.0, None)
+        drop = attention.make_drop(0.0, None, Stream.DROPOUT_WEIGHTS)
         got = attention.block_attention(q, k, v, mask_BT, 3, 4, drop, first_BT if first else None)
         np.testing.assert_allclose(got[text, start:], expected, atol=1e-5)
 

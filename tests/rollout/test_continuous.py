@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gapo_jax import rng
 from gapo_jax.data.tiny_tokenizer import character_tokenizer
 from gapo_jax.models import Decoder
-from gapo_jax.rollout.generate import ended_rows, generate, row_keys
+from gapo_jax.rng import Stream
+from gapo_jax.rollout.generate import ended_rows, generate
 from gapo_jax.rollout.sampler import make_sampler
 from gapo_jax.rollout.stops import StopStrings
 
@@ -128,7 +130,7 @@ def test_text_is_cut_before_the_first_stop_string(speaker, slots):
 
     def ask(**options):
         return generate(
-            sample, params, tokenizer, ["a", "bc", "d"], row_keys(jax.random.key(0), count=6),
+            sample, params, tokenizer, ["a", "bc", "d"], rng.row_keys(0, Stream.ROLLOUT, count=6),
             batch_size=4, width=64, temperature=1.0, **options,
         )  # fmt: skip
 

@@ -16,13 +16,14 @@ from gapo_jax.config import Config
 from gapo_jax.data import batching
 from gapo_jax.data.batching import epoch_order
 from gapo_jax.models import DecoderConfig
+from gapo_jax.rng import Stream
 from gapo_jax.sharding import ONE_DEVICE
 from gapo_jax.train import buckets
 from gapo_jax.train.buckets import Bucketed, accept_buckets, cut_rows, uncut_rows
 from gapo_jax.train.forward import PolicyNetworks, PolicySpec, init_critic, score_rollout
 from gapo_jax.train.online.objectives import policy_objective
 from gapo_jax.train.online.steps import CriticBatch, PolicyBatch, critic_step, policy_step
-from gapo_jax.train.online.update import CRITIC_ORDER, POLICY_ORDER, minibatches
+from gapo_jax.train.online.update import minibatches
 from gapo_jax.train.state import TrainState, split_trainable
 from gapo_jax.types import Experience, Rollout
 
@@ -202,9 +203,10 @@ def _experience_of(lengths_B) -> Any:
 
 def test_one_width_gives_the_batches_of_a_plain_shuffle():
     experience, ctx = _experience_of(_lengths(48)), _context(epochs=2)
-    found = list(minibatches(ctx, experience, 3, CRITIC_ORDER))
+    found = list(minibatches(ctx, experience, 3, Stream.CRITIC_ORDER))
     assert buckets.in_bucket("batch", found[0][1], ctx.widths) == "batch"
-    wanted = [epoch_order(1, 3000 + epoch, 48).reshape(3, 16) for epoch in range(2)]
+    paths = [(0, Stream.CRITIC_ORDER, 3, epoch) for epoch in range(2)]
+    wanted = [epoch_order(*path, n=48).reshape(3, 16) for path in paths]
     np.testing.assert_array_equal([rows for rows, _ in found], np.concatenate(wanted))
 
 
@@ -213,7 +215,7 @@ def test_batches_of_like_length_are_a_partition_in_random_order(method):
     lengths_B, widths = _lengths(96), batching.bucket_widths(4, 49, 112)
     ctx, experience = _context(method, widths, epochs=2), _experience_of(lengths_B)
     first, again, other = (
-        [rows for rows, _ in minibatches(ctx, experience, index, POLICY_ORDER)]
+        [rows for rows, _ in minibatches(ctx, experience, index, Stream.POLICY_ORDER)]
         for index in (0, 0, 1)
     )
     np.testing.assert_array_equal(first, again)
@@ -223,7 +225,7 @@ def test_batches_of_like_length_are_a_partition_in_random_order(method):
     group = 8 if method == "rpo_online" else 1
     longest = lengths_B.reshape(-1, group).max(axis=1)
     spans = []
-    for rows, found_B in minibatches(_context(method, widths), experience, 0, POLICY_ORDER):
+    for rows, found_B in minibatches(_context(method, widths), experience, 0, Stream.POLICY_ORDER):
         np.testing.assert_array_equal(found_B, lengths_B[rows])
         batch = buckets.in_bucket(rows, found_B, widths)
         assert batch.width == min(width for width in widths if width >= found_B.max())
@@ -241,7 +243,7 @@ def test_padding_of_a_round_of_many_minibatches_is_under_a_tenth():
     for rows, limit in ((1024, 0.10), (48, 0.20)):
         lengths_B = _lengths(rows)
         ctx = _context(widths=batching.bucket_widths(4, 49, 112))
-        batches = minibatches(ctx, _experience_of(lengths_B), 0, POLICY_ORDER)
+        batches = minibatches(ctx, _experience_of(lengths_B), 0, Stream.POLICY_ORDER)
         used = [buckets.in_bucket(rows, found_B, ctx.widths).width for rows, found_B in batches]
         assert 1 - lengths_B.sum() / (16 * sum(used)) < limit
         assert 1 - lengths_B.mean() / 112 > 0.28

@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gapo_jax import rng
 from gapo_jax.compilation import CompileCounter
 from gapo_jax.data.weights import locate
 from gapo_jax.models import Decoder, DecoderConfig, load_decoder
+from gapo_jax.rng import Stream
 from gapo_jax.train.clock import peak_memory_gb
 from gapo_jax.types import Experience
 
@@ -30,7 +32,8 @@ def random_decoder(config: DecoderConfig) -> tuple[Decoder, Any]:
     """Return a decoder and random parameters on the device."""
     ones_BT = jnp.ones((1, 2), jnp.int32)
     decoder = Decoder(config)
-    return decoder, jax.jit(decoder.init)(jax.random.key(0), ones_BT, ones_BT)["params"]
+    key = rng.key(0, Stream.GENERATOR_WEIGHTS)
+    return decoder, jax.jit(decoder.init)(key, ones_BT, ones_BT)["params"]
 
 
 def load(args: argparse.Namespace) -> tuple[Decoder, Any, str]:
@@ -59,12 +62,12 @@ def make_prompts(
 
     A is `count`, or else `--batch`.
     """
-    rng = np.random.default_rng(args.seed)
+    draw = rng.stream(args.seed, Stream.BENCHMARK, "prompts")
     width = args.prompt_tokens
-    lengths_A = rng.integers((width + 1) // 2, width + 1, count or args.batch)
+    lengths_A = draw.integers((width + 1) // 2, width + 1, count or args.batch)
     lengths_A[0] = width
     mask_AP = (np.arange(width) >= width - lengths_A[:, None]).astype(np.int32)
-    tokens_AP = rng.integers(3, vocab_size, mask_AP.shape).astype(np.int32) * mask_AP
+    tokens_AP = draw.integers(3, vocab_size, mask_AP.shape).astype(np.int32) * mask_AP
     return tokens_AP, mask_AP
 
 
@@ -75,12 +78,12 @@ def make_experience(args: argparse.Namespace, vocab_size: int, samples: int = 0)
     """
     samples = samples or args.samples
     tokens_BP, mask_BP = (np.repeat(x, samples, 0) for x in make_prompts(args, vocab_size))
-    rng = np.random.default_rng(args.seed + 1)
+    draw = rng.stream(args.seed, Stream.BENCHMARK, "experience")
     shape = (tokens_BP.shape[0], args.new_tokens)
-    response_BR = rng.integers(3, vocab_size, shape).astype(np.int32)
+    response_BR = draw.integers(3, vocab_size, shape).astype(np.int32)
     ones_BR = np.ones(shape, np.int32)
     arrays: dict[str, Any] = {
-        name: rng.normal(size=shape).astype(np.float32)
+        name: draw.normal(size=shape).astype(np.float32)
         for name in ("ref_logprobs_BR", "values_BR", "advantages_BR", "returns_BR")
     }
     arrays |= {

@@ -13,12 +13,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from gapo_jax import rng
 from gapo_jax.cli.benchmarks.common import TEMPERATURE, make_experience, make_prompts, spread, timed
 from gapo_jax.cli.benchmarks.training import generator_steps, token_counts
 from gapo_jax.config import Config, finalize
 from gapo_jax.models import Decoder
+from gapo_jax.rng import Stream
 from gapo_jax.rollout.experience import build_experience
 from gapo_jax.rollout.sampler import make_sampler
 from gapo_jax.train.clock import peak_memory_gb
@@ -105,8 +106,9 @@ def measure_ppo_iteration(args, decoder: Decoder, params, reference) -> dict[str
     tokens_AP, mask_AP = make_prompts(args, decoder.config.vocab_size)
     rows = args.batch * args.samples
     sample = make_sampler(decoder, max_new_tokens=args.new_tokens, eos_ids=(), pad_id=0)
-    rewards_B = jnp.asarray(np.random.default_rng(args.seed).normal(size=rows), jnp.float32)
-    key = jax.random.key(args.seed)
+    draw = rng.stream(args.seed, Stream.BENCHMARK, "rewards")
+    rewards_B = jnp.asarray(draw.normal(size=rows), jnp.float32)
+    keys_B = rng.row_keys(args.seed, Stream.BENCHMARK, "rows", count=rows)
 
     def take(tree: Any, start: int) -> Any:
         return jax.tree.map(lambda leaf: leaf[start : start + args.minibatch], tree)
@@ -114,7 +116,7 @@ def measure_ppo_iteration(args, decoder: Decoder, params, reference) -> dict[str
     def iterate() -> dict[str, TrainState]:
         policy, critic = networks["policy"], networks["critic"]
         weights = merge_trainable(params, policy.params, spec.first_trainable_layer)
-        rollout = sample(weights, tokens_AP, mask_AP, jax.random.split(key, rows), TEMPERATURE)
+        rollout = sample(weights, tokens_AP, mask_AP, keys_B, TEMPERATURE)
         found = [
             steps.score(PolicyNetworks(params, policy.params, critic.params), take(rollout, start))
             for start in range(0, rows, args.minibatch)

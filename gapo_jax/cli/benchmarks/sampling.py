@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gapo_jax import rng
 from gapo_jax.cli.benchmarks.common import TEMPERATURE, make_prompts, timed
 from gapo_jax.models import Decoder
+from gapo_jax.rng import Stream
 from gapo_jax.rollout.sampler import make_sampler
 
 
@@ -24,7 +25,7 @@ def measure_sample(args: argparse.Namespace, decoder: Decoder, params: Any, refe
         decoder, max_new_tokens=args.new_tokens, eos_ids=(), pad_id=0, slots=args.slots,
         chunk=args.chunk, top_k=args.top_k, top_p=args.top_p,
     )  # fmt: skip
-    keys_B = jax.random.split(jax.random.key(args.seed), rows)
+    keys_B = rng.row_keys(args.seed, Stream.BENCHMARK, "rows", count=rows)
     inputs = (params, tokens_AP, mask_AP, keys_B, jnp.float32(TEMPERATURE))
     counts = {"real": rows * args.new_tokens, "padded": rows * args.new_tokens}
     results = {"jax": timed(lambda: sample(*inputs), args.repeats, **counts)}
@@ -37,11 +38,11 @@ def measure_sample(args: argparse.Namespace, decoder: Decoder, params: Any, refe
 def skewed_lengths(rows: int, longest: int, seed: int) -> np.ndarray:
     """Return lengths int32 [rows] in random order: half of them longest / 32, a tenth the longest,
     the rest spread evenly between."""
-    rng = np.random.default_rng(seed)
+    draw = rng.stream(seed, Stream.BENCHMARK, "lengths")
     short, long = rows // 2, -(-rows // 10)
-    between = rng.integers(longest // 32, longest + 1, rows - short - long)
+    between = draw.integers(longest // 32, longest + 1, rows - short - long)
     lengths_B = np.concatenate([np.full(short, longest // 32), np.full(long, longest), between])
-    return rng.permutation(np.maximum(lengths_B, 1)).astype(np.int32)
+    return draw.permutation(np.maximum(lengths_B, 1)).astype(np.int32)
 
 
 def measure_skewed(args: argparse.Namespace, decoder: Decoder, params: Any) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def measure_skewed(args: argparse.Namespace, decoder: Decoder, params: Any) -> d
     prompts = -(-args.rows // args.samples)
     rows = prompts * args.samples
     tokens_AP, mask_AP = make_prompts(args, decoder.config.vocab_size, prompts)
-    keys_B = jax.random.split(jax.random.key(args.seed), rows)
+    keys_B = rng.row_keys(args.seed, Stream.BENCHMARK, "rows", count=rows)
     limits_B = skewed_lengths(rows, args.new_tokens, args.seed)
     options: Any = {"max_new_tokens": args.new_tokens, "eos_ids": (), "pad_id": 0}
     together = make_sampler(decoder, **options)

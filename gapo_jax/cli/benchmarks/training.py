@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gapo_jax import rng
 from gapo_jax.cli.benchmarks.common import (
     LEARNING_RATE,
     TEMPERATURE,
@@ -23,6 +24,7 @@ from gapo_jax.cli.benchmarks.peers import TorchDiscriminator
 from gapo_jax.compilation import decoder_layers_to_unroll, jit_step
 from gapo_jax.config import Config, presets
 from gapo_jax.models import Decoder
+from gapo_jax.rng import Stream
 from gapo_jax.train.build import TrainSteps, discriminator_optimizer, make_steps
 from gapo_jax.train.discriminator.steps import TextBatch
 from gapo_jax.train.forward import PolicyNetworks, PolicySpec, init_critic
@@ -75,10 +77,11 @@ def generator_steps(
     steps = make_steps(spec, nobody, config, optimizers)
 
     def create(params: Any) -> dict[str, TrainState]:
-        key = jax.random.key(args.seed)
+        root = rng.root_key(args.seed)
+        critic_key = rng.key(root, Stream.CRITIC_WEIGHTS)
         trained = {
-            "policy": start_policy(params, spec.first_trainable_layer, config, key),
-            "critic": init_critic(spec, params, key),
+            "policy": start_policy(params, spec.first_trainable_layer, config, root),
+            "critic": init_critic(spec, params, critic_key),
         }
         return {name: TrainState.create(part, optimizer) for name, part in trained.items()}
 
@@ -179,7 +182,7 @@ def measure_offline(method: str, args, decoder: Decoder, params, reference) -> d
     optimizer = make_optimizer(config.offline.optim, lambda _: LEARNING_RATE)
     sides = 2 if method == "dpo" else 1
     experience = jax.device_put(make_experience(args, decoder.config.vocab_size, samples=sides))
-    trained = start_policy(params, spec.first_trainable_layer, config, jax.random.key(args.seed))
+    trained = start_policy(params, spec.first_trainable_layer, config, rng.root_key(args.seed))
     update = repeated_update(
         make_offline_step(spec, config, optimizer), TrainState.create(trained, optimizer),
         OfflineBatch(as_rollout(experience)), params,
@@ -199,21 +202,22 @@ def measure_discriminator(args, decoder: Decoder, params, reference) -> dict[str
     config = settings(args)
     if args.discriminator:
         config.model.discriminator = args.discriminator
-    key = jax.random.key(args.seed)
-    module, start, tokenizer = load_discriminator(config, key)
+    root = rng.root_key(args.seed)
+    weights_key = rng.key(root, Stream.DISCRIMINATOR_WEIGHTS)
+    module, start, tokenizer = load_discriminator(config, weights_key)
     optimizer = discriminator_optimizer(config, 1)
     optimizers = {name: optimizer for name in ("policy", "critic", "discriminator")}
     steps = make_steps(spec_of(args, decoder, config), module, config, optimizers)
     size, width = config.discriminator.batch_size, args.text_tokens
-    rng = np.random.default_rng(args.seed)
-    tokens_BT = jnp.asarray(rng.integers(5, len(tokenizer), (size, width)), jnp.int32)
+    draw = rng.stream(args.seed, Stream.BENCHMARK, "texts")
+    tokens_BT = jnp.asarray(draw.integers(5, len(tokenizer), (size, width)), jnp.int32)
     ones_BT, ones_B = jnp.ones_like(tokens_BT), jnp.ones(size, jnp.float32)
     half_B = jnp.arange(size) % 2
     batch = TextBatch(tokens_BT, ones_BT, 0 * ones_BT, half_B * 1.0, ones_B, half_B)
     counts = {"real": size * width, "padded": size * width}
     texts = tokens_BT, ones_BT, 0 * ones_BT
     update = repeated_update(
-        steps.disc_update, TrainState.create(copy_tree(start), optimizer), batch, key
+        steps.disc_update, TrainState.create(copy_tree(start), optimizer), batch, root
     )
     calls: dict[str, Callable[[], Any]] = {
         "score": lambda: steps.disc_score(start, *texts), "update": update

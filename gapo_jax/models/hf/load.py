@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gapo_jax import hub
+from gapo_jax import hub, rng
 from gapo_jax.models.decoder import Decoder
 from gapo_jax.models.encoder import Encoder
 from gapo_jax.models.encoder_config import EncoderConfig
@@ -26,6 +26,7 @@ from gapo_jax.models.hf.decoder_tables import reward_architecture
 from gapo_jax.models.hf.files import SafetensorsSource, open_safetensors, read_json
 from gapo_jax.models.hf.head_code import HEAD_FILE
 from gapo_jax.models.hf.parameter_map import Put
+from gapo_jax.rng import Stream
 
 _WAY_OUT = (
     "Give a model that was trained to score texts, or let the run train it "
@@ -190,7 +191,8 @@ def load_reward_model(
             arch = dataclasses.replace(arch, rules=rules)
         params = parameter_map.import_params(arch, config, source, put)
     if "head" not in params:
-        kernel = np.random.default_rng(seed).normal(0.0, 0.02, (config.d_model, 1))
+        assert seed is not None, "_need_seed has seen to it"
+        kernel = rng.stream(seed, Stream.HEAD_WEIGHTS).normal(0.0, 0.02, (config.d_model, 1))
         leaf = kernel.astype(np.float32)
         params["head"] = {"out": {"kernel": put("head/out/kernel", leaf) if put else leaf}}
     return RewardModel(dataclasses.replace(config, **overrides)), params  # type: ignore[arg-type]

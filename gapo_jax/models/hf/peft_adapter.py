@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gapo_jax import io
+from gapo_jax import io, rng
 from gapo_jax.models.decoder import Decoder
 from gapo_jax.models.decoder_config import DecoderConfig
 from gapo_jax.models.hf.architecture import FLOATS, Json
@@ -104,7 +104,7 @@ def _suffixes(modules: Iterable[str]) -> dict[str, str]:
 def _widths(decoder: Decoder) -> dict[str, tuple[int, int]]:
     """Return {"attn/q": (in, out)} of all matrices of a layer."""
     tokens = jax.ShapeDtypeStruct((1, 2), np.int32)
-    variables = jax.eval_shape(decoder.init, jax.random.key(0), tokens, tokens)
+    variables = jax.eval_shape(decoder.init, rng.key_shape(), tokens, tokens)
     stacks = kernels(variables["params"]["layers"]).items()
     return {path: (leaf.shape[1], leaf.shape[2]) for path, leaf in stacks}
 

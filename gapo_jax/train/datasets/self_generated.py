@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from gapo_jax import constraints
@@ -24,21 +23,18 @@ from gapo_jax.data.discriminator_text import pair_ids
 from gapo_jax.data.preferences import response_pairs
 from gapo_jax.data.preferential import build_pairs
 from gapo_jax.data.prompts import make_prompts
-from gapo_jax.data.sources import read_pairs, write_pairs
+from gapo_jax.data.sources import is_mined, read_pairs, write_pairs
 from gapo_jax.data.tasks import Task, tasks
+from gapo_jax.evaluate.exploits import trip_wires
 from gapo_jax.io import read_jsonl, write_jsonl
-from gapo_jax.rollout.generate import (
-    ended_rows,
-    generate,
-    prompt_lengths,
-    prompt_width,
-    row_keys,
-)
+from gapo_jax.methods import asks_discriminator, method_of, needs_pairs
+from gapo_jax.rng import Stream, row_keys, stream
+from gapo_jax.rollout.generate import ended_rows, generate, prompt_lengths, prompt_width
 from gapo_jax.rollout.stops import stop_strings
 from gapo_jax.train.build import Models
+from gapo_jax.train.datasets.rows import reads_rows
 from gapo_jax.types import Preference, PreferentialPair, PromptRow, Rollout
 
-BOOTSTRAP_STREAM = 100
 PAIRS = {"train": "pairs.jsonl", "test": "pairs_heldout.jsonl"}  # of a workdir
 
 
@@ -50,9 +46,10 @@ class Prompts:
         type_ids: the constraint types in use.
         train: to learn on.
         heldout: to measure on, by the name of the set.
-        bootstrap: whose answers become pairs.
+        bootstrap: whose answers become pairs; none where nothing learns from pairs.
         width: P of all of them, so that one sampler serves all.
         train_width: P of `train` alone.
+        rewarded: held-out prompts without constraints, whose responses the reward sources measure.
     """
 
     type_ids: tuple[str, ...]
@@ -61,6 +58,7 @@ class Prompts:
     bootstrap: list[PromptRow]
     width: int
     train_width: int
+    rewarded: list[PromptRow] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +74,26 @@ class Pairs:
     train: list[PreferentialPair]
     heldout: list[PreferentialPair]
     compared: Sequence[Preference]
+
+
+# Of a run that has neither.
+NO_PROMPTS = Prompts((), [], {}, [], 0, 0)
+NO_PAIRS = Pairs([], [], [])
+
+
+def takes_mined_pairs(config: Config, workdir: Path | None = None) -> bool:
+    """Return whether the prompts of a run come from a folder of mined pairs, or have been taken
+    from one into its workdir."""
+    taken = workdir is not None and (workdir / PAIRS["train"]).exists()
+    return bool(config.data.source) and (taken or is_mined(config.data.source))
+
+
+def reads_discriminator(config: Config, workdir: Path | None = None) -> bool:
+    """Return whether anything in a run asks its discriminator or that one's tokenizer."""
+    if reads_rows(config, workdir):
+        return method_of(config).trains == "discriminator"
+    asked = needs_pairs(config) or asks_discriminator(config)
+    return asked or takes_mined_pairs(config, workdir)
 
 
 def training_types(config: Config) -> tuple[str, ...]:
@@ -95,11 +113,14 @@ def training_types(config: Config) -> tuple[str, ...]:
 
 
 def visible_types(config: Config, models: Models, wanted: Sequence[str]) -> tuple[str, ...]:
-    """Return those of the constraint types that the discriminator can see.
+    """Return those of the constraint types that the discriminator can see; all where none is
+    asked.
 
     Raises:
         ValueError: with `data.on_invisible="refuse"`, naming the types that it cannot see.
     """
+    if not reads_discriminator(config):
+        return tuple(wanted)
     limit = config.discriminator.max_tokens
 
     def encode(prompt: str, response: str) -> list[int]:
@@ -145,27 +166,34 @@ def make_all_prompts(config: Config, models: Models) -> Prompts:
     type_ids = visible_types(config, models, training_types(config))
     data = config.data
 
-    def make(split: Any, count: int, stream: int, phrasing: str, limit: int) -> list[PromptRow]:
-        rng = np.random.default_rng([config.seed, stream])
+    def make(name: str, split: Any, count: int, phrasing: str) -> list[PromptRow]:
         rows = make_prompts(
             tasks(split),
             type_ids,
             count * 3 // 2,
-            rng,
+            stream(config.seed, Stream.PROMPTS, name),
             phrasing,
-            limit,
+            data.max_constraints,
             max_words=max_words(config),
         )
         return fitting(config, models, rows, count, split)
 
-    train = make("train", data.prompts, 10, "train", data.max_constraints)
+    train = make("train", "train", data.prompts, "train")
     count = config.eval.prompts_per_set
-    heldout = {
-        "heldout_topics": make("heldout_topics", count, 11, "train", data.max_constraints),
-        "heldout_phrasings": make("heldout_phrasings", count, 12, "heldout", data.max_constraints),
+    heldout = {}
+    if config.eval.development_prompts:
+        heldout["development"] = make(
+            "development", "development", config.eval.development_prompts, "train"
+        )
+    heldout |= {
+        "heldout_topics": make("heldout_topics", "heldout_topics", count, "train"),
+        "heldout_phrasings": make("heldout_phrasings", "heldout_phrasings", count, "heldout"),
     }
+    if config.eval.trip_wires:
+        heldout["trip_wires"] = trip_wires()
     starts = bootstrap_prompts(config, models, type_ids)
     width, train_width = prompt_widths(config, models, train, [*heldout.values(), starts])
+    starts = starts if needs_pairs(config) else []
     return Prompts(type_ids, train, heldout, starts, width, train_width)
 
 
@@ -183,7 +211,7 @@ def prompt_widths(
     limit, system = config.data.max_prompt_tokens, system_text(config)
 
     def width(rows: list[PromptRow]) -> int:
-        return prompt_width(models.tokenizer, [row.prompt for row in rows], system, limit)
+        return prompt_width(models.tokenizer, [row.asked for row in rows], system, limit)
 
     trained = width(train)
     return max([trained, *(width(rows) for rows in others if rows)]), trained
@@ -195,7 +223,7 @@ def bootstrap_prompts(config: Config, models: Models, type_ids: tuple[str, ...])
     Half of a task's prompts are bare, half ask for one constraint, so that answers differ in what
     they satisfy.
     """
-    data, rng = config.data, np.random.default_rng([config.seed, 13])
+    data, rng = config.data, stream(config.seed, Stream.BOOTSTRAP_PROMPTS)
     pool = tasks("train")
     count = -(-data.bootstrap_responses // data.responses_per_task)
     chosen = [pool[i] for i in rng.permutation(len(pool))[:count]]
@@ -234,7 +262,7 @@ def bootstrap(
             models.for_sampling(models.ref_params),
             models.tokenizer,
             [row.prompt for row in prompts.bootstrap],
-            row_keys(jax.random.key(config.seed), BOOTSTRAP_STREAM, count=len(prompts.bootstrap)),
+            row_keys(config.seed, Stream.BOOTSTRAP, count=len(prompts.bootstrap)),
             batch_size=config.sampling.batch_size,
             width=prompts.width,
             temperature=config.sampling.temperature,
@@ -254,7 +282,7 @@ def bootstrap(
 def split_rows(rows: list[tuple[Task, str]], seed: int) -> tuple[list[Any], list[Any]]:
     """Split responses by topic: a tenth of the topics for measuring, the rest for training."""
     topics = sorted({task.topic for task, _ in rows})
-    order = np.random.default_rng([seed, 15]).permutation(len(topics))
+    order = stream(seed, Stream.TOPIC_SPLIT).permutation(len(topics))
     held = {topics[i] for i in order[: max(1, len(topics) // 10)]}
     return (
         [row for row in rows if row[0].topic not in held],
@@ -274,13 +302,12 @@ def make_pairs(
     if not paths[1].exists():
         halves = split_rows(rows, config.seed)
         counts = config.data.pairs, config.data.pairs_heldout
-        for path, half, count, stream in zip(paths, halves, counts, (16, 17), strict=True):
-            rng = np.random.default_rng([config.seed, stream])
+        for path, half, count, side in zip(paths, halves, counts, PAIRS, strict=True):
             pairs = build_pairs(
                 half,
                 type_ids=type_ids,
                 num_pairs=count,
-                rng=rng,
+                rng=stream(config.seed, Stream.PAIRS, side),
                 edited_fraction=config.data.edited_fraction,
             )
             write_pairs(path, pairs)

@@ -29,7 +29,9 @@ from gapo_jax.data.sources import (
     write_prompts,
 )
 from gapo_jax.methods import asks_discriminator, batches_of, method_of
+from gapo_jax.rng import Stream, stream
 from gapo_jax.train.build import Models
+from gapo_jax.train.datasets.rows import ROWS, check_rows, reads_rows
 from gapo_jax.train.datasets.self_generated import (
     PAIRS,
     Prompts,
@@ -50,12 +52,17 @@ _PROMPTS = {"train": "prompts_train.jsonl", "test": "prompts_heldout.jsonl"}
 def check_source(config: Config, workdir: Path) -> None:
     """Check `config.data.types`, and that the method can use what `config.data.source` holds.
 
-    It needs no model. The source is not checked where a run has taken its part already.
+    It needs no model. The source is not checked where a run has taken its part already. Rows that
+    are no mined pairs are the matter of `rows.check_rows`.
 
     Raises:
         FileNotFoundError: the folder is not what build_data.py wrote, or a plug-in is missing.
         ValueError: a row cannot be read, or too few are of use to the method; names the key.
     """
+    if reads_rows(config, workdir):
+        if not (workdir / ROWS).exists():
+            check_rows(config)
+        return
     training_types(config)
     if not config.data.source or (workdir / _PROMPTS["test"]).exists():
         return
@@ -104,13 +111,13 @@ def _take(config: Config, models: Models, workdir: Path) -> None:
         "test": (data.pairs_heldout, config.eval.prompts_per_set),
     }
     limit = config.discriminator.max_tokens
-    for stream, (side, pairs) in enumerate(mined.items(), 10):
+    for side, pairs in mined.items():
         where = f"{data.source}/{MINED[side]}"
         reason = "constraints of types that are not in use (config.data.types)"
         cycles = usable(in_cycles(pairs), lambda part: _ask_only(part, visible), where, reason)
         reason = f"texts longer than config.discriminator.max_tokens={limit}"
         cycles = usable(cycles, lambda part: _seen_whole(config, models, part), where, reason)
-        rng = np.random.default_rng([config.seed, stream])
+        rng = stream(config.seed, Stream.USER_PAIRS, side)
         write_pairs(workdir / PAIRS[side], some_cycles(cycles, counts[side][0], rng))
         rows = accepted_prompts(_flat(cycles), side)
         rows = [rows[i] for i in rng.permutation(len(rows))]

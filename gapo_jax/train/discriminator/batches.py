@@ -1,11 +1,12 @@
 """What the discriminator learns from: which texts, with which targets, in which batches.
 
 Algorithm 1 of GAPO (arXiv 2503.20194): accepted prompts 1, rejected prompts 0, generated text by
-the label policy. All of it is decided on the host, a function of (seed, round) alone.
+the label policy. All of it is decided in numpy, a function of (seed, round) alone.
 """
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterator, Sequence
 
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from gapo_jax.data.curriculum import in_use
 from gapo_jax.data.discriminator_text import encode_discriminator
 from gapo_jax.evaluate.accuracy import Verdict
 from gapo_jax.evaluate.text_health import repetition
+from gapo_jax.rng import Stream, stream
 from gapo_jax.train.discriminator.steps import TextBatch
 from gapo_jax.train.discriminator.texts import GeneratedText, LabelledText, Text
 from gapo_jax.types import ACCEPTED, GENERATED, REJECTED, Preference
@@ -56,6 +58,7 @@ def label_generated(
             "soft": config.soft_label,
             "verified": config.positive_label if text.verified else 0.0,
             "drop_verified": 0.0,
+            "demonstration": 0.0,
         }[config.label_policy]
         labelled.append(LabelledText(text.prompt, text.response, GENERATED, target))
     return labelled
@@ -78,11 +81,16 @@ def round_texts(
     that the mix has the share that was asked for; where the label policy leaves none, real texts
     take their room. For the Bradley-Terry loss the same shares hold of half as many comparisons of
     two texts, see `compared`.
+
+    With `generated_prompts="pairs"` the real texts stand under the prompts of the generated ones,
+    see `texts_under`. With the labels `demonstration` all of them are accepted, and every
+    comparison has a generated text.
     """
-    rng = np.random.default_rng([seed, round_index, 1])
+    rng = stream(seed, Stream.ROUND_TEXTS, round_index)
     pairwise = config.loss == "bradley_terry"
     total = config.updates_per_round * config.batch_size // (2 if pairwise else 1)
-    wanted = round(total * config.generated_fraction)
+    demonstrated = config.label_policy == "demonstration"
+    wanted = total if pairwise and demonstrated else round(total * config.generated_fraction)
     new, old = label_generated(fresh, config), label_generated(replay, config)
     if not (new or old):
         wanted = 0
@@ -91,10 +99,20 @@ def round_texts(
         replayed = wanted
     generated = _draw(rng, new, wanted - replayed) + _draw(rng, old, replayed)
     num_pairs = total if pairwise else -(-(total - wanted) // 2)
-    chosen = batch_at(seed, round_index, len(pairs), num_pairs) if num_pairs else []
-    real = [text for i in chosen for text in pair_texts(pairs[i], config.positive_label)]
+    shared = config.generated_prompts == "pairs"
+    if shared and num_pairs:
+        asked = [text.prompt for text in generated or fresh]
+        parts = (total - wanted, wanted) if pairwise else (num_pairs,)
+        real = [t for n in parts for t in texts_under(rng, asked, pairs, 2 * n, config)]
+    else:
+        chosen = []
+        if num_pairs:
+            chosen = batch_at(
+                seed, Stream.ROUND_PAIRS, step=round_index, n=len(pairs), batch_size=num_pairs
+            )
+        real = [text for i in chosen for text in pair_texts(pairs[i], config.positive_label)]
     if pairwise:
-        units = compared(rng, generated, real, total)
+        units = compared(rng, generated, real, total, shared)
     else:
         units = [(text,) for text in (*generated, *real[: total - wanted])]
     rows = config.batch_size // (2 if pairwise else 1)
@@ -104,26 +122,72 @@ def round_texts(
     return [text for i in order for text in units[i]]
 
 
+def texts_under(
+    rng: np.random.Generator,
+    asked: Sequence[str],
+    pairs: Sequence[Preference],
+    count: int,
+    config: DiscriminatorConfig,
+) -> list[LabelledText]:
+    """Return `count` texts of pairs, accepted and rejected in turn, under the prompts of `asked`,
+    in proportion to how often each occurs there; accepted ones alone with the labels
+    `demonstration`.
+
+    For the Bradley-Terry loss an accepted text and the next, rejected one share their prompt. Under
+    a prompt that is accepted and never rejected (pairs that come in no cycles) the rejected side of
+    its own pair stands for the rejected text.
+    """
+    sides: tuple[dict[str, list[LabelledText]], ...] = ({}, {})
+    other_sides: dict[str, list[LabelledText]] = {}
+    for pair in pairs:
+        accepted, rejected = pair_texts(pair, config.positive_label)
+        sides[0].setdefault(accepted.prompt, []).append(accepted)
+        sides[1].setdefault(rejected.prompt, []).append(rejected)
+        other_sides.setdefault(accepted.prompt, []).append(rejected)
+    times = collections.Counter(prompt for prompt in asked if prompt in sides[0])
+    names = [list(times)[i] for i in rng.permutation(len(times))]
+    slots = [prompt for prompt in names for _ in range(times[prompt])]
+    together = 2 if config.loss == "bradley_terry" else 1
+    # Every n-th slot, from a random start.
+    draws = count // together
+    places = ((np.arange(draws) + rng.random()) * len(slots) / draws).astype(int)
+    prompts = [slots[place] for place in places for _ in range(together)]
+    texts: list[LabelledText] = []
+    used: collections.Counter[tuple[str, int]] = collections.Counter()
+    for number, prompt in enumerate(prompts):
+        kind = 0 if config.label_policy == "demonstration" else number % 2
+        options = sides[kind].get(prompt) or other_sides[prompt]
+        texts.append(options[used[prompt, kind] % len(options)])
+        used[prompt, kind] += 1
+    return texts
+
+
 def compared(
     rng: np.random.Generator,
     generated: Sequence[LabelledText],
     real: Sequence[LabelledText],
     total: int,
+    shared: bool = False,
 ) -> list[tuple[LabelledText, ...]]:
     """Arrange texts as `total` comparisons (better, worse) for the Bradley-Terry loss.
 
     A generated text stands against one of the other label: of the same prompt if the round has
     sampled such a one, which is what the policy's advantages compare, else a real text (as Eq. 6
-    of GAPO contrasts accepted responses with generated ones). The other comparisons are pairs as
-    they came: accepted, rejected, accepted, ...
+    of GAPO contrasts accepted responses with generated ones). With `shared` prompts it is a real
+    text of the same prompt, so that every prompt has equally many real and generated texts. The
+    other comparisons are pairs as they came: accepted, rejected, accepted, ...
     """
     by_prompt: dict[tuple[str, bool], list[LabelledText]] = {}
     for text in generated:
         by_prompt.setdefault((text.prompt, text.target > 0.5), []).append(text)
+    real_under: dict[tuple[str, bool], list[LabelledText]] = {}
+    for text in real if shared else ():
+        real_under.setdefault((text.prompt, text.target > 0.5), []).append(text)
     pairs: list[tuple[LabelledText, ...]] = []
     for text in generated:
         good = text.target > 0.5
-        others = by_prompt.get((text.prompt, not good)) or real[good::2]
+        wanted = text.prompt, not good
+        others = real_under.get(wanted) or by_prompt.get(wanted) or real[good::2]
         other = others[int(rng.integers(len(others)))]
         pairs.append((text, other) if good else (other, text))
     return pairs + list(zip(real[::2], real[1::2], strict=True))[: total - len(pairs)]

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from gapo_jax import rng
 from gapo_jax.config import Config
 from gapo_jax.losses import (
     bce_loss,
@@ -21,6 +22,7 @@ from gapo_jax.losses import (
     gradient_penalty_loss,
 )
 from gapo_jax.models import Discriminator, RewardModel
+from gapo_jax.rng import Stream
 from gapo_jax.sharding import Placement
 from gapo_jax.train.microbatches import in_microbatches
 from gapo_jax.train.optimizers import stop_gradients
@@ -90,9 +92,10 @@ def disc_update_step(
     `gradient_penalty` R1 on the accepted texts is added. Parameters whose path matches `frozen` and
     the lowest `frozen_layers` layers stand still, and no gradient is computed for them. With
     `accumulate` the texts pass through the network in so many microbatches (not for the penalty).
+    `key` is the run's; what dropout draws is derived from it and `state.step`.
     """
-    key = jax.random.fold_in(key, state.step)
-    options = {"deterministic": not dropout, "rngs": {"dropout": key}}
+    rngs = {"dropout": rng.key(key, Stream.DROPOUT, state.step)}
+    options = {"deterministic": not dropout, "rngs": rngs}
 
     def loss_fn(params: Params) -> tuple[jax.Array, Metrics]:
         params = stop_gradients(params, frozen)

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from gapo_jax.rng import Stream, stream
+
 
 class Text(Protocol):
     """Anything with a prompt and a response."""
@@ -63,7 +65,7 @@ def update_replay(
             merged.append(text)
     if len(merged) <= capacity:
         return tuple(merged)
-    rng = np.random.default_rng([seed, round_index, 2])
+    rng = stream(seed, Stream.REPLAY, round_index)
     keep = np.sort(rng.permutation(len(merged))[:capacity])
     return tuple(merged[i] for i in keep)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -15,14 +16,13 @@ from gapo_jax.train.build import TrainSteps
 from gapo_jax.train.checks import ONLINE_RATES, check_finite
 from gapo_jax.train.context import TrainContext
 from gapo_jax.train.discriminator.batches import labelled_batches, pairs_in_use, round_texts
+from gapo_jax.train.discriminator.pair_prompts import prompt_auc
 from gapo_jax.train.discriminator.scoring import evaluate_pairs, score_texts, text_metrics
 from gapo_jax.train.discriminator.texts import LabelledText, update_replay
 from gapo_jax.train.metrics import mean_metrics
 from gapo_jax.train.round import RoundRollout
 from gapo_jax.train.state import GAPOState, TrainState
-
-# Of the run's key, for dropout.
-DISCRIMINATOR_STREAM = 4
+from gapo_jax.types import GENERATED
 
 
 def update_discriminator(
@@ -60,10 +60,16 @@ def _update(
         ctx.models.disc_tokenizer,
         texts,
         settings,
-        jax.random.fold_in(state.key, DISCRIMINATOR_STREAM),
+        state.key,
     )
     check_finite(metrics, f"round {index + 1}", ONLINE_RATES)
     metrics["disc/pairs_in_use"] = float(known)
+    if texts and not math.isnan(
+        told := prompt_auc(
+            [text.prompt for text in texts], [text.kind == GENERATED for text in texts]
+        )
+    ):
+        metrics["disc/prompt_auc"] = told
     if (index + 1) % config.eval.pairs_every == 0 or index + 1 == config.rounds:
         metrics |= evaluate_pairs(
             ctx.steps,

@@ -18,8 +18,9 @@ from gapo_jax.config import DiscriminatorConfig
 from gapo_jax.data.batching import batch_at, epoch_order, text_buckets
 from gapo_jax.data.discriminator_text import encode_discriminator
 from gapo_jax.methods import method_of
+from gapo_jax.rng import Stream
 from gapo_jax.train.build import TrainSteps
-from gapo_jax.train.checks import WARMUP_RATES, check_finite
+from gapo_jax.train.checks import check_finite, warmup_rates
 from gapo_jax.train.context import TrainContext
 from gapo_jax.train.discriminator.batches import (
     labelled_batches,
@@ -29,7 +30,6 @@ from gapo_jax.train.discriminator.batches import (
 )
 from gapo_jax.train.discriminator.scoring import evaluate_pairs
 from gapo_jax.train.discriminator.texts import LabelledText
-from gapo_jax.train.discriminator.update import DISCRIMINATOR_STREAM
 from gapo_jax.train.metrics import mean_metrics, progress
 from gapo_jax.train.runtime import RunInterrupted
 from gapo_jax.train.state import GAPOState, TrainState, copy_tree
@@ -49,7 +49,6 @@ def warm_up(ctx: TrainContext, state: GAPOState) -> GAPOState:
     config, discriminator = ctx.config, state.discriminator
     settings, pairs = config.discriminator, ctx.pairs.compared
     tokenizer = ctx.models.disc_tokenizer
-    key = jax.random.fold_in(state.key, DISCRIMINATOR_STREAM)
     steps = dataclasses.replace(ctx.steps, disc_update=stoppable(ctx, ctx.steps.disc_update))
     for epoch in range(settings.warmup_epochs):
         # In the rounds of an adversarial method the curriculum goes on.
@@ -64,12 +63,12 @@ def warm_up(ctx: TrainContext, state: GAPOState) -> GAPOState:
                 pairs,
                 settings,
                 order=progress(order, "discriminator warm-up"),
-                key=key,
+                key=state.key,
             )
             # The weights too: what the last update made of them is in no loss yet.
             norm = {"disc/weight_norm": float(_norm(discriminator.params))}
             when = f"epoch {epoch + 1} of the discriminator's warm-up"
-            check_finite(metrics | norm, when, WARMUP_RATES)
+            check_finite(metrics | norm, when, warmup_rates(settings))
             metrics |= evaluate_pairs(
                 steps, discriminator.params, tokenizer, ctx.pairs.heldout, settings
             )
@@ -112,10 +111,12 @@ def warmup_order(
     pairs are, they come the more often: an epoch has the same number of updates.
     """
     per_batch = max(1, batch_size // 2)
-    shuffled = batch_at(seed, epoch, in_use or len(pairs), len(pairs))
+    shuffled = batch_at(
+        seed, Stream.WARMUP_PAIRS, epoch, step=0, n=in_use or len(pairs), batch_size=len(pairs)
+    )
     order = sorted(shuffled, key=lambda i: len("".join(pairs[i].sides[0])))
     groups = [order[i : i + per_batch] for i in range(0, len(order), per_batch)]
-    return [groups[i] for i in epoch_order(seed + 1, epoch, len(groups))]
+    return [groups[i] for i in epoch_order(seed, Stream.WARMUP_BATCHES, epoch, n=len(groups))]
 
 
 def warmup_epoch(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from gapo_jax.data.tokenizer import chat_prompt, encode_prompts, encode_response
 from gapo_jax.io import read_jsonl
 from gapo_jax.losses import mismatched_rows
 from gapo_jax.methods import Layout, method_of, sides_of
+from gapo_jax.rng import Stream, stream
 from gapo_jax.rollout.generate import prompt_lengths
 from gapo_jax.train.buckets import Bucketed, in_bucket
 from gapo_jax.train.build import Models
@@ -101,7 +103,7 @@ def make_examples(config: Config, pairs: Sequence[PreferentialPair]) -> list[Exa
         return accepted_rows(pairs)
     preference, size = config.data.preference, max(2, sides_of(config))
     make = {"prompts": preferential_prompts, "responses": preferential_responses}[preference]
-    examples = make(pairs, size, np.random.default_rng([config.seed, 18]))
+    examples = make(pairs, size, stream(config.seed, Stream.EXAMPLES))
     if not examples:
         remedy = (
             "set config.data.preference='prompts': no prompt occurs both accepted and rejected"
@@ -207,14 +209,16 @@ def drawn(config: Config, encoder: Encoder, known: int, update: int) -> np.ndarr
     Where batches have several widths, the examples of a round (or of an epoch, if that is shorter)
     are cut into batches by length, which come in random order.
     """
-    offline, seed = config.offline, config.seed
+    seed, size = config.seed, config.offline.batch_size
+    draw = functools.partial(batch_at, seed, Stream.OFFLINE_ORDER, n=known)
     if not encoder.widths:
-        return batch_at(seed, update, known, offline.batch_size)
-    together = max(1, min(offline.steps_per_round, known // offline.batch_size))
+        return draw(step=update, batch_size=size)
+    together = max(1, min(config.offline.steps_per_round, known // size))
     window, place = divmod(update, together)
-    picks = batch_at(seed, window, known, together * offline.batch_size)
+    picks = draw(step=window, batch_size=together * size)
     lengths = np.array(encoder.lengths)[picks]
-    return picks[list(like_lengths(lengths, offline.batch_size, 1, (seed, window)))[place]]
+    rng = stream(seed, Stream.OFFLINE_WIDTHS, window)
+    return picks[list(like_lengths(lengths, size, 1, rng))[place]]
 
 
 def in_use_at(config: Config, examples: int, update: int) -> int:

@@ -12,23 +12,24 @@ frozen, so the target cannot run away.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 
+from gapo_jax import rng
 from gapo_jax.config import Config, system_text
 from gapo_jax.data.batching import batch_at
 from gapo_jax.data.tokenizer import chat_prompt, encode_prompts
 from gapo_jax.evaluate.accuracy import verify
-from gapo_jax.rollout.generate import Generated, generate, prompt_width, row_keys
+from gapo_jax.rng import Stream
+from gapo_jax.rollout.generate import Generated, generate, prompt_width
 from gapo_jax.train.buckets import take_rows
 from gapo_jax.train.context import TrainContext
 from gapo_jax.train.offline.steps import OfflineBatch
 from gapo_jax.train.online.rollout import rollout_metrics
 from gapo_jax.train.state import GAPOState
 from gapo_jax.types import PromptRow, Rollout
-
-SAMPLE_STREAM = 103
 
 
 class SampledBatches:
@@ -62,14 +63,15 @@ def sample_round(
     """Sample one response to each prompt of a round from the policy; write what verifiers say."""
     config, pool = ctx.config, ctx.prompts.train
     count = ctx.updates_per_round * config.offline.batch_size
-    rows = [pool[i] for i in batch_at(config.seed, index, len(pool), count)]
+    order = functools.partial(batch_at, config.seed, Stream.INVERSE_Q_ORDER)
+    rows = [pool[i] for i in order(step=index, n=len(pool), batch_size=count)]
     with ctx.clock("rollout"):
         generated = generate(
             ctx.models.sample,
             ctx.sampling_params(state),
             ctx.models.tokenizer,
             [row.prompt for row in rows],
-            row_keys(state.key, SAMPLE_STREAM, index, count=count),
+            rng.row_keys(state.key, Stream.INVERSE_Q_ROLLOUT, index, count=count),
             batch_size=config.sampling.batch_size,
             width=ctx.prompts.width,
             temperature=config.sampling.temperature,

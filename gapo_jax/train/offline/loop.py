@@ -2,10 +2,10 @@
 
 A round is `offline.steps_per_round` updates and the unit of logging, evaluation and saving. What an
 update learns from is the matter of its batch source: pairs as comparisons of prompts or responses
-(`data/preferences.py`), the texts of the discriminator alone, or what a method samples in between
-(`inverse_q.py`, `sgpo.py`). The batch of an update depends on the seed and its number alone, so a
-continued run is the same run. `step` in metrics.jsonl counts updates; `throughput/*` counts the
-tokens of prompts and responses that pass through the update.
+(`data/preferences.py`), rows of one's own (`row_batches.py`), the texts of the discriminator alone,
+or what a method samples in between (`inverse_q.py`, `sgpo.py`). The batch of an update depends on
+the seed and its number alone, so a continued run is the same run. `step` in metrics.jsonl counts
+updates; `throughput/*` counts the tokens of prompts and responses that pass through the update.
 """
 
 from __future__ import annotations
@@ -14,19 +14,18 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
 from gapo_jax.methods import Batches, asks_discriminator, batches_of, method_of
 from gapo_jax.train.buckets import Bucketed, compile_all_widths
-from gapo_jax.train.checks import check_finite, check_kl
+from gapo_jax.train.checks import OFFLINE_RATES, check_finite, check_kl
 from gapo_jax.train.context import TrainContext
 from gapo_jax.train.discriminator.scoring import evaluate_pairs
-from gapo_jax.train.discriminator.update import DISCRIMINATOR_STREAM
 from gapo_jax.train.discriminator.warmup import warm_up
 from gapo_jax.train.metrics import mean_metrics
 from gapo_jax.train.offline.batch_sources import BatchSource, pair_batches, pair_text_batches
 from gapo_jax.train.offline.inverse_q import SampledBatches
+from gapo_jax.train.offline.row_batches import row_batches, row_text_batches
 from gapo_jax.train.offline.sgpo import RefinementBatches
 from gapo_jax.train.rounds import PhaseMetrics, run_rounds, save
 from gapo_jax.train.state import GAPOState, TrainState
@@ -40,11 +39,6 @@ SOURCES: dict[Batches, Callable[[TrainContext, GAPOState], BatchSource]] = {
 }
 # (state of the network that is trained, batch, widths of the batches) -> (next state, metrics)
 Update = Callable[[TrainState, Any, tuple[int, ...]], tuple[TrainState, Metrics]]
-# What to lower where the updates of a network leave no numbers.
-RATES = {
-    "policy": "config.offline.optim.learning_rate",
-    "disc": "config.discriminator.optim.learning_rate",
-}
 
 
 def train(ctx: TrainContext, state: GAPOState) -> GAPOState:
@@ -57,20 +51,27 @@ def train(ctx: TrainContext, state: GAPOState) -> GAPOState:
         ValueError: the data gives too few examples that fit; names the keys to change.
     """
     if state.last_saved is None:
-        if asks_discriminator(ctx.config):
+        if ctx.rows is None and asks_discriminator(ctx.config):
             state = warm_up(ctx, state)
         state = save(ctx, state, 0)
     with ctx.clock("examples"):
-        source = SOURCES[batches_of(ctx.config)](ctx, state)
+        source = batch_source(ctx, state)
     run_round = functools.partial(offline_round, source, compiled_update(ctx, state))
     return run_rounds(ctx, state, run_round)
+
+
+def batch_source(ctx: TrainContext, state: GAPOState) -> BatchSource:
+    """Return what the updates of a run learn from."""
+    if ctx.rows is None:
+        return SOURCES[batches_of(ctx.config)](ctx, state)
+    texts = method_of(ctx.config).trains == "discriminator"
+    return row_text_batches(ctx, ctx.rows) if texts else row_batches(ctx, ctx.rows)
 
 
 def compiled_update(ctx: TrainContext, state: GAPOState) -> Update:
     """Return the update of the network that the method trains."""
     if method_of(ctx.config).trains == "discriminator":
-        key = jax.random.fold_in(state.key, DISCRIMINATOR_STREAM)
-        return lambda network, batch, widths: ctx.steps.disc_update(network, batch, key)
+        return lambda network, batch, widths: ctx.steps.disc_update(network, batch, state.key)
     steps = functools.cache(functools.partial(compile_all_widths, ctx.steps.offline))
     return lambda network, batch, widths: steps(widths)(network, batch, ctx.models.ref_params)
 
@@ -122,6 +123,6 @@ def token_counts(batch: Any) -> np.ndarray:
 def check(ctx: TrainContext, metrics: dict[str, float], number: int) -> None:
     """Raise RunStopped when a loss or gradient is not finite, or own samples show a collapse."""
     when = f"round {number}"
-    check_finite(metrics, when, RATES)
-    remedy = f"lower {RATES['policy']} or config.inverse_q.strength"
+    check_finite(metrics, when, OFFLINE_RATES)
+    remedy = f"lower {OFFLINE_RATES['policy']} or config.inverse_q.strength"
     check_kl(metrics.get("kl/ref", 0.0), ctx.config.ppo.kl_limit, when, remedy)

@@ -24,14 +24,16 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from gapo_jax import rng
 from gapo_jax.compilation import jit_step
 from gapo_jax.config import system_text
-from gapo_jax.data.batching import batch_at, round_up
+from gapo_jax.data.batching import epoch_order, round_up
 from gapo_jax.data.preferences import Example, Side, preferential_responses
 from gapo_jax.io import read_jsonl, write_jsonl
 from gapo_jax.losses import sequence_logprobs
 from gapo_jax.options import SGPOConfig
-from gapo_jax.rollout.generate import generate, prompt_lengths, row_keys
+from gapo_jax.rng import Stream
+from gapo_jax.rollout.generate import generate, prompt_lengths
 from gapo_jax.train.clock import counter
 from gapo_jax.train.context import TrainContext
 from gapo_jax.train.datasets.self_generated import ended_responses
@@ -41,7 +43,6 @@ from gapo_jax.train.offline.steps import row_logprobs
 from gapo_jax.train.state import GAPOState
 from gapo_jax.types import Rollout
 
-REFINE_STREAM, ANSWER_STREAM, IMPROVE_STREAM = 104, 105, 106
 Records = list[dict[str, Any]]
 Item = TypeVar("Item")
 
@@ -61,7 +62,7 @@ def edit_distance(first: str, second: str) -> float:
 
 
 def ask(
-    ctx: TrainContext, params: Any, prompts: Sequence[str], stream: int, name: str
+    ctx: TrainContext, params: Any, prompts: Sequence[str], stream: Stream, name: str
 ) -> list[tuple[str, bool]]:
     """Sample one response to each prompt; return (text, whether it ended within the limit). The
     console calls them by `name`."""
@@ -75,7 +76,7 @@ def ask(
             params,
             tokenizer,
             prompts,
-            row_keys(jax.random.key(config.seed), stream, count=len(prompts)),
+            rng.row_keys(config.seed, stream, count=len(prompts)),
             batch_size=config.sampling.batch_size,
             width=width,
             temperature=config.sampling.temperature,
@@ -125,18 +126,17 @@ def comparison_verdict(settings: SGPOConfig, chosen: str, rejected: str) -> str:
     return "length" if sizes[1] > settings.max_length_ratio * sizes[0] else "kept"
 
 
-def drawn(ctx: TrainContext, pool: Sequence[Item], stream: int) -> list[Item]:
-    """Return up to `sgpo.prompts` of the pool, in an order that depends on seed and stream."""
-    config = ctx.config
-    picks = batch_at(config.seed + stream, 0, len(pool), min(config.sgpo.prompts, len(pool)))
-    return [pool[i] for i in picks]
+def drawn(ctx: TrainContext, pool: Sequence[Item], stage: int) -> list[Item]:
+    """Return up to `sgpo.prompts` of the pool, in an order that depends on seed and stage."""
+    order = epoch_order(ctx.config.seed, Stream.SGPO_ORDER, stage, n=len(pool))
+    return [pool[i] for i in order[: ctx.config.sgpo.prompts]]
 
 
 def improver_records(ctx: TrainContext) -> Records:
     """Ask the starting policy to refine up to `sgpo.prompts` answers towards good ones; say which
     results are kept."""
     settings = ctx.config.sgpo
-    examples = drawn(ctx, preferential_responses(ctx.pairs.train), 2)
+    examples = drawn(ctx, preferential_responses(ctx.pairs.train), 1)
     prompts = [
         settings.refine_template.format(
             prompt=good.prompt, response=bad.response, reference=good.response
@@ -145,7 +145,7 @@ def improver_records(ctx: TrainContext) -> Records:
     ]
     chosen = short_enough(ctx, prompts)
     start, asked = ctx.models.for_sampling(ctx.models.ref_params), [prompts[i] for i in chosen]
-    refined = ask(ctx, start, asked, REFINE_STREAM, "refinements")
+    refined = ask(ctx, start, asked, Stream.SGPO_REFINEMENTS, "refinements")
     records = []
     for index, (text, whole) in zip(chosen, refined, strict=True):
         good, bad = examples[index]
@@ -165,15 +165,17 @@ def improver_records(ctx: TrainContext) -> Records:
 def preference_records(ctx: TrainContext, state: GAPOState) -> Records:
     """Let the policy answer and improve its answers; say which comparisons are kept."""
     config = ctx.config
-    prompts = [row.prompt for row in drawn(ctx, ctx.prompts.train, 1)]
+    prompts = [row.prompt for row in drawn(ctx, ctx.prompts.train, 2)]
     params = ctx.sampling_params(state)
-    answers = ask(ctx, params, prompts, ANSWER_STREAM, "answers")
+    answers = ask(ctx, params, prompts, Stream.SGPO_ANSWERS, "answers")
     again = [
         config.sgpo.improve_template.format(prompt=prompt, response=text)
         for prompt, (text, _) in zip(prompts, answers, strict=True)
     ]
     chosen = short_enough(ctx, again)
-    improved = ask(ctx, params, [again[i] for i in chosen], IMPROVE_STREAM, "improvements")
+    improved = ask(
+        ctx, params, [again[i] for i in chosen], Stream.SGPO_IMPROVEMENTS, "improvements"
+    )
     records = []
     for index, (text, whole) in zip(chosen, improved, strict=True):
         answer, was_whole = answers[index]
@@ -273,7 +275,7 @@ def reference_records(
     spec = dataclasses.replace(ctx.models.spec, temperature=1.0)
 
     def sums(ref_params: Any, trained: Any, rows: Rollout) -> jax.Array:
-        logprobs_BR, _ = row_logprobs(spec, ref_params, trained, False, rows)
+        logprobs_BR, _, _ = row_logprobs(spec, ref_params, trained, False, rows)
         return sequence_logprobs(logprobs_BR, rows.response_mask_BR)
 
     score = jit_step(sums, place=spec.place, rows=(2,))

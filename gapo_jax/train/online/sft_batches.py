@@ -13,6 +13,7 @@ from pathlib import Path
 from gapo_jax.config import Config, system_text
 from gapo_jax.data.batching import batch_at
 from gapo_jax.data.preferences import Side, accepted_rows
+from gapo_jax.rng import Stream
 from gapo_jax.train.build import Models
 from gapo_jax.train.offline.examples import Encoder, cut_off_texts, fit
 from gapo_jax.types import PreferentialPair, Rollout
@@ -30,7 +31,9 @@ class SFTBatches:
 
     def batch(self, step: int) -> Rollout:
         """Return the batch of policy update `step`: a function of seed and step alone."""
-        chosen = batch_at(self.seed + 3, step, len(self.sides), self.rows)
+        chosen = batch_at(
+            self.seed, Stream.SFT_ORDER, step=step, n=len(self.sides), batch_size=self.rows
+        )
         return self.encoder.rows([self.sides[i] for i in chosen], self.system)
 
 

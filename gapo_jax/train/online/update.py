@@ -13,6 +13,7 @@ from gapo_jax.config import Config
 from gapo_jax.data.batching import epoch_order, like_lengths
 from gapo_jax.losses import adaptive_kl_coef
 from gapo_jax.methods import estimator
+from gapo_jax.rng import Stream, stream
 from gapo_jax.train.buckets import in_bucket, take_rows
 from gapo_jax.train.checks import ONLINE_RATES, check_finite
 from gapo_jax.train.context import TrainContext
@@ -21,9 +22,6 @@ from gapo_jax.train.online.steps import CriticBatch, PolicyBatch
 from gapo_jax.train.round import RoundExperience
 from gapo_jax.train.state import GAPOState, TrainState
 from gapo_jax.types import Experience, Metrics
-
-# Streams of the orders of minibatches.
-CRITIC_ORDER, POLICY_ORDER = 1, 2
 
 
 def update_policy(
@@ -38,7 +36,7 @@ def update_policy(
     done = index * ctx.updates_per_round
     with ctx.clock("policy"):
         critic, metrics = update_critic(ctx, state, experience)
-        for rows, lengths_B in minibatches(ctx, experience.rows, index, POLICY_ORDER):
+        for rows, lengths_B in minibatches(ctx, experience.rows, index, Stream.POLICY_ORDER):
             batch = PolicyBatch(
                 take_rows(experience.rows, rows),
                 take_rows(experience.logprobs.frozen_hidden_BTD, rows),
@@ -68,7 +66,7 @@ def update_critic(
     if critic is None or step is None:
         return None, {}
     updates: list[Metrics] = []
-    for rows, lengths_B in minibatches(ctx, experience.rows, experience.index, CRITIC_ORDER):
+    for rows, lengths_B in minibatches(ctx, experience.rows, experience.index, Stream.CRITIC_ORDER):
         batch = CriticBatch(
             take_rows(experience.rows, rows),
             take_rows(logprobs.features_BRD, rows),
@@ -83,7 +81,7 @@ def update_critic(
 
 
 def minibatches(
-    ctx: TrainContext, experience: Experience, index: int, stream: int
+    ctx: TrainContext, experience: Experience, index: int, name: Stream
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the rows of each minibatch, int64 [minibatch_size], and their lengths in tokens, epoch
     after epoch.
@@ -94,17 +92,17 @@ def minibatches(
     """
     config, total = ctx.config, experience.tokens_BT.shape[0]
     size = config.ppo.minibatch_size
-    epochs = config.ppo.critic_epochs if stream == CRITIC_ORDER else config.ppo.epochs
+    epochs = config.ppo.critic_epochs if name == Stream.CRITIC_ORDER else config.ppo.epochs
     group = config.ppo.group_size if estimator(config) == "rpo" else 1
     lengths_B = np.zeros(total, np.int64)
     if ctx.widths:
         lengths_B = np.asarray(ctx.models.spec.place.host(experience.mask_BT)).sum(axis=1)
     for epoch in range(epochs):
-        seed = config.seed + stream, index * 1000 + epoch
+        path = config.seed, name, index, epoch
         if ctx.widths:
-            batches = list(like_lengths(lengths_B, size, group, seed))
+            batches = list(like_lengths(lengths_B, size, group, stream(*path)))
         else:
-            order_A = epoch_order(*seed, total // group)
+            order_A = epoch_order(*path, n=total // group)
             order_B = (order_A[:, None] * group + np.arange(group)).reshape(-1)
             batches = list(order_B.reshape(-1, size))
         for rows in batches:

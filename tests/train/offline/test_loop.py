@@ -14,6 +14,7 @@ from gapo_jax.io import read_jsonl
 from gapo_jax.methods import METHODS as REGISTRY
 from gapo_jax.methods import asks_discriminator, method_of
 from gapo_jax.options import SGPOConfig
+from gapo_jax.rng import Stream
 from gapo_jax.train import main, rounds, summary
 from gapo_jax.train.build import build_models, build_steps
 from gapo_jax.train.metrics import mean_metrics
@@ -151,9 +152,11 @@ def _written(workdir, rows):
 
 
 def test_another_seed_gives_other_batches_and_every_row_is_used():
-    rows = [batch_at(0, step, 20, 8) for step in range(5)]
+    rows = [batch_at(0, Stream.OFFLINE_ORDER, step=step, n=20, batch_size=8) for step in range(5)]
     assert np.bincount(np.concatenate(rows)).tolist() == [2] * 20
-    assert rows[0].tolist() != batch_at(1, 0, 20, 8).tolist()
+    assert (
+        rows[0].tolist() != batch_at(1, Stream.OFFLINE_ORDER, step=0, n=20, batch_size=8).tolist()
+    )
 
 
 def test_a_loss_that_is_not_finite_is_seen_and_stops_the_run(opener, tmp_path, smallest):

@@ -15,6 +15,7 @@ from gapo_jax.data.tiny_tokenizer import character_tokenizer
 from gapo_jax.data.tokenizer import chat_prompt
 from gapo_jax.methods import method_of, offline_loss
 from gapo_jax.models import Decoder, DecoderConfig
+from gapo_jax.rng import Stream
 from gapo_jax.train.build import Models
 from gapo_jax.train.forward import PolicySpec, reference_part
 from gapo_jax.train.offline.examples import Encoder, drawn, fit, offline_batch
@@ -102,6 +103,10 @@ def _table(params, tokens):
     return np.asarray(_log_softmax(params, tokens), np.float64)
 
 
+def _picks(step, count, size):
+    return batch_at(0, Stream.OFFLINE_ORDER, step=step, n=count, batch_size=size)
+
+
 @pytest.fixture(scope="module")
 def plain(base, trained):
     """(policy, reference) sums and token counts of every side, [pair, side]."""
@@ -113,7 +118,7 @@ def plain(base, trained):
             for k, params in enumerate((full, base)):
                 found, _ = _token_logprobs(params, chat_prompt(TOKENIZER, prompt), response)
                 sums[k, i, j], counts[i, j] = found.sum(), len(found)
-    order = batch_at(0, 0, len(PAIRS), len(PAIRS))
+    order = _picks(0, len(PAIRS), len(PAIRS))
     return sums[:, order], counts[order]
 
 
@@ -168,10 +173,12 @@ def test_every_other_loss_on_the_same_rows(base, trained, encoder, plain):
     batch = _batch(config, encoder).replace(ref_B=jnp.asarray(ref.reshape(-1), jnp.float32))
     loss, _ = _loss(config, base, trained, batch)
     assert float(loss) == pytest.approx(_softplus(-margin).mean(), rel=2e-4)
-    config = _config("dpo", dpo__variant="ipo", dpo__reduce="mean", offline__sft_weight=0.5)
-    loss, _ = _loss(config, base, trained, _batch(config, encoder))
-    ipo = ((gap[:, 0] - gap[:, 1] - 5.0) ** 2).mean()
-    assert float(loss) == pytest.approx(ipo + 0.5 * nll, rel=2e-4)
+    # IPO takes means over tokens unless it is told to take sums; its target is 1 / (2 beta).
+    for reduce, log_ratios in (("auto", gap), ("mean", gap), ("sum", rho)):
+        config = _config("dpo", dpo__variant="ipo", dpo__reduce=reduce, offline__sft_weight=0.5)
+        loss, _ = _loss(config, base, trained, _batch(config, encoder))
+        ipo = ((log_ratios[:, 0] - log_ratios[:, 1] - 5.0) ** 2).mean()
+        assert float(loss) == pytest.approx(ipo + 0.5 * nll, rel=2e-4)
 
 
 def test_the_improver_learns_refinements_and_weighs_answers(base, trained, encoder, plain):
@@ -193,7 +200,7 @@ def test_four_sides_by_the_squared_leave_one_out_form(base, trained, encoder, pl
     four = [EXAMPLES[0] + EXAMPLES[1], EXAMPLES[2] + EXAMPLES[3]]
     loss, _ = _loss(config, base, trained, offline_batch(config, encoder, four, 0, known))
     (policy, ref), _ = plain
-    back = np.argsort(batch_at(0, 0, len(PAIRS), len(PAIRS)))
+    back = np.argsort(_picks(0, len(PAIRS), len(PAIRS)))
     a = 0.2 * (policy - ref)[back].reshape(2, 4)
     b = 2.0 * np.array(list(rewards.values())).reshape(2, 4)
     others = lambda x: x - (x.sum(1, keepdims=True) - x) / 3  # noqa: E731
@@ -203,7 +210,7 @@ def test_four_sides_by_the_squared_leave_one_out_form(base, trained, encoder, pl
 def test_kto_meets_each_prompt_with_the_response_of_another_pair(base, trained, encoder, plain):
     config = _config("kto")
     batch = _batch(config, encoder)
-    chosen = [EXAMPLES[i] for i in batch_at(0, 0, len(EXAMPLES), len(EXAMPLES))]
+    chosen = [EXAMPLES[i] for i in _picks(0, len(EXAMPLES), len(EXAMPLES))]
     sides = [example[k] for k in (0, 1) for example in chosen]
     drift = []
     full = merge_trainable(base, trained, SPEC.first_trainable_layer)
@@ -227,7 +234,7 @@ def test_kto_never_meets_an_example_with_itself_where_epochs_meet(encoder):
     config = _config("kto", offline__batch_size=4)
     three, neighbours = [EXAMPLES[i] for i in (0, 1, 3)], 0  # no response occurs in two of them
     for step in range(6):
-        picks = batch_at(0, step, 3, 4)
+        picks = _picks(step, 3, 4)
         neighbours += int((picks == np.roll(picks, 1)).sum())
         batch = offline_batch(config, encoder, three, step)
         own, other = (np.asarray(x.tokens_BT)[:, 48:] for x in (batch.rows, batch.mismatched))
@@ -305,16 +312,14 @@ def test_examples_of_a_round_are_cut_by_length(encoder):
     narrow = dataclasses.replace(encoder, lengths=lengths, widths=(16, 32))
     for first in (0, 6):  # 6 batches of 4 from 26
         picks = [drawn(config, narrow, 26, first + i) for i in range(6)]
-        plain = [batch_at(config.seed, first + i, 26, 4) for i in range(6)]
+        plain = [_picks(first + i, 26, 4) for i in range(6)]
         assert sorted(np.concatenate(picks)) == sorted(np.concatenate(plain))
         spans = sorted((np.array(lengths)[p].min(), np.array(lengths)[p].max()) for p in picks)
         assert all(low[1] <= high[0] for low, high in zip(spans, spans[1:], strict=False))
         assert [tuple(p) for p in picks] != sorted(tuple(p) for p in picks)
         np.testing.assert_array_equal(picks[3], drawn(config, narrow, 26, first + 3))
     for step in range(8):
-        np.testing.assert_array_equal(
-            drawn(config, encoder, 26, step), batch_at(config.seed, step, 26, 4)
-        )
+        np.testing.assert_array_equal(drawn(config, encoder, 26, step), _picks(step, 26, 4))
 
 
 def test_a_curriculum_draws_from_the_first_examples_first(encoder):
