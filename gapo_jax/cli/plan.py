@@ -105,16 +105,16 @@ def show(record: dict[str, Any]) -> None:
         "mfu_upper_bound", "wire_total_gb", "compile_s",
     )  # fmt: skip
     print(f"{'step':<12} fits " + " ".join(f"{name:>18}" for name in columns))
-    for name, found in record["steps"].items():
-        values = [" " * 18 if found[key] is None else f"{found[key]:18.3f}" for key in columns]
-        print(f"{name:<12} {'yes ' if found['fits'] else 'NO  '} " + " ".join(values))
-        if "error" in found:
-            print(f"             {found['error']}")
-        if "token_ms_estimate" in found:
-            token, floor = found["token_ms_estimate"], found["token_ms_floor"]
+    for name, figures in record["steps"].items():
+        values = [" " * 18 if figures[key] is None else f"{figures[key]:18.3f}" for key in columns]
+        print(f"{name:<12} {'yes ' if figures['fits'] else 'NO  '} " + " ".join(values))
+        if "error" in figures:
+            print(f"             {figures['error']}")
+        if "token_ms_estimate" in figures:
+            token, floor = figures["token_ms_estimate"], figures["token_ms_floor"]
             print(f"             {token:.2f} ms a token; to read weights and cache: {floor:.2f} ms")
-    for name, found in record["steps"].items():
-        for cause, size in list((found["wire_gb"] or {}).items())[:4]:
+    for name, figures in record["steps"].items():
+        for cause, size in list((figures["wire_gb"] or {}).items())[:4]:
             print(f"  {name}: {size:8.3f} GB  {cause}")
 
 

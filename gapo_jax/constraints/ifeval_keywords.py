@@ -181,11 +181,11 @@ class Frequency(TrainableType):
         # An absent word is a fair question too: "at least once" is violated by it.
         if keyword is None or (not satisfied and rng.random() < 0.3):
             keyword = pick(rng, absent_words(response, words))
-        found = threshold(rng, self._count(keyword, response), satisfied, low=1, high=8)
+        bound = threshold(rng, self._count(keyword, response), satisfied, low=1, high=8)
         # "Fewer than 1 times" would be forbidden_words under another name.
-        if found is None or found == ("less than", 1):
+        if bound is None or bound == ("less than", 1):
             return None if not inside else self._kwargs(pick(rng, inside), "at least", 1)
-        return self._kwargs(keyword, *found)
+        return self._kwargs(keyword, *bound)
 
     def near_misses(self, rng, kwargs, response, words):
         count = self._count(kwargs["keyword"], response)
@@ -255,11 +255,11 @@ class LetterFrequency(TrainableType):
         count = Counter(response.lower())[letter]
         # Letters are frequent: for a count of 40, a number within 10 is near.
         spread = max(2, count // 4)
-        found = threshold(rng, count, satisfied, low=1, high=200, spread=spread)
-        if found is None:
+        bound = threshold(rng, count, satisfied, low=1, high=200, spread=spread)
+        if bound is None:
             # A rare letter has no "less than" below its count: ask for more of it instead.
             return self._kwargs(letter, "at least", 1 + count) if not satisfied else None
-        return self._kwargs(letter, *found)
+        return self._kwargs(letter, *bound)
 
     def near_misses(self, rng, kwargs, response, words):
         count = Counter(response.lower())[kwargs["letter"].lower()]

@@ -83,10 +83,10 @@ class NumberWords(TrainableType):
             return {"num_words": pick(rng, self._SIZES), "relation": relation}
         count = count_words(response)
         # In steps of five words, as people ask for round numbers.
-        found = threshold(
+        bound = threshold(
             rng, count, satisfied, low=4, high=2000, spread=self._spread(count), step=5
         )
-        return None if found is None else {"num_words": found[1], "relation": found[0]}
+        return None if bound is None else {"num_words": bound[1], "relation": bound[0]}
 
     def near_misses(self, rng, kwargs, response, words):
         count = count_words(response)
@@ -162,8 +162,8 @@ class NumberSentences(TrainableType):
             return {"num_sentences": int(rng.integers(2, 5)), "relation": relation}
         # "At least 1" always holds and "fewer than 1" never does, hence numbers from 2.
         count = count_sentences(response)
-        found = threshold(rng, count, satisfied, low=2, high=200, spread=2 + count // 4)
-        return None if found is None else {"num_sentences": found[1], "relation": found[0]}
+        bound = threshold(rng, count, satisfied, low=2, high=200, spread=2 + count // 4)
+        return None if bound is None else {"num_sentences": bound[1], "relation": bound[0]}
 
     def near_misses(self, rng, kwargs, response, words):
         count = count_sentences(response)
@@ -290,13 +290,13 @@ class NthParagraphFirstWord(TrainableType):
     @staticmethod
     def _first_words(response):
         """Return the first word of each paragraph as the official checker reads it ("" if none)."""
-        found = []
+        words = []
         # Blank lines divide, as in the release; blank pieces between two of them are no paragraphs.
         for paragraph in response.split("\n\n"):
             if paragraph.strip():
                 word = paragraph.split()[0].lstrip("'").lstrip('"')
-                found.append(re.split(r"[.,?!'\"]", word, maxsplit=1)[0].lower())
-        return found
+                words.append(re.split(r"[.,?!'\"]", word, maxsplit=1)[0].lower())
+        return words
 
     @staticmethod
     def _kwargs(number, nth, first):

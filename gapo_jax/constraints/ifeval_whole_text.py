@@ -135,8 +135,8 @@ class CapitalWordFrequency(TrainableType):
             relation = pick(rng, RELATIONS)
             low = 1 if relation == "at least" else 2
             return self._kwargs(relation, int(rng.integers(low, 5)))
-        found = threshold(rng, self._count(response), satisfied, low=1, high=200)
-        return None if found is None else self._kwargs(*found)
+        bound = threshold(rng, self._count(response), satisfied, low=1, high=200)
+        return None if bound is None else self._kwargs(*bound)
 
     def near_misses(self, rng, kwargs, response, words):
         relation, number = kwargs["capital_relation"], kwargs["capital_frequency"]

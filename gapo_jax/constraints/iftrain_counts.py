@@ -211,10 +211,10 @@ class LetterCounting(IFTrainType):
         if response is None:
             return {"N": 10 * int(rng.integers(2, 21)), "relation": pick(rng, RELATIONS)}
         count = checks.count_letters(response)
-        found = threshold(
+        bound = threshold(
             rng, count, satisfied, low=2, high=100_000, spread=max(5, count // 2), step=5
         )
-        return None if found is None else {"N": found[1], "relation": found[0]}
+        return None if bound is None else {"N": bound[1], "relation": bound[0]}
 
     def near_misses(self, rng, kwargs, response, words):
         count = checks.count_letters(response)

@@ -235,13 +235,13 @@ def _shares(times: Mapping[str, float]) -> list[tuple[str, float, float]]:
 
 def _machine() -> dict[str, str]:
     """Return what the run ran on."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
+    versions = {"python": platform.python_version(), "platform": platform.platform()}
     for package in _PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
     devices = jax.devices()
-    found["devices"] = f"{len(devices)} x {devices[0].device_kind}"
-    found["processor cores"] = str(os.cpu_count())
-    return found
+    versions["devices"] = f"{len(devices)} x {devices[0].device_kind}"
+    versions["processor cores"] = str(os.cpu_count())
+    return versions
