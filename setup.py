@@ -12,7 +12,7 @@ from setuptools.command.build_py import build_py
 
 
 class BuildWithConfigs(build_py):
-    """Copies configs/*.py into the package that is built."""
+    """Copies configs/ into the package that is built."""
 
     def run(self):
         """Build the package, then add the configurations."""
@@ -20,9 +20,10 @@ class BuildWithConfigs(build_py):
         if self.editable_mode:
             return
         target = pathlib.Path(self.build_lib, "gapo_jax", "configs")
-        target.mkdir(parents=True, exist_ok=True)
-        for path in pathlib.Path(__file__).parent.glob("configs/*.py"):
-            shutil.copy(path, target)
+        for path in pathlib.Path(__file__).parent.glob("configs/**/*.py"):
+            folder = target / path.parent.relative_to(pathlib.Path(__file__).parent / "configs")
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, folder)
 
 
 setup(cmdclass={"build_py": BuildWithConfigs})

@@ -32,7 +32,5 @@ def get_config(preset: str = "") -> Config:
     config, variant = sized("dpo", preset, VARIANTS)
     if variant:
         config.dpo.variant = variant
-        # ipo takes the mean over tokens, as its authors and TRL do.
-        config.dpo.reduce = "mean" if variant == "ipo" else "sum"
         config.dpo.label_smoothing = {"cdpo": 0.1, "robust": 0.1, "exo": 0.001}.get(variant, 0.0)
     return config

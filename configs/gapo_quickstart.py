@@ -6,8 +6,9 @@
 Ten rounds of 12 prompts x 8 samples; of each prompt's samples the two best and the two worst are
 learned from. The top 10 of 30 layers are trained; the lower ones run once a round for reference,
 old policy and update together. The discriminator is warmed up on 800 preferential pairs (one
-epoch) and updated in every round on pairs and on the generator's text, labelled by the verifiers;
-it scores a round's text after that update. Rewards are its probabilities, normalised among the
+epoch) and updated in every round on pairs and on the generator's text, labelled by the verifiers
+(the paper labels all of it 0: `--config.discriminator.label_policy=paper`); it scores a round's
+text after that update. Rewards are its probabilities, normalised among the
 samples of a prompt.
 
 Which constraint types: those that this discriminator learns to score within such a warm-up.

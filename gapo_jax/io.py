@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import gzip
+import io
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -142,6 +145,61 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
+COMPRESSED = (".gz", ".zst")
+
+
+def file_kind(path: str | Path) -> str:
+    """Return the suffix that says what a file holds: `.jsonl` of `rows.jsonl.gz` too."""
+    path = Path(path)
+    return Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
+
+
+@contextlib.contextmanager
+def open_bytes(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a file to read its bytes, decompressed where it ends in `.gz` or `.zst`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: what is compressed is damaged or cut off; names the file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        if path.suffix == ".zst":
+            # Python has a module for it from 3.14 on; `datasets` brings this one.
+            import pyarrow
+
+            with pyarrow.input_stream(str(path), compression="zstd") as stream:
+                yield io.BufferedReader(_Stream(stream))
+        else:
+            opened: Any = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+            with opened as file:
+                yield file
+    except (EOFError, zlib.error, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ValueError(
+            f"{path}: not a whole {path.suffix} file ({error}); fetch it again"
+        ) from error
+
+
+class _Stream(io.RawIOBase):
+    """Makes a file of Python's own kind out of a stream of pyarrow, which lacks lines."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__()
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
 def encoding_of(start: bytes) -> str:
     """Return the encoding that the first four bytes of a text show; UTF-8 without a mark."""
     for mark, name in _MARKS:
@@ -158,7 +216,8 @@ def read_text(path: str | Path) -> str:
         FileNotFoundError: there is no such file.
         ValueError: the file is not in the encoding that its first bytes show; names both.
     """
-    data = Path(path).read_bytes()
+    with open_bytes(path) as file:
+        data = file.read()
     encoding = encoding_of(data[:4])
     try:
         return data.decode(encoding)
@@ -181,15 +240,19 @@ def read_json(path: str | Path) -> Any:
 
 def _lines(path: Path) -> Iterator[bytes | str]:
     """Yield the lines of a file with their line feeds, as bytes where it is UTF-8."""
-    with path.open("rb") as file:
+    with open_bytes(path) as file:
         start = file.read(4)
         encoding = encoding_of(start)
         if encoding.startswith("utf-8"):
-            file.seek(len(codecs.BOM_UTF8) if encoding == "utf-8-sig" else 0)
+            # What is decompressed cannot go back, so the first line gets its start again.
+            first = start.removeprefix(codecs.BOM_UTF8)
+            if not first.endswith(b"\n"):
+                first += file.readline()
+            yield from io.BytesIO(first)
             yield from file
             return
     try:
-        with path.open(encoding=encoding, newline="\n") as text:
+        with open_bytes(path) as file, io.TextIOWrapper(file, encoding, newline="\n") as text:
             yield from text
     except UnicodeError as error:
         raise ValueError(f"{path}: not valid {encoding.upper()} ({error})") from error

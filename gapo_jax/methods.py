@@ -254,7 +254,7 @@ _METHODS = (
     _offline(
         "sft",
         "2203.02155",
-        rows=("demonstrations", "pairs", "preferential prompts"),
+        rows=("demonstrations", "pairs", "labelled", "preferential prompts"),
         loss_name="offline.sft",
         layout="accepted",
         sides=1,

@@ -46,13 +46,14 @@ class GRPOConfig(Section):
 
 class DPOConfig(Section):
     """DPO and its variants (losses/preference.py). The log-prob of a sequence is the `sum` over its
-    tokens or their `mean` (`reduce`): for ipo TRL and the authors take the mean, NeMo-Aligner the
-    sum, and the same beta means different things."""
+    tokens or their `mean` (`reduce`), and the same beta means different things. `auto` is the mean
+    for ipo, as in TRL and by its authors, and the sum for the others; NeMo-Aligner has the sum for
+    ipo too."""
 
     variant: Literal["sigmoid", "cdpo", "ipo", "hinge", "robust", "exo"] = "sigmoid"
     beta: Positive = 0.1
     label_smoothing: Smoothing = 0.0
-    reduce: Literal["sum", "mean"] = "sum"
+    reduce: Literal["auto", "sum", "mean"] = "auto"
 
     def check(self) -> None:
         """Raise ValueError for a label smoothing that the variant cannot use."""

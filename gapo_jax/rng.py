@@ -47,6 +47,7 @@ class Stream(enum.StrEnum):
     PAIRS = enum.auto()  # [name of the side]
     USER_PAIRS = enum.auto()  # [name of the side]
     EXAMPLES = enum.auto()
+    HELDOUT_ROWS = enum.auto()
 
     # What a folder of data is made of.
     MINING = enum.auto()  # [task]
@@ -69,6 +70,7 @@ class Stream(enum.StrEnum):
     SGPO_ANSWERS = enum.auto()  # [row]
     SGPO_IMPROVEMENTS = enum.auto()  # [row]
     GENERATE_COMMAND = enum.auto()  # [row]
+    CHAT_COMMAND = enum.auto()  # [turn]
     EVALUATE_COMMAND = enum.auto()  # [row]
     TOKEN = enum.auto()  # [number of the token in its row]; its root is the row's key
 

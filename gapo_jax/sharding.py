@@ -176,6 +176,11 @@ class Placement:
         """The number of parts that the rows of a batch are split into."""
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"] if self.mesh is not None else 1
 
+    @property
+    def tensor_parts(self) -> int:
+        """The number of devices that the heads and the feed-forward of one row are split over."""
+        return self.mesh.shape["tensor"] if self.mesh is not None and self.spread else 1
+
     def regrouped(self, tensor: int) -> Placement:
         """Return a placement on the same devices with `tensor` of them to a copy of the weights, or
         as many as divide both it and the number of devices; 0 takes the mesh's own.
@@ -275,6 +280,13 @@ class Placement:
         """Hold traced batches to their places."""
         return self.keep(tree, "rows")
 
+    def keep_axes(self, array: jax.Array, axes: LogicalAxes) -> jax.Array:
+        """Hold a traced array to logical axes, such as those of the table above."""
+        if not self.spread:
+            return array
+        place = NamedSharding(self._mesh, _spec(self._mesh, array.shape, axes))
+        return jax.lax.with_sharding_constraint(array, place)
+
     def keep_columns(self, kernel_DV: jax.Array, dtype: DTypeLike) -> jax.Array:
         """Hold a traced matrix, cast to `dtype`, to its columns split over `tensor` and gathered
         over `fsdp`: before a loop that would otherwise gather it in every turn. On one device there
@@ -283,10 +295,7 @@ class Placement:
             return kernel_DV
         kernel_DV = kernel_DV.astype(dtype)
         # Split first: XLA might else gather what the matrix was cast from, twice as many bytes.
-        for axes in (("embed", "vocab"), (None, "vocab")):
-            place = NamedSharding(self._mesh, _spec(self._mesh, kernel_DV.shape, axes))
-            kernel_DV = jax.lax.with_sharding_constraint(kernel_DV, place)
-        return kernel_DV
+        return self.keep_axes(self.keep_axes(kernel_DV, ("embed", "vocab")), (None, "vocab"))
 
     def host(self, tree: Tree) -> Tree:
         """Return arrays that this process can read whole: as they are, or gathered from the other

@@ -4,11 +4,15 @@
     python tests/mutants.py round rpo    those whose name or file holds one of the words
     python tests/mutants.py --check      only whether every fault can still be put in
 
+    python tests/mutants.py --list       names and files of all
+
 A fault is a file, a text that occurs in it exactly once, what takes its place, and the tests that
 lie nearest. It is put into a temporary copy of the tree, where those tests run in a process of
-their own (forked from this one, which has imported what the package imports); a fault after which
-they all pass has survived. A text that does not occur exactly once ends the script at once: the
-program has changed, and the fault has to be put anew.
+their own (forked from this one, which has imported what the package imports). It is caught if a
+test fails; if all pass it has survived, and so it has where pytest cannot collect the tests (its
+exit status 2), as a fault that leaves nothing to run has shown nothing about the tests. All these
+tests must pass in the copy before the first fault is put in. A text that does not occur exactly
+once ends the script at once: the program has changed, and the fault has to be put anew.
 
 Exit status: 1 if more than `ALLOWED` faults survive that have no reason in `EXPLAINED`.
 """
@@ -41,6 +45,9 @@ EXPLAINED: dict[str, str] = {}
 
 NUMBERS = "tests/train/online/test_round_numbers.py"
 OFFLINE = "tests/train/test_offline_numbers.py"
+
+
+PASSED, FAILED, NOT_COLLECTED = 0, 1, 2  # exit statuses of pytest
 
 
 class Fault(NamedTuple):
@@ -117,7 +124,7 @@ FAULTS = (
     Fault("rewards after the update where before is asked", ONLINE + "rewards.py",
           'config.discriminator.score_with == "pre"', 'config.discriminator.score_with == "none"',
           GAE),
-    Fault("verifier's weight the wrong way", EXPERIENCE,
+    Fault("verifier's weight the wrong way", "gapo_jax/rewards/scores.py",
           "(1.0 - verifier_weight) * scores_B + verifier_weight * rules_B",
           "verifier_weight * scores_B + (1.0 - verifier_weight) * rules_B", RLOO),
     Fault("GAE's lambda not passed on", ONLINE + "experience.py",
@@ -347,19 +354,34 @@ def caught(fault: Fault, root: Path) -> tuple[bool, str]:
     path = root / fault.file
     whole, broken = path.read_text(), checked(fault, root)
     path.write_text(broken)
+    try:
+        status, printed = outcome(fault.tests, root)
+    finally:
+        path.write_text(whole)
+    if status not in (PASSED, FAILED, NOT_COLLECTED):
+        raise SystemExit(f"{fault.name}: the tests did not run:\n{printed}")
+    errors = [line for line in printed.splitlines() if "Error" in line or "assert" in line]
+    return status == FAILED, errors[0][-160:] if errors else ""
+
+
+def outcome(tests: tuple[str, ...], root: Path) -> tuple[int, str]:
+    """Return the exit status of pytest with these arguments in the tree, and what it printed."""
     log = root / "pytest.log"
     child = os.fork()
     if not child:
-        _run_tests(fault.tests, root, log)
-    try:
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    finally:
-        path.write_text(whole)
-    printed = log.read_text()
-    if status not in (0, 1, 2):  # 2: what cannot even be imported
-        raise SystemExit(f"{fault.name}: the tests did not run:\n{printed}")
-    errors = [line for line in printed.splitlines() if "Error" in line or "assert" in line]
-    return status > 0, errors[0][-160:] if errors else ""
+        _run_tests(tests, root, log)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), log.read_text()
+
+
+def check_clean(tests: tuple[str, ...], root: Path) -> None:
+    """Run tests in the tree without a fault.
+
+    Raises:
+        SystemExit: they do not pass, so a failure would say nothing about a fault.
+    """
+    status, printed = outcome(tests, root)
+    if status != PASSED:
+        raise SystemExit(f"{' '.join(tests)}: fails without any fault:\n{printed}")
 
 
 def _run_tests(arguments: tuple[str, ...], root: Path, log: Path) -> NoReturn:
@@ -385,12 +407,15 @@ def _run_tests(arguments: tuple[str, ...], root: Path, log: Path) -> NoReturn:
 
 def main(words: list[str]) -> int:
     """Try the faults that the words choose; return the exit status."""
-    only_check = "--check" in words
+    only_check, only_list = "--check" in words, "--list" in words
     words = [word for word in words if not word.startswith("--")]
     for fault in FAULTS:
         checked(fault, ROOT)
     if only_check:
         print(f"{len(FAULTS)} faults can be put in")
+        return 0
+    if only_list:
+        print(*(f"{fault.file}: {fault.name}" for fault in FAULTS), sep="\n")
         return 0
     chosen = [
         fault for fault in FAULTS
@@ -401,6 +426,9 @@ def main(words: list[str]) -> int:
         root = Path(folder) / "tree"
         leave_out = shutil.ignore_patterns(".git", "__pycache__", "*.egg-info", "build")
         shutil.copytree(ROOT, root, ignore=leave_out)
+        for tests in dict.fromkeys(fault.tests for fault in chosen):
+            check_clean(tests, root)
+        print(f"{len(chosen)} faults; their tests pass without any", flush=True)
         for fault in chosen:
             start = time.perf_counter()
             found, why = caught(fault, root)

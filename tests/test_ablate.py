@@ -21,6 +21,21 @@ def test_every_switch_makes_another_valid_run(name):
     assert identity(finalize(changed)) != identity(finalize(plain))
 
 
+def test_the_baseline_is_the_papers_in_all_that_can_be_set():
+    """Algorithm 1, table 12 and the reward of the authors' code (docs/algorithm.md)."""
+    args = ablate.parse(["--config", str(ROOT / "configs" / "ablation_tiny.py"), "--out", "runs"])
+    config = finalize(ablate.experiment(args, ablate.BASELINE, 0))
+    disc, reward = config.discriminator, config.reward
+    assert (disc.label_policy, disc.generated_prompts, disc.score_with) == (
+        "paper",
+        "pairs",
+        "post",
+    )
+    assert (disc.generated_fraction, disc.replay_fraction) == (0.5, 0.0)
+    assert (reward.source, reward.squash, reward.standardise) == ("discriminator", "none", "none")
+    assert reward.clip == 10.0
+
+
 def test_values_from_the_command_line_get_the_type_of_their_field():
     config = Config()
     assert ablate.parse_value("3", config.rounds) == 3

@@ -7,9 +7,9 @@
         --set model.discriminator=runs/reward_model/export --switch preferential_responses \
         --set-switched model.discriminator=runs/response_model/export
 
-The baseline is the given experiment with the settings of the paper (PAPER). Every run is a run of
-`train` with a few keys changed (SWITCHES). A run whose summary.json exists is read instead of
-repeated, so a table can be built up over days, one switch at a time.
+The baseline is the given experiment with the paper's labels, prompts, shares and rewards (PAPER).
+Every run is a run of `train` with a few keys changed (SWITCHES). A run whose summary.json exists is
+read instead of repeated, so a table can be built up over days, one switch at a time.
 
 The numbers come from the verifiers: the held-out constraint accuracy (strict, topics) after
 training and, for online methods, the share of constraints that hold in the samples of the last
@@ -36,12 +36,24 @@ from gapo_jax.cli.experiment import load_config
 from gapo_jax.config import Config, change, finalize, lookup
 
 BASELINE = "baseline"
+# Algorithm 1: generated text answers the pairs' prompts, is labelled 0, and is scored after the
+# discriminator's update. Table 12: half of the classifier's texts are generated. The authors' code:
+# the reward is the logit, clipped at 10.
 PAPER: dict[str, Any] = {
+    "discriminator.generated_prompts": "pairs",
     "discriminator.label_policy": "paper",
+    "discriminator.generated_fraction": 0.5,
     "discriminator.replay_fraction": 0.0,
+    "discriminator.score_with": "post",
+    "reward.standardise": "none",
+    "reward.squash": "none",
+    "reward.clip": 10.0,
 }
 # What each switch changes against the baseline.
 SWITCHES: dict[str, dict[str, Any]] = {
+    "own_prompts": {"discriminator.generated_prompts": "rollouts"},
+    "standardised_rewards": {"reward.standardise": "running", "reward.clip": 4.0},
+    "score_before": {"discriminator.score_with": "pre"},
     "verified_labels": {"discriminator.label_policy": "verified"},
     "drop_verified": {"discriminator.label_policy": "drop_verified"},
     "soft_labels": {"discriminator.label_policy": "soft"},

@@ -14,11 +14,13 @@ COMMANDS = {
     "train": "train a model with any method",
     "evaluate": "measure constraint accuracy of responses, or of a model",
     "generate": "sample text from a model",
+    "chat": "talk to a model, its constraints checked while it writes",
     "convert": "import, export and verify models",
     "build-data": "mine preferential prompts, lint data, make the product set",
     "plan": "compile for a TPU that is not here: does it fit, what does it move",
     "benchmark": "measure sampling, scoring, updates and rounds",
     "ablate": "measure what each switch does, over seeds",
+    "study": "run a grid of configurations and seeds, draw its tables",
     "doctor": "check whether a run can start here",
     "fetch-weights": "obtain the two small models of the quickstart",
 }

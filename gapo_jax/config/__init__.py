@@ -163,7 +163,10 @@ _NOT_IDENTITY = ("name", "export", "rounds", "checkpoint", "mesh", "log")
 def identity(config: Config) -> dict[str, Any]:
     """Return the part of a configuration that a continued run must share with its beginning."""
     record = to_json(config)
-    del record["data"]["verify_workers"]  # as many as the machine has use for
+    for name in ("verify_workers", "cache"):  # what the machine has use for
+        del record["data"][name]
+    # With a measure of one's choice, other rows are left for development.
+    record["best"] = config.checkpoint.best
     left_out = {*_NOT_IDENTITY, *unused_options(config)}
     return {key: value for key, value in record.items() if key not in left_out}
 

@@ -28,16 +28,17 @@ class DiscriminatorConfig(Section):
     """The discriminator's warm-up and its update in every round (Algorithm 1 of GAPO).
 
     `label_policy` is the target of generated text: `paper` (0), `soft` (`soft_label`), `verified`
-    (1 if every constraint holds, else 0) or `drop_verified` (text that satisfies all of them is
-    left out). A response that repeats itself (share of repeated word 3-grams above
-    `max_repetition`) never counts as verified: a postscript written nine times over satisfies its
-    constraint too. `generated_fraction` is the share of generated text in a round's batch,
-    `replay_fraction` the share of that which comes from earlier rounds. An update is skipped when
-    the accuracy on the fresh batch is above `gate_high`, and doubled below `gate_low`;
-    `updates_per_round=0` leaves the discriminator as it is, which makes gapo into ppo.
-    `frozen_layers` of the encoder (from the bottom, and the embeddings with them) keep their
-    pretrained weights. With `accumulate` above 1 the texts of a batch pass through the network in
-    that number of microbatches, without a change of the result.
+    (1 if every constraint holds, else 0), `drop_verified` (text that satisfies all of them is left
+    out) or `demonstration` (0, and the real texts of a round are the data's own responses to the
+    very prompts that were sampled for, with the target 1; arXiv 2511.10643). A response that
+    repeats itself (share of repeated word 3-grams above `max_repetition`) never counts as verified:
+    a postscript written nine times over satisfies its constraint too. `generated_fraction` is the
+    share of generated text in a round's batch, `replay_fraction` the share of that which comes from
+    earlier rounds. An update is skipped when the accuracy on the fresh batch is above `gate_high`,
+    and doubled below `gate_low`; `updates_per_round=0` leaves the discriminator as it is, which
+    makes gapo into ppo. `frozen_layers` of the encoder (from the bottom, and the embeddings with
+    them) keep their pretrained weights. With `accumulate` above 1 the texts of a batch pass through
+    the network in that number of microbatches, without a change of the result.
 
     `generated_prompts` says which prompts a round samples responses for, by any online method.
     `rollouts`: prompts of their own (`data.prompts` of them). `pairs`, as in Algorithm 1: accepted
@@ -63,7 +64,9 @@ class DiscriminatorConfig(Section):
     updates_per_round: AtLeast0 = 5
     round_learning_rate: NotNegative = 5e-5
     loss: Literal["bce", "bradley_terry"] = "bce"
-    label_policy: Literal["paper", "soft", "verified", "drop_verified"] = "verified"
+    label_policy: Literal["paper", "soft", "verified", "drop_verified", "demonstration"] = (
+        "verified"
+    )
     soft_label: Share = 0.2
     max_repetition: Share = 0.2
     positive_label: Annotated[float, Range(0.5, 1)] = 1.0
@@ -90,6 +93,13 @@ class DiscriminatorConfig(Section):
                     "no effect: the rate climbs over a tenth of the warm-up and falls to "
                     "config.discriminator.round_learning_rate, which the rounds keep; set that"
                 )
+        if self.label_policy == "demonstration" and self.generated_prompts != "pairs":
+            raise ValueError(
+                "config.discriminator.label_policy='demonstration' sets the data's own responses "
+                "against those that were sampled for the same prompts: set "
+                "config.discriminator.generated_prompts='pairs' (got "
+                f"{self.generated_prompts!r})"
+            )
         if self.gate_low > self.gate_high:
             raise ValueError(
                 f"config.discriminator.gate_low={self.gate_low} (updates are doubled below it) "

@@ -7,6 +7,8 @@ methods in `gapo_jax/options.py`; `Config` takes the latter from the registry of
 # The flags of nested sections read the types of the fields (`gapo_jax/section.py`).
 
 import dataclasses
+import datetime
+import json
 import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -125,6 +127,19 @@ class DataConfig(Section):
     `curriculum_start` of them: near misses (4 bullets where 3 were asked for) come last.
     Responses are verified in `verify_workers` processes of their own; 0 does it in this one.
     `plugins` are Python files with constraint types of one's own (`constraints/plugins.py`).
+
+    With any other `source` (a JSONL, JSON, CSV or Parquet file, also with .gz or .zst behind it, a
+    folder of `datasets`, the id of a dataset on the hub, with its `subset` and `split`) an offline
+    method learns from its rows directly (docs/data.md), and what concerns prompts, types and pairs
+    above is not read. `streaming` reads them while it trains, without fetching all first. A row
+    with a side above `max_tokens` (prompt, answer and template together) is left out; so many are
+    TRL's. `train_on` says which answers of a dialogue are trained on: the last one or all.
+    Held-out rows come from `heldout_source`, or are a share `heldout_fraction` of the source, split
+    by prompt; at most `heldout_rows` of them. Encoded rows are kept in `cache`, by default in the
+    workdir.
+
+    `chat_template_kwargs` is a JSON object of variables for the chat template, such as
+    {"enable_thinking": false}; "date" in it ("2026-12-01") is today for templates that ask.
     """
 
     types: tuple[str, ...] = _tuple(
@@ -139,6 +154,16 @@ class DataConfig(Section):
         "number_sentences",
     )
     source: str = ""
+    subset: str = ""
+    split: str = "train"
+    streaming: bool = False
+    max_tokens: AtLeast2 = 1024
+    train_on: Literal["last", "all"] = "all"
+    heldout_source: str = ""
+    heldout_fraction: Annotated[float, Range(0, 0.5)] = 0.05
+    heldout_rows: AtLeast1 = 256
+    cache: str = ""
+    chat_template_kwargs: str = "{}"
     on_invisible: Literal["refuse", "drop"] = "refuse"
     max_constraints: Annotated[int, Range(1, 8)] = 2
     system_prompt: str = "template"
@@ -156,9 +181,28 @@ class DataConfig(Section):
     plugins: tuple[str, ...] = _tuple()
 
     def check(self) -> None:
-        """Raise ValueError where no constraint type is named."""
+        """Raise ValueError where no constraint type is named, or the variables of the chat template
+        are no JSON object."""
         if not self.types:
             raise ValueError("config.data.types is empty; name at least one constraint type")
+        self.template_variables()
+
+    def template_variables(self) -> dict[str, Any]:
+        """Return `chat_template_kwargs`.
+
+        Raises:
+            ValueError: it is no JSON object, or its date is none.
+        """
+        text = self.chat_template_kwargs
+        try:
+            variables = json.loads(text)
+            datetime.date.fromisoformat(variables.get("date", "2026-01-01"))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(
+                "config.data.chat_template_kwargs must be a JSON object such as "
+                f'{{"enable_thinking": false, "date": "2026-12-01"}}, got {text!r} ({error})'
+            ) from error
+        return variables
 
 
 class SamplingConfig(Section):
@@ -222,6 +266,8 @@ class OfflineConfig(Section):
 class EvalConfig(Section):
     """Held-out evaluation by the verifiers, before, during and after training.
 
+    With rows of one's own (`config.data.source`) it is the held-out rows that are measured, and
+    `every_rounds` alone is read.
     The discriminator is measured on its held-out pairs after the warm-up, every `pairs_every`
     rounds and after the last one.
 
@@ -250,8 +296,16 @@ class CheckpointConfig(Section):
     """Checkpoints at round boundaries: every how many rounds, how many are kept, and in which
     `directory`: one that all processes of a run see, or `gs://BUCKET/FOLDER`; empty for
     `checkpoints` in the workdir.
+
+    `best` names a measure of held-out rows, such as eval/preference_accuracy or eval/nll_loss, for
+    training on rows of one's own: the policy that is best by it is exported and reported. It is
+    taken on development rows, which are neither trained on nor reported, every `eval.every_rounds`
+    rounds (every round where that is 0). With `patience` above 0 training ends after so many
+    measurements without a better one.
     """
 
+    best: str = ""
+    patience: AtLeast0 = 0
     directory: str = ""
     every_rounds: AtLeast1 = 1
     keep: AtLeast1 = 2

@@ -6,6 +6,7 @@ is resumed at step n asks for batch n. Widths are few, since each is compiled se
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
@@ -17,11 +18,19 @@ from gapo_jax.rng import Stream, stream
 _UNIT, _LONG, _LANE = 8, 1024, 128
 
 
+# Of a million rows it takes longer than an update of a small network.
+@functools.lru_cache(maxsize=4)
+def _permutation(seed: int, name: Stream, counters: tuple[int, ...], n: int) -> np.ndarray:
+    order = stream(seed, name, *counters).permutation(n)
+    order.setflags(write=False)  # as many callers share it
+    return order
+
+
 def epoch_order(seed: int, name: Stream, *counters: int, n: int) -> np.ndarray:
     """Return the order of n rows in an epoch: int64 [n], a permutation drawn from one stream."""
     if n < 1:
         raise ValueError("cannot order an empty dataset: got n = 0 rows")
-    return stream(seed, name, *counters).permutation(n)
+    return _permutation(seed, name, counters, n)
 
 
 def batch_at(

@@ -8,9 +8,10 @@ template the prompt is the plain text, behind BOS if the tokenizer adds one.
 
 from __future__ import annotations
 
+import hashlib
 import weakref
-from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gapo_jax.data.chat_template import Turn, render, template_of
 from gapo_jax.data.control_tokens import TextEncoder, text_encoder
@@ -22,6 +23,30 @@ _ASKED = {"role": "user", "content": "x"}
 _PROBE = "gapoprobe"  # an answer that no template changes
 _THOUGHT = "</think>"
 _MARKUPS: weakref.WeakKeyDictionary[TextEncoder, _AnswerMarkup] = weakref.WeakKeyDictionary()
+_VARIABLES: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
+
+
+def set_template_variables(
+    tokenizer: PreTrainedTokenizerFast, variables: Mapping[str, Any]
+) -> None:
+    """Give a tokenizer's chat template variables of its own, such as `enable_thinking`, and with
+    "date" (YYYY-MM-DD) the day that it takes for today. They hold wherever the tokenizer renders.
+    """
+    _VARIABLES[tokenizer] = dict(variables)
+    _MARKUPS.pop(text_encoder(tokenizer), None)
+
+
+def rendering_key(tokenizer: PreTrainedTokenizerFast) -> str:
+    """Return a short hash of all that decides which ids a dialogue gets."""
+    backend: Any = tokenizer.backend_tokenizer
+    parts = [
+        backend.to_str(),
+        template_of(tokenizer),
+        sorted(tokenizer.special_tokens_map.items(), key=str),
+        sorted(_VARIABLES.get(tokenizer, {}).items()),
+        text_encoder(tokenizer).limit,
+    ]
+    return hashlib.blake2b(repr(parts).encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 
 class ChatText(str):
@@ -70,7 +95,8 @@ def _rendered(
         return encoder.markup(f"{bos}{''.join(contents)}")
     marked = [turn | {"content": text} for turn, text in zip(map(dict, turns), contents)]
     names = {k: v for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
-    return encoder.markup(render(template, marked, generate=generate, **names))
+    variables = names | _VARIABLES.get(tokenizer, {})
+    return encoder.markup(render(template, marked, generate=generate, **variables))
 
 
 def _adds_bos(tokenizer: PreTrainedTokenizerFast) -> bool:

@@ -30,6 +30,9 @@ _STEPS = 200_000  # iterations and calls of one rendering
 _SECONDS = 10.0
 _SIZE = 10_000_000  # characters of one value, and of the whole
 _ITEM = 100  # characters that an item of a container counts for
+# What a template that asks for today gets: the day that Llama 3's template names by itself. A
+# prompt must not depend on the day on which a run happens to start or to continue.
+_TODAY = datetime.date(2024, 7, 26)
 _WIDTH = re.compile(r"[0-9]{6}")  # a width in a format string that takes all memory
 
 
@@ -206,7 +209,6 @@ def _environment() -> _Environment:
     environment.filters = {name: _limited(function) for name, function in filters.items()}
     environment.filters |= {"counted": _counted, "sized": _sized}
     environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     return environment
 
 
@@ -248,7 +250,12 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def render(
-    template: str, turns: Sequence[Turn], *, generate: bool = False, **variables: Any
+    template: str,
+    turns: Sequence[Turn],
+    *,
+    generate: bool = False,
+    date: str | None = None,
+    **variables: Any,
 ) -> str:
     """Render turns in a chat template.
 
@@ -256,13 +263,19 @@ def render(
         template: the program, in Jinja.
         turns: "role" and "content" of each.
         generate: end with the header of the answer that the model is to write.
-        variables: the special tokens under the names that templates use (`bos_token`, ...).
+        date: today, as YYYY-MM-DD, for a template that asks; by default always the same day.
+        variables: the special tokens under the names that templates use (`bos_token`, ...), and
+            whatever else a template reads (`enable_thinking`, ...).
 
     Raises:
         ValueError: the template fails, exceeds a limit or refuses the turns, as some refuse a
             system turn or two user turns in a row; has the reason.
     """
-    known = variables | {
+    today = datetime.date.fromisoformat(date) if date else _TODAY
+    known: dict[str, Any] = {"strftime_now": today.strftime} | variables
+    if date:
+        known.setdefault("date_string", today.strftime("%d %b %Y"))
+    known |= {
         "messages": [dict(turn) for turn in turns],
         "add_generation_prompt": generate,
         "tools": None,

@@ -1,4 +1,4 @@
-"""Recognise six row schemas and bring them into one form.
+"""Recognise seven row schemas and bring them into one form.
 
 | schema | fields |
 |---|---|
@@ -7,6 +7,7 @@
 | ifeval | a prompt, and constraints in any form of `constraints/rows.py` |
 | messages | `messages` or `conversations`: a dialogue |
 | prompt_label | a dialogue, or `prompt` and a response, and `label` (true or false) |
+| scored | a prompt, several responses (a list under a name of `SEVERAL`), a score for each |
 | prompt_completion | `prompt` (or another name of `PROMPTS`), a response |
 
 A response is in a field of `RESPONSES`, a dialogue in any form that `turns.py` reads. `input` and
@@ -20,6 +21,7 @@ refused with the field's name. `unused` lists the fields whose meaning is not kn
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -33,11 +35,17 @@ SCHEMAS = (
     "messages",
     "chosen_rejected",
     "prompt_label",
+    "scored",
     "prompt_completion",
 )
 PROMPTS = ("prompt", "instruction", "question", "task", "query", "input")
 RESPONSES = ("completion", "response", "answer", "output")
+SEVERAL = ("responses", "completions", "answers", "outputs")
 DIALOGUES = ("messages", "conversations", "conversation")
+_SCORES = ("scores", "rewards", "ratings")
+# Of a response that is an object: its text, and its score.
+_TEXT = ("text", "response", "content", "completion", "answer", "output")
+_SCORE = ("score", "reward", "rating", "overall_score")
 _SYSTEM = ("system", "system_prompt")
 _ASIDES = ("input", "context")  # what a prompt is about
 _ASKED = ("instruction", "question", "query")  # a second thing that is asked
@@ -55,6 +63,7 @@ _USED = {
     "messages": set(),
     "chosen_rejected": {"chosen", "rejected", "task", "constraints", *DIALOGUES},
     "prompt_label": {"label"},
+    "scored": {*_SCORES},
     "prompt_completion": set(),
 }  # fmt: skip
 # They tell where a row comes from or how it was rated, and change nothing of what it says.
@@ -93,15 +102,74 @@ def recognise(record: Mapping[str, Any]) -> str:
     # The RLVR sets of AI2; other sets have an answer there.
     if has & {"prompt", *DIALOGUES} and "instruction_id" in str(record.get("ground_truth")):
         return "ifeval"
+    prompt = _first(record, PROMPTS)
+    if prompt and _several(record):
+        return "scored"
     if has & set(DIALOGUES):
         return "prompt_label" if "label" in has else "messages"
-    prompt = _first(record, PROMPTS)
     if prompt and _first(record, RESPONSES):
         return "prompt_label" if "label" in has else "prompt_completion"
     raise ValueError(
         f"no schema fits the fields {sorted(record)}: wanted those of one of {SCHEMAS}, such as "
         "prompt and completion, messages, or chosen and rejected; rename the columns"
     )
+
+
+def _several(record: Mapping[str, Any]) -> str | None:
+    """Return the field of a row's responses, if they are several with a score for each."""
+    for name in SEVERAL:
+        items = record.get(name)
+        if not isinstance(items, list) or not items:
+            continue
+        if _first(record, _SCORES) or all(
+            isinstance(item, Mapping) and _first(item, _SCORE) for item in items
+        ):
+            return name
+    return None
+
+
+def scores(record: Mapping[str, Any], schema: str) -> list[float] | None:
+    """Return the scores of the sequences of `segments`, the first one first; None if a row of this
+    schema has none.
+
+    Raises:
+      ValueError: they are no finite numbers, or not as many as there are responses.
+    """
+    if schema == "chosen_rejected":
+        names = [f"score_{side}" for side in ("chosen", "rejected")]
+        if any(record.get(name) is None for name in names):
+            return None
+        return [_number(record[name], name) for name in names]
+    return sorted(_scored(record)[1], reverse=True) if schema == "scored" else None
+
+
+def _number(value: Any, name: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, bool) or not math.isfinite(number):
+        raise ValueError(f"wanted a finite number under {name!r}, got {value!r}")
+    return number
+
+
+def _scored(record: Mapping[str, Any]) -> tuple[list[Any], list[float]]:
+    """Return the responses of a row and their scores, in its own order."""
+    name = _several(record)
+    assert name is not None
+    items = record[name]
+    field = _first(record, _SCORES)
+    given = record[field] if field else [item[_first(item, _SCORE)] for item in items]
+    if not isinstance(given, list) or len(given) != len(items):
+        raise ValueError(f"wanted a list of {len(items)} scores under {field!r}, got {given!r:.80}")
+    numbers = [_number(value, field or "score") for value in given]
+    responses = [
+        item.get(_first(item, _TEXT) or "", item)
+        if isinstance(item, Mapping) and "role" not in item
+        else item
+        for item in items
+    ]
+    return responses, numbers
 
 
 def unused(record: Mapping[str, Any], schema: str) -> list[str]:
@@ -111,7 +179,9 @@ def unused(record: Mapping[str, Any], schema: str) -> list[str]:
     if schema != "preferential":
         # A prompt beside a dialogue has been compared with it.
         used |= {"prompt", *_ASIDES, *_ASKED} | {dialogue, _first(record, PROMPTS)}
-    if schema != "chosen_rejected" and (dialogue is None or _asks(record, dialogue)):
+    if schema == "scored":
+        used.add(_several(record))
+    elif schema != "chosen_rejected" and (dialogue is None or _asks(record, dialogue)):
         used.add(_first(record, RESPONSES))
     return [
         name
@@ -242,10 +312,12 @@ def _from_dialogue(record: Mapping[str, Any], name: str) -> list[Segment]:
 
 
 def segments(record: Mapping[str, Any], schema: str) -> list[list[Segment]]:
-    """Return the sequences of a row: one, or two for chosen_rejected and preferential rows.
+    """Return the sequences of a row: one, or two for chosen_rejected and preferential rows, or one
+    for each response of a scored row.
 
-    Preferential rows have the accepted prompt first. IFEval rows without a response have nothing to
-    train on: they are prompts to answer. An empty answer is never trained on.
+    Preferential rows have the accepted prompt first, scored rows the highest score. IFEval rows
+    without a response have nothing to train on: they are prompts to answer. An empty answer is
+    never trained on.
 
     Raises:
       ValueError: a field has the wrong content, or changes the row in a way that is not supported.
@@ -258,6 +330,12 @@ def segments(record: Mapping[str, Any], schema: str) -> list[list[Segment]]:
     if schema == "chosen_rejected":
         prompt = _prompt(record)
         sides = [_joined(prompt, _side(record, name)) for name in ("chosen", "rejected")]
+        return [_framed(record, side) for side in sides]
+    if schema == "scored":
+        responses, numbers = _scored(record)
+        order = sorted(range(len(numbers)), key=lambda i: -numbers[i])
+        prompt = _prompt(record)
+        sides = [_joined(prompt, _side({"response": responses[i]}, "response")) for i in order]
         return [_framed(record, side) for side in sides]
     if schema == "prompt_label" and record["label"] not in (True, False):
         raise ValueError(f"wanted true or false under 'label', got {record['label']!r}")

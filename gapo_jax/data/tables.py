@@ -1,5 +1,7 @@
 """Read rows from any source: JSONL, JSON, Parquet and CSV files, saved `datasets`, the hub.
 
+Files may be compressed (`.gz`, `.zst`).
+
 Every row comes with its number (from 1; the line of a JSONL file), so that a row that does not fit
 can be named. A malformed line is a problem to count, not the end of a long job.
 """
@@ -8,9 +10,11 @@ from __future__ import annotations
 
 import ast
 import csv
+import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +25,10 @@ FILES = (*JSONL, ".json", ".csv", ".parquet")
 NumberedRow = tuple[int, dict[str, Any] | str]  # its number, and the row or what is wrong with it
 _CSV_FIELD = 10_000_000  # characters of one field
 # Columns whose cells are lists or dictionaries; a CSV file holds them as JSON or Python literals.
-_NESTED = ("instruction_id_list", "kwargs", "constraints", "messages", "accepted")
+_NESTED = (
+    "instruction_id_list", "kwargs", "constraints", "messages", "accepted", "responses",
+    "completions", "scores", "rewards", "ratings",
+)  # fmt: skip
 _LABELS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -48,10 +55,13 @@ def _cells(record: Mapping[str, str]) -> dict[str, Any]:
 
 def _csv(path: Path) -> Iterator[NumberedRow]:
     csv.field_size_limit(_CSV_FIELD)
-    with path.open("rb") as raw:
+    with io.open_bytes(path) as raw:
         encoding = io.encoding_of(raw.read(4))
     encoding = "utf-8-sig" if encoding == "utf-8" else encoding
-    with path.open(encoding=encoding, errors="surrogateescape", newline="") as file:
+    with (
+        io.open_bytes(path) as raw,
+        TextIOWrapper(raw, encoding, errors="surrogateescape", newline="") as file,
+    ):
         try:
             yield from _csv_rows(path, csv.DictReader(file))
         except UnicodeDecodeError as error:  # UTF-8 has its bad bytes as surrogates instead
@@ -98,7 +108,11 @@ def _parquet(path: Path) -> Iterator[NumberedRow]:
 
     number = 0
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        source: Any = path
+        if path.suffix in io.COMPRESSED:  # its index is at the end, so it is needed whole
+            with io.open_bytes(path) as raw:
+                source = pyarrow.BufferReader(raw.read())
+        with pyarrow.parquet.ParquetFile(source) as file:
             for batch in file.iter_batches(batch_size=256):
                 for record in batch.to_pylist():
                     number += 1
@@ -161,9 +175,28 @@ def _dataset(source: str, name: str | None, split: str, streaming: bool) -> Any:
     return _hub_dataset(source, name, split, streaming)
 
 
+def content_key(source: str | Path, *, name: str | None = None, split: str = "train") -> str:
+    """Return a short hash of what a source holds, without reading its rows.
+
+    Of a file it is a hash of the bytes; of a folder or a dataset of the hub the fingerprint that
+    `datasets` has of it.
+
+    Raises:
+      FileNotFoundError, ValueError: as `iter_rows`.
+    """
+    path = Path(source)
+    if io.file_kind(path) in FILES:
+        if not path.is_file():
+            raise FileNotFoundError(f"no such file: {path}")
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "blake2b").hexdigest()[:16]
+    fingerprint = str(_dataset(str(source), name, split, False)._fingerprint)
+    return hashlib.blake2b(fingerprint.encode()).hexdigest()[:16]
+
+
 def unit(source: str | Path) -> str:
     """Return what the numbers of a source's rows count: "line" for JSONL, else "row"."""
-    return "line" if Path(source).suffix in JSONL else "row"
+    return "line" if io.file_kind(source) in JSONL else "row"
 
 
 def iter_rows(
@@ -172,9 +205,9 @@ def iter_rows(
     """Yield (number, row) of a source, or (number, problem) for a row that cannot be read.
 
     Args:
-      source: a .jsonl, .csv, .parquet or .json file, a folder of `save_to_disk` or of such files,
-        or the id of a dataset on the hub ("google/IFEval"). In a CSV file the columns
-        `instruction_id_list`, `kwargs`, `constraints`, `messages` and `accepted` hold JSON.
+      source: a .jsonl, .csv, .parquet or .json file, also with .gz or .zst behind it, a folder of
+        `save_to_disk` or of such files, or the id of a dataset on the hub ("google/IFEval"). In a
+        CSV file the cells of columns that are lists or dictionaries hold JSON.
       name: configuration of a hub dataset.
       split: split of a hub dataset or of a saved dictionary of splits.
       streaming: read a hub dataset or a folder of files row by row instead of fetching it first.
@@ -184,13 +217,13 @@ def iter_rows(
         does not answer is given up after seconds.
       ValueError: a file that cannot be read as what it is named after.
     """
-    path = Path(source)
-    if path.suffix in JSONL:
+    path, kind = Path(source), io.file_kind(source)
+    if kind in JSONL:
         yield from io.scan_jsonl(path)
-    elif path.suffix in FILES:
+    elif kind in FILES:
         if not path.is_file():
             raise FileNotFoundError(f"no such file: {path}")
-        read = {".csv": _csv, ".parquet": _parquet, ".json": _json}[path.suffix]
+        read = {".csv": _csv, ".parquet": _parquet, ".json": _json}[kind]
         yield from read(path)
     else:
         for number, record in enumerate(_dataset(str(source), name, split, streaming), 1):

@@ -81,9 +81,27 @@ def discriminator_line(on_pairs: Mapping[str, Mapping[str, float]]) -> str:
     return f"discriminator on held-out pairs, first -> last: {', '.join(parts)}"
 
 
+def heldout_table(summary: Mapping[str, Any]) -> str:
+    """Return the table of what was measured on held-out rows, before and after."""
+    before, after = (summary["heldout"][side] for side in ("before", "after"))
+    rows = summary["rows"]
+    head = f"held-out rows ({rows['heldout']} of {rows['source']})"
+    width = max(42, len(head))
+    lines = [f"{head:<{width}} {'before':>10} {'after':>10} {'change':>10}"]
+    for name in (name for name in before if name in after):
+        change = after[name] - before[name]
+        lines.append(f"{name:<{width}} {before[name]:10.4g} {after[name]:10.4g} {change:+10.4g}")
+    return "\n".join(lines)
+
+
 def print_summary(summary: Mapping[str, Any]) -> None:
     """Print the outcome of a run: table, samples, relative change of the weights, paths."""
-    if summary["method"] != "discriminator":  # which leaves the generator unchanged
+    if "heldout" in summary:
+        print(f"\n{heldout_table(summary)}\n")
+        left_out = summary["rows"]["left_out"]
+        print(f"learned from {summary['rows']['train']} examples; {left_out} rows left out")
+        print(f"the export is the network after {summary['exported_step']} updates")
+    elif summary["method"] != "discriminator":  # which leaves the generator unchanged
         print(f"\n{accuracy_table(summary)}\n")
         print(f"{sample_texts(summary)}\n")
     # Summaries of earlier versions call it "judge".

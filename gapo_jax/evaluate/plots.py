@@ -75,13 +75,23 @@ def series(records: Records, name: str, phase: str | None = None) -> tuple[np.nd
     return pairs[:, 0], pairs[:, 1]
 
 
-def data_uri(figure: Figure) -> str:
-    """Return a figure as an SVG data URI; the same figure always gives the same text."""
-    with matplotlib.rc_context(_STYLE):
+def styled() -> Any:
+    """Return the context in which the figures of reports and studies are drawn."""
+    return matplotlib.rc_context(_STYLE)
+
+
+def svg(figure: Figure) -> bytes:
+    """Return a figure as SVG; the same figure always gives the same text."""
+    with styled():
         buffer = io.BytesIO()
         # Without the date, for the same reason.
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return buffer.getvalue()
+
+
+def data_uri(figure: Figure) -> str:
+    """Return a figure as an SVG data URI."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg(figure)).decode("ascii")
 
 
 def _axes(panels: int = 1) -> tuple[Figure, list[Axes]]:

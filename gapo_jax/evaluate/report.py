@@ -59,9 +59,12 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
         .render(
             title=config.get("name") or workdir.name,
             method=config.get("method", ""),
-            finished="after" in summary,
+            finished="after" in summary or "heldout" in summary,
             facts=_facts(records, summary),
             accuracy=_accuracy_rows(summary),
+            heldout=_heldout_rows(summary),
+            rows=summary.get("rows", {}),
+            exported=summary.get("exported_round"),
             types=_type_tables(summary),
             moved=summary.get("relative_change", {}),
             figures=plots.all_figures(records),
@@ -149,6 +152,12 @@ def _accuracy_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
             row["verdict"] = _verdict(change)
             rows.append(row)
     return rows
+
+
+def _heldout_rows(summary: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+    """Return (measure, before, after) of the held-out rows of a run that learned from rows."""
+    before, after = (summary.get("heldout", {}).get(side, {}) for side in ("before", "after"))
+    return [(name, before[name], after[name]) for name in before if name in after]
 
 
 def _verdict(change: Mapping[str, float] | None) -> str:

@@ -28,6 +28,7 @@ def chunked_logprobs(
     temperature: ScalarLike = 1.0,
     chunk_tokens: int = 256,
     with_entropy: bool = False,
+    with_accuracy: bool = False,
     tied: bool = False,
     softcap: float = 0.0,
     mask_BT: Int[Array, "B T"] | None = None,
@@ -43,6 +44,7 @@ def chunked_logprobs(
         where there is a gradient). Memory alone depends on it, not the result.
       with_entropy: also return the entropy of each distribution, in nats, as a metric: no
         gradient flows through it.
+      with_accuracy: return in its place 1 where the target is the likeliest token, else 0.
       tied: the kernel is the transpose of an embedding [V, D] (`embedding.T`). The result is the
         same; the products then read the embedding as it lies and no transposed copy is made.
       mask_BT: int, 0 = a place that nobody reads. Its log-prob and entropy are 0; real places are
@@ -52,13 +54,17 @@ def chunked_logprobs(
         arXiv 2408.00118, section 2); 0 does not.
 
     Returns:
-      (logprobs_BT, entropy_BT or None), float32. First derivatives only, and in reverse mode.
+      (logprobs_BT, entropy_BT or accuracy_BT or None), float32. First derivatives only, and in
+      reverse mode.
 
     Raises:
       ValueError: shapes that do not fit, `chunk_tokens` < 1 or a temperature <= 0.
     """
     batch, tokens, width = hidden_BTD.shape
     _check(hidden_BTD, kernel_DV, targets_BT, temperature, chunk_tokens)
+    if with_entropy and with_accuracy:
+        raise ValueError("wanted with_entropy or with_accuracy, got both; call it twice")
+    beside = "entropy" if with_entropy else "accuracy" if with_accuracy else ""
     # Dividing the hidden states costs D operations a token, dividing the logits V.
     bound, scale = None, 1.0 / jax.lax.stop_gradient(jnp.float32(temperature))
     if softcap:
@@ -74,14 +80,14 @@ def chunked_logprobs(
         hidden_BTD = hidden_BTD.reshape(1, -1, width)[:, places_M]
         targets_BT = targets_BT.reshape(1, -1)[:, places_M]
         real_NBC = chunked(mask_BT.reshape(1, -1)[:, places_M])
-    logprobs_NBC, entropy_NBC = _logprobs(
+    logprobs_NBC, beside_NBC = _logprobs(
         chunked(hidden_BTD.astype(dtype)),
         kernel_DV.T if tied else kernel_DV,
         chunked(targets_BT),
         real_NBC,
         bound,
         "vd" if tied else "dv",
-        with_entropy,
+        beside,
     )
 
     def whole(x_NBC: jax.Array) -> jax.Array:
@@ -90,7 +96,7 @@ def chunked_logprobs(
         x_M = _unchunk(x_NBC, 1, batch * tokens)[0][jnp.argsort(places_M)]
         return jnp.where(mask_BT != 0, x_M.reshape(batch, tokens), 0.0)
 
-    return whole(logprobs_NBC), jax.lax.stop_gradient(whole(entropy_NBC)) if with_entropy else None
+    return whole(logprobs_NBC), jax.lax.stop_gradient(whole(beside_NBC)) if beside else None
 
 
 def _check(hidden_BTD, kernel_DV, targets_BT, temperature, chunk_tokens: int) -> None:
@@ -165,16 +171,16 @@ def _dlogits(logits_BCV, lse_BC, targets_BC, slope) -> jax.Array:
     return (chosen_BCV - jnp.exp(logits_BCV - lse_BC[..., None])) * slope
 
 
-def _value(hidden_NBCD, kernel, targets_NBC, real_NBC, bound, axes: str, with_entropy: bool):
+def _value(hidden_NBCD, kernel, targets_NBC, real_NBC, bound, axes: str, beside: str):
     """`axes` is "dv" or "vd", the order of the axes of `kernel`; `bound` (a scalar or None) is what
     the hyperbolic tangent of the product is multiplied by."""
-    return _scan(hidden_NBCD, kernel, targets_NBC, real_NBC, bound, axes, with_entropy, False)[:2]
+    return _scan(hidden_NBCD, kernel, targets_NBC, real_NBC, bound, axes, beside, False)[:2]
 
 
-def _scan(hidden_NBCD, kernel, targets_NBC, real_NBC, bound, axes, with_entropy, with_slopes):
-    """Return (log-probs, entropy, log-sum-exp, gradient of each log-prob by its hidden state), the
-    last, float32 [chunks, B, C, D], only `with_slopes`. A chunk without a real place is left out:
-    zeros, and infinity for the log-sum-exp."""
+def _scan(hidden_NBCD, kernel, targets_NBC, real_NBC, bound, axes, beside, with_slopes):
+    """Return (log-probs, what is wanted `beside` them or None, log-sum-exp, gradient of each
+    log-prob by its hidden state), the last, float32 [chunks, B, C, D], only `with_slopes`. A chunk
+    without a real place is left out: zeros, and infinity for the log-sum-exp."""
 
     def compute(hidden_BCD, targets_BC):
         logits_BCV, slope = _logits(hidden_BCD, kernel, bound, axes)
@@ -183,14 +189,16 @@ def _scan(hidden_NBCD, kernel, targets_NBC, real_NBC, bound, axes, with_entropy,
         total_BC = jnp.sum(jnp.exp(shifted_BCV), axis=-1)
         target_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
         lse_BC = top_BC + jnp.log(total_BC)
-        entropy_BC, slopes_BCD = None, None
-        if with_entropy:
+        beside_BC, slopes_BCD = None, None
+        if beside == "entropy":
             mean_BC = jnp.sum(jnp.exp(shifted_BCV) * shifted_BCV, axis=-1) / total_BC
-            entropy_BC = jnp.log(total_BC) - mean_BC
+            beside_BC = jnp.log(total_BC) - mean_BC
+        elif beside == "accuracy":
+            beside_BC = (target_BC >= top_BC).astype(jnp.float32)
         if with_slopes:
             dlogits_BCV = _dlogits(logits_BCV, lse_BC, targets_BC, slope).astype(kernel.dtype)
             slopes_BCD = _einsum(f"bcv,{axes}->bcd", dlogits_BCV, kernel)
-        return target_BC - lse_BC, entropy_BC, lse_BC, slopes_BCD
+        return target_BC - lse_BC, beside_BC, lse_BC, slopes_BCD
 
     def leave_out(*inputs):
         blank = jax.tree.map(jnp.zeros_like, jax.eval_shape(compute, *inputs))
@@ -205,18 +213,18 @@ def _scan(hidden_NBCD, kernel, targets_NBC, real_NBC, bound, axes, with_entropy,
     return jax.lax.scan(chunk, None, (hidden_NBCD, targets_NBC, real_NBC))[1]
 
 
-def _forward(hidden_NBCD, kernel, targets_NBC, real_NBC, bound, axes, with_entropy):
+def _forward(hidden_NBCD, kernel, targets_NBC, real_NBC, bound, axes, beside):
     # The gradient of a log-prob by its own hidden state does not depend on what is done with the
     # log-prob, so it is taken while the logits are there: backward computes them again only for
     # the gradient of the kernel.
-    logprobs, entropy, lse, slopes = _scan(
-        hidden_NBCD, kernel, targets_NBC, real_NBC, bound, axes, with_entropy, True
+    logprobs, extra, lse, slopes = _scan(
+        hidden_NBCD, kernel, targets_NBC, real_NBC, bound, axes, beside, True
     )
-    return (logprobs, entropy), (hidden_NBCD, kernel, targets_NBC, bound, lse, slopes)
+    return (logprobs, extra), (hidden_NBCD, kernel, targets_NBC, bound, lse, slopes)
 
 
-def _backward(axes, with_entropy, saved, cotangents):
-    del with_entropy
+def _backward(axes, beside, saved, cotangents):
+    del beside
     hidden_NBCD, kernel, targets_NBC, bound, lse_NBC, slopes_NBCD = saved
     gradient_NBC = cotangents[0]
     dhidden_NBCD = (slopes_NBCD * gradient_NBC[..., None]).astype(hidden_NBCD.dtype)

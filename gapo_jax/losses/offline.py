@@ -36,6 +36,8 @@ class RowLogprobs(NamedTuple):
         target_BR: under the policy that is to be imitated.
         mismatched: the log-probs of each prompt beside the response of another, without gradient.
         sides: the number of sides of an example.
+        desirable_B: which rows KTO takes for good ones; None where these are the first half.
+        correct_BR: 1 where the likeliest token of the policy is the one that stands there.
     """
 
     policy_BR: Float[Array, "B R"]
@@ -46,6 +48,8 @@ class RowLogprobs(NamedTuple):
     target_BR: Float[Array, "B R"] | None = None
     mismatched: RowLogprobs | None = None
     sides: int = 1
+    desirable_B: Shaped[Array, "B"] | None = None
+    correct_BR: Float[Array, "B R"] | None = None
 
     def by_example(self, rows_B: Shaped[Array, "B ..."]) -> Shaped[Array, "A G ..."]:
         """Return rows as [A, G, ...], the G sides of each of A examples."""
@@ -63,20 +67,58 @@ class RowLogprobs(NamedTuple):
         return self.by_example(policy_B), None if ref_B is None else self.by_example(ref_B)
 
 
-def with_likelihood(rows: RowLogprobs, result: Result, sft_weight: float) -> Result:
+def with_likelihood(
+    rows: RowLogprobs,
+    result: Result,
+    sft_weight: float,
+    rewards_AG: Float[Array, "A G"] | None = None,
+    logps_AG: Float[Array, "A G"] | None = None,
+) -> Result:
     """Return the result of a pairwise loss with the chosen side's likelihood added, and the
-    log-probs of both sides among its metrics: in DPO both fall while the margin grows."""
+    log-probs of both sides among its metrics: in DPO both fall while the margin grows.
+
+    `rewards_AG` are the implicit rewards of the sides and `logps_AG` the log-probs that the loss
+    compares, for the metrics that users of TRL look for.
+    """
     loss, metrics = result
     tokens_AGR, mask_AGR = rows.by_example(rows.policy_BR), rows.by_example(rows.mask_BR)
     nll, _ = preference.sft_loss(tokens_AGR[:, 0], mask_AGR[:, 0])
     metrics["pref/logprob_chosen"] = -nll
     metrics["pref/logprob_rejected"] = masked_mean(tokens_AGR[:, 1], mask_AGR[:, 1])
+    metrics["nll_loss"] = nll
+    if rewards_AG is not None and logps_AG is not None:
+        metrics |= side_metrics(rewards_AG[:, 0], rewards_AG[:, 1], logps_AG[:, 0], logps_AG[:, 1])
+    if rows.correct_BR is not None:
+        correct_AGR = rows.by_example(rows.correct_BR)
+        metrics["mean_token_accuracy"] = masked_mean(correct_AGR[:, 0], mask_AGR[:, 0])
     return loss + sft_weight * nll, metrics
+
+
+def side_metrics(
+    good_A: Float[Array, "A"],
+    bad_A: Float[Array, "A"],
+    good_logps_A: Float[Array, "A"],
+    bad_logps_A: Float[Array, "A"],
+) -> Metrics:
+    """Return what TRL's trainers of pairs log: means of the implicit rewards and log-probs of both
+    sides, of the difference of the rewards, and how often the chosen side has the higher one."""
+    metrics = {
+        "rewards/chosen": jnp.mean(good_A),
+        "rewards/rejected": jnp.mean(bad_A),
+        "rewards/margins": jnp.mean(good_A - bad_A),
+        "rewards/accuracies": jnp.mean((good_A > bad_A).astype(jnp.float32)),
+        "logps/chosen": jnp.mean(good_logps_A),
+        "logps/rejected": jnp.mean(bad_logps_A),
+    }
+    return jax.lax.stop_gradient(metrics)
 
 
 def sft(rows: RowLogprobs) -> Result:
     """`sft_loss` of all rows."""
-    return preference.sft_loss(rows.policy_BR, rows.mask_BR)
+    loss, metrics = preference.sft_loss(rows.policy_BR, rows.mask_BR)
+    if rows.correct_BR is not None:
+        metrics["mean_token_accuracy"] = masked_mean(rows.correct_BR, rows.mask_BR)
+    return loss, metrics
 
 
 def dpo(
@@ -88,8 +130,10 @@ def dpo(
     reduce: str,
     sft_weight: float,
 ) -> Result:
-    """`dpo_loss` of a chosen and a rejected side, their log-probs the `sum` or `mean` of tokens."""
-    policy_AG, ref_AG = rows.sequence(mean=reduce == "mean")
+    """`dpo_loss` of a chosen and a rejected side, their log-probs the `sum` or `mean` of tokens, or
+    (`auto`) the mean for ipo and the sum for the other variants."""
+    mean = reduce == "mean" or (reduce == "auto" and variant == "ipo")
+    policy_AG, ref_AG = rows.sequence(mean=mean)
     assert ref_AG is not None
     result = preference.dpo_loss(
         *(policy_AG[:, 0], policy_AG[:, 1], ref_AG[:, 0], ref_AG[:, 1]),
@@ -97,7 +141,7 @@ def dpo(
         variant=variant,
         label_smoothing=label_smoothing,
     )
-    return with_likelihood(rows, result, sft_weight)
+    return with_likelihood(rows, result, sft_weight, beta * (policy_AG - ref_AG), policy_AG)
 
 
 def simpo(
@@ -108,7 +152,7 @@ def simpo(
     result = preference.simpo_loss(
         policy_AG[:, 0], policy_AG[:, 1], beta=beta, gamma=gamma, label_smoothing=label_smoothing
     )
-    return with_likelihood(rows, result, sft_weight)
+    return with_likelihood(rows, result, sft_weight, beta * policy_AG, policy_AG)
 
 
 def orpo(rows: RowLogprobs, *, beta: float, sft_weight: float) -> Result:
@@ -117,7 +161,8 @@ def orpo(rows: RowLogprobs, *, beta: float, sft_weight: float) -> Result:
     result = preference.orpo_loss(
         *(tokens_AGR[:, 0], tokens_AGR[:, 1], mask_AGR[:, 0], mask_AGR[:, 1]), beta=beta
     )
-    return with_likelihood(rows, result, sft_weight)
+    policy_AG, _ = rows.sequence(mean=True)
+    return with_likelihood(rows, result, sft_weight, beta * policy_AG, policy_AG)
 
 
 def rpo_sides(
@@ -128,13 +173,14 @@ def rpo_sides(
     assert ref_AG is not None and rows.rewards_B is not None
     rewards_AG = rows.by_example(rows.rewards_B)
     result = rpo.rpo_loss(policy_AG, ref_AG, rewards_AG, beta=beta, eta=eta, distance=distance)
-    return with_likelihood(rows, result, sft_weight)
+    return with_likelihood(rows, result, sft_weight, beta * (policy_AG - ref_AG), policy_AG)
 
 
 def kto_rows(
     rows: RowLogprobs, *, beta: float, desirable_weight: float, undesirable_weight: float
 ) -> Result:
-    """`kto_loss` of rows whose first half is accepted and whose second half is rejected."""
+    """`kto_loss` of rows that `desirable_B` marks as good or bad; without it the first half is
+    accepted and the second rejected."""
     own, other = rows, rows.mismatched
     assert own.ref_BR is not None and other is not None and other.ref_BR is not None
     policy_B, ref_B = (sequence_logprobs(x_BR, own.mask_BR) for x_BR in (own.policy_BR, own.ref_BR))
@@ -142,12 +188,35 @@ def kto_rows(
         sequence_logprobs(x_BR, other.mask_BR) for x_BR in (other.policy_BR, other.ref_BR)
     )
     count = policy_B.shape[0]
-    return kto.kto_loss(
-        *(policy_B, ref_B, other_B, other_ref_B, jnp.arange(count) < count // 2),
+    good_B = jnp.arange(count) < count // 2 if rows.desirable_B is None else rows.desirable_B != 0
+    loss, metrics = kto.kto_loss(
+        *(policy_B, ref_B, other_B, other_ref_B, good_B),
         beta=beta,
         desirable_weight=desirable_weight,
         undesirable_weight=undesirable_weight,
     )
+    return loss, metrics | kto_metrics(rows, beta * (policy_B - ref_B), policy_B, good_B)
+
+
+def kto_metrics(
+    rows: RowLogprobs,
+    rewards_B: Float[Array, "B"],
+    logps_B: Float[Array, "B"],
+    good_B: Shaped[Array, "B"],
+) -> Metrics:
+    """Return what TRL's trainer of labelled rows logs, NaN for a label that no row has."""
+    metrics: Metrics = {}
+    for name, chosen_B in (("chosen", good_B), ("rejected", ~good_B)):
+        there = jnp.any(chosen_B)
+        for key, values_B in (("rewards", rewards_B), ("logps", logps_B)):
+            mean = masked_mean(values_B, chosen_B)
+            metrics[f"{key}/{name}"] = jnp.where(there, mean, jnp.nan)
+    metrics["rewards/margins"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
+    if rows.correct_BR is not None:
+        real_BR = (rows.mask_BR != 0) & good_B[:, None]
+        accuracy = masked_mean(rows.correct_BR, real_BR)
+        metrics["mean_token_accuracy"] = jnp.where(jnp.any(good_B), accuracy, jnp.nan)
+    return jax.lax.stop_gradient(metrics)
 
 
 def inverse_q_rows(rows: RowLogprobs, *, beta: float, clip: float, contrast: str) -> Result:
@@ -170,7 +239,9 @@ def sgpo(rows: RowLogprobs, *, beta: float, sft_weight: float) -> Result:
     policy_AG, ref_AG = rows.sequence()
     if ref_AG is not None:
         sides = policy_AG[:, 0], policy_AG[:, 1], ref_AG[:, 0], ref_AG[:, 1]
-        return with_likelihood(rows, preference.dpo_loss(*sides, beta=beta), sft_weight)
+        rewards_AG = beta * (policy_AG - ref_AG)
+        result = preference.dpo_loss(*sides, beta=beta)
+        return with_likelihood(rows, result, sft_weight, rewards_AG, policy_AG)
     assert rows.rewards_B is not None
     weights_AG = rows.by_example(rows.rewards_B)
     tokens_AGR, mask_AGR = rows.by_example(rows.policy_BR), rows.by_example(rows.mask_BR)

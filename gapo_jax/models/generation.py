@@ -12,6 +12,13 @@ next token into the same column, and one slice update serves the batch. A row at
 `step` sees the last `step` + 1 columns, so rows that started at different times can share the ring,
 and a new row sees nothing of the one that had its place before. Keys are stored as [B, K, H, S] and
 values as [B, K, S, H], so that neither product transposes the cache.
+
+On a mesh that splits heads and feed-forward over its axis `tensor`, matrices that stand side by
+side would be split across that border, and each token would move half of them to a neighbour.
+There they are joined along an axis of their own, so that each device has its part of every one of
+them: gate and up as [D, 2, F], and query, key and value by key head, [D, K, G + 2, H] with the G
+queries of each. Where there are more devices than key heads, keys and values are repeated until
+every device has one; where heads do not divide at all, every device computes all heads of its rows.
 """
 
 from __future__ import annotations
@@ -33,11 +40,12 @@ from gapo_jax.models.decoder import (
 )
 from gapo_jax.models.decoder_config import DecoderConfig
 from gapo_jax.models.layers import ACTIVATIONS, RopeTables, apply_rope, normalize, soft_cap
+from gapo_jax.sharding import ONE_DEVICE, Placement
 from gapo_jax.types import Params
 
 
 class Linear(NamedTuple):
-    """A matrix [in, out] and its bias [out], if it has one."""
+    """A matrix [in, out] and its bias [out], if it has one; on a mesh `out` can be several axes."""
 
     kernel: jax.Array
     bias: jax.Array | None
@@ -76,15 +84,18 @@ class LayerCache(NamedTuple):
 Cache = tuple[LayerCache, ...]
 
 
-def decode_weights(params: Params, config: DecoderConfig) -> DecodeWeights:
+def decode_weights(
+    params: Params, config: DecoderConfig, place: Placement = ONE_DEVICE
+) -> DecodeWeights:
     """Unstack and join the parameters of a decoder, in the dtype of the computation.
 
     It copies all matrices: call it once per call of the sampler, outside the loop over tokens.
+    `place` is where they lie.
     """
     dtype = jnp.dtype(config.dtype)
     leaves, structure = jax.tree.flatten(params["layers"])
     slices = [[stacked[layer] for stacked in leaves] for layer in range(config.num_layers)]
-    layers = tuple(_layer_weights(structure.unflatten(part), dtype) for part in slices)
+    layers = tuple(_layer_weights(structure.unflatten(part), config, place) for part in slices)
     embedding_VD = params["embed"]["embedding"].astype(dtype)
     tied = "lm_head" not in params
     unembedding_VD = embedding_VD if tied else params["lm_head"]["kernel"].T.astype(dtype)
@@ -94,13 +105,17 @@ def decode_weights(params: Params, config: DecoderConfig) -> DecodeWeights:
 
 
 def prefill(
-    params: Params, config: DecoderConfig, tokens_BP: jax.Array, mask_BP: jax.Array
+    params: Params,
+    config: DecoderConfig,
+    tokens_BP: jax.Array,
+    mask_BP: jax.Array,
+    place: Placement = ONE_DEVICE,
 ) -> tuple[jax.Array, Cache]:
     """Run the prompts, padded on the left (`tokens_BP`, `mask_BP` int32), through the decoder.
 
-    Returns the final hidden state [B, D] of the last column and the prompt part of the cache.
-    The layers are scanned: with many tokens a copied slice costs little, and unrolling them here
-    too would double the compile time of the sampler.
+    `place` is where the parameters lie. Returns the final hidden state [B, D] of the last column
+    and the prompt part of the cache. The layers are scanned: with many tokens a copied slice costs
+    little, and unrolling them here too would double the compile time of the sampler.
     """
     dtype = jnp.dtype(config.dtype)
     positions_BP = positions_of(mask_BP)
@@ -108,7 +123,8 @@ def prefill(
 
     def apply_layer(x_BPD: jax.Array, scanned: tuple[Params, jax.Array]):
         stack_slice, is_local = scanned
-        layer, inputs = _layer_weights(stack_slice, dtype), inputs_of_layer(kinds, is_local)
+        layer = _layer_weights(stack_slice, config, place)
+        inputs = inputs_of_layer(kinds, is_local)
         q_BPNH, k_BPKH, v_BPKH = _qkv(layer, config, x_BPD, inputs.rope)
         cache = LayerCache(k_BPKH.transpose(0, 2, 3, 1), v_BPKH.transpose(0, 2, 1, 3))
         mixed_BPNH = self_attention(config, q_BPNH, k_BPKH, v_BPKH, inputs, is_local)
@@ -124,9 +140,12 @@ def prefill(
     return hidden_BD, caches
 
 
-def empty_cache(config: DecoderConfig, batch: int, columns: int) -> Cache:
+def empty_cache(
+    config: DecoderConfig, batch: int, columns: int, place: Placement = ONE_DEVICE
+) -> Cache:
     """Return a response cache of zeros: a ring of `columns` for each of `batch` rows."""
-    heads, width, dtype = config.num_kv_heads, config.head_dim, config.dtype
+    heads = config.num_kv_heads * _key_repeats(config, place)
+    width, dtype = config.head_dim, config.dtype
     return tuple(
         LayerCache(
             jnp.zeros((batch, heads, width, columns), dtype),
@@ -235,28 +254,89 @@ def _cached_inputs(
     return AttentionInputs(rope_of(config, positions_B, local), biases)
 
 
-def _layer_weights(stack_slice: Params, dtype: jnp.dtype) -> LayerWeights:
+def head_parts(config: DecoderConfig, place: Placement) -> int:
+    """Return over how many devices the heads of one row are split: those of the axis `tensor`, or
+    1 where neither the key heads divide among them nor they among the key heads."""
+    parts, kv_heads = place.tensor_parts, config.num_kv_heads
+    even = kv_heads % parts == 0 or parts % kv_heads == 0
+    return parts if even and config.num_heads % parts == 0 else 1
+
+
+def _layer_weights(stack_slice: Params, config: DecoderConfig, place: Placement) -> LayerWeights:
     """Join the weights of one layer, given its slice of the stacked parameters."""
+    attn, mlp = stack_slice["attn"], stack_slice["mlp"]
+    dtype, split = jnp.dtype(config.dtype), place.tensor_parts > 1
+    linears = {
+        "qkv": _heads_joined(attn, config, place) if split else _joined(attn, "q", "k", "v"),
+        "o": _joined(attn, "o"),
+        "gate_up": _stacked(mlp, place) if split else _joined(mlp, "gate", "up"),
+        "down": _joined(mlp, "down"),
+    }
+    if split and head_parts(config, place) == 1:
+        linears["o"] = place.keep(linears["o"], "whole")
+    both = {**stack_slice, **attn}
+    norms = {name: value for name, value in both.items() if name.endswith("_norm")}
+    if config.qk_norm == "all" and (repeats := _key_repeats(config, place)) > 1:
+        norms["k_norm"] = {
+            name: jnp.repeat(leaf.reshape(config.num_kv_heads, -1), repeats, axis=0).reshape(-1)
+            for name, leaf in norms["k_norm"].items()
+        }
+    return LayerWeights(**jax.tree.map(lambda leaf: leaf.astype(dtype), linears), norms=norms)
 
-    def joined(group: str, *names: str) -> Linear:
-        parts = [stack_slice[group][name] for name in names if name in stack_slice[group]]
-        kernel = jnp.concatenate([part["kernel"] for part in parts], axis=1).astype(dtype)
-        if "bias" not in parts[0]:
-            return Linear(kernel, None)
-        return Linear(kernel, jnp.concatenate([part["bias"] for part in parts]).astype(dtype))
 
-    both = {**stack_slice, **stack_slice["attn"]}
-    return LayerWeights(
-        qkv=joined("attn", "q", "k", "v"),
-        o=joined("attn", "o"),
-        gate_up=joined("mlp", "gate", "up"),
-        down=joined("mlp", "down"),
-        norms={name: value for name, value in both.items() if name.endswith("_norm")},
-    )
+def _joined(group: Params, *names: str) -> Linear:
+    """Put the matrices of the names that `group` has side by side."""
+    parts = [group[name] for name in names if name in group]
+    kernel = jnp.concatenate([part["kernel"] for part in parts], axis=1)
+    if "bias" not in parts[0]:
+        return Linear(kernel, None)
+    return Linear(kernel, jnp.concatenate([part["bias"] for part in parts]))
+
+
+def _stacked(mlp: Params, place: Placement) -> Linear:
+    """Join gate and up as [D, 2, F], or [D, F] without a gate, split over F."""
+    parts = [mlp[name] for name in ("gate", "up") if name in mlp]
+    if len(parts) == 1:
+        return _joined(mlp, "up")
+
+    def stacked(name: str, *axes: str) -> jax.Array:
+        stack = jnp.stack([part[name] for part in parts], axis=-2)
+        return place.keep_axes(stack, (*axes, None, "mlp"))
+
+    return Linear(stacked("kernel", "embed"), stacked("bias") if "bias" in parts[0] else None)
+
+
+def _key_repeats(config: DecoderConfig, place: Placement) -> int:
+    return max(1, head_parts(config, place) // config.num_kv_heads)
+
+
+def _heads_joined(attn: Params, config: DecoderConfig, place: Placement) -> Linear:
+    """Join query, key and value as [D, K, G + 2, H], split over the key heads K."""
+    parts, repeats = head_parts(config, place), _key_repeats(config, place)
+    kv_heads = config.num_kv_heads * repeats
+    axis = "heads" if parts > 1 else None
+
+    def by_head(leaf: jax.Array, is_query: bool, lead: tuple[str, ...]) -> jax.Array:
+        if parts == 1 or (repeats > 1 and not is_query):
+            # Columns may be split inside a head.
+            leaf = place.keep_axes(leaf, (*lead, None))
+        if repeats > 1 and not is_query:
+            leaf = leaf.reshape(*leaf.shape[:-1], config.num_kv_heads, 1, config.head_dim)
+            leaf = jnp.repeat(leaf, repeats, axis=-3)
+        heads = leaf.reshape(*leaf.shape[: len(lead)], kv_heads, -1, config.head_dim)
+        return place.keep_axes(heads, (*lead, axis, None, None))
+
+    def joined(name: str, *lead: str) -> jax.Array:
+        heads = [by_head(attn[letter][name], letter == "q", lead) for letter in "qkv"]
+        return place.keep_axes(jnp.concatenate(heads, axis=-2), (*lead, axis, None, None))
+
+    return Linear(joined("kernel", "embed"), joined("bias") if "bias" in attn["q"] else None)
 
 
 def _apply(linear: Linear, x_D: jax.Array) -> jax.Array:
-    product = x_D @ linear.kernel
+    product = (
+        jnp.tensordot(x_D, linear.kernel, 1) if linear.kernel.ndim > 2 else x_D @ linear.kernel
+    )
     return product if linear.bias is None else product + linear.bias
 
 
@@ -273,6 +353,8 @@ def _qkv(
     """Return rotated queries and keys, and values, [..., heads, H], of the residual stream."""
     num_heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
     joined = _apply(layer.qkv, _norm(layer, config, "attn_norm", x_D))
+    if layer.qkv.kernel.ndim > 2:
+        return _split_heads(layer, config, joined, rope)
     if config.qk_norm == "all":
         parts = jnp.split(joined, [num_heads * width, (num_heads + kv_heads) * width], axis=-1)
         q, k = (_norm(layer, config, f"{name}_norm", x) for name, x in zip("qk", parts))
@@ -288,6 +370,25 @@ def _qkv(
     return rotated[..., :num_heads, :], rotated[..., num_heads:, :], values
 
 
+def _split_heads(
+    layer: LayerWeights, config: DecoderConfig, joined_KMH: jax.Array, rope: RopeTables | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Do what `_qkv` does behind the product, for [..., K, G + 2, H]."""
+    *lead, _, joined, width = joined_KMH.shape
+
+    def finish(x_KMH: jax.Array, norm: str) -> jax.Array:
+        if norm and config.qk_norm == "all":
+            flat = _norm(layer, config, norm, x_KMH.reshape(*lead, -1))
+            x_KMH = flat.reshape(x_KMH.shape)
+        x_NH = x_KMH.reshape(*lead, -1, width)
+        if norm and config.qk_norm == "head":
+            x_NH = _norm(layer, config, norm, x_NH)
+        return apply_rope(x_NH, rope) if norm and rope is not None else x_NH
+
+    q, k, v = jnp.split(joined_KMH, [joined - 2, joined - 1], axis=-2)
+    return finish(q, "q_norm"), finish(k, "k_norm"), finish(v, "")
+
+
 def _finish_layer(
     layer: LayerWeights, config: DecoderConfig, x_D: jax.Array, mixed_NH: jax.Array
 ) -> jax.Array:
@@ -297,7 +398,10 @@ def _finish_layer(
     inner_F = _apply(layer.gate_up, _norm(layer, config, "mlp_norm", x_D))
     activate = ACTIVATIONS[config.activation]
     if config.gated:
-        gate_F, up_F = jnp.split(inner_F, 2, axis=-1)
+        if layer.gate_up.kernel.ndim > 2:
+            gate_F, up_F = inner_F[..., 0, :], inner_F[..., 1, :]
+        else:
+            gate_F, up_F = jnp.split(inner_F, 2, axis=-1)
         inner_F = activate(gate_F) * up_F
     else:
         inner_F = activate(inner_F)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -132,7 +131,7 @@ def _sampling_steps(
     count, layers = Flops(decoder), decoder.num_layers
     whole, attention = count.layers(prompts, prompt, layers)
     prefill = jit_placed(
-        lambda params, tokens, mask: generation.prefill(params, decoder, tokens, mask)[0],
+        lambda params, tokens, mask: generation.prefill(params, decoder, tokens, mask, place)[0],
         place,
         keep="rows",
         rows=(1, 2),
@@ -142,10 +141,11 @@ def _sampling_steps(
     read = {name: part for name, part in weights.items() if name not in ("embed", "position")}
     if "lm_head" not in read:
         read["embed"] = weights["embed"]
-    parts = math.gcd(place.mesh.shape["tensor"], decoder.num_kv_heads) if place.mesh else 1
+    parts = generation.head_parts(decoder, place)
     columns = prompts * prompt + rows * response
-    column = 2 * layers * decoder.num_kv_heads * decoder.head_dim * dtype.itemsize
-    cache = columns * column / parts / place.row_parts
+    heads = max(decoder.num_kv_heads, parts) / parts
+    column = 2 * layers * heads * decoder.head_dim * dtype.itemsize
+    cache = columns * column / place.row_parts
     each = 2.0 * rows * response * count.layer * layers + count.head(rows, response)
     sample: Any = models.sample  # a jitted function; its annotation says a plain one
     return [

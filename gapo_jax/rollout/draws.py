@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, ScalarLike
 from gapo_jax import rng
 from gapo_jax.models import DecoderConfig, generation
 from gapo_jax.rng import Stream
+from gapo_jax.sharding import ONE_DEVICE, Placement
 
 BLOCK = 256
 
@@ -34,6 +35,7 @@ class Settings(NamedTuple):
     min_p: float = 0.0
     repetition_period: int = 0
     repetition_times: int = 4
+    place: Placement = ONE_DEVICE
 
     def check(self) -> None:
         """Raise ValueError on settings that cannot work."""
@@ -101,7 +103,7 @@ def draw_next(
     logits_BV = generation.next_logits(weights, hidden_BD, divisor, settings.config.final_softcap)
     drawn_B, logprobs_B = draw_tokens(
         logits_BV, keys_B, step, greedy,
-        top_k=settings.top_k, top_p=settings.top_p, min_p=settings.min_p,
+        top_k=settings.top_k, top_p=settings.top_p, min_p=settings.min_p, place=settings.place,
     )  # fmt: skip
     tokens_B = jnp.where(ended_B, settings.pad_id, drawn_B)
     ends_B = jnp.zeros_like(ended_B)
@@ -133,27 +135,36 @@ def draw_tokens(
     top_k: int = 0,
     top_p: float = 1.0,
     min_p: float = 0.0,
+    place: Placement = ONE_DEVICE,
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
     """Draw one token per row from softmax(logits), or take the best one when `greedy`.
 
     `logits_BV` float32, already divided by the temperature; a token's key is derived from that of
-    its row in `keys_B` and from `step` (int32, a scalar or [B]). Returns the tokens [B] int32 and
-    their log-probs [B] float32 in the full distribution (before `restrict`).
+    its row in `keys_B` and from `step` (int32, a scalar or [B]); `place` is where the logits were
+    made. Returns the tokens [B] int32 and their log-probs [B] float32 in the full distribution
+    (before `restrict`).
     """
-    blocks_BMC, top_B = _blocks(logits_BV)
-    mass_BM = jnp.exp(blocks_BMC - top_B[:, None, None]).sum(axis=-1)
+    restricted = bool(top_k or top_p < 1.0 or min_p)
+    # Sorting takes whole rows.
+    grain = 0 if restricted else _grain(place, logits_BV.shape[1])
+    logits_BV = logits_BV if grain else place.keep_rows(logits_BV)
+    top_B = _blocks(logits_BV).max(axis=-1).max(axis=-1) if not grain else logits_BV.max(axis=-1)
+    mass_BM = _masses(logits_BV, top_B, grain, place)
     log_total_B = jnp.log(mass_BM.sum(axis=-1)) + top_B
-    if top_k or top_p < 1.0 or min_p:
-        blocks_BMC, _ = _blocks(restrict(logits_BV, top_k, top_p, min_p))
-        mass_BM = jnp.exp(blocks_BMC - top_B[:, None, None]).sum(axis=-1)
+    if restricted:
+        logits_BV = restrict(logits_BV, top_k, top_p, min_p)
+        mass_BM = _masses(logits_BV, top_B, grain, place)
 
     def uniform(key: jax.Array, at: jax.Array) -> jax.Array:
         return jax.random.uniform(rng.key(key, Stream.TOKEN, at), (2,))
 
     uniform_B2 = jax.vmap(uniform)(keys_B, jnp.broadcast_to(step, keys_B.shape))
-    best_B = blocks_BMC.max(axis=-1).argmax(axis=-1)
+    if grain:
+        best_B = logits_BV.argmax(axis=-1) // BLOCK
+    else:
+        best_B = _blocks(logits_BV).max(axis=-1).argmax(axis=-1)
     block_B = jnp.where(greedy, best_B, _invert_cdf(mass_BM, uniform_B2[:, 0]))
-    block_BC = jnp.take_along_axis(blocks_BMC, block_B[:, None, None], axis=1)[:, 0]
+    block_BC = _pick_block(logits_BV, block_B, grain)
     inside_B = _invert_cdf(jnp.exp(block_BC - top_B[:, None]), uniform_B2[:, 1])
     inside_B = jnp.where(greedy, block_BC.argmax(axis=-1), inside_B)
     chosen_B = jnp.take_along_axis(block_BC, inside_B[:, None], axis=1)[:, 0]
@@ -185,12 +196,46 @@ def restrict(
     return logits_BV
 
 
-def _blocks(logits_BV: Float[Array, "B V"]) -> tuple[Float[Array, "B M C"], Float[Array, "B"]]:
-    """Cut the vocabulary into blocks [B, M, C] (-inf beyond V), and the maximum [B]."""
+def _grain(place: Placement, vocab: int) -> int:
+    """Return the width of the pieces that make up both the blocks and the devices' parts of the
+    vocabulary; 0 where every device has all logits of its rows."""
+    parts = place.tensor_parts
+    return math.gcd(vocab // parts, BLOCK) if parts > 1 and vocab % parts == 0 else 0
+
+
+def _masses(
+    logits_BV: Float[Array, "B V"], top_B: Float[Array, "B"], grain: int, place: Placement
+) -> Float[Array, "B M"]:
+    """Return the sum of exp(logit - top) of every block.
+
+    On a mesh each device sums up the pieces of its part of the vocabulary, and the sums are what
+    the devices exchange.
+    """
+    if not grain:
+        return jnp.exp(_blocks(logits_BV) - top_B[:, None, None]).sum(axis=-1)
+    pieces_BNC = logits_BV.reshape(logits_BV.shape[0], -1, grain)
+    mass_BN = place.keep_rows(jnp.exp(pieces_BNC - top_B[:, None, None]).sum(axis=-1))
+    count = BLOCK // grain
+    mass_BN = jnp.pad(mass_BN, ((0, 0), (0, -mass_BN.shape[1] % count)))
+    return mass_BN.reshape(mass_BN.shape[0], -1, count).sum(axis=-1)
+
+
+def _pick_block(
+    logits_BV: Float[Array, "B V"], block_B: Int[Array, "B"], grain: int
+) -> Float[Array, "B C"]:
+    """Return the logits of one block of every row."""
+    if not grain:
+        return jnp.take_along_axis(_blocks(logits_BV), block_B[:, None, None], axis=1)[:, 0]
+    columns_BC = block_B[:, None] * BLOCK + jnp.arange(BLOCK)
+    block_BC = jnp.take_along_axis(logits_BV, columns_BC, axis=1, mode="clip")
+    return jnp.where(columns_BC < logits_BV.shape[1], block_BC, -jnp.inf)
+
+
+def _blocks(logits_BV: Float[Array, "B V"]) -> Float[Array, "B M C"]:
+    """Cut the vocabulary into blocks, with -inf beyond V."""
     batch, vocab = logits_BV.shape
     padded_BV = jnp.pad(logits_BV, ((0, 0), (0, -vocab % BLOCK)), constant_values=-jnp.inf)
-    blocks_BMC = padded_BV.reshape(batch, -1, BLOCK)
-    return blocks_BMC, blocks_BMC.max(axis=-1).max(axis=-1)
+    return padded_BV.reshape(batch, -1, BLOCK)
 
 
 def _invert_cdf(mass_BM: Float[Array, "B M"], uniform_B: Float[Array, "B"]) -> Int[Array, "B"]:

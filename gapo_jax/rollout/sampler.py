@@ -101,7 +101,7 @@ def make_sampler(
     """
     settings = Settings(
         decoder.config, max_new_tokens, tuple(eos_ids), pad_id,
-        top_k, top_p, min_p, repetition_period, repetition_times,
+        top_k, top_p, min_p, repetition_period, repetition_times, place,
     )  # fmt: skip
     settings.check()
     if slots and place.spread:
@@ -150,9 +150,9 @@ def _sample(
 ) -> Rollout:
     """Prefill once, then append one token to every row until all have ended."""
     config, length, batch = settings.config, settings.max_new_tokens, keys_B.shape[0]
-    samples = samples_per_prompt(settings, tokens_AP, keys_B)
-    weights = generation.decode_weights(params, config)
-    hidden_AD, prompt_cache = generation.prefill(params, config, tokens_AP, mask_AP)
+    samples, place = samples_per_prompt(settings, tokens_AP, keys_B), settings.place
+    weights = generation.decode_weights(params, config, place)
+    hidden_AD, prompt_cache = generation.prefill(params, config, tokens_AP, mask_AP, place)
 
     def draw(state: _State, hidden_BD: jax.Array) -> _State:
         drawn = draw_next(
@@ -192,7 +192,7 @@ def _initial_state(settings: Settings, batch: int) -> _State:
         mask_BR=jnp.zeros((batch, length), jnp.int32),
         logprobs_BR=jnp.zeros((batch, length), jnp.float32),
         repeats=no_repeats(settings, batch),
-        cache=generation.empty_cache(settings.config, batch, length),
+        cache=generation.empty_cache(settings.config, batch, length, settings.place),
     )
 
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from gapo_jax import rng
 from gapo_jax.compilation import decoder_layers_to_unroll, jit_step
 from gapo_jax.config import Config, updates_per_round
+from gapo_jax.data.chat import set_template_variables
 from gapo_jax.methods import asks_discriminator, has_critic, method_of, scores_with_average
 from gapo_jax.models import Decoder, DecoderConfig
 from gapo_jax.rng import Stream
@@ -42,7 +43,12 @@ from gapo_jax.train.forward import (
     init_critic,
     score_rollout,
 )
-from gapo_jax.train.offline.steps import OfflineBatch, make_offline_step
+from gapo_jax.train.offline.steps import (
+    OfflineBatch,
+    RowSums,
+    make_offline_step,
+    make_sum_rows,
+)
 from gapo_jax.train.online.steps import critic_step, policy_step
 from gapo_jax.train.optimizers import (
     freeze_rows,
@@ -79,7 +85,8 @@ class Models:
     Attributes:
         decoder: the generator's module; `ref_params` its starting weights, which are also the
             reference's; `tokenizer` what it reads and writes with.
-        discriminator: the module; `disc_init_params` its starting weights.
+        discriminator: the module; `disc_init_params` its starting weights. Of a run that asks none
+            it is None, without weights and tokenizer.
         spec: what the generator's steps need to know of it.
         sample: the compiled sampler; `decoding` says where weights lie while it works on them.
     """
@@ -87,9 +94,9 @@ class Models:
     decoder: Decoder
     ref_params: Params
     tokenizer: PreTrainedTokenizerFast
-    discriminator: TextReader
+    discriminator: Any
     disc_init_params: Params
-    disc_tokenizer: PreTrainedTokenizerFast
+    disc_tokenizer: Any
     spec: PolicySpec
     sample: SampleFn
     decoding: Placement = ONE_DEVICE
@@ -111,7 +118,8 @@ class TrainSteps:
     """The compiled steps of a run, and the optimisers in them by the name of their network.
 
     `score`, `policy` and `critic` take a batch or one in a bucket (`buckets.Bucketed`); `critic` is
-    None for a method without one. `offline` is the generator's update by an offline method.
+    None for a method without one. `offline` is the generator's update by an offline method, and
+    `sum_rows` measures it on rows that are held out.
     """
 
     optimizers: Optimizers
@@ -121,6 +129,7 @@ class TrainSteps:
     disc_score: Callable[[Params, jax.Array, jax.Array, jax.Array], jax.Array]
     disc_update: Callable[[TrainState, TextBatch, jax.Array], tuple[TrainState, Metrics]]
     offline: Callable[[TrainState, OfflineBatch, Params], tuple[TrainState, Metrics]]
+    sum_rows: Callable[[Params, Params, Rollout], RowSums]
 
 
 def make_optimizers(config: Config, warmup_updates: int) -> Optimizers:
@@ -226,6 +235,7 @@ def make_steps(
         policy=compiled(policy, donate=0, keep="network", rows=(1, 3)),
         critic=critic,
         offline=make_offline_step(spec, config, optimizers["policy"]),
+        sum_rows=make_sum_rows(spec, config),
         **_discriminator_steps(spec.place, discriminator, config, optimizers["discriminator"]),
     )
 
@@ -260,9 +270,11 @@ def _discriminator_steps(
     }
 
 
-def build_models(config: Config, place: Placement | None = None) -> Models:
+def build_models(
+    config: Config, place: Placement | None = None, *, discriminator: bool = True
+) -> Models:
     """Load both models and their tokenizers, and put the weights on the mesh of the configuration
-    or on another `place`.
+    or on another `place`. A run that asks no `discriminator` gets none.
 
     Raises:
         FileNotFoundError, ValueError: a source cannot be read, or does not fit the configuration;
@@ -272,16 +284,19 @@ def build_models(config: Config, place: Placement | None = None) -> Models:
     if place is None:
         place = Placement(make_mesh(mesh.data, mesh.fsdp, mesh.tensor))
     generator = load_generator(config.model.generator, config.seed, place)
+    set_template_variables(generator[2], config.data.template_variables())
+    if not discriminator:
+        return assemble_models(config, place, generator, (None, {}, None))
     key = rng.key(config.seed, Stream.DISCRIMINATOR_WEIGHTS)
-    discriminator = load_discriminator(config, key, discriminator_placement(config, place))
-    return assemble_models(config, place, generator, discriminator)
+    loaded = load_discriminator(config, key, discriminator_placement(config, place))
+    return assemble_models(config, place, generator, loaded)
 
 
 def assemble_models(
     config: Config,
     place: Placement,
     generator: LoadedGenerator,
-    discriminator: LoadedDiscriminator,
+    discriminator: LoadedDiscriminator | tuple[None, Params, None],
 ) -> Models:
     """Return the models of two loaded networks; shapes do for their parameters.
 

@@ -10,6 +10,7 @@ from gapo_jax.config import Config, updates_per_round
 from gapo_jax.constraints.verifiers import VerifierPool
 from gapo_jax.train.build import Models, TrainSteps
 from gapo_jax.train.clock import PhaseClock
+from gapo_jax.train.datasets.rows import OwnRows
 from gapo_jax.train.datasets.self_generated import Pairs, Prompts
 from gapo_jax.train.metrics import MetricsWriter
 from gapo_jax.train.online.sft_batches import SFTBatches
@@ -29,6 +30,7 @@ class TrainContext:
         steps: the compiled steps.
         prompts: what is sampled for and measured on.
         pairs: what the discriminator and the offline methods learn from.
+        rows: those of `config.data.source`, where a method learns from them directly.
         widths: of the buckets that an online method's batches come in, () for one.
         sft_batches: accepted pairs for the SFT term of the policy loss (`ppo.sft_coef`), or None.
         processes: the JAX processes of the run.
@@ -53,6 +55,7 @@ class TrainContext:
     clock: PhaseClock
     writer: MetricsWriter
     checkpointer: Checkpointer
+    rows: OwnRows | None = None
 
     @property
     def updates_per_round(self) -> int:

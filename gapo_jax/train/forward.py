@@ -140,9 +140,10 @@ def response_logprobs(
     rollout: Rollout,
     frozen_hidden_BTD: Float[Array, "B T D"] | None = None,
     with_entropy: bool = False,
+    with_accuracy: bool = False,
 ) -> tuple[Float[Array, "B R"], Float[Array, "B R"] | None, Float[Array, "B R D"]]:
-    """Return (log-probs [B, R], entropy [B, R] or None, hidden [B, R, D]) of the responses; the
-    former two are 0 in padding."""
+    """Return (log-probs [B, R], entropy or accuracy [B, R] or None, hidden [B, R, D]) of the
+    responses; the former two are 0 in padding."""
     hidden_BRD = response_hidden(spec, ref_params, trained, rollout, frozen_hidden_BTD)
     policy = policy_part(spec, ref_params, trained)
     kernel_DV = unembedding(policy if "embed" in policy else ref_params)
@@ -150,23 +151,24 @@ def response_logprobs(
     kernel_DV = spec.place.keep_columns(kernel_DV, hidden_BRD.dtype)
     real_BR = rollout.response_mask_BR
     targets_BR = rollout.tokens_BT[:, -real_BR.shape[1] :]
-    logprobs_BR, entropy_BR = chunked_logprobs(
+    logprobs_BR, beside_BR = chunked_logprobs(
         hidden_BRD,
         kernel_DV,
         targets_BR,
         temperature=spec.temperature,
         chunk_tokens=spec.chunk,
         with_entropy=with_entropy,
+        with_accuracy=with_accuracy,
         tied=spec.config.tie_embeddings,
         softcap=spec.config.final_softcap,
         # With the mask, real tokens are brought together; between devices that costs more than the
         # padding that it saves.
         mask_BT=None if spec.place.spread else real_BR,
     )
-    logprobs_BR, entropy_BR = jax.tree.map(
-        lambda x_BR: jnp.where(real_BR != 0, x_BR, 0.0), (logprobs_BR, entropy_BR)
+    logprobs_BR, beside_BR = jax.tree.map(
+        lambda x_BR: jnp.where(real_BR != 0, x_BR, 0.0), (logprobs_BR, beside_BR)
     )
-    return logprobs_BR, entropy_BR, hidden_BRD
+    return logprobs_BR, beside_BR, hidden_BRD
 
 
 def policy_part(spec: PolicySpec, ref_params: Params, trained: Params) -> Params:

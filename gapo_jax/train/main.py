@@ -19,10 +19,20 @@ from gapo_jax.config import Config, updates_per_round
 from gapo_jax.constraints.verifiers import VerifierPool
 from gapo_jax.evaluate.report import write_report
 from gapo_jax.methods import method_of
-from gapo_jax.train.build import build_models, build_steps, initial_state
+from gapo_jax.train.best import best_state
+from gapo_jax.train.build import Models, build_models, build_steps, initial_state
 from gapo_jax.train.clock import PhaseClock, counter
 from gapo_jax.train.context import TrainContext
-from gapo_jax.train.datasets.self_generated import bootstrap, make_all_prompts, make_pairs
+from gapo_jax.train.datasets.rows import open_rows, reads_rows
+from gapo_jax.train.datasets.self_generated import (
+    NO_PAIRS,
+    NO_PROMPTS,
+    Pairs,
+    Prompts,
+    bootstrap,
+    make_all_prompts,
+    make_pairs,
+)
 from gapo_jax.train.datasets.user import own_prompts
 from gapo_jax.train.discriminator.pair_prompts import with_prompts_of_pairs
 from gapo_jax.train.evaluation import VerdictSets, measure, write_eval
@@ -33,10 +43,11 @@ from gapo_jax.train.online import loop as online
 from gapo_jax.train.online.rollout import rollout_widths
 from gapo_jax.train.online.sft_batches import make_sft_batches
 from gapo_jax.train.restore import restore_state
+from gapo_jax.train.row_evaluation import measure_rows, write_rows
 from gapo_jax.train.runtime import Processes, RunInterrupted, StopRequest, stop_between_batches
 from gapo_jax.train.sinks import require_sinks
 from gapo_jax.train.state import GAPOState
-from gapo_jax.train.summary import relative_param_change, summarise_run
+from gapo_jax.train.summary import relative_param_change, summarise_rows, summarise_run
 from gapo_jax.train.workdir import EXPORT, SUMMARY, finished_summary, share_workdir
 
 log = logging.getLogger("gapo_jax")
@@ -60,20 +71,10 @@ def execute(
     summary = finished_summary(config, workdir) if processes.first else {}
     if processes.gather("finished", bool(summary))[0]:
         return summary
-    method = method_of(config)
     ctx, state = open_run(config, workdir, stop, processes)
     with closing(ctx):
-        start = functools.partial(ctx.models.for_sampling, ctx.models.ref_params)
-        before = measure(ctx, start, "before")
-        write_eval(ctx, before, 0)
-        train = online.train if method.loop == "online" else offline.train
-        state = train(ctx, state)
-        after = before
-        if method.trains == "policy":
-            end = functools.partial(ctx.sampling_params, state)
-            after = measure(ctx, end, f"after_{config.rounds}")
-            ctx.stop_if_asked(state, config.rounds)
-        write_eval(ctx, after, config.rounds)
+        learn = learn_in_rounds if ctx.rows is None else learn_from_rows
+        state, before, after = learn(ctx, state)
         ctx.checkpointer.wait()
         summary = conclude(ctx, state, before, after)
         processes.gather("end")
@@ -82,6 +83,44 @@ def execute(
             ctx.writer.file(report)
             summary["report"] = str(report)
     return summary
+
+
+def learn_in_rounds(
+    ctx: TrainContext, state: GAPOState
+) -> tuple[GAPOState, VerdictSets, VerdictSets]:
+    """Train on prompts and pairs; return the last state, and the verdicts on the held-out prompts
+    before and after."""
+    config, method = ctx.config, method_of(ctx.config)
+    start = functools.partial(ctx.models.for_sampling, ctx.models.ref_params)
+    before = measure(ctx, start, "before")
+    write_eval(ctx, before, 0)
+    train = online.train if method.loop == "online" else offline.train
+    state = train(ctx, state)
+    after = before
+    if method.trains == "policy":
+        end = functools.partial(ctx.sampling_params, state)
+        after = measure(ctx, end, f"after_{config.rounds}")
+        ctx.stop_if_asked(state, config.rounds)
+    write_eval(ctx, after, config.rounds)
+    return state, before, after
+
+
+def learn_from_rows(
+    ctx: TrainContext, state: GAPOState
+) -> tuple[GAPOState, dict[str, float], dict[str, float]]:
+    """Train on the rows of `config.data.source`; return the last state, with the best parameters of
+    `config.checkpoint.best`, and what the held-out rows say before and after."""
+    start = state if state.last_saved is None else initial_state(ctx.config, ctx.models, ctx.steps)
+    before = measure_rows(ctx, start, "before")
+    write_rows(ctx, before, 0)
+    del start
+    state, best = best_state(ctx, offline.train(ctx, state))
+    finished = int(state.round)
+    after = measure_rows(ctx, state, f"after_{finished}")
+    ctx.stop_if_asked(state, finished)
+    if best == finished:  # else it is no measurement of this round
+        write_rows(ctx, after, finished)
+    return state, before, after
 
 
 def open_run(
@@ -98,21 +137,19 @@ def open_run(
     require_sinks(config.log.to)
     workdir, checkpoints = share_workdir(config, workdir, processes)
     keep_compiled_programs()
+    direct = reads_rows(config, workdir)
+    asked = not direct or method_of(config).trains == "discriminator"
     with clock("load"):
-        models = build_models(config)
+        models = build_models(config, discriminator=asked)
         processes.gather("load")
-        own = config.data.source
-        prompts = own_prompts(config, models, workdir) if own else make_all_prompts(config, models)
-    with clock("bootstrap"), counter(len(prompts.bootstrap), "bootstrap") as advance:
-        on_batch = stop_between_batches(stop, processes, advance)
-        answers = bootstrap(config, models, prompts, workdir, on_batch)
-    with clock("pairs"):
-        pairs = make_pairs(config, prompts.type_ids, answers, workdir)
-        processes.gather("data")
-    widths, sft_batches = (), None
+    prompts, pairs, rows, widths, sft_batches = NO_PROMPTS, NO_PAIRS, None, (), None
+    if direct:
+        with clock("rows"):
+            rows = open_rows(config, models, workdir)
+            processes.gather("data")
+    else:
+        prompts, pairs = made_data(config, models, workdir, stop, processes, clock)
     if method_of(config).loop == "online":
-        if config.discriminator.generated_prompts == "pairs":
-            prompts = with_prompts_of_pairs(config, models, prompts, pairs)
         widths = rollout_widths(config, models, prompts)
         if config.ppo.sft_coef:
             sft_batches = make_sft_batches(config, models, pairs.train, workdir)
@@ -120,8 +157,8 @@ def open_run(
     state = initial_state(config, models, steps)
     checkpointer = Checkpointer(checkpoints, keep=config.checkpoint.keep)
     if checkpointer.latest() is not None:
-        state, host = restore_state(checkpointer, state)
-        clock.add(host["seconds"])
+        state, kept = restore_state(checkpointer, state)
+        clock.add(kept["seconds"])
         log.info("continuing after round %d of %s", state.last_saved, workdir)
     saved = state.last_saved
     resume_step = -1 if saved is None else saved * updates_per_round(config)
@@ -132,6 +169,7 @@ def open_run(
         steps=steps,
         prompts=prompts,
         pairs=pairs,
+        rows=rows,
         widths=widths,
         sft_batches=sft_batches,
         processes=processes,
@@ -144,9 +182,30 @@ def open_run(
     return ctx, state
 
 
-def conclude(
-    ctx: TrainContext, state: GAPOState, before: VerdictSets, after: VerdictSets
-) -> dict[str, Any]:
+def made_data(
+    config: Config,
+    models: Models,
+    workdir: Path,
+    stop: StopRequest,
+    processes: Processes,
+    clock: PhaseClock,
+) -> tuple[Prompts, Pairs]:
+    """Return the prompts and pairs of a run: of a mined folder, or made by the generator."""
+    with clock("load"):
+        own = config.data.source
+        prompts = own_prompts(config, models, workdir) if own else make_all_prompts(config, models)
+    with clock("bootstrap"), counter(len(prompts.bootstrap), "bootstrap") as advance:
+        on_batch = stop_between_batches(stop, processes, advance)
+        answers = bootstrap(config, models, prompts, workdir, on_batch)
+    with clock("pairs"):
+        pairs = make_pairs(config, prompts.type_ids, answers, workdir)
+        processes.gather("data")
+    if method_of(config).loop == "online" and config.discriminator.generated_prompts == "pairs":
+        prompts = with_prompts_of_pairs(config, models, prompts, pairs)
+    return prompts, pairs
+
+
+def conclude(ctx: TrainContext, state: GAPOState, before: Any, after: Any) -> dict[str, Any]:
     """Write the export and summary.json; return the latter's contents (nothing in a process that
     is not the first).
 
@@ -157,7 +216,8 @@ def conclude(
     params = exported_params(ctx, state) if ctx.config.export else {}
     if not ctx.processes.first:
         return {}
-    summary = summarise_run(ctx, state, before, after, changes)
+    summarise = summarise_run if ctx.rows is None else summarise_rows
+    summary = summarise(ctx, state, before, after, changes)
     if params:
         try:
             with ctx.clock("export"):

@@ -34,8 +34,11 @@ def learning_rate(optim: OptimConfig, total_steps: int) -> optax.Schedule:
 
 def warmup_then_rounds(peak: float, rounds: float, updates: int) -> optax.Schedule:
     """Return the discriminator's schedule: within the first tenth of the `updates` of its warm-up
-    the rate climbs to `peak`, over the rest it falls linearly to `rounds`, which the rounds keep.
+    the rate climbs to `peak`, over the rest it falls linearly to `rounds`, which the rounds keep
+    (without a warm-up they have it from their first update).
     """
+    if not updates:
+        return optax.constant_schedule(rounds)
     climb = max(1, updates // 10)
     return optax.join_schedules(
         [
@@ -51,7 +54,7 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Return clipping by the global norm, then AdamW or Adafactor.
 
-    Weight decay leaves vectors (norms, biases) alone. Parameters whose path ("a/b/c") the regular
+    Weight decay leaves vectors alone (`decay_mask`). Parameters whose path ("a/b/c") the regular
     expression `frozen` finds have no update and no moments.
     """
     if optim.optimizer == "adafactor":
@@ -118,9 +121,11 @@ def stop_gradients(params: Params, frozen: str | None) -> Params:
 
 
 def decay_mask(params: Params) -> Any:
-    """Return True for the matrices: weight decay leaves norms, biases and heads' vectors alone."""
+    """Return True for the matrices: weight decay leaves norms and biases alone, and the vector that
+    a scalar head ends with, though it is kept as a matrix of one column ("head/out/kernel")."""
+    spared = r"norm|bias|scale|(^|/)head/out/"
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf.ndim >= 2 and not re.search(r"norm|bias|scale", path_name(path)),
+        lambda path, leaf: leaf.ndim >= 2 and not re.search(spared, path_name(path)),
         params,
     )
 

@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 import jax
 
+from gapo_jax.train.best import is_enough, keep_best
 from gapo_jax.train.context import TrainContext
 from gapo_jax.train.discriminator.texts import replay_to_json
 from gapo_jax.train.evaluation import maybe_evaluate
 from gapo_jax.train.metrics import progress
+from gapo_jax.train.row_evaluation import heldout_metrics, write_rows
 from gapo_jax.train.runtime import RunStopped
 from gapo_jax.train.state import GAPOState
 
@@ -29,8 +31,11 @@ def run_rounds(ctx: TrainContext, state: GAPOState, run_round: Round) -> GAPOSta
         RunInterrupted: a signal asked for a stop; everything needed to continue is saved.
         RunStopped: the run stopped itself; the last good round boundary is saved.
     """
-    config = ctx.config
+    config, finished = ctx.config, ctx.config.rounds
     for index in progress(range(int(state.round), config.rounds), "rounds"):
+        if is_enough(ctx):
+            finished = index
+            break
         ctx.stop_if_asked(state, index)
         # The updates of a round take the memory of this state.
         boundary = None if state.last_saved == index else host_copy(state)
@@ -46,12 +51,25 @@ def run_rounds(ctx: TrainContext, state: GAPOState, run_round: Round) -> GAPOSta
         for phase, values in metrics.items():
             ctx.writer.write(finished * ctx.updates_per_round, finished, phase, values)
         state = state.replace(round=state.round + 1)
-        maybe_evaluate(ctx, state, finished)
+        evaluate_round(ctx, state, finished)
+        keep_best(ctx, state, finished)
         if ctx.asked_to_stop() or finished % config.checkpoint.every_rounds == 0:
             state = save(ctx, state, finished)
-    state = save(ctx, state, config.rounds)
-    ctx.stop_if_asked(state, config.rounds)
+    state = save(ctx, state, finished)
+    ctx.stop_if_asked(state, finished)
     return state
+
+
+def evaluate_round(ctx: TrainContext, state: GAPOState, finished: int) -> None:
+    """Measure what is held out, if it is due after `finished` rounds."""
+    if ctx.rows is None:
+        maybe_evaluate(ctx, state, finished)
+        return
+    every = ctx.config.eval.every_rounds
+    if every and finished % every == 0 and finished < ctx.config.rounds:
+        with ctx.clock("eval"):
+            metrics = heldout_metrics(ctx, state)
+        write_rows(ctx, metrics, finished)
 
 
 def save(ctx: TrainContext, state: GAPOState, finished: int) -> GAPOState:

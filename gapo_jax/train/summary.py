@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gapo_jax.evaluate.exploits import health_of_verdicts
+from gapo_jax.train.best import best_round
 from gapo_jax.train.build import initial_state
 from gapo_jax.train.clock import peak_memory_gb
 from gapo_jax.train.context import TrainContext
@@ -49,10 +50,48 @@ def summarise_run(
     }
 
 
+def summarise_rows(
+    ctx: TrainContext,
+    state: GAPOState,
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    changes: Mapping[str, float],
+) -> dict[str, Any]:
+    """Return the contents of summary.json of a run that learned from rows of one's own; `before`
+    and `after` are what the held-out ones say."""
+    assert ctx.rows is not None
+    rows, last_line = ctx.rows, read_metrics(ctx.workdir)[-1]
+    best = best_round(ctx)[0] if ctx.config.checkpoint.best else int(state.round)
+    return {
+        "method": ctx.config.method,
+        "rounds": int(state.round),
+        "rows": {
+            "source": ctx.config.data.source,
+            "train": len(rows.train),
+            "development": len(rows.development),
+            "heldout": len(rows.heldout),
+            "left_out": rows.table.facts.left_out,
+            "kinds": rows.table.facts.kinds,
+        },
+        "exported_round": best,
+        "exported_step": best * ctx.updates_per_round,
+        "stopped_early": int(state.round) < ctx.config.rounds,
+        "heldout": {"before": dict(before), "after": dict(after)},
+        "relative_change": dict(changes),
+        "time_s": dict(ctx.clock.seconds),
+        "throughput": mean_throughput(ctx.workdir),
+        "compile_count": last_line["compile/count"],
+        "compile_s": round(last_line["compile/seconds"], 1),
+        "peak_memory_gb": peak_memory_gb(),
+    }
+
+
 def relative_param_change(ctx: TrainContext, state: GAPOState) -> dict[str, float]:
     """Return |after - before| / |before| of each network: the proof that it learned something."""
     start = initial_state(ctx.config, ctx.models, ctx.steps)
-    names = ["policy", "discriminator", *(["critic"] if state.critic is not None else [])]
+    names = ["policy", *(["critic"] if state.critic is not None else [])]
+    if state.discriminator.params:
+        names.insert(1, "discriminator")
     return {
         name: relative_change(getattr(start, name).params, getattr(state, name).params)
         for name in names

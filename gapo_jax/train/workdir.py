@@ -99,7 +99,8 @@ def finished_summary(config: Config, workdir: Path) -> dict[str, Any]:
     summary = io.read_json(path)
     exported = not config.export or ("export" in summary and (workdir / EXPORT).is_dir())
     report = workdir / REPORT
-    if summary["rounds"] != config.rounds or not exported or not report.is_file():
+    ended = summary["rounds"] == config.rounds or summary.get("stopped_early", False)
+    if not ended or not exported or not report.is_file():
         return {}
     log.info("%s holds this run, finished; more rounds go on from there: --config.rounds", workdir)
     return summary | {"report": str(report)}

@@ -8,6 +8,7 @@ import time
 import pytest
 from by_path import load
 
+from gapo_jax.data.chat import rendering_key, set_template_variables
 from gapo_jax.data.chat_template import literal_text, render, template_of
 from gapo_jax.data.lint import lint
 from gapo_jax.data.tiny_tokenizer import character_tokenizer
@@ -41,13 +42,29 @@ def test_it_renders_what_transformers_renders(template):
     tokenizer = character_tokenizer()
     tokenizer.chat_template = template
     names = {name: getattr(tokenizer, name) for name in ("bos_token", "eos_token")}
+    names["date"] = datetime.date.today().isoformat()  # which transformers takes
     for turns in (TURNS, TURNS[:1], TURNS[:3]):
         for generate in (False, True):
             own = tokenizer.apply_chat_template(
                 turns, tokenize=False, add_generation_prompt=generate
             )
             assert render(template, turns, generate=generate, **names) == own
-    assert str(datetime.date.today().year) in render(FEATURES, TURNS, bos_token="")
+
+
+def test_variables_and_the_date_are_those_of_the_tokenizer():
+    """Nothing depends on the day: without a date a template that asks for it gets a fixed one."""
+    tokenizer = character_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}<s>{{ m.content }}{% endfor %}{{ strftime_now('%d.%m.%Y') }}"
+        "{{ date_string | default('') }}{% if not enable_thinking | default(true) %}calm{% endif %}"
+    )
+    assert str(chat_prompt(tokenizer, "Hi")) == "<s>Hi26.07.2024"
+    key = rendering_key(tokenizer)
+    set_template_variables(tokenizer, {"date": "2026-12-01", "enable_thinking": False})
+    assert str(chat_prompt(tokenizer, "Hi")) == "<s>Hi01.12.202601 Dec 2026calm"
+    assert rendering_key(tokenizer) != key
+    set_template_variables(tokenizer, {})
+    assert rendering_key(tokenizer) == key
 
 
 _SET = "{% set ns = namespace(x='ab', n=3) %}{% for i in range(60) %}"

@@ -30,21 +30,30 @@ def test_the_discriminators_rate_falls_to_that_of_the_rounds_and_stays():
     np.testing.assert_allclose(float(rate(55)), 0.6, atol=1e-6)
     for step in (100, 500):
         np.testing.assert_allclose(float(rate(step)), 0.2, atol=1e-6)
+    without_warmup = optimizers.warmup_then_rounds(1.0, 0.2, 0)
+    assert [float(without_warmup(step)) for step in (0, 1, 9)] == pytest.approx([0.2] * 3)
 
 
 def _params():
     return {
         "encoder": {"embed": {"word": {"embedding": jnp.ones((3, 2))}}},
         "layers": {"norm": {"scale": jnp.ones((2, 2))}, "mlp": {"kernel": jnp.ones((2, 2))}},
-        "head": {"bias": jnp.ones(2)},
+        "head": {
+            "up": {"kernel": jnp.ones((2, 2))},
+            "out": {"kernel": jnp.ones((2, 1)), "bias": jnp.ones(1)},
+        },
     }
 
 
-def test_weight_decay_spares_norms_and_biases():
+def test_weight_decay_spares_norms_biases_and_the_vector_of_a_head():
     mask = optimizers.decay_mask(_params())
     assert mask["layers"]["mlp"]["kernel"]
     assert not mask["layers"]["norm"]["scale"]
-    assert not mask["head"]["bias"]
+    assert mask["head"]["up"]["kernel"]
+    assert not mask["head"]["out"]["kernel"] and not mask["head"]["out"]["bias"]
+    # Names that only look alike: a language model's head, an adapter of rank one.
+    others = {"lm_head": {"kernel": jnp.ones((2, 3))}, "q": {"a": jnp.ones((2, 1))}}
+    assert all(jax.tree.leaves(optimizers.decay_mask(others)))
 
 
 def test_frozen_parameters_stand_still_without_moments_or_gradients():
@@ -69,7 +78,7 @@ def test_frozen_parameters_stand_still_without_moments_or_gradients():
 
     gradients = jax.grad(loss)(params)
     assert not np.asarray(gradients["encoder"]["embed"]["word"]["embedding"]).any()
-    assert np.asarray(gradients["head"]["bias"]).all()
+    assert np.asarray(gradients["head"]["out"]["bias"]).all()
 
 
 def test_gradients_are_clipped_by_their_norm_over_all_parameters():

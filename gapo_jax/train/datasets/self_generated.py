@@ -72,6 +72,11 @@ class Pairs:
     compared: Sequence[Preference]
 
 
+# Of a run that has neither.
+NO_PROMPTS = Prompts((), [], {}, [], 0, 0)
+NO_PAIRS = Pairs([], [], [])
+
+
 def training_types(config: Config) -> tuple[str, ...]:
     """Return the ids of `config.data.types`, with the plug-ins loaded; needs no model.
 

@@ -31,6 +31,7 @@ from gapo_jax.data.sources import (
 from gapo_jax.methods import asks_discriminator, batches_of, method_of
 from gapo_jax.rng import Stream, stream
 from gapo_jax.train.build import Models
+from gapo_jax.train.datasets.rows import ROWS, check_rows, reads_rows
 from gapo_jax.train.datasets.self_generated import (
     PAIRS,
     Prompts,
@@ -51,12 +52,17 @@ _PROMPTS = {"train": "prompts_train.jsonl", "test": "prompts_heldout.jsonl"}
 def check_source(config: Config, workdir: Path) -> None:
     """Check `config.data.types`, and that the method can use what `config.data.source` holds.
 
-    It needs no model. The source is not checked where a run has taken its part already.
+    It needs no model. The source is not checked where a run has taken its part already. Rows that
+    are no mined pairs are the matter of `rows.check_rows`.
 
     Raises:
         FileNotFoundError: the folder is not what build_data.py wrote, or a plug-in is missing.
         ValueError: a row cannot be read, or too few are of use to the method; names the key.
     """
+    if reads_rows(config, workdir):
+        if not (workdir / ROWS).exists():
+            check_rows(config)
+        return
     training_types(config)
     if not config.data.source or (workdir / _PROMPTS["test"]).exists():
         return

@@ -58,6 +58,7 @@ def label_generated(
             "soft": config.soft_label,
             "verified": config.positive_label if text.verified else 0.0,
             "drop_verified": 0.0,
+            "demonstration": 0.0,
         }[config.label_policy]
         labelled.append(LabelledText(text.prompt, text.response, GENERATED, target))
     return labelled
@@ -82,12 +83,14 @@ def round_texts(
     two texts, see `compared`.
 
     With `generated_prompts="pairs"` the real texts stand under the prompts of the generated ones,
-    see `texts_under`.
+    see `texts_under`. With the labels `demonstration` all of them are accepted, and every
+    comparison has a generated text.
     """
     rng = stream(seed, Stream.ROUND_TEXTS, round_index)
     pairwise = config.loss == "bradley_terry"
     total = config.updates_per_round * config.batch_size // (2 if pairwise else 1)
-    wanted = round(total * config.generated_fraction)
+    demonstrated = config.label_policy == "demonstration"
+    wanted = total if pairwise and demonstrated else round(total * config.generated_fraction)
     new, old = label_generated(fresh, config), label_generated(replay, config)
     if not (new or old):
         wanted = 0
@@ -127,7 +130,8 @@ def texts_under(
     config: DiscriminatorConfig,
 ) -> list[LabelledText]:
     """Return `count` texts of pairs, accepted and rejected in turn, under the prompts of `asked`,
-    in proportion to how often each occurs there.
+    in proportion to how often each occurs there; accepted ones alone with the labels
+    `demonstration`.
 
     For the Bradley-Terry loss an accepted text and the next, rejected one share their prompt. Under
     a prompt that is accepted and never rejected (pairs that come in no cycles) the rejected side of
@@ -151,7 +155,7 @@ def texts_under(
     texts: list[LabelledText] = []
     used: collections.Counter[tuple[str, int]] = collections.Counter()
     for number, prompt in enumerate(prompts):
-        kind = number % 2
+        kind = 0 if config.label_policy == "demonstration" else number % 2
         options = sides[kind].get(prompt) or other_sides[prompt]
         texts.append(options[used[prompt, kind] % len(options)])
         used[prompt, kind] += 1

@@ -2,10 +2,10 @@
 
 A round is `offline.steps_per_round` updates and the unit of logging, evaluation and saving. What an
 update learns from is the matter of its batch source: pairs as comparisons of prompts or responses
-(`data/preferences.py`), the texts of the discriminator alone, or what a method samples in between
-(`inverse_q.py`, `sgpo.py`). The batch of an update depends on the seed and its number alone, so a
-continued run is the same run. `step` in metrics.jsonl counts updates; `throughput/*` counts the
-tokens of prompts and responses that pass through the update.
+(`data/preferences.py`), rows of one's own (`row_batches.py`), the texts of the discriminator alone,
+or what a method samples in between (`inverse_q.py`, `sgpo.py`). The batch of an update depends on
+the seed and its number alone, so a continued run is the same run. `step` in metrics.jsonl counts
+updates; `throughput/*` counts the tokens of prompts and responses that pass through the update.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from gapo_jax.train.discriminator.warmup import warm_up
 from gapo_jax.train.metrics import mean_metrics
 from gapo_jax.train.offline.batch_sources import BatchSource, pair_batches, pair_text_batches
 from gapo_jax.train.offline.inverse_q import SampledBatches
+from gapo_jax.train.offline.row_batches import row_batches, row_text_batches
 from gapo_jax.train.offline.sgpo import RefinementBatches
 from gapo_jax.train.rounds import PhaseMetrics, run_rounds, save
 from gapo_jax.train.state import GAPOState, TrainState
@@ -55,13 +56,21 @@ def train(ctx: TrainContext, state: GAPOState) -> GAPOState:
         ValueError: the data gives too few examples that fit; names the keys to change.
     """
     if state.last_saved is None:
-        if asks_discriminator(ctx.config):
+        if ctx.rows is None and asks_discriminator(ctx.config):
             state = warm_up(ctx, state)
         state = save(ctx, state, 0)
     with ctx.clock("examples"):
-        source = SOURCES[batches_of(ctx.config)](ctx, state)
+        source = batch_source(ctx, state)
     run_round = functools.partial(offline_round, source, compiled_update(ctx, state))
     return run_rounds(ctx, state, run_round)
+
+
+def batch_source(ctx: TrainContext, state: GAPOState) -> BatchSource:
+    """Return what the updates of a run learn from."""
+    if ctx.rows is None:
+        return SOURCES[batches_of(ctx.config)](ctx, state)
+    texts = method_of(ctx.config).trains == "discriminator"
+    return row_text_batches(ctx, ctx.rows) if texts else row_batches(ctx, ctx.rows)
 
 
 def compiled_update(ctx: TrainContext, state: GAPOState) -> Update:

@@ -275,7 +275,7 @@ def reference_records(
     spec = dataclasses.replace(ctx.models.spec, temperature=1.0)
 
     def sums(ref_params: Any, trained: Any, rows: Rollout) -> jax.Array:
-        logprobs_BR, _ = row_logprobs(spec, ref_params, trained, False, rows)
+        logprobs_BR, _, _ = row_logprobs(spec, ref_params, trained, False, rows)
         return sequence_logprobs(logprobs_BR, rows.response_mask_BR)
 
     score = jit_step(sums, place=spec.place, rows=(2,))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -52,6 +52,7 @@ class OfflineBatch(flax.struct.PyTreeNode):
         condition: the same responses under the other condition (Inverse-Q*).
         rewards_B: float32, the explicit rewards of the rows; for SGPO's first stage their weights.
         ref_B: float32, their sequence log-probs under a reference that the batch brings along.
+        desirable_B: int32, which rows are good ones (KTO); None where these are the first half.
     """
 
     rows: Rollout
@@ -59,6 +60,7 @@ class OfflineBatch(flax.struct.PyTreeNode):
     condition: Rollout | None = None
     rewards_B: jax.Array | None = None
     ref_B: jax.Array | None = None
+    desirable_B: jax.Array | None = None
 
     @property
     def mask_BT(self) -> jax.Array:
@@ -76,18 +78,22 @@ def cut_batch(batch: OfflineBatch, width: int) -> OfflineBatch:
 
 def row_logprobs(
     spec: PolicySpec, ref_params: Params, trained: Params, with_reference: bool, rows: Rollout
-) -> tuple[jax.Array, jax.Array | None]:
-    """Return the token log-probs of rows under policy and reference, over shared layers."""
+) -> tuple[jax.Array, jax.Array | None, jax.Array]:
+    """Return the token log-probs of rows under policy and reference, over shared layers, and where
+    the policy's likeliest token is the one that stands there."""
     frozen_hidden_BTD = jax.lax.stop_gradient(
         frozen_hidden(spec, ref_params, rows.tokens_BT, rows.mask_BT)
     )
-    policy_BR, _, _ = response_logprobs(spec, ref_params, trained, rows, frozen_hidden_BTD)
+    policy_BR, correct_BR, _ = response_logprobs(
+        spec, ref_params, trained, rows, frozen_hidden_BTD, with_accuracy=True
+    )
+    assert correct_BR is not None
     if not with_reference:
-        return policy_BR, None
+        return policy_BR, None, correct_BR
     ref_BR, _, _ = response_logprobs(
         spec, ref_params, reference_part(spec, ref_params), rows, frozen_hidden_BTD
     )
-    return policy_BR, jax.lax.stop_gradient(ref_BR)
+    return policy_BR, jax.lax.stop_gradient(ref_BR), correct_BR
 
 
 def target_logprobs(
@@ -123,8 +129,8 @@ def score_batch(
 
     def scored(params: Params, rows: Rollout) -> RowLogprobs:
         score = functools.partial(row_logprobs, spec, ref_params, params, method.reference)
-        policy_BR, ref_BR = in_microbatches(score, rows, microbatches)
-        return RowLogprobs(policy_BR, rows.response_mask_BR, ref_BR)
+        policy_BR, ref_BR, correct_BR = in_microbatches(score, rows, microbatches)
+        return RowLogprobs(policy_BR, rows.response_mask_BR, ref_BR, correct_BR=correct_BR)
 
     rows = scored(trained, batch.rows)
     mismatched = target_BR = None
@@ -137,6 +143,7 @@ def score_batch(
     return rows._replace(
         rewards_B=batch.rewards_B,
         ref_B=batch.ref_B,
+        desirable_B=batch.desirable_B,
         target_BR=target_BR,
         mismatched=mismatched,
         sides=sides_of(config),
@@ -163,6 +170,33 @@ def offline_step(
     metrics["policy/grad_norm"] = optax.tree.norm(gradients)
     metrics["policy/padding"] = 1 - jnp.mean(batch.rows.mask_BT, dtype=jnp.float32)
     return state.apply_gradients(gradients, optimizer), metrics
+
+
+class RowSums(NamedTuple):
+    """What a pass over rows says of each of them: sums over its trained tokens, float32 [B]."""
+
+    policy_B: jax.Array
+    ref_B: jax.Array
+    correct_B: jax.Array
+    tokens_B: jax.Array
+
+
+def sum_rows(
+    trained: Params, ref_params: Params, rows: Rollout, *, spec: PolicySpec, reference: bool
+) -> RowSums:
+    """Return the log-probs of rows under policy and reference (0 where the method has none), how
+    many of their tokens are the likeliest ones, and how many there are."""
+    policy_BR, ref_BR, correct_BR = row_logprobs(spec, ref_params, trained, reference, rows)
+    ref_BR = jnp.zeros_like(policy_BR) if ref_BR is None else ref_BR
+    parts = policy_BR, ref_BR, correct_BR, rows.response_mask_BR.astype(jnp.float32)
+    return RowSums(*(jnp.sum(part_BR, axis=1) for part_BR in parts))
+
+
+def make_sum_rows(spec: PolicySpec, config: Config) -> Callable[[Params, Params, Rollout], RowSums]:
+    """Bind the static parts of `sum_rows` and jit it."""
+    spec = dataclasses.replace(spec, temperature=1.0)
+    step = functools.partial(sum_rows, spec=spec, reference=method_of(config).reference)
+    return jit_step(step, place=spec.place, rows=(2,))
 
 
 def make_offline_step(

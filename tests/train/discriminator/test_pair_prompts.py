@@ -163,3 +163,33 @@ def test_the_area_under_the_curve_by_hand():
     uneven = prompt_auc(["a"] * 6 + ["b"] * 2 + ["a"] * 2 + ["b"] * 6, [True] * 8 + [False] * 8)
     assert uneven == 0.75
     assert np.isnan(prompt_auc(["a", "b"], [True, True]))
+
+
+@pytest.mark.parametrize("loss", ["bce", "bradley_terry"])
+def test_demonstrations_stand_against_what_was_sampled_for_the_same_prompt(pairs, loss):
+    # Generated 0, the data's own response to the same prompt 1 (GAD, arXiv 2511.10643).
+    config = _config(loss=loss, label_policy="demonstration", replay_fraction=0.0)
+    own = collections.defaultdict(set)
+    for pair in pairs.train:
+        own[pair.prompt_accepted].add(pair.response)
+    for rows, texts in _mixes(config, pairs, []):
+        asked = collections.Counter(row.prompt for row in rows)
+        real = [text for text in texts if text.kind != GENERATED]
+        assert {text.kind for text in real} == {ACCEPTED}
+        for text in texts:
+            assert text.prompt in asked and text.target == float(text.kind == ACCEPTED)
+            assert text.kind == GENERATED or text.response in own[text.prompt]
+        counts = collections.Counter(text.prompt for text in real)
+        if loss == "bce":  # .4 of 5 x 32 texts, spread evenly over 12 prompts
+            assert len(real) == 64 and set(counts.values()) == {5, 6}
+        else:
+            assert len(real) == len(texts) // 2 == 80
+            for better, worse in zip(texts[::2], texts[1::2], strict=True):
+                assert better.prompt == worse.prompt
+                assert (better.kind, worse.kind) == (ACCEPTED, GENERATED)
+
+
+def test_demonstrations_need_prompts_that_have_them():
+    config = _config(label_policy="demonstration", generated_prompts="rollouts")
+    with pytest.raises(ValueError, match="generated_prompts='pairs'"):
+        config.discriminator.check()

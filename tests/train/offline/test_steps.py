@@ -173,10 +173,12 @@ def test_every_other_loss_on_the_same_rows(base, trained, encoder, plain):
     batch = _batch(config, encoder).replace(ref_B=jnp.asarray(ref.reshape(-1), jnp.float32))
     loss, _ = _loss(config, base, trained, batch)
     assert float(loss) == pytest.approx(_softplus(-margin).mean(), rel=2e-4)
-    config = _config("dpo", dpo__variant="ipo", dpo__reduce="mean", offline__sft_weight=0.5)
-    loss, _ = _loss(config, base, trained, _batch(config, encoder))
-    ipo = ((gap[:, 0] - gap[:, 1] - 5.0) ** 2).mean()
-    assert float(loss) == pytest.approx(ipo + 0.5 * nll, rel=2e-4)
+    # IPO takes means over tokens unless it is told to take sums; its target is 1 / (2 beta).
+    for reduce, log_ratios in (("auto", gap), ("mean", gap), ("sum", rho)):
+        config = _config("dpo", dpo__variant="ipo", dpo__reduce=reduce, offline__sft_weight=0.5)
+        loss, _ = _loss(config, base, trained, _batch(config, encoder))
+        ipo = ((log_ratios[:, 0] - log_ratios[:, 1] - 5.0) ** 2).mean()
+        assert float(loss) == pytest.approx(ipo + 0.5 * nll, rel=2e-4)
 
 
 def test_the_improver_learns_refinements_and_weighs_answers(base, trained, encoder, plain):

@@ -1,0 +1,1 @@
+"""A study: a grid of configurations and seeds, its runs, its lines, its tables and plots."""
