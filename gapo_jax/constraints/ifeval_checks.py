@@ -108,16 +108,16 @@ def checker(type_id: str, items: Items, long: bool) -> Any:
 
 def count_placeholders(response: str) -> int:
     r"""Count the matches of `\[.*?\]` in linear time."""
-    found = 0
+    count = 0
     for line in response.split("\n"):
         start = line.find("[")
         while start >= 0:
             end = line.find("]", start)
             if end < 0:
                 break
-            found += 1
+            count += 1
             start = line.find("[", end)
-    return found
+    return count
 
 
 def has_title(response: str) -> bool:

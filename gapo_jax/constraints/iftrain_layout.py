@@ -275,8 +275,10 @@ class CopyingMultiple(_Copy):
         )
 
     def propose(self, rng, response, satisfied, words, task):
-        found = super().propose(rng, response, satisfied, words, task)
-        return found if found is None or "N" in found else {**found, "N": int(rng.integers(2, 4))}
+        kwargs = super().propose(rng, response, satisfied, words, task)
+        return (
+            kwargs if kwargs is None or "N" in kwargs else {**kwargs, "N": int(rng.integers(2, 4))}
+        )
 
     def near_misses(self, rng, kwargs, response, words):
         for step in shuffled(rng, (-1, 1)):

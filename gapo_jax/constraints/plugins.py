@@ -297,11 +297,11 @@ def _load_entry_points() -> None:
     _entry_points_loaded = True  # before loading: a plug-in may look a type up while it is imported
     for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
         try:
-            found = entry.load()
-            if isinstance(found, types.ModuleType):
-                _register_all(found)
+            plugin = entry.load()
+            if isinstance(plugin, types.ModuleType):
+                _register_all(plugin)
             else:
-                register(found)
+                register(plugin)
         except Exception as error:  # an installed package must not break everything else
             log.warning(
                 "entry point %s = %s of group %s is left out: %s: %s",

@@ -76,7 +76,7 @@ def _listed(ids: object, kwargs: object, column: str) -> list[Constraint]:
 
 def _ground_truth(cell: object) -> list[Constraint]:
     entries = _value(cell, "ground_truth")
-    found: list[Constraint] = []
+    constraints: list[Constraint] = []
     for entry in entries if isinstance(entries, list | tuple) else [entries]:
         if not isinstance(entry, Mapping) or "instruction_id" not in entry:
             # The first RLVR set of AI2 names functions, not instruction ids.
@@ -88,10 +88,10 @@ def _ground_truth(cell: object) -> list[Constraint]:
             )
         # One id as a text, or several as a list: both occur.
         ids = entry["instruction_id"]
-        found += _listed(
+        constraints += _listed(
             [ids] if isinstance(ids, str) else ids, entry.get("kwargs"), "ground_truth"
         )
-    return found
+    return constraints
 
 
 def constraints_of(record: Mapping[str, Any]) -> tuple[Constraint, ...]:
@@ -113,14 +113,14 @@ def constraints_of(record: Mapping[str, Any]) -> tuple[Constraint, ...]:
     items = _value(record[column], column)
     if not isinstance(items, Sequence) or isinstance(items, str):
         raise ValueError(f"constraints: expected a list, got {items!r:.80}")
-    found = []
+    constraints = []
     for item in items:
         if not isinstance(item, Mapping) or "id" not in item:
             raise ValueError(f"constraints: expected objects with id and kwargs, got {item!r:.80}")
         checked = instance(item["id"], item.get("kwargs"))
         # Our own rows are read back as they were written.
-        found.append(Constraint(checked.id, dict(item.get("kwargs") or {})))
-    return tuple(found)
+        constraints.append(Constraint(checked.id, dict(item.get("kwargs") or {})))
+    return tuple(constraints)
 
 
 def message_text(content: object) -> str:

@@ -60,7 +60,7 @@ def reward(
             f"reward: expected one of the columns {rows.COLUMNS}, which say what to verify, got"
             f" {sorted(columns)}; add one to the dataset"
         )
-    found: list[float | None] = []
+    rewards: list[float | None] = []
     problems: list[str] = []
     for index, completion in enumerate(completions):
         try:
@@ -72,9 +72,9 @@ def reward(
         # None and not 0: the row is at fault, and a punished completion would learn from that.
         except (ValueError, TypeError, KeyError) as error:
             problems.append(f"row {index} of the batch: {error}")
-            found.append(None)
+            rewards.append(None)
         else:
-            found.append(sum(verdicts.strict) / len(asked) if asked else None)
+            rewards.append(sum(verdicts.strict) / len(asked) if asked else None)
     if problems:
         log.warning("reward: %d rows cannot be verified; %s", len(problems), problems[0])
-    return found
+    return rewards
