@@ -200,8 +200,8 @@ class Checkpointer:
                 error = None
             except _MismatchError as mismatch:
                 raise ValueError(str(mismatch)) from None
-            except Exception as found:
-                error = found
+            except Exception as failure:
+                error = failure
             if error := _agree(error):
                 failures.append((candidate, error))
                 continue
@@ -349,7 +349,7 @@ def array_checksums(tree: Any) -> dict[str, int]:
     They depend on the values alone, not on the layout: a checkpoint may be read on other devices
     than it was written from. They are computed where the arrays lie.
     """
-    found: dict[str, int] = {}
+    checksums: dict[str, int] = {}
     # Arrays on different devices cannot be arguments of one program.
     groups: dict[Any, list[tuple[str, Any]]] = {}
     for path, leaf in _leaves(tree):
@@ -357,14 +357,16 @@ def array_checksums(tree: Any) -> dict[str, int]:
         sharding = getattr(leaf, "sharding", None)
         if sharding is not None and sharding.memory_kind == "pinned_host":
             # One at a time: the copy may lie on the host because the devices have no room for it.
-            found[path] = int(_checksum(jax.device_put(leaf, sharding.with_memory_kind("device"))))
+            checksums[path] = int(
+                _checksum(jax.device_put(leaf, sharding.with_memory_kind("device")))
+            )
             continue
         devices = frozenset(sharding.device_set if sharding is not None else ())
         groups.setdefault(devices, []).append((path, leaf))
     for group in groups.values():
         numbers = jax.device_get(_checksums([leaf for _, leaf in group]))
-        found |= {path: int(number) for (path, _), number in zip(group, numbers, strict=True)}
-    return found
+        checksums |= {path: int(number) for (path, _), number in zip(group, numbers, strict=True)}
+    return checksums
 
 
 def _raw(leaf: Any) -> Any:
@@ -412,10 +414,10 @@ class _MismatchError(Exception):
     """The checkpoint is readable but is not of the tree that was asked for."""
 
 
-def _missing(step: int | None, directory: epath.Path, found: Sequence[int]) -> FileNotFoundError:
+def _missing(step: int | None, directory: epath.Path, steps: Sequence[int]) -> FileNotFoundError:
     return FileNotFoundError(
         f"wanted checkpoint {'(any)' if step is None else step} in {directory}, "
-        f"found {list(found)}; pass a workdir of a run that has saved."
+        f"found {list(steps)}; pass a workdir of a run that has saved."
     )
 
 

@@ -395,10 +395,14 @@ def asks_discriminator(config: Any) -> bool:
 
 
 def needs_pairs(config: Any) -> bool:
-    """Return whether anything in a run learns from pairs, which are then made or read first."""
+    """Return whether anything in a run learns from pairs, or samples for their prompts; they are
+    made or read first then."""
     method = method_of(config)
+    if method.loop == "offline" or method.adversarial:
+        return True
     warmed_up = asks_discriminator(config) and config.discriminator.warmup_epochs > 0
-    return method.loop == "offline" or method.adversarial or warmed_up or config.ppo.sft_coef > 0
+    asked = config.discriminator.generated_prompts == "pairs"
+    return warmed_up or asked or config.ppo.sft_coef > 0
 
 
 def kl_in_loss(config: Any) -> str | None:

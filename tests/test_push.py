@@ -188,3 +188,18 @@ def test_the_card_of_a_run_has_data_licence_figures_and_limits(tmp_path) -> None
         assert (row in card) == (what != "discriminator")  # it writes no text
     push.complete_card(out, str(run), REPO, "generator", None, step=1)
     assert "Not stated here" in (out / "README.md").read_text()
+
+
+def test_the_card_of_a_run_on_rows_has_their_numbers_and_measures(tmp_path) -> None:
+    config = configuration.Config()
+    config.data.source = "mine.jsonl"
+    io.write_json(tmp_path / "config.json", configuration.to_json(config))
+    (tmp_path / "metrics.jsonl").touch()
+    heldout = {"before": {"nll_loss": 2.5}, "after": {"nll_loss": 1.25}}
+    summary = {"rows": {"train": 950, "heldout": 50}, "heldout": heldout}
+    io.write_json(tmp_path / "summary.json", summary)
+    io.write_text(tmp_path / "README.md", "---\nx: y\n---\n")
+    push.complete_card(tmp_path, str(tmp_path), REPO, "generator", "mit")
+    card = (tmp_path / "README.md").read_text()
+    assert "950 trained on, 50 held out" in card and "constraint types: " not in card
+    assert "| nll_loss | 2.5 | 1.25 |" in card

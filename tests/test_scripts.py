@@ -117,7 +117,7 @@ def test_the_doctor_survives_a_device_that_hangs(monkeypatch: pytest.MonkeyPatch
 def test_the_doctor_reports_a_jax_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_LIST_DEVICES", "raise RuntimeError('no such plugin')")
     (finding,) = doctor.check_devices()
-    assert finding.status == doctor.FAIL and "no such plugin" in finding.found
+    assert finding.status == doctor.FAIL and "no such plugin" in finding.state
 
 
 def test_the_doctor_says_what_each_accelerator_has_and_wants(monkeypatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -201,7 +202,9 @@ def test_counts_are_kept_prompt_by_prompt():
 def test_rounds_tell_the_visible_reward_from_the_true_one(tmp_path):
     prompt = "Write a short note about ferries."
     good = {"round": 1, "prompt": prompt, "response": "The ferry leaves the harbor at nine."}
-    rows = [good | {"verdicts": [True, False]}, good | {"response": "P.S.", "verdicts": [True]}]
+    good |= {"score": math.log(3), "rule_reward": 0.5}
+    rows = [good | {"verdicts": [True, False]}]
+    rows += [good | {"response": "P.S.", "verdicts": [True], "score": -math.log(3)}]
     (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     metrics = [
         {"round": 0, "phase": "warmup", "disc/heldout_pair_order": 0.5},
@@ -211,8 +214,11 @@ def test_rounds_tell_the_visible_reward_from_the_true_one(tmp_path):
     (got,) = study_lines._rounds(tmp_path, metrics)
     assert got == {
         "round": 1, "reward/score_mean": 0.9, "reward/mine/mean": 0.7, "samples": 2,
-        "disc/heldout_pair_order": 0.8, "true": 0.6667, "genuine": 0.3333, "visible": 0.9,
+        "disc/heldout_pair_order": 0.8, "true": 0.6667, "genuine": 0.3333, "visible": 0.5,
     }  # fmt: skip
+    ruled = [row | {"score": None, "rule_reward": x} for row, x in zip(rows, (1.0, 0.5))]
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ruled))
+    assert study_lines._rounds(tmp_path, metrics)[0]["visible"] == 0.75
     # A reward function sees the samples of every arm, whatever the arm was rewarded with.
     asked = [{"id": P_S, "kwargs": {"postscript_marker": "P.S."}}]
     rows = [row | {"constraints": asked} for row in rows]

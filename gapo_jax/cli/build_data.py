@@ -156,11 +156,11 @@ def task_rows(recipe: Recipe, source: str) -> tuple[list[TaskRow], list[str]]:
     """
     rows: list[TaskRow] = []
     problems: list[str] = []
-    for found in recipe.read(source):
-        if isinstance(found, str):
-            problems.append(found)
+    for row in recipe.read(source):
+        if isinstance(row, str):
+            problems.append(row)
         else:
-            rows.append(found)
+            rows.append(row)
     for problem in problems[:_SHOWN]:
         print(f"left out: {problem}", file=sys.stderr)
     if len(problems) > _SHOWN:
@@ -177,15 +177,15 @@ def mixed_rows(
 
     With weights a source gives as many of its rows as its weight in one epoch; without, all.
     """
-    found = [task_rows(recipe, source) for source in recipe.sources]
-    problems = [problem for _, part in found for problem in part]
-    rows = [row for part, _ in found for row in part]
+    parts = [task_rows(recipe, source) for source in recipe.sources]
+    problems = [problem for _, part in parts for problem in part]
+    rows = [row for part, _ in parts for row in part]
     total = len(rows) + len(problems)
     if weights is None:
         return rows, problems, total
-    mixture = Mixture([len(part) for part, _ in found], weights, recipe.settings.seed)
+    mixture = Mixture([len(part) for part, _ in parts], weights, recipe.settings.seed)
     order = dict.fromkeys(map(tuple, mixture.rows(0, range(len(mixture))).tolist()))
-    return [found[source][0][row] for source, row in order], problems, total
+    return [parts[source][0][row] for source, row in order], problems, total
 
 
 def _type_ids(text: str) -> tuple[str, ...]:

@@ -181,11 +181,11 @@ def _compare(module: Any, params: Any, tokenizer: Any, theirs: Any) -> int:
         ours = module.clone(config=dataclasses.replace(module.config, dtype="float64"))
         wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
         run = jax.jit(lambda wide, *batch: ours.apply({"params": wide}, *batch, method=_outputs))
-        found = {side: run(wide, *batch) for side, batch in batches.items()}
+        outputs = {side: run(wide, *batch) for side, batch in batches.items()}
     failed = False
     for side, (tokens_BT, mask_BT) in batches.items():
         want = _torch_outputs(theirs, module, tokens_BT, mask_BT)
-        for name, got in found[side].items():
+        for name, got in outputs[side].items():
             # On the left transformers' encoder classifiers read a padding token.
             if name == "logit" and side == "left" and isinstance(module, models.Discriminator):
                 continue

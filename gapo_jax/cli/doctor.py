@@ -59,7 +59,7 @@ class Finding:
 
     status: str
     name: str
-    found: str
+    state: str
     mend: str = ""
 
 
@@ -109,8 +109,8 @@ def requirements() -> dict[str, str]:
         lines = text.split("dependencies = [", 1)[1].split("]\n", 1)[0].split('"')[1::2]
     else:
         lines = [x for x in importlib.metadata.requires("gapo-jax") or () if "extra ==" not in x]
-    found = (re.match(r"([\w-]+)(?:\[.*\])?.*?>=([\d.]+)", line) for line in lines)
-    return {match[1]: match[2] for match in found if match}
+    matches = (re.match(r"([\w-]+)(?:\[.*\])?.*?>=([\d.]+)", line) for line in lines)
+    return {match[1]: match[2] for match in matches if match}
 
 
 def check_packages() -> Iterator[Finding]:
@@ -118,10 +118,10 @@ def check_packages() -> Iterator[Finding]:
     mend = install()
     problems = 0
     for package, lowest in requirements().items():
-        found = _installed(package)
-        if found is None or _version(found) < _version(lowest):
+        version = _installed(package)
+        if version is None or _version(version) < _version(lowest):
             problems += 1
-            state = "not installed" if found is None else found
+            state = "not installed" if version is None else version
             yield Finding(FAIL, package, f"{state}, wanted {lowest} or newer", mend)
     jax, flax = _installed("jax"), _installed("flax")
     if jax and flax and _version(flax) <= (0, 12, 8) and _version(jax) >= (0, 11, 1):
@@ -272,11 +272,11 @@ def check_weights() -> Iterator[Finding]:
 def check_optional() -> Iterator[Finding]:
     """Check packages that only some commands need."""
     for package, (purpose, mend) in OPTIONAL.items():
-        found = _installed(package)
-        if found is None:
+        version = _installed(package)
+        if version is None:
             yield Finding(WARN, package, f"not installed; needed only for {purpose}", mend)
         else:
-            yield Finding(OK, package, found)
+            yield Finding(OK, package, version)
 
 
 def bug_report(findings: Sequence[Finding]) -> str:
@@ -331,7 +331,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(any(finding.status == FAIL for finding in findings))
     for finding in examine(args.workdir, args.config):
         failed += finding.status == FAIL
-        print(f"{finding.status:<5} {finding.name:<22} {finding.found}", flush=True)
+        print(f"{finding.status:<5} {finding.name:<22} {finding.state}", flush=True)
         if finding.mend:
             print(f"{'':<5} {'':<22} -> {finding.mend}", flush=True)
     print("nothing stands in the way of a run" if not failed else f"{failed} to mend (see ->)")

@@ -70,19 +70,26 @@ def complete_card(
         f"```python\n{_LOAD[what].format(repo=repo)}\n```",
     ]
     if is_run(workdir):
-        parts += ["## Data", _data(io.read_json(workdir / CONFIG))]
-        if what != "discriminator" and step is None and (workdir / SUMMARY).is_file():
-            parts += ["## Held-out accuracy", _table(io.read_json(workdir / SUMMARY))]
+        summary = io.read_json(workdir / SUMMARY) if (workdir / SUMMARY).is_file() else {}
+        parts += ["## Data", _data(io.read_json(workdir / CONFIG), summary)]
+        if "heldout" in summary and step is None:
+            parts += ["## Held-out rows", _rows_table(summary["heldout"])]
+        elif summary and what != "discriminator" and step is None:
+            parts += ["## Held-out accuracy", _table(summary)]
     parts += ["## Limits", _LIMITS]
     io.write_text(path, text.rstrip() + "\n\n" + "\n\n".join(parts) + "\n")
 
 
-def _data(record: Mapping[str, Any]) -> str:
-    """Return what a run learned from, by its configuration."""
+def _data(record: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """Return what a run learned from, by its configuration and, with rows of its user's, counts."""
     config = configuration.from_json(record)
     source = (
         plain(config.data.source) if config.data.source else "its own text, sampled by gapo_jax"
     )
+    if "rows" in summary:
+        train, heldout = (summary["rows"][part] for part in ("train", "heldout"))
+        rows = f"- rows: {train} trained on, {heldout} held out"
+        return f"- source: {source}\n{rows}\n- seed: {config.seed}"
     types = ", ".join(plain(name) for name in config.data.types)
     return f"- source: {source}\n- constraint types: {types}\n- seed: {config.seed}"
 
@@ -105,6 +112,14 @@ def _table(summary: Mapping[str, Any]) -> str:
         "\nPercent, decided by rules, strictly; in brackets 95% intervals of a bootstrap over "
         "prompts (their number behind the set), the change paired by prompt."
     )
+    return "\n".join(lines)
+
+
+def _rows_table(heldout: Mapping[str, Mapping[str, float]]) -> str:
+    """Return what the held-out rows said before and after training."""
+    lines = ["| measure | before | after |", "|---|---|---|"]
+    for name, value in heldout["before"].items():
+        lines.append(f"| {name} | {value:.4g} | {heldout['after'][name]:.4g} |")
     return "\n".join(lines)
 
 

@@ -151,7 +151,8 @@ class RewardConfig(Section):
     score: the weighted `sum`; `normalise_then_sum` (GDPO, arXiv 2601.05242), where each source is
     normalised among the samples of a prompt, and the weighted sum over the round; `stratified`
     (HERO, arXiv 2510.07242), where the other sources order the responses to a prompt that have
-    equal verdicts, within `band` to either side of the verdict, and never overrule one.
+    equal verdicts, within `band` to either side of the verdict, and never overrule one. Verdicts
+    are the `verifier`'s or, where it is not named, those of the first function.
 
     Without `sources`, `source` is the short form: the `discriminator`, the `verifier`, or a `mix`
     of probability and rule reward, the latter with `verifier_weight`. The rule reward is the
@@ -233,18 +234,25 @@ class RewardConfig(Section):
                 f"config.reward.sources={self.sources} (or none at all, which is 1 for all)"
             )
 
+    @property
+    def verdicts(self) -> int | None:
+        """The place among the sources of the one that no other may overrule (`stratified`): the
+        verifier, or without it the first function, a verifier of one's own."""
+        kinds = [source.kind for source in parse_sources(self.asked)]
+        return next((kinds.index(kind) for kind in ("verifier", "function") if kind in kinds), None)
+
     def _check_strata(self) -> None:
-        if "verifier" not in self.asked or len(self.asked) < 2:
+        if self.verdicts is None or len(self.asked) < 2:
             raise ValueError(
                 "config.reward.combine='stratified' orders responses of equal verdicts by the "
-                "other sources: config.reward.sources must name 'verifier' and at least one more, "
-                f"got {self.asked}"
+                "other sources: config.reward.sources must name 'verifier', or a function that "
+                f"takes its place, and at least one more, got {self.asked}"
             )
-        weight = self.source_weights[self.asked.index("verifier")]
+        weight = self.source_weights[self.verdicts]
         if weight != 1:
             raise ValueError(
                 "config.reward.combine='stratified' does not weigh verdicts against scores: the "
-                f"weight of 'verifier' must be 1, got {weight}"
+                f"weight of {self.asked[self.verdicts]!r} must be 1, got {weight}"
             )
 
 

@@ -134,15 +134,15 @@ class VerifierPool:
         begun = self._started().map(verify_response, requests, chunksize=_CHUNK)
 
         def collect() -> list[Verdicts]:
-            found: list[Verdicts] = []
+            results: list[Verdicts] = []
             try:
                 for verdicts in begun:
-                    found.append(verdicts)
+                    results.append(verdicts)
             # The results of the pool are lost with it, whichever worker died.
             except BrokenProcessPool:
                 self._drop()
-                found += [self._alone(request) for request in requests[len(found) :]]
-            return found
+                results += [self._alone(request) for request in requests[len(results) :]]
+            return results
 
         return collect
 

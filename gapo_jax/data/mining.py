@@ -107,9 +107,9 @@ def _open(task: str, responses: Sequence[str], options: Mining, rng) -> list[Cyc
         chosen: list[Any] = []
         for type_id in order:
             if not any(constraints.conflict(type_id, item.id) for item in chosen):
-                for found_here in hindsight(response, [type_id], rng, words):
-                    if asked_for(found_here, task) and compatible([*chosen, found_here]):
-                        chosen.append(found_here)
+                for held in hindsight(response, [type_id], rng, words):
+                    if asked_for(held, task) and compatible([*chosen, held]):
+                        chosen.append(held)
             if len(chosen) == size:
                 break
         pair = constraints.make_pair(

@@ -30,13 +30,13 @@ def merge_stats(stats_3: Float[Array, "3"], values_B: Shaped[Array, "B"]) -> Flo
 def fault_of_scores(scores_B: Float[Array | np.ndarray, "B"]) -> str | None:
     """Return why a run must not learn from the discriminator's scores, and what to do about it;
     None where all are finite."""
-    found_B = np.asarray(scores_B, np.float32)
-    bad = np.flatnonzero(~np.isfinite(found_B))
+    numbers_B = np.asarray(scores_B, np.float32)
+    bad = np.flatnonzero(~np.isfinite(numbers_B))
     if not len(bad):
         return None
-    shown = ", ".join(f"{found_B[i]} of response {i}" for i in bad[:3])
+    shown = ", ".join(f"{numbers_B[i]} of response {i}" for i in bad[:3])
     return (
-        f"{len(bad)} of the discriminator's {len(found_B)} scores are not finite ({shown}"
+        f"{len(bad)} of the discriminator's {len(numbers_B)} scores are not finite ({shown}"
         f"{', ...' if len(bad) > 3 else ''}): no reward can be made of them. Lower "
         "config.discriminator.round_learning_rate (or optim.learning_rate, in the first round), or "
         "set config.model.dtype='float32' if it is not"

@@ -73,7 +73,7 @@ class MetricsWriter:
         self.workdir.mkdir(parents=True, exist_ok=True)
         self.compiles = CompileCounter()
         self._console = console
-        # One process writes; in the others of a multi-host run this object does nothing.
+        # One process writes; in the others of a run of several this object does nothing.
         self._files: dict[str, TextIO] = {}
         self._sinks: Sinks | None = None
         if jax.process_index():

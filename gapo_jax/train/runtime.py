@@ -262,8 +262,8 @@ def _roll_call(address: str, bind: str, count: int, index: int, seconds: int) ->
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             client.shutdown()  # logs why connecting failed
     if not registered:
-        found = re.findall(r"timed out task names:\n((?:\d+\n)+)", log.text)
-        missing = sorted({int(i) for names in found for i in names.split()})
+        lists = re.findall(r"timed out task names:\n((?:\d+\n)+)", log.text)
+        missing = sorted({int(i) for names in lists for i in names.split()})
         if not missing:
             print(log.text, file=sys.stderr)
         names = [_expected_name(i) for i in range(count)]

@@ -105,7 +105,7 @@ def sample_table(before: VerdictSets, after: VerdictSets, count: int = 3) -> lis
         return []
     name = next(iter(before))
     olds, news = before[name], after[name]
-    picks = [index * len(olds) // count for index in range(count)]
+    picks = dict.fromkeys(index * len(olds) // count for index in range(count))
     return [
         {
             "prompt": olds[i].prompt,

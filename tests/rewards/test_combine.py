@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from gapo_jax.config import Config, RewardConfig
+from gapo_jax.methods import needs_pairs
 from gapo_jax.rewards.combine import combine_scores, stratified_scores, weighted_sum
 
 NAN = np.nan
@@ -94,3 +96,26 @@ def test_a_score_can_never_overrule_a_verdict():
 def test_a_row_without_a_verdict_has_no_stratified_score():
     found = stratified_scores(_f32([NAN, 1, 0])[0], _f32([9, 1, 2])[0], 3, band=0.1)
     np.testing.assert_allclose(found, [NAN, 1, 0])
+
+
+def test_a_function_stands_in_for_a_verifier_that_is_not_named():
+    def verdicts(*sources):
+        reward = RewardConfig()
+        reward.sources, reward.combine, reward.squash = sources, "stratified", "none"
+        reward.check()
+        return reward.verdicts
+
+    assert verdicts("discriminator", "mine.py:right", "mine.py:polite") == 1
+    assert verdicts("discriminator", "mine.py:right", "verifier") == 2
+    with pytest.raises(ValueError, match="must name 'verifier', or a function"):
+        verdicts("discriminator", "model:some/model")
+    with pytest.raises(ValueError, match="at least one more"):
+        verdicts("mine.py:right")
+
+
+def test_prompts_of_pairs_need_pairs_whatever_gives_the_reward():
+    config = Config(method="grpo")
+    config.reward.source = "verifier"
+    assert not needs_pairs(config)
+    config.discriminator.generated_prompts = "pairs"
+    assert needs_pairs(config)

@@ -19,6 +19,7 @@ from typing import Any
 
 from gapo_jax.cli.experiment import find_config, load_config, shipped_configs
 from gapo_jax.config import Config, change, finalize, to_json
+from gapo_jax.methods import needs_pairs
 
 _NAME = re.compile(r"[A-Za-z0-9_.+-]+")
 
@@ -54,8 +55,8 @@ class Study:
         set: keys that are changed in every run, before those of its arm.
         reference: the arm that the others are compared with, pair by pair; "" for none.
         visible: a reward function, FILE.py:NAME as `reward.sources` takes it, that every arm's
-            samples are scored with after the run, whatever it was rewarded with; "" for the score
-            that the arm itself was rewarded with.
+            samples are scored with after the run, whatever it was rewarded with; "" for the arm's
+            own discriminator, or the rule reward.
         about: what it asks, for the head of its page; Markdown.
         name: of its files; `load_study` takes that of the file.
     """
@@ -235,5 +236,6 @@ def sharing_key(config: Config) -> str:
         "data": data,
         "sampling": record["sampling"],
         "eval": record["eval"],
+        "pairs": needs_pairs(config),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.special
 
 from gapo_jax import io
 from gapo_jax.cli.studies.definition import Run, load_function
@@ -164,9 +165,10 @@ def _rounds(
 ) -> list[dict[str, Any]]:
     """Return what each round was like: metrics, and what its own samples say.
 
-    "visible" is the mean of the function that `visible` names over the samples; without one, of the
-    score that the policy was rewarded with, before it is standardised. "true" is the share of
-    constraints that hold in the samples, "genuine" the share that holds in a genuine answer.
+    "visible" is the mean over the samples of the function that `visible` names; without one, of the
+    discriminator's probability, or of the rule reward where no discriminator is asked. "true" is
+    the share of constraints that hold in the samples, "genuine" the share that holds in a genuine
+    answer.
     """
     rounds: dict[int, dict[str, Any]] = collections.defaultdict(dict)
     for record in metrics:
@@ -183,9 +185,7 @@ def _rounds(
         samples[row["round"]].append(row)
     for number, rows in samples.items():
         rounds[number] |= _of_samples(rows) | {"samples": len(rows)}
-        seen = rounds[number].get("reward/score_mean", rounds[number].get("reward/rule_mean"))
-        if visible:
-            seen = _seen(visible, rows)
+        seen = _seen(visible, rows) if visible else _rewarded(rows)
         if seen is not None:
             rounds[number]["visible"] = round(seen, 4)
     return [{"round": number, **rounds[number]} for number in sorted(rounds)]
@@ -196,6 +196,13 @@ def _of_samples(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     held = [sum(row["verdicts"]) for row in rows]
     real = [n for n, row in zip(held, rows) if genuine(row["prompt"], row["response"])]
     return {"true": round(sum(held) / asked, 4), "genuine": round(sum(real) / asked, 4)}
+
+
+def _rewarded(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    if rows[0]["score"] is not None:
+        return float(np.mean(scipy.special.expit([row["score"] for row in rows])))
+    rules = [row["rule_reward"] for row in rows if row["rule_reward"] is not None]
+    return float(np.mean(rules)) if rules else None
 
 
 def _seen(visible: str, rows: Sequence[Mapping[str, Any]]) -> float | None:

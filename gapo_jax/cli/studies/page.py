@@ -101,9 +101,9 @@ def gains_figure(rows: Sequence[Row]) -> Figure | None:
         figure = Figure(figsize=(7.0, 1.2 + 0.42 * len(rows)), layout="constrained")
         ax = figure.add_subplot()
         for index, name in enumerate(sets):
-            found = [gain(row.lines, name) for row in rows]
+            gains = [gain(row.lines, name) for row in rows]
             value, low, high = (
-                100 * np.array([x[k] for x in found]) for k in ("value", "low", "high")
+                100 * np.array([x[k] for x in gains]) for k in ("value", "low", "high")
             )
             at = np.arange(len(rows)) + 0.22 * (index - (len(sets) - 1) / 2)
             ax.errorbar(

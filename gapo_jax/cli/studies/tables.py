@@ -61,9 +61,9 @@ def counts(line: Mapping[str, Any], name: str, side: str, what: str = "held") ->
 
     `what` is "held", "genuine" (constraints) or "whole" (samples).
     """
-    found = line["sets"][name]
-    asked = found["asked"] if what != "whole" else [found["samples"]] * len(found["asked"])
-    return np.array([found[side][what], asked], np.float64).T
+    numbers = line["sets"][name]
+    asked = numbers["asked"] if what != "whole" else [numbers["samples"]] * len(numbers["asked"])
+    return np.array([numbers[side][what], asked], np.float64).T
 
 
 def gain(lines: Lines, name: str, what: str = "held") -> dict[str, float]:

@@ -17,6 +17,7 @@ from gapo_jax.data.sources import read_prompts, scan_prompts, write_prompts
 from gapo_jax.evaluate.console import GIVEN
 from gapo_jax.rollout.generate import prompt_lengths, prompt_width
 from gapo_jax.train.build import Models
+from gapo_jax.train.datasets.rows import reads_rows
 from gapo_jax.train.datasets.self_generated import Prompts
 from gapo_jax.types import PromptRow
 
@@ -29,12 +30,20 @@ def read_given(config: Config, workdir: Path) -> tuple[list[PromptRow], list[str
     left out; needs no model.
 
     Raises:
-        FileNotFoundError, ValueError: the source cannot be read, or no row of it can be verified.
+        FileNotFoundError, ValueError: the source cannot be read, no row of it can be verified, or
+            the run verifies no responses.
     """
     for path in config.data.plugins:
         constraints.load_plugin(path)
     if not config.eval.prompts:
         return [], []
+    if reads_rows(config, workdir):
+        raise ValueError(
+            f"config.eval.prompts={config.eval.prompts} is measured by runs that verify responses, "
+            f"but config.method={config.method!r} learns from the rows of config.data.source and "
+            "measures held-out rows; leave it out, and evaluate the export: `python "
+            "scripts/evaluate.py --prompts F --model DIR --out DIR`"
+        )
     if (workdir / _FILE).exists():
         return read_prompts(workdir / _FILE), []
     rows, problems = scan_prompts(config.eval.prompts)

@@ -40,7 +40,7 @@ from gapo_jax.section import nearest
 from gapo_jax.train.build import Models
 
 log = logging.getLogger("gapo_jax")
-ROWS, LEFT_OUT, FOLDER = "rows.jsonl", "left_out.txt", "rows"
+ROWS, LEFT_OUT, FOLDER = "row_tables.jsonl", "left_out.txt", "rows"
 _VERSION = 1  # of what a table holds
 _PEEKED = 100  # rows that are looked at before a model is loaded
 _BLOCK = 2048  # examples of a stream that are encoded, and put into another order, at once

@@ -115,13 +115,12 @@ def ask_discriminator(
 
 def combine(config: Config, sources: SourceScores) -> np.ndarray:
     """Return one score of each response, float32 [B], by `config.reward.combine`."""
-    verdicts = sources.names.index("verifier") if "verifier" in sources.names else None
     return combine_scores(
         sources.scores_BK,
         config.reward.source_weights,
         mode=config.reward.combine,
         group_size=config.ppo.samples_per_prompt,
-        verdicts=verdicts,
+        verdicts=config.reward.verdicts,
         band=config.reward.band,
     )
 

@@ -9,6 +9,7 @@ from by_path import load
 
 from gapo_jax import constraints
 from gapo_jax.config import finalize
+from gapo_jax.config.presets import tiny
 from gapo_jax.evaluate.console import GIVEN, accuracy_table, levels
 from gapo_jax.rollout.generate import prompt_lengths
 from gapo_jax.train.build import build_models
@@ -87,6 +88,13 @@ def test_what_cannot_be_used_is_named_before_any_model_is_read(source, tmp_path)
     source.write_text(json.dumps(ROWS[2]))
     with pytest.raises(ValueError, match="config.eval.prompts=.* has no prompt that can be verif"):
         read_given(given_config(source), tmp_path)
+
+
+def test_a_run_that_verifies_nothing_says_so(source, tmp_path):
+    config = tiny("dpo")
+    config.data.source, config.eval.prompts = str(source), str(source)
+    with pytest.raises(ValueError, match="config.method='dpo' learns from the rows .*evaluate.py"):
+        read_given(finalize(config), tmp_path)
 
 
 def test_prompts_that_are_all_too_long_are_refused(models, source, tmp_path):

@@ -1,5 +1,6 @@
 """Prompts of a user's own: which rows can be used, as what, and what is said of the others."""
 
+import dataclasses
 import json
 
 import pytest
@@ -14,6 +15,7 @@ from gapo_jax.train.datasets.prompts import (
     takes_prompts,
     user_prompts,
 )
+from gapo_jax.train.datasets.self_generated import make_all_prompts
 
 NO_COMMA = {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
 GROUND_TRUTH = "[{'instruction_id': ['punctuation:no_comma'], 'kwargs': [None]}]"
@@ -156,6 +158,15 @@ def test_what_is_taken_lies_in_the_workdir_and_what_is_not_is_named(models, tmp_
     held.unlink()
     again = user_prompts(config, models, workdir, read_user_prompts(config, workdir))
     assert again == prompts
+
+
+def test_no_bootstrap_is_composed_where_nothing_learns_from_pairs(models):
+    """The prompts are the same all the same, as wide as with the others."""
+    config, other = tiny("grpo"), tiny("grpo")
+    config.reward.source = "verifier"
+    without, with_pairs = (make_all_prompts(finalize(one), models) for one in (config, other))
+    assert not without.bootstrap and len(with_pairs.bootstrap) == 96
+    assert dataclasses.replace(with_pairs, bootstrap=[]) == without
 
 
 def test_no_row_of_use_is_one_line(models, tmp_path):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import functools
+import gzip
 import json
 import types
 
+import datasets
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from gapo_jax import io
@@ -389,7 +394,7 @@ def test_a_run_on_pairs_goes_on_where_it_stopped(tmp_path):
         if "dev/nll_loss" in line
     }
     assert whole["exported_round"] == min(development, key=development.__getitem__)
-    rows = io.read_jsonl(tmp_path / "whole" / "rows.jsonl")[0]["rows"]
+    rows = io.read_jsonl(tmp_path / "whole" / "row_tables.jsonl")[0]["rows"]
     assert rows == {"train": 8, "development": 2, "heldout": 2}
     assert whole["rows"]["left_out"] == 2
     assert "Held-out rows" in (tmp_path / "whole" / "report.html").read_text()
@@ -452,3 +457,38 @@ def test_a_stream_is_learned_from_without_its_held_out_prompts(tmp_path, monkeyp
     _, again = batches(tmp_path / "b", [9, 3])
     for rollout, update in zip(again, (9, 3), strict=True):
         np.testing.assert_array_equal(rollout.tokens_BT, whole[update].tokens_BT)
+
+
+@pytest.mark.parametrize("kind", ["jsonl.gz", "json", "csv", "parquet", "saved", "folder"])
+def test_every_kind_of_source_gives_the_same_rows(tmp_path, kind):
+    rows = [
+        {"messages": [{"role": "user", "content": row["prompt"]},
+                      {"role": "assistant", "content": row["chosen"]}]} for row in SMALL
+    ]  # fmt: skip
+    table = pyarrow.Table.from_pylist(rows)
+    path = tmp_path / f"rows.{kind}"
+    if kind == "jsonl.gz":
+        path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    elif kind == "json":
+        path.write_text(json.dumps(rows))
+    elif kind == "csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["messages"])
+            writer.writeheader()
+            writer.writerows({"messages": json.dumps(row["messages"])} for row in rows)
+    elif kind == "parquet":
+        pyarrow.parquet.write_table(table, path)
+    elif kind == "saved":
+        datasets.Dataset(table).save_to_disk(path)
+    else:
+        path.mkdir()
+        pyarrow.parquet.write_table(table, path / "train-00000-of-00001.parquet")
+    config = _run_config("sft", path)
+    (tmp_path / "work").mkdir()
+    check_source(config, tmp_path / "work")
+    models = types.SimpleNamespace(tokenizer=TOKENIZER, decoder=Decoder(CONFIG))
+    made = own.open_rows(config, models, tmp_path / "work")
+    read = [TOKENIZER.decode(sides[0]) for sides in made.table.take(range(12))["ids"]]
+    assert read == [f"<s>{row['prompt']}\n>{row['chosen']}</s>" for row in SMALL]
+    again = own.open_rows(config, models, tmp_path / "work")
+    assert again.table.path == made.table.path
