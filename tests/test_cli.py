@@ -87,7 +87,7 @@ def test_flags_may_stand_before_the_file_that_they_change(argv, monkeypatch) -> 
         (["--config", "gapo_tiny", "--config.ppo.clip_lo=1"], "did you mean 'clip_low'"),
         (["--config.ppo.clip_lo", "1", "--config", "gapo_tiny"], "did you mean 'clip_low'"),
         (["--config", "gapo_tiny", "--config.rounds=x"], "error: flag --config.rounds=x"),
-        (["--config", "gapo_tpu:x"], "wanted the preset 'ifeval' or 'rehearse' or none, got 'x'"),
+        (["--config", "gapo_tpu:x"], "wanted 'ifeval', 'small', 'rehearse' or no preset, got 'x'"),
         (["--config", "gapo_tiny", "more"], "arguments that are not flags: more"),
         (["--config", "gapo_tiny", "--wrokdir=w"], "wrokdir"),
         (["--config", "gapo_tiny", "--config.rounds=-1"], "rounds"),
