@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -199,8 +200,8 @@ class Checkpointer:
                 error = None
             except _MismatchError as mismatch:
                 raise ValueError(str(mismatch)) from None
-            except Exception as found:
-                error = found
+            except Exception as failure:
+                error = failure
             if error := _agree(error):
                 failures.append((candidate, error))
                 continue
@@ -291,13 +292,19 @@ class Checkpointer:
                 f"({_first_line(error)}); continuing from an older one.",
                 stacklevel=3,
             )
-            if jax.process_index() == 0 and not self._read_only:
-                if target.exists():
-                    target.rmtree()
-                (self.directory / str(step)).rename(target)
-        if failures and not self._read_only:
-            multihost_utils.sync_global_devices("gapo_jax.checkpoint.set_aside")
-            self._manager.reload()
+            if not self._read_only:
+                self.set_aside(step, "unreadable")
+
+    def set_aside(self, step: int, suffix: str) -> None:
+        """Rename a complete checkpoint to `STEP.suffix`: the one before it is then the newest."""
+        if jax.process_index() == 0:
+            target = self.directory / f"{step}.{suffix}"
+            if target.exists():
+                target.rmtree()
+            (self.directory / str(step)).rename(target)
+        multihost_utils.sync_global_devices("gapo_jax.checkpoint.set_aside")
+        self._manager.reload()
+        self._saved.discard(step)
 
     def _save_error(self, step: int, error: Exception) -> CheckpointError:
         """Clear what the failed save left and say what happened and what remains."""
@@ -313,9 +320,21 @@ class Checkpointer:
         continue_from = f"step {kept[-1]}" if kept else "the start"
         return CheckpointError(
             f"checkpoint {step} could not be written to {self.directory}: {_first_line(error)}. "
-            f"{room}. Complete checkpoints there: {kept}. Free some space "
-            "(or use a larger disk with --workdir, or a smaller config.checkpoint.keep) and run "
-            f"the same command again: it continues from {continue_from}."
+            f"{room}. Complete checkpoints there: {kept}. {self._remedy(error)} and run the same "
+            f"command again: it continues from {continue_from}."
+        )
+
+    def _remedy(self, error: BaseException | None) -> str:
+        """Return what to do about an error of a save, which may be the cause of others."""
+        denied = "://" not in str(self.directory) and not os.access(self.directory, os.W_OK)
+        while error is not None:
+            denied |= getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS)
+            error = error.__cause__ or error.__context__
+        if denied:
+            return f"Give this user the right to write to {self.directory}"
+        return (
+            "Free some space (or use a larger disk with --workdir, or a smaller "
+            "config.checkpoint.keep)"
         )
 
 
@@ -330,7 +349,7 @@ def array_checksums(tree: Any) -> dict[str, int]:
     They depend on the values alone, not on the layout: a checkpoint may be read on other devices
     than it was written from. They are computed where the arrays lie.
     """
-    found: dict[str, int] = {}
+    checksums: dict[str, int] = {}
     # Arrays on different devices cannot be arguments of one program.
     groups: dict[Any, list[tuple[str, Any]]] = {}
     for path, leaf in _leaves(tree):
@@ -338,14 +357,16 @@ def array_checksums(tree: Any) -> dict[str, int]:
         sharding = getattr(leaf, "sharding", None)
         if sharding is not None and sharding.memory_kind == "pinned_host":
             # One at a time: the copy may lie on the host because the devices have no room for it.
-            found[path] = int(_checksum(jax.device_put(leaf, sharding.with_memory_kind("device"))))
+            checksums[path] = int(
+                _checksum(jax.device_put(leaf, sharding.with_memory_kind("device")))
+            )
             continue
         devices = frozenset(sharding.device_set if sharding is not None else ())
         groups.setdefault(devices, []).append((path, leaf))
     for group in groups.values():
         numbers = jax.device_get(_checksums([leaf for _, leaf in group]))
-        found |= {path: int(number) for (path, _), number in zip(group, numbers, strict=True)}
-    return found
+        checksums |= {path: int(number) for (path, _), number in zip(group, numbers, strict=True)}
+    return checksums
 
 
 def _raw(leaf: Any) -> Any:
@@ -393,10 +414,10 @@ class _MismatchError(Exception):
     """The checkpoint is readable but is not of the tree that was asked for."""
 
 
-def _missing(step: int | None, directory: epath.Path, found: Sequence[int]) -> FileNotFoundError:
+def _missing(step: int | None, directory: epath.Path, steps: Sequence[int]) -> FileNotFoundError:
     return FileNotFoundError(
         f"wanted checkpoint {'(any)' if step is None else step} in {directory}, "
-        f"found {list(found)}; pass a workdir of a run that has saved."
+        f"found {list(steps)}; pass a workdir of a run that has saved."
     )
 
 

@@ -72,9 +72,9 @@ def drop_oldest(folder: Path, max_bytes: int) -> None:
     JAX can hold a limit itself (`jax_compilation_cache_max_size`), but then reads the whole folder
     at every program that it stores: a tenth of a second for a thousand programs.
     """
-    found = [(path, path.stat()) for path in folder.glob("*")]
-    total = sum(facts.st_size for _, facts in found)
-    for path, facts in sorted(found, key=lambda item: item[1].st_mtime):
+    files = [(path, path.stat()) for path in folder.glob("*")]
+    total = sum(facts.st_size for _, facts in files)
+    for path, facts in sorted(files, key=lambda item: item[1].st_mtime):
         if total <= max_bytes:
             break
         path.unlink(missing_ok=True)

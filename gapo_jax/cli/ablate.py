@@ -132,12 +132,12 @@ def measured(workdir: Path) -> dict[str, float]:
     """Return the METRICS of a finished run; `samples_strict` only of online methods."""
     summary = io.read_json(workdir / "summary.json")
     heldout = next(iter(summary["after"].values()))
-    found = {name: heldout[name]["value"] for name in METRICS if name in heldout}
+    metrics = {name: heldout[name]["value"] for name in METRICS if name in heldout}
     lines = [line for _, line in io.iter_jsonl(workdir / "metrics.jsonl")]
     rates = [x["constraint/instruction_strict"] for x in lines if x["phase"] == "rollout"]
     if rates:
-        found["samples_strict"] = float(np.mean(rates[-(-2 * len(rates) // 3) :]))
-    return found
+        metrics["samples_strict"] = float(np.mean(rates[-(-2 * len(rates) // 3) :]))
+    return metrics
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

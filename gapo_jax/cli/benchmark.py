@@ -134,11 +134,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         **{name: getattr(args, name) for name in SHAPES},
     }
     for what in args.what:
-        found = MEASUREMENTS[what](args, decoder, params, reference)
-        for part in (found, *found.values()):  # of `discriminator`: its score and its update
+        numbers = MEASUREMENTS[what](args, decoder, params, reference)
+        for part in (numbers, *numbers.values()):  # of `discriminator`: its score and its update
             if isinstance(part, dict) and "torch" in part:
                 part["speedup"] = round(part["torch"]["median_s"] / part["jax"]["median_s"], 2)
-        report[what] = found
+        report[what] = numbers
     print(json.dumps(report, indent=2))
     return 0
 

@@ -36,7 +36,6 @@ from gapo_jax.evaluate.console import printable
 from gapo_jax.models import Decoder
 from gapo_jax.records import Constraint
 from gapo_jax.rng import Stream
-from gapo_jax.rollout.generate import row_keys
 from gapo_jax.rollout.sampler import make_sampler
 from gapo_jax.train.restore import Loaded, load_any, trained_system
 from gapo_jax.train.sources import load_generator
@@ -119,7 +118,7 @@ class Speaker:
             show(text)
             return False
 
-        keys_B = row_keys(key, count=1)
+        keys_B = key[None]
         self.sample(self.loaded.params, tokens_BP, mask_BP, keys_B, temperature, stop=on_token)
         return text
 

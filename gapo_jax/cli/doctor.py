@@ -1,10 +1,12 @@
 """Check whether a run can start here, and name the command that mends each problem.
 
-    gapo-jax doctor [--workdir DIR]     (in a checkout: python scripts/doctor.py)
+    gapo-jax doctor [--workdir DIR] [--config FILE] [--report]   (python scripts/doctor.py)
 
-Checks Python, packages, devices, memory, disk, write access, the weights of the quickstart and
-optional packages. The exit status is 0 if a run can start, otherwise 1. Only the standard library
-is imported, because the installation may be what is broken.
+Checks Python, packages, devices, what each kind of accelerator has and wants, memory, disk, write
+access, the weights of the quickstart, optional packages and, with --config, whether the mesh of a
+configuration fits the devices here. --report prints a block for a bug report instead. The exit
+status is 0 if a run can start, otherwise 1. Only the standard library is imported, because the
+installation may be what is broken.
 """
 
 from __future__ import annotations
@@ -36,6 +38,16 @@ OPTIONAL = {
     "pytest": ("the tests", "bash scripts/test.sh"),
     "tensorboard": ("viewing WORKDIR/tensorboard", "pip install tensorboard"),
 }
+CUDA_PLUGINS = ("jax-cuda13-plugin", "jax-cuda12-plugin")
+_FIT_MESH = """
+import sys
+sys.path.insert(0, {root!r})
+from gapo_jax.cli.experiment import load_config
+from gapo_jax.sharding import make_mesh
+mesh = load_config({config!r}).mesh
+made = make_mesh(mesh.data, mesh.fsdp, mesh.tensor)
+print(" x ".join(f"{{name}} {{size}}" for name, size in made.shape.items()))
+"""
 _LIST_DEVICES = (
     "import jax, json; print(json.dumps([[d.platform, d.device_kind] for d in jax.devices()]))"
 )
@@ -47,7 +59,7 @@ class Finding:
 
     status: str
     name: str
-    found: str
+    state: str
     mend: str = ""
 
 
@@ -97,8 +109,8 @@ def requirements() -> dict[str, str]:
         lines = text.split("dependencies = [", 1)[1].split("]\n", 1)[0].split('"')[1::2]
     else:
         lines = [x for x in importlib.metadata.requires("gapo-jax") or () if "extra ==" not in x]
-    found = (re.match(r"([\w-]+)(?:\[.*\])?.*?>=([\d.]+)", line) for line in lines)
-    return {match[1]: match[2] for match in found if match}
+    matches = (re.match(r"([\w-]+)(?:\[.*\])?.*?>=([\d.]+)", line) for line in lines)
+    return {match[1]: match[2] for match in matches if match}
 
 
 def check_packages() -> Iterator[Finding]:
@@ -106,10 +118,10 @@ def check_packages() -> Iterator[Finding]:
     mend = install()
     problems = 0
     for package, lowest in requirements().items():
-        found = _installed(package)
-        if found is None or _version(found) < _version(lowest):
+        version = _installed(package)
+        if version is None or _version(version) < _version(lowest):
             problems += 1
-            state = "not installed" if found is None else found
+            state = "not installed" if version is None else version
             yield Finding(FAIL, package, f"{state}, wanted {lowest} or newer", mend)
     jax, flax = _installed("jax"), _installed("flax")
     if jax and flax and _version(flax) <= (0, 12, 8) and _version(jax) >= (0, 11, 1):
@@ -157,6 +169,40 @@ def _unused_accelerator(used: set[str], platforms: str | None) -> Iterator[Findi
     if any(pathlib.Path("/dev").glob("accel[0-9]*")):
         text = "there is a TPU, but jax computes on the CPU"
         yield Finding(WARN, "accelerator", text, install("tpu"))
+
+
+def check_accelerators() -> Iterator[Finding]:
+    """Say for each kind of accelerator whether one is here, and what is installed or missing."""
+    plugin = next((f"{n} {v}" for n in CUDA_PLUGINS if (v := _installed(n))), None)
+    gpu, tpu = shutil.which("nvidia-smi"), any(pathlib.Path("/dev").glob("accel[0-9]*"))
+    tpu = tpu or any(pathlib.Path("/dev/vfio").glob("[0-9]*"))
+    libtpu = _installed("libtpu")
+    for name, here, has, extra in (
+        ("NVIDIA GPU", gpu, plugin, "cuda"),
+        ("TPU", tpu, f"libtpu {libtpu}" if libtpu else None, "tpu"),
+    ):
+        state = f"{'a driver is here' if here else 'none here'}; {has or 'no plug-in of jax'}"
+        missing = bool(here) and not has
+        yield Finding(WARN if missing else OK, name, state, install(extra) if missing else "")
+    if not libtpu:
+        text = "libtpu is not installed; needed for `plan` on TPU topologies"
+        yield Finding(WARN, "plan", text, install("plan"))
+
+
+def check_mesh(config: str, timeout_s: float = DEVICE_TIMEOUT_S) -> Iterator[Finding]:
+    """Check the mesh of a configuration against the devices, in another process as above."""
+    code = _FIT_MESH.format(root=str(ROOT), config=config)
+    command = [sys.executable, "-c", code]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        yield Finding(FAIL, "mesh", f"jax found no device within {timeout_s:.0f} s")
+        return
+    if done.returncode:
+        last = (done.stderr.strip() or "no message").splitlines()[-1]
+        yield Finding(FAIL, "mesh", f"{config}: {last.partition(': ')[2] or last}")
+    else:
+        yield Finding(OK, "mesh", f"{config}: {done.stdout.strip().splitlines()[-1]}")
 
 
 def memory_gb() -> float:
@@ -226,20 +272,42 @@ def check_weights() -> Iterator[Finding]:
 def check_optional() -> Iterator[Finding]:
     """Check packages that only some commands need."""
     for package, (purpose, mend) in OPTIONAL.items():
-        found = _installed(package)
-        if found is None:
+        version = _installed(package)
+        if version is None:
             yield Finding(WARN, package, f"not installed; needed only for {purpose}", mend)
         else:
-            yield Finding(OK, package, found)
+            yield Finding(OK, package, version)
 
 
-def examine(workdir: pathlib.Path) -> Iterator[Finding]:
-    """Yield all findings, in order."""
+def bug_report(findings: Sequence[Finding]) -> str:
+    """Return what to paste into a bug report: versions, findings, and the variables that JAX reads.
+
+    The home folder is written as ~, and nothing that could be a secret is in it.
+    """
+    packages = ("gapo-jax", *requirements(), "jaxlib", *CUDA_PLUGINS, "libtpu", "torch")
+    versions = [f"{name} {_installed(name)}" for name in packages if _installed(name)]
+    kept = re.compile(r"(JAX|XLA|TPU|LIBTPU|CUDA|NCCL|GAPO_JAX|SLURM_NTASKS|MEGASCALE)")
+    secret = re.compile(r"TOKEN|KEY|SECRET|PASSWORD")
+    variables = [f"{k}={v}" for k, v in sorted(os.environ.items()) if kept.match(k)]
+    lines = [
+        f"{platform.platform()}, Python {platform.python_version()}",
+        ", ".join(versions),
+        *(f"{finding.status:<5} {finding.name}: {finding.state}" for finding in findings),
+        *(line for line in variables if not secret.search(line.partition("=")[0])),
+    ]
+    text = "\n".join(lines).replace(str(pathlib.Path.home()), "~")
+    return f"```text\n{text}\n```"
+
+
+def examine(workdir: pathlib.Path, config: str = "") -> Iterator[Finding]:
+    """Yield all findings, in order; with a configuration, whether its mesh fits."""
     other = f"{command('train')} --config configs/NAME.py --workdir DIR"
     checks: tuple[Callable[[], Iterator[Finding]], ...] = (
         check_python,
         check_packages,
         check_devices,
+        check_accelerators,
+        *([lambda: check_mesh(config)] if config else []),
         check_machine,
         lambda: check_folder("workdir", workdir, other, MIN_DISK_GB),
         check_weights,
@@ -253,10 +321,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the findings; return 1 if any of them stands in the way of a run."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs"))
+    parser.add_argument("--config", default="", help="FILE[:PRESET] whose mesh has to fit")
+    parser.add_argument("--report", action="store_true", help="print a block for a bug report")
+    args = parser.parse_args(argv)
     failed = 0
-    for finding in examine(parser.parse_args(argv).workdir):
+    if args.report:
+        findings = list(examine(args.workdir, args.config))
+        print(bug_report(findings))
+        return int(any(finding.status == FAIL for finding in findings))
+    for finding in examine(args.workdir, args.config):
         failed += finding.status == FAIL
-        print(f"{finding.status:<5} {finding.name:<22} {finding.found}", flush=True)
+        print(f"{finding.status:<5} {finding.name:<22} {finding.state}", flush=True)
         if finding.mend:
             print(f"{'':<5} {'':<22} -> {finding.mend}", flush=True)
     print("nothing stands in the way of a run" if not failed else f"{failed} to mend (see ->)")

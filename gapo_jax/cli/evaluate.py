@@ -296,9 +296,9 @@ def read_answers(
         return all_prompts(options.prompts, name=options.name, split=options.split)
 
     prompts = [row.prompt for row in rows]
-    found, problems = match_responses(options.responses, prompts, left_out)
+    answers, problems = match_responses(options.responses, prompts, left_out)
     report_problems(options, problems)
-    answered = [(row, text) for row, texts in zip(rows, found, strict=True) for text in texts]
+    answered = [(row, text) for row, texts in zip(rows, answers, strict=True) for text in texts]
     if not answered:
         raise ValueError(f"{options.responses} answers none of the {len(rows)} prompts")
     return [row for row, _ in answered], [text for _, text in answered]
@@ -389,13 +389,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     print(accuracy.format_table(summary))
     for size, counts in summary["satisfied"].items():
-        found = ", ".join(f"{held}: {count}" for held, count in enumerate(counts))
-        print(f"responses to {size} constraint{'s' * (size > 1)}, by how many hold: {found}")
+        listed = ", ".join(f"{held}: {count}" for held, count in enumerate(counts))
+        print(f"responses to {size} constraint{'s' * (size > 1)}, by how many hold: {listed}")
     if "second_opinion" in summary:
-        found = summary["second_opinion"]
+        opinion = summary["second_opinion"]
         print(
-            f"second opinion of {found['scorer']}: accepts {100 * found['accepted']['value']:.1f}%,"
-            f" agrees with the rules on {100 * found['agreement']:.1f}%"
+            f"second opinion of {opinion['scorer']}: accepts "
+            f"{100 * opinion['accepted']['value']:.1f}%, agrees with the rules on "
+            f"{100 * opinion['agreement']:.1f}%"
         )
     if options.comparison is not None:
         print(format_comparison(options.comparison))

@@ -37,12 +37,12 @@ def recognise(prompt: str) -> tuple[Constraint, ...]:
                 matches.append((match.start(), match.end(), instance(kind.id, kwargs)))
             # From the next letter on: the first words of a phrasing may stand before it, too.
             match = pattern.search(prompt, match.start() + 1)
-    matches.sort(key=lambda found: (found[0] - found[1], found[0]))
+    matches.sort(key=lambda span: (span[0] - span[1], span[0]))
     kept: list[tuple[int, int, Constraint]] = []
     for start, end, constraint in matches:
         if all(end <= other[0] or start >= other[1] for other in kept):
             kept.append((start, end, constraint))
-    return tuple(constraint for _, _, constraint in sorted(kept, key=lambda found: found[0]))
+    return tuple(constraint for _, _, constraint in sorted(kept, key=lambda span: span[0]))
 
 
 def _plain(text: str) -> str:

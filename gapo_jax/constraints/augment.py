@@ -82,10 +82,10 @@ def difficulty(pair: PreferentialPair) -> float:
 
 
 def _words(constraint: Constraint) -> set[str]:
-    found = [constraint.kwargs.get(field, "") for field in _WORD_FIELDS]
+    asked = [constraint.kwargs.get(field, "") for field in _WORD_FIELDS]
     for field in ("keywords", "forbidden_words"):
-        found += constraint.kwargs.get(field, ())
-    return {word.lower() for word in found if word}
+        asked += constraint.kwargs.get(field, ())
+    return {word.lower() for word in asked if word}
 
 
 def _goes_with(new: Constraint, kept: Sequence[Constraint]) -> bool:
@@ -117,13 +117,13 @@ def _violated(
         if type_id in ids or any(conflict(type_id, other.id) for other in kept):
             continue
         for _ in range(_DRAWS):
-            found = trainable(type_id).sample(
+            constraint = trainable(type_id).sample(
                 rng, response=response, satisfied=False, words=words, task=task
             )
-            if found is None:
+            if constraint is None:
                 break
-            if _goes_with(found, kept):
-                return found
+            if _goes_with(constraint, kept):
+                return constraint
     return None
 
 

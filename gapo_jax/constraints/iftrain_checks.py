@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from gapo_jax.constraints import ifeval_checks
-from gapo_jax.constraints.fields import clean_kwargs
+from gapo_jax.constraints.fields import Items, clean_kwargs
 from gapo_jax.constraints.text import LONG_TEXT, bounded_pattern, word_tokenize
 
 DIVIDER, BLANK_LINE = re.compile(r"\s?\*\*\*\s?"), re.compile(r"\n\n")
@@ -124,16 +124,16 @@ def _every_sentence(text: str, word_of: Callable[[str], str], word: str) -> bool
 
 
 def _specific_position(text: str, keyword: str, n: int, m: int) -> bool:
-    found = sentences(text)
-    words = word_tokenize(found[n - 1]) if len(found) >= n else ()
+    parts = sentences(text)
+    words = word_tokenize(parts[n - 1]) if len(parts) >= n else ()
     return len(words) >= m and words[m - 1] == keyword.strip()
 
 
 def _composition(text: str, n_sent: int, n_words: int) -> bool:
-    found = DIVIDER.split(text)
-    if len(found) != 3:
+    parts = DIVIDER.split(text)
+    if len(parts) != 3:
         return False
-    for part in found:
+    for part in parts:
         inside = sentences(part)
         if len(inside) != n_sent or any(len(word_tokenize(s)) != n_words for s in inside):
             return False
@@ -154,8 +154,8 @@ def _bigrams(text: str) -> bool:
 
 
 def _copies(text: str, prompt_to_repeat: str, number: int) -> bool:
-    found = text.split("******")
-    return len(found) == number and all(same_text(part, prompt_to_repeat) for part in found)
+    copies = text.split("******")
+    return len(copies) == number and all(same_text(part, prompt_to_repeat) for part in copies)
 
 
 def _letter_counting(text: str, N: int, relation: str) -> bool:
@@ -216,7 +216,7 @@ _CHECKS: dict[str, Callable[..., bool]] = {
 }
 
 
-def follows(type_id: str, items: tuple[tuple[str, Any], ...], response: str) -> bool:
+def follows(type_id: str, items: Items, response: str) -> bool:
     """Return the strict verdict on a response; `items` are the arguments as sorted pairs.
 
     Raises:

@@ -20,9 +20,8 @@ import itertools
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
-from gapo_jax.constraints.fields import clean_kwargs
+from gapo_jax.constraints.fields import Items, clean_kwargs
 from gapo_jax.constraints.text import CACHE_SIZE, short_marks
 
 _TOKEN = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+|[%°.,;:!?()\n]")
@@ -58,22 +57,22 @@ def tokens(text: str) -> tuple[str, ...]:
     """Return the words, numbers and clause marks of a text in their normal form."""
     text = unicodedata.normalize("NFKC", short_marks(text)).lower()
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
-    found = []
+    words = []
     for token in _TOKEN.findall(text):
         # A plural as its singular, crudely: both sides go through it, so only equality matters.
         if len(token) > 3 and token.endswith("s") and not token.endswith("ss"):
             token = token[:-1]
-        found.append(_SPELLINGS.get(token, token))
-    return tuple(found)
+        words.append(_SPELLINGS.get(token, token))
+    return tuple(words)
 
 
 @functools.lru_cache(maxsize=256)
 def _places(text: str) -> dict[str, list[int]]:
     """Return the positions of each token of a text, so that a value is looked up, not searched."""
-    found: dict[str, list[int]] = {}
+    places: dict[str, list[int]] = {}
     for place, word in enumerate(tokens(text)):
-        found.setdefault(word, []).append(place)
-    return found
+        places.setdefault(word, []).append(place)
+    return places
 
 
 def _denied(words: Sequence[str], start: int) -> bool:
@@ -110,7 +109,7 @@ def _affirmed(
     Each place of the text is looked at once for each length of a value, however many there are.
     """
     words, places = tokens(text), _places(text)
-    found: set[tuple[str, ...]] = set()
+    affirmed: set[tuple[str, ...]] = set()
     by_size: dict[int, set[tuple[str, ...]]] = {}
     for value in values:
         by_size.setdefault(len(value), set()).add(value)
@@ -120,17 +119,17 @@ def _affirmed(
         for start in sorted(itertools.chain.from_iterable(places.get(f, ()) for f in firsts)):
             value = words[start : start + size]
             if value in wanted and counts(start, start + size) and not _denied(words, start):
-                found.add(value)
+                affirmed.add(value)
                 wanted.discard(value)
-    return found
+    return affirmed
 
 
 def stated(text: str, facts: Iterable[str]) -> list[str]:
     """Return the facts whose value the text states."""
     facts = list(facts)
     values = [tokens(split_fact(fact)[1]) for fact in facts]
-    found = _affirmed(text, values)
-    return [fact for fact, value in zip(facts, values, strict=True) if value in found]
+    affirmed = _affirmed(text, values)
+    return [fact for fact, value in zip(facts, values, strict=True) if value in affirmed]
 
 
 def others_stated(text: str, facts: Sequence[str], values: Sequence[str]) -> list[str]:
@@ -161,7 +160,7 @@ def others_stated(text: str, facts: Sequence[str], values: Sequence[str]) -> lis
     return [fact for fact, value in known if value in others]
 
 
-def follows(type_id: str, items: tuple[tuple[str, Any], ...], response: str) -> bool:
+def follows(type_id: str, items: Items, response: str) -> bool:
     """Return the verdict on a response; `items` are the arguments as sorted pairs.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from gapo_jax.constraints import (
     product,
 )
 from gapo_jax.constraints.base import ConstraintType, TrainableType, shuffled
+from gapo_jax.constraints.fields import Kwargs
 from gapo_jax.constraints.text import final_answer
 from gapo_jax.constraints.verdicts import loose_variants
 from gapo_jax.records import Constraint
@@ -57,10 +58,10 @@ def types(family: str = "ifeval") -> tuple[str, ...]:
     if family not in (*FAMILIES, "all"):
         raise ValueError(f"family of types: expected one of {(*FAMILIES, 'all')}, got {family!r}")
     chosen = FAMILIES if family == "all" else (family,)
-    found: list[str] = []
+    ids: list[str] = []
     for name in chosen:
-        found += plugins.registered() if name == "plugins" else _BUILT_IN[name]
-    return tuple(found)
+        ids += plugins.registered() if name == "plugins" else _BUILT_IN[name]
+    return tuple(ids)
 
 
 def get(type_id: str) -> ConstraintType:
@@ -83,9 +84,9 @@ def get(type_id: str) -> ConstraintType:
             f" {' and '.join(fitting)}; write the full id"
         )
     full = fitting[0]
-    found = more.get(full) or _TYPES.get(full)
-    if found is not None:
-        return found
+    kind = more.get(full) or _TYPES.get(full)
+    if kind is not None:
+        return kind
     names = {name: [name] for name in (*_TYPES, *more)} | short
     near = difflib.get_close_matches(str(type_id), list(names), n=3, cutoff=0.4)
     ids = ", ".join(dict.fromkeys(full for name in near for full in names[name]))
@@ -107,14 +108,14 @@ def resolve(names: Sequence[str]) -> tuple[str, ...]:
       ValueError: an unknown name, with the nearest ones; or types of IFBench, which measures
         constraints that training has not seen.
     """
-    found: list[str] = []
+    ids: list[str] = []
     for name in names:
         if name == "all":
-            found += [i for family in FAMILIES if family not in _HELD_OUT for i in types(family)]
+            ids += [i for family in FAMILIES if family not in _HELD_OUT for i in types(family)]
         else:
-            found += types(name) if name in FAMILIES else [get(name).id]
+            ids += types(name) if name in FAMILIES else [get(name).id]
     # All of them at once: who named a family by mistake learns it from one message.
-    held_out = sorted({i for family in _HELD_OUT for i in types(family)} & set(found))
+    held_out = sorted({i for family in _HELD_OUT for i in types(family)} & set(ids))
     if held_out:
         more = f" and {len(held_out) - 5} more" if len(held_out) > 5 else ""
         raise ValueError(
@@ -123,7 +124,7 @@ def resolve(names: Sequence[str]) -> tuple[str, ...]:
             " config.data.types (or --types), and measure them after training:"
             " `python scripts/evaluate.py --prompts IFBENCH_ROWS --model DIR --out DIR`"
         )
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(ids))
 
 
 def trainable(type_id: str) -> TrainableType:
@@ -183,7 +184,7 @@ def modify(
 
 
 def _instances(
-    response: Any, ids: Sequence[str], kwargs_list: Sequence[Mapping[str, Any] | None]
+    response: object, ids: Sequence[str], kwargs_list: Sequence[Kwargs | None]
 ) -> list[tuple[ConstraintType, Constraint]]:
     if not isinstance(response, str):
         raise ValueError(f"response: expected a str, got {type(response).__name__}")
@@ -192,7 +193,7 @@ def _instances(
             f"expected one kwargs entry per instruction, got {len(ids)} ids and"
             f" {len(kwargs_list)} kwargs; correct this row"
         )
-    found = []
+    pairs = []
     for type_id, kwargs in zip(ids, kwargs_list, strict=True):
         # A text here is a row that was not parsed; its error would come from deep inside a checker.
         if not isinstance(kwargs, Mapping | None):
@@ -201,14 +202,14 @@ def _instances(
                 " this row"
             )
         kind = get(type_id)
-        found.append((kind, Constraint(kind.id, kwargs or {})))
-    return found
+        pairs.append((kind, Constraint(kind.id, kwargs or {})))
+    return pairs
 
 
 def check(
     response: str,
     instruction_id_list: Sequence[str],
-    kwargs_list: Sequence[Mapping[str, Any] | None],
+    kwargs_list: Sequence[Kwargs | None],
     prompt: str | None = None,
 ) -> list[bool]:
     """Return the strict verdict for each instruction, official for IFEval and IFBench.
@@ -235,7 +236,7 @@ def check(
 def check_loose(
     response: str,
     instruction_id_list: Sequence[str],
-    kwargs_list: Sequence[Mapping[str, Any] | None],
+    kwargs_list: Sequence[Kwargs | None],
     prompt: str | None = None,
 ) -> list[bool]:
     """Return the loose verdict for each instruction, official for IFEval and IFBench.

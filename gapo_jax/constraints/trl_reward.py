@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from gapo_jax.constraints import rows
 from gapo_jax.constraints.verifiers import make_request, verify_response
@@ -18,7 +17,7 @@ from gapo_jax.constraints.verifiers import make_request, verify_response
 log = logging.getLogger("gapo_jax")
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     """Return a prompt or a completion as text; of messages, the last one."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         value = value[-1] if value else ""
@@ -26,7 +25,7 @@ def _text(value: Any) -> str:
 
 
 def reward(
-    prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
+    prompts: Sequence[object], completions: Sequence[object], **columns: object
 ) -> list[float | None]:
     """Return for each completion the share of its constraints that hold, strict, from 0 to 1.
 
@@ -61,7 +60,7 @@ def reward(
             f"reward: expected one of the columns {rows.COLUMNS}, which say what to verify, got"
             f" {sorted(columns)}; add one to the dataset"
         )
-    found: list[float | None] = []
+    rewards: list[float | None] = []
     problems: list[str] = []
     for index, completion in enumerate(completions):
         try:
@@ -73,9 +72,9 @@ def reward(
         # None and not 0: the row is at fault, and a punished completion would learn from that.
         except (ValueError, TypeError, KeyError) as error:
             problems.append(f"row {index} of the batch: {error}")
-            found.append(None)
+            rewards.append(None)
         else:
-            found.append(sum(verdicts.strict) / len(asked) if asked else None)
+            rewards.append(sum(verdicts.strict) / len(asked) if asked else None)
     if problems:
         log.warning("reward: %d rows cannot be verified; %s", len(problems), problems[0])
-    return found
+    return rewards

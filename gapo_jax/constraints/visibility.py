@@ -52,11 +52,11 @@ class VisibilityReport:
 
     def lines(self) -> list[str]:
         """Return one line per invisible type: the difference that is lost, and how."""
-        found = [
+        lines = [
             f"{name}: its tokenizer makes satisfying and violating texts the same ({lost} lost)"
             for name, lost in self.identical.items()
         ]
-        return found + [
+        return lines + [
             f"{name}: truncation to {self.max_length} tokens removes the evidence ({lost})"
             for name, lost in self.truncated.items()
         ]
@@ -173,17 +173,17 @@ def enforce(report: VisibilityReport, on_invisible: str = "refuse") -> tuple[str
         raise ValueError(f"on_invisible: expected one of {ACTIONS}, got {on_invisible!r}")
     if not report.invisible:
         return report.visible
-    found = "\n  ".join(report.lines())
+    lines = "\n  ".join(report.lines())
     if on_invisible == "refuse" or not report.visible:
         raise ValueError(
             f"the discriminator cannot see {len(report.invisible)} of the constraint types:\n"
-            f"  {found}\n"
+            f"  {lines}\n"
             "take them out of data.types, use a discriminator whose tokenizer keeps the"
             " difference (cased; a larger discriminator.max_tokens), or set"
             " data.on_invisible=drop to go on without them"
             + ("" if report.visible else "; with none left there is nothing to train on")
         )
     warnings.warn(
-        f"left out, as the discriminator cannot see them:\n  {found}", UserWarning, stacklevel=2
+        f"left out, as the discriminator cannot see them:\n  {lines}", UserWarning, stacklevel=2
     )
     return report.visible

@@ -45,12 +45,12 @@ def content_words(text: str) -> tuple[str, ...]:
     Four to fourteen ASCII letters and not a stop word.
     """
     # A dictionary keeps the order of the text, so that draws are reproducible.
-    found: dict[str, None] = {}
+    words: dict[str, None] = {}
     for match in _WORD.finditer(text):
         word = match.group().lower()
         if 4 <= len(word) <= 14 and word.isalpha() and word not in STOP_WORDS:
-            found.setdefault(word)
-    return tuple(found)
+            words.setdefault(word)
+    return tuple(words)
 
 
 def absent_words(response: str, words: Sequence[str]) -> list[str]:

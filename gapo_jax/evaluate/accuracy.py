@@ -82,9 +82,9 @@ def verify(
         make_request(response, row.constraints, row.prompt)
         for row, response in zip(rows, responses, strict=True)
     ]
-    found = (pool or VerifierPool()).submit(requests)()
+    results = (pool or VerifierPool()).submit(requests)()
     verdicts = []
-    for row, request, result in zip(rows, requests, found, strict=True):
+    for row, request, result in zip(rows, requests, results, strict=True):
         if result.error is not None:
             # The first error ends it: rows were checked when they were read, so this is a mistake
             # of the caller and not of the data.
@@ -119,8 +119,8 @@ def _groups(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:
     """Return the groups with figures of their own: ("types", id), then ("categories", name)."""
     ids = {name for verdict in verdicts for name in verdict.ids}
     # Sorted, so that tables of two runs can be laid side by side.
-    found = [("types", name) for name in sorted(ids)]
-    return found + [("categories", name) for name in sorted({category(name) for name in ids})]
+    of_types = [("types", name) for name in sorted(ids)]
+    return of_types + [("categories", name) for name in sorted({category(name) for name in ids})]
 
 
 def _counts(units: Sequence[Sequence[Verdict]], groups: Sequence[tuple[str, str]]) -> np.ndarray:
@@ -151,12 +151,12 @@ def _entries(
     values: np.ndarray, draws: np.ndarray, groups: Sequence[tuple[str, str]]
 ) -> dict[str, Any]:
     """Return {"value", "low", "high"} of each metric and group; draws are [metric, resample]."""
-    found = [interval(value, row) for value, row in zip(values, draws, strict=True)]
-    result: dict[str, Any] = dict(zip(METRICS, found))
+    entries = [interval(value, row) for value, row in zip(values, draws, strict=True)]
+    result: dict[str, Any] = dict(zip(METRICS, entries))
     result |= {"types": {}, "categories": {}}
     for index, (family, name) in enumerate(groups):
         at = len(METRICS) + 2 * index
-        result[family][name] = {"strict": found[at], "loose": found[at + 1]}
+        result[family][name] = {"strict": entries[at], "loose": entries[at + 1]}
     return result
 
 
@@ -186,11 +186,11 @@ def summarise(verdicts: Sequence[Verdict], seed: int = 0, resamples: int = 2000)
 
 def satisfied(verdicts: Sequence[Verdict]) -> dict[int, list[int]]:
     """Return {number of constraints: responses that satisfy 0, 1, ... all of them}, strict."""
-    found: dict[int, list[int]] = {}
+    by_size: dict[int, list[int]] = {}
     for verdict in verdicts:
         size = len(verdict.ids)
-        found.setdefault(size, [0] * (size + 1))[sum(verdict.strict)] += 1
-    return dict(sorted(found.items()))
+        by_size.setdefault(size, [0] * (size + 1))[sum(verdict.strict)] += 1
+    return dict(sorted(by_size.items()))
 
 
 def paired_difference(

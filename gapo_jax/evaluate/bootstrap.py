@@ -41,8 +41,8 @@ def resampled_rates(sums: np.ndarray, seed: int, resamples: int) -> np.ndarray:
         size = len(picks_SU)
         places = (picks_SU + units * np.arange(size)[:, None]).ravel()
         weights_SU = np.bincount(places, minlength=size * units).reshape(size, units)
-        found = (weights_SU.astype(np.float64) @ flat).T
-        return found if picks.ndim > 1 else found[:, 0]
+        summed = (weights_SU.astype(np.float64) @ flat).T
+        return summed if picks.ndim > 1 else summed[:, 0]
 
     drawn: Any = stats.bootstrap(
         (np.arange(units),),

@@ -12,7 +12,7 @@ from gapo_jax.data import tables
 
 def _scan(path: str | Path) -> tuple[list[tuple[int, str, str]], list[str]]:
     """Return (number, prompt, response) of each row, and one line for each row that is neither."""
-    found, problems = [], []
+    answers, problems = [], []
     for number, record in tables.iter_rows(path):
         try:
             if isinstance(record, str):
@@ -21,10 +21,10 @@ def _scan(path: str | Path) -> tuple[list[tuple[int, str, str]], list[str]]:
                 raise ValueError(
                     f"expected the texts 'prompt' and 'response', got the fields {sorted(record)}"
                 )
-            found.append((number, prompt_text(record), record["response"]))
+            answers.append((number, prompt_text(record), record["response"]))
         except ValueError as error:
             problems.append(f"{path}, {tables.unit(path)} {number}: {error}")
-    return found, problems
+    return answers, problems
 
 
 def match_responses(
@@ -102,11 +102,11 @@ def _share(
 
 def all_prompts(source: str | Path, *, name: str | None = None, split: str = "train") -> set[str]:
     """Return the prompts of all rows of a source, those that cannot be verified included."""
-    found = set()
+    prompts = set()
     for _, record in tables.iter_rows(source, name=name, split=split):
         if not isinstance(record, str):
             try:
-                found.add(prompt_text(record))
+                prompts.add(prompt_text(record))
             except ValueError:
                 continue
-    return found
+    return prompts

@@ -217,13 +217,13 @@ def plan(
         if wanted and step.name not in wanted:
             continue
         print(f"compiling {step.name} for {topology} ...", file=sys.stderr, flush=True)
-        found = compile_step(step, topology, dump / step.name)
-        if found["hbm_gb"] is not None:
+        figures = compile_step(step, topology, dump / step.name)
+        if figures["hbm_gb"] is not None:
             others = sum(size for name, size in held.items() if name not in step.holds)
-            found["together_gb"] = found["hbm_gb"] + others
-            found["fits"] = capacity is None or found["together_gb"] <= capacity
-        record["steps"][step.name] = found
-    record["fits"] = all(found["fits"] for found in record["steps"].values())
+            figures["together_gb"] = figures["hbm_gb"] + others
+            figures["fits"] = capacity is None or figures["together_gb"] <= capacity
+        record["steps"][step.name] = figures
+    record["fits"] = all(figures["fits"] for figures in record["steps"].values())
     return record
 
 
@@ -238,7 +238,7 @@ def changes(config: Config, failing: list[str]) -> list[tuple[str, dict[str, Any
         base["sampling.batch_size"] = max(1, config.sampling.batch_size // 4)
     if config.model.remat != "full" and set(failing) - {"prefill", "decode"}:
         base["model.remat"] = "full"
-    found = [base] if base else []
+    options = [base] if base else []
     microbatches = {
         "ppo.accumulate": (config.ppo.minibatch_size, {"policy_step", "critic_step"}),
         "discriminator.accumulate": (config.discriminator.batch_size, {"disc_step"}),
@@ -249,7 +249,7 @@ def changes(config: Config, failing: list[str]) -> list[tuple[str, dict[str, Any
             for key, (size, steps) in microbatches.items()
             if steps & set(failing) and size % count == 0
         }
-        found += [base | more] if more else []
+        options += [base | more] if more else []
     # Then reduce what a device holds through a round: shard every network, drop the critic's own
     # decoder, drop the optimizer moments of the full policy.
     held: list[dict[str, Any]] = []
@@ -261,8 +261,8 @@ def changes(config: Config, failing: list[str]) -> list[tuple[str, dict[str, Any
     if not config.lora.rank and not config.model.train_embeddings:
         held.append({"lora.rank": 16})
     for more in held:
-        found.append((found[-1] if found else {}) | more)
-    return [(" ".join(f"--config.{k}={v}" for k, v in each.items()), each) for each in found]
+        options.append((options[-1] if options else {}) | more)
+    return [(" ".join(f"--config.{k}={v}" for k, v in each.items()), each) for each in options]
 
 
 def find_change(config: Config, topology: str, record: dict[str, Any], dump: Path) -> str:
@@ -271,7 +271,7 @@ def find_change(config: Config, topology: str, record: dict[str, Any], dump: Pat
     Returns one line that says what was found, "" if everything fits already. `record` (of `plan`)
     gets the change as "change" and the figures of all tries as "tried".
     """
-    failing = [name for name, found in record["steps"].items() if not found["fits"]]
+    failing = [name for name, figures in record["steps"].items() if not figures["fits"]]
     possible = changes(config, failing) if failing else []
     for flag, fields in possible:
         changed = finalize(change(from_json(to_json(config)), fields))

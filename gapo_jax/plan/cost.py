@@ -55,8 +55,8 @@ def read_program(text: str) -> Program:
         if head := _COMPUTATION.match(line):
             current = computations.setdefault(head[2], [])
             entry = head[2] if head[1] else entry
-        elif current is not None and (found := _INSTRUCTION.match(line)):
-            current.append(Instruction(found[3], found[2], line))
+        elif current is not None and (match := _INSTRUCTION.match(line)):
+            current.append(Instruction(match[3], match[2], line))
     if not entry:
         raise ValueError(f"wanted the text of an HLO program, got {text[:80]!r}...")
     return Program(computations, entry)
@@ -64,10 +64,10 @@ def read_program(text: str) -> Program:
 
 def _named(line: str, key: str) -> list[str]:
     """Return the computations that an attribute such as `body=%name` names."""
-    found = re.search(rf"\b{key}=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", line)
-    if found is None:
+    match = re.search(rf"\b{key}=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", line)
+    if match is None:
         return []
-    return [name.strip().lstrip("%") for name in (found[1] or found[2]).split(",")]
+    return [name.strip().lstrip("%") for name in (match[1] or match[2]).split(",")]
 
 
 def trips(program: Program, instruction: Instruction) -> int:
@@ -96,8 +96,8 @@ def cycles(program: Program, computation: str = "") -> int:
     def total(name: str) -> int:
         result = 0
         for item in program.computations.get(name, []):
-            found = _CYCLES.search(item.line)
-            result += int(found[1]) if found else 0
+            match = _CYCLES.search(item.line)
+            result += int(match[1]) if match else 0
             if item.opcode == "while":
                 result += trips(program, item) * sum(map(total, _named(item.line, "body")))
             elif item.opcode == "conditional":
@@ -117,12 +117,12 @@ def loop_cycles(program: Program, turns: int) -> int:
     """Return the estimated cycles of one turn of the loop of the entry that takes most of them,
     among those that run `turns` times; 0 where there is none."""
     loops = (x for x in program.computations[program.entry] if x.opcode == "while")
-    found = (
+    per_turn = (
         sum(cycles(program, body) for body in _named(loop.line, "body"))
         for loop in loops
         if trips(program, loop) == turns
     )
-    return max(found, default=0)
+    return max(per_turn, default=0)
 
 
 def collectives(program: Program) -> Iterator[tuple[str, Instruction, int]]:
@@ -246,16 +246,16 @@ def _sent(opcode: str, item: Instruction) -> float:
 
 def group_size(line: str) -> int:
     """Return how many devices take part in each group of a collective (at least 1)."""
-    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]", line):
-        return int(found[2])
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", line):
-        axes = dict(re.findall(r"'?([\w.]+)'?=(\d+)", found[1]))
+    if match := re.search(r"replica_groups=\[(\d+),(\d+)\]", line):
+        return int(match[2])
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", line):
+        axes = dict(re.findall(r"'?([\w.]+)'?=(\d+)", match[1]))
         size = 1
-        for name in re.findall(r"'?([\w.]+)'?", found[2]):
+        for name in re.findall(r"'?([\w.]+)'?", match[2]):
             size *= int(axes.get(name, 1))
         return size
-    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
-        return len(found[1].split(","))
+    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return len(match[1].split(","))
     return 2
 
 

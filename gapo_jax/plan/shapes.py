@@ -82,9 +82,9 @@ def abstract_state(config: Config, models: Models) -> tuple[TrainSteps, GAPOStat
     state = jax.eval_shape(make, models.ref_params, models.disc_init_params)
     place = models.spec.place
     discriminator_place = discriminator_placement(config, place)
-    found = place.abstract(state)
+    abstract = place.abstract(state)
     networks = discriminator_place.abstract((state.discriminator, state.disc_average))
-    return steps, found.replace(discriminator=networks[0], disc_average=networks[1])
+    return steps, abstract.replace(discriminator=networks[0], disc_average=networks[1])
 
 
 def resident(models: Models, state: GAPOState) -> dict[str, Any]:

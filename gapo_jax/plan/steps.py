@@ -123,8 +123,8 @@ def _sampling_steps(
     weights = place.abstract(_sampled_weights(config, models.ref_params, dtype))
     tokens = place.abstract_rows(shape_struct(prompts, prompt, dtype=jnp.int32))
     keys = place.abstract_rows(rng.key_shape(rows))
-    count, found = Flops(decoder), decoder.num_layers
-    whole, attention = count.layers(prompts, prompt, found)
+    count, layers = Flops(decoder), decoder.num_layers
+    whole, attention = count.layers(prompts, prompt, layers)
     prefill = jit_placed(
         lambda params, tokens, mask: generation.prefill(params, decoder, tokens, mask, place)[0],
         place,
@@ -132,16 +132,16 @@ def _sampling_steps(
         rows=(1, 2),
     )
     seen = prompt + response / 2
-    decode = 4.0 * rows * response * seen * count.width * found
+    decode = 4.0 * rows * response * seen * count.width * layers
     read = {name: part for name, part in weights.items() if name not in ("embed", "position")}
     if "lm_head" not in read:
         read["embed"] = weights["embed"]
     parts = generation.head_parts(decoder, place)
     columns = prompts * prompt + rows * response
     heads = max(decoder.num_kv_heads, parts) / parts
-    column = 2 * found * heads * decoder.head_dim * dtype.itemsize
+    column = 2 * layers * heads * decoder.head_dim * dtype.itemsize
     cache = columns * column / place.row_parts
-    each = 2.0 * rows * response * count.layer * found + count.head(rows, response)
+    each = 2.0 * rows * response * count.layer * layers + count.head(rows, response)
     # A jitted function; its annotation says a plain one.
     sample: Any = models.sample_rollouts or models.sample
     return [

@@ -128,13 +128,13 @@ class ContinuousSampler:
             on_rows(book.done)
         self.decoded = book.decoded
         prompt_BP, prompt_mask_BP = (np.repeat(x_AP, book.samples, axis=0) for x_AP in prompts_AP)
-        found: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "tokens_BT": np.concatenate([prompt_BP, book.tokens_BR], axis=1),
             "mask_BT": np.concatenate([prompt_mask_BP, book.mask_BR], axis=1),
             "response_mask_BR": book.mask_BR,
             "logprobs_BR": book.logprobs_BR,
         }
-        return Rollout(**found)
+        return Rollout(**fields)
 
     def _fill(
         self, params: Params, book: _Book, slots: Slots | None, row_S: np.ndarray

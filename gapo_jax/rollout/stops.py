@@ -34,8 +34,8 @@ class StopStrings:
 
     def cut(self, text: str) -> str:
         """Return the text before the first stop string."""
-        found = [at for at in map(text.find, self.strings) if at >= 0]
-        return text[: min(found)] if found else text
+        places = [at for at in map(text.find, self.strings) if at >= 0]
+        return text[: min(places)] if places else text
 
     def held(self, rollout: Rollout) -> Bool[np.ndarray, "B"]:
         """Return which responses hold a stop string, bool [B]."""

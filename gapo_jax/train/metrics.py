@@ -73,7 +73,7 @@ class MetricsWriter:
         self.workdir.mkdir(parents=True, exist_ok=True)
         self.compiles = CompileCounter()
         self._console = console
-        # One process writes; in the others of a multi-host run this object does nothing.
+        # One process writes; in the others of a run of several this object does nothing.
         self._files: dict[str, TextIO] = {}
         self._sinks: Sinks | None = None
         if jax.process_index():
@@ -153,6 +153,8 @@ class MetricsWriter:
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
+        if self._sinks is not None:
+            self._sinks.flush()
 
     def close(self) -> None:
         """Flush and close all files and sinks. Later writes are lost; closing twice is no error."""

@@ -41,10 +41,15 @@ class RunInterrupted(Exception):
 class RunStopped(Exception):
     """The run stopped itself (collapse, or a value that is not finite).
 
-    `saved` is the number of rounds of the saved state, or None if nothing was saved.
+    Attributes:
+        saved: the number of rounds of the saved state, or None if nothing was saved.
+        start_is_good: whether the state that the round began with is good.
     """
 
-    saved: int | None = None
+    def __init__(self, reason: str, *, start_is_good: bool = True) -> None:
+        super().__init__(reason)
+        self.saved: int | None = None
+        self.start_is_good = start_is_good
 
 
 class StopRequest:
@@ -257,8 +262,8 @@ def _roll_call(address: str, bind: str, count: int, index: int, seconds: int) ->
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             client.shutdown()  # logs why connecting failed
     if not registered:
-        found = re.findall(r"timed out task names:\n((?:\d+\n)+)", log.text)
-        missing = sorted({int(i) for names in found for i in names.split()})
+        lists = re.findall(r"timed out task names:\n((?:\d+\n)+)", log.text)
+        missing = sorted({int(i) for names in lists for i in names.split()})
         if not missing:
             print(log.text, file=sys.stderr)
         names = [_expected_name(i) for i in range(count)]

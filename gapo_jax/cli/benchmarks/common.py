@@ -97,8 +97,8 @@ def make_experience(args: argparse.Namespace, vocab_size: int, samples: int = 0)
 
 def spread(seconds: list[float]) -> dict[str, float]:
     """Return median, least and greatest of some seconds."""
-    found = {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
-    return {f"{name}_s": float(f"{value:.4g}") for name, value in found.items()}
+    figures = {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
+    return {f"{name}_s": float(f"{value:.4g}") for name, value in figures.items()}
 
 
 def timed(
@@ -124,14 +124,14 @@ def timed(
 
     with CompileCounter() as counter:
         jax.block_until_ready((first or call)())
-    found: dict[str, Any] = spread([once() for _ in range(repeats)])
+    figures: dict[str, Any] = spread([once() for _ in range(repeats)])
     if compiles:
-        found["compile_s"] = round(counter.seconds, 2)
+        figures["compile_s"] = round(counter.seconds, 2)
     if real:
-        found |= {"real_tokens": real, "padded_tokens": padded}
-        found["real_tokens_per_s"] = round(real / found["median_s"], 1)
-        found["padded_tokens_per_s"] = round(padded / found["median_s"], 1)
-    return found | {"peak_mib": round(peak_memory_gb() * 1e9 / 2**20)}
+        figures |= {"real_tokens": real, "padded_tokens": padded}
+        figures["real_tokens_per_s"] = round(real / figures["median_s"], 1)
+        figures["padded_tokens_per_s"] = round(padded / figures["median_s"], 1)
+    return figures | {"peak_mib": round(peak_memory_gb() * 1e9 / 2**20)}
 
 
 def shapes_of(tree: Any) -> Any:

@@ -43,14 +43,14 @@ def measure_logprob_memory(args, decoder: Decoder, params, reference) -> dict[st
         logprobs_BRV = jax.nn.log_softmax(logits_BRV)
         return jnp.take_along_axis(logprobs_BRV, targets_BR[..., None], axis=-1)[..., 0]
 
-    found: dict[str, Any] = {"tokens": shape[0] * shape[1], "chunk_tokens": chunk}
+    sizes: dict[str, Any] = {"tokens": shape[0] * shape[1], "chunk_tokens": chunk}
     for name, function in (("chunked", chunked), ("naive", naive)):
         gradient = jax.grad(lambda *inputs, f=function: f(*inputs).sum())
         for part, program in (("forward", function), ("backward", gradient)):
             run, _ = compiled(jax.jit(program), hidden_BRD, embedding_VD, targets_BR)
             size = run.memory_analysis().temp_size_in_bytes
-            found[f"{name}_{part}_mib"] = round(size / 2**20, 1)
-    return found
+            sizes[f"{name}_{part}_mib"] = round(size / 2**20, 1)
+    return sizes
 
 
 def measure_scaling(args, decoder: Decoder, params, reference) -> dict[str, Any]:
@@ -92,6 +92,6 @@ def _point(args: argparse.Namespace, axis: str, factor: int) -> dict[str, Any]:
         "layers": layers,
     }
     for name, measure in (("sample", measure_sample), ("policy_update", measure_policy_update)):
-        found = measure(args, decoder, params, None)["jax"]
-        point[name] = {key: found[key] for key in ("median_s", "compile_s")}
+        figures = measure(args, decoder, params, None)["jax"]
+        point[name] = {key: figures[key] for key in ("median_s", "compile_s")}
     return point

@@ -79,9 +79,9 @@ def measure_rounds(config: Config, workdir: Path) -> dict[str, Any]:
         for name in ("real_tokens_per_s", "padded_tokens_per_s")
     }
     return {
-        **spread([sum(found.values()) for found in rounds[1:]]),
+        **spread([sum(phases.values()) for phases in rounds[1:]]),
         "phases": {
-            phase: round(statistics.median(found[phase] for found in rounds[1:]), 2)
+            phase: round(statistics.median(phases[phase] for phases in rounds[1:]), 2)
             for phase in rounds[-1]
             if rounds[-1][phase] > 0
         },
@@ -117,11 +117,11 @@ def measure_ppo_iteration(args, decoder: Decoder, params, reference) -> dict[str
         policy, critic = networks["policy"], networks["critic"]
         weights = merge_trainable(params, policy.params, spec.first_trainable_layer)
         rollout = sample(weights, tokens_AP, mask_AP, keys_B, TEMPERATURE)
-        found = [
+        parts = [
             steps.score(PolicyNetworks(params, policy.params, critic.params), take(rollout, start))
             for start in range(0, rows, args.minibatch)
         ]
-        scored = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *found)
+        scored = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
         experience, _ = build_experience(
             rollout, scored.old_logprobs_BR, scored.ref_logprobs_BR, scored.values_BR, rewards_B,
             jnp.float32(0.05),

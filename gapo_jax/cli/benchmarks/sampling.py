@@ -58,17 +58,17 @@ def measure_skewed(args: argparse.Namespace, decoder: Decoder, params: Any) -> d
     refilled: Any = make_sampler(decoder, **options, slots=args.batch, chunk=args.chunk)
 
     def static(limits_B: np.ndarray = limits_B) -> Any:
-        found = []
+        rollouts = []
         for start in range(0, rows, args.batch):
             rows_B = np.arange(start, start + args.batch) % rows
             asked = rows_B[:: args.samples] // args.samples
-            found.append(
+            rollouts.append(
                 together(
                     params, tokens_AP[asked], mask_AP[asked], keys_B[rows_B], TEMPERATURE,
                     limits_B[rows_B],
                 )
             )  # fmt: skip
-        return found
+        return rollouts
 
     def continuous(limits_B: np.ndarray = limits_B) -> Any:
         return refilled(params, tokens_AP, mask_AP, keys_B, TEMPERATURE, limits_B)
@@ -86,10 +86,10 @@ def measure_skewed(args: argparse.Namespace, decoder: Decoder, params: Any) -> d
             continuous, args.repeats, real=real, padded=real, first=lambda: continuous(short_B)
         ),
     }
-    found = results["continuous"]
-    found["padded_tokens"] = refilled.decoded
-    found["padded_tokens_per_s"] = round(refilled.decoded / found["median_s"], 1)
+    figures = results["continuous"]
+    figures["padded_tokens"] = refilled.decoded
+    figures["padded_tokens_per_s"] = round(refilled.decoded / figures["median_s"], 1)
     results["continuous_over_static"] = round(
-        found["real_tokens_per_s"] / results["static"]["real_tokens_per_s"], 2
+        figures["real_tokens_per_s"] / results["static"]["real_tokens_per_s"], 2
     )
     return results

@@ -222,10 +222,10 @@ def measure_discriminator(args, decoder: Decoder, params, reference) -> dict[str
     calls: dict[str, Callable[[], Any]] = {
         "score": lambda: steps.disc_score(start, *texts), "update": update
     }  # fmt: skip
-    found = {name: {"jax": timed(call, args.repeats, **counts)} for name, call in calls.items()}
+    figures = {name: {"jax": timed(call, args.repeats, **counts)} for name, call in calls.items()}
     if reference is not None:
         theirs = TorchDiscriminator(module, start, config)
         calls = {"score": theirs.score(tokens_BT), "update": theirs.update(tokens_BT, half_B)}
         for name, call in calls.items():
-            found[name]["torch"] = timed(call, args.repeats, **counts, compiles=False)
-    return found
+            figures[name]["torch"] = timed(call, args.repeats, **counts, compiles=False)
+    return figures

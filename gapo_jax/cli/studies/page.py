@@ -78,6 +78,10 @@ def _sections(
         parts += ["## Differences", "Paired by seed and prompt.", table]
     if table := differences_table(rows, study.reference, "genuine"):
         parts += ["The same, counting constraints that hold in a genuine answer.", table]
+    parts += [
+        "Text health: before → after training, means over seeds; shares in percent, the genuine "
+        "gain in points.",
+    ]
     for name in sets_of(rows):
         parts += [f"## Text health: {title(name)}", health_table(rows, name)]
     for name in sets_of(rows):
@@ -97,9 +101,9 @@ def gains_figure(rows: Sequence[Row]) -> Figure | None:
         figure = Figure(figsize=(7.0, 1.2 + 0.42 * len(rows)), layout="constrained")
         ax = figure.add_subplot()
         for index, name in enumerate(sets):
-            found = [gain(row.lines, name) for row in rows]
+            gains = [gain(row.lines, name) for row in rows]
             value, low, high = (
-                100 * np.array([x[k] for x in found]) for k in ("value", "low", "high")
+                100 * np.array([x[k] for x in gains]) for k in ("value", "low", "high")
             )
             at = np.arange(len(rows)) + 0.22 * (index - (len(sets) - 1) / 2)
             ax.errorbar(

@@ -44,8 +44,8 @@ def text_metrics(logits_B: np.ndarray, texts: Sequence[LabelledText]) -> dict[st
     """Return per-class accuracies and scores of scored texts, and the accuracy on targets."""
     kinds_B = jnp.array([text.kind for text in texts], jnp.int32)
     targets_B = np.array([text.target for text in texts], np.float32)
-    found = class_metrics(jnp.asarray(logits_B), kinds_B, targets_B=jnp.asarray(targets_B))
-    metrics = {key: float(value) for key, value in found.items()}
+    by_class = class_metrics(jnp.asarray(logits_B), kinds_B, targets_B=jnp.asarray(targets_B))
+    metrics = {key: float(value) for key, value in by_class.items()}
     metrics["disc/accuracy"] = float(np.mean((logits_B > 0) == (targets_B > 0.5)))
     return {key: value for key, value in metrics.items() if not np.isnan(value)}
 
