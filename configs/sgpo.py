@@ -32,9 +32,9 @@ def get_config(preset: str = "") -> Config:
     if preset == "tiny":
         config.sgpo.refine_template = "{prompt}\n{response}\n{reference}\n"
         config.sgpo.improve_template = "{prompt}\n{response}\n"
-        # Random text is far from any other.
+        # Random text is far from any other, and seldom nearer to the good answer than before.
         config.sgpo.max_edit, config.sgpo.max_length_ratio = 1.0, 10.0
-        config.sgpo.max_prompt_tokens, config.sgpo.prompts = 512, 32
+        config.sgpo.max_prompt_tokens, config.sgpo.prompts = 512, 64
     else:
         # A model of this size rewrites an answer rather than edits it: at .6, 7 of 128 are kept.
         config.sgpo.prompts, config.sgpo.max_edit = 128, 0.85
