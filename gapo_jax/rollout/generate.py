@@ -18,8 +18,6 @@ from gapo_jax.rollout.sampler import Sampler
 from gapo_jax.rollout.stops import StopStrings, stop_strings
 from gapo_jax.types import Params, Rollout
 
-SampleFn = Sampler  # the name that train/ still imports
-
 
 class Generated(NamedTuple):
     """Responses in the order of their prompts: plain text, and the rollout as numpy arrays;

@@ -20,8 +20,7 @@ from gapo_jax.data.chat import set_template_variables
 from gapo_jax.methods import asks_discriminator, has_critic, method_of, scores_with_average
 from gapo_jax.models import Decoder, DecoderConfig
 from gapo_jax.rng import Stream
-from gapo_jax.rollout.generate import SampleFn
-from gapo_jax.rollout.sampler import RESTRICTIONS, make_sampler, restriction_warning
+from gapo_jax.rollout.sampler import RESTRICTIONS, Sampler, make_sampler, restriction_warning
 from gapo_jax.sharding import ONE_DEVICE, Placement, make_mesh
 from gapo_jax.train.buckets import (
     accept_buckets,
@@ -98,7 +97,7 @@ class Models:
     disc_init_params: Params
     disc_tokenizer: Any
     spec: PolicySpec
-    sample: SampleFn
+    sample: Sampler
     decoding: Placement = ONE_DEVICE
 
     def for_sampling(self, params: Params) -> Params:

@@ -109,7 +109,7 @@ def maybe_evaluate(ctx: TrainContext, state: GAPOState, finished: int) -> None:
     ctx.writer.write(finished * ctx.updates_per_round, finished, "eval", metrics)
 
 
-def _strict_accuracies(summary: Mapping[str, Any], prefix: str) -> dict[str, float]:
+def _strict_accuracies(summary: Mapping[str, dict[str, float]], prefix: str) -> dict[str, float]:
     """Return the strict accuracies of a summary with their intervals, as metrics."""
     metrics = {}
     for name in ("instruction_strict", "prompt_strict"):
