@@ -44,13 +44,13 @@ from gapo_jax.config.presets import tiny
 
 
 def get_config(preset: str = "") -> Config:
-    """Return the configuration; the presets are `ifeval` and `rehearse`.
+    """Return the configuration; the presets are `ifeval`, `small` and `rehearse`.
 
     Raises:
         ValueError: another preset.
     """
-    if preset not in ("", "ifeval", "rehearse"):
-        raise ValueError(f"wanted the preset 'ifeval' or 'rehearse' or none, got {preset!r}")
+    if preset not in ("", "ifeval", "small", "rehearse"):
+        raise ValueError(f"wanted 'ifeval', 'small', 'rehearse' or no preset, got {preset!r}")
     if preset == "rehearse":
         config = tiny("gapo", "gapo_tpu_rehearse")
         config.rounds = 2
@@ -60,6 +60,11 @@ def get_config(preset: str = "") -> Config:
         _set_sizes(config)
         _set_table(config, preset)
     config.model.critic = "decoder"
+    if preset == "small":
+        config.model.generator = "Qwen/Qwen2.5-1.5B-Instruct"
+        config.model.discriminator = "allenai/longformer-base-4096"
+        config.sampling.batch_size = 128
+        config.ppo.accumulate = 4
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 1, -1, 1
     config.mesh.sampling_tensor = 4
     return config

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -291,13 +292,19 @@ class Checkpointer:
                 f"({_first_line(error)}); continuing from an older one.",
                 stacklevel=3,
             )
-            if jax.process_index() == 0 and not self._read_only:
-                if target.exists():
-                    target.rmtree()
-                (self.directory / str(step)).rename(target)
-        if failures and not self._read_only:
-            multihost_utils.sync_global_devices("gapo_jax.checkpoint.set_aside")
-            self._manager.reload()
+            if not self._read_only:
+                self.set_aside(step, "unreadable")
+
+    def set_aside(self, step: int, suffix: str) -> None:
+        """Rename a complete checkpoint to `STEP.suffix`: the one before it is then the newest."""
+        if jax.process_index() == 0:
+            target = self.directory / f"{step}.{suffix}"
+            if target.exists():
+                target.rmtree()
+            (self.directory / str(step)).rename(target)
+        multihost_utils.sync_global_devices("gapo_jax.checkpoint.set_aside")
+        self._manager.reload()
+        self._saved.discard(step)
 
     def _save_error(self, step: int, error: Exception) -> CheckpointError:
         """Clear what the failed save left and say what happened and what remains."""
@@ -313,9 +320,21 @@ class Checkpointer:
         continue_from = f"step {kept[-1]}" if kept else "the start"
         return CheckpointError(
             f"checkpoint {step} could not be written to {self.directory}: {_first_line(error)}. "
-            f"{room}. Complete checkpoints there: {kept}. Free some space "
-            "(or use a larger disk with --workdir, or a smaller config.checkpoint.keep) and run "
-            f"the same command again: it continues from {continue_from}."
+            f"{room}. Complete checkpoints there: {kept}. {self._remedy(error)} and run the same "
+            f"command again: it continues from {continue_from}."
+        )
+
+    def _remedy(self, error: BaseException | None) -> str:
+        """Return what to do about an error of a save, which may be the cause of others."""
+        denied = "://" not in str(self.directory) and not os.access(self.directory, os.W_OK)
+        while error is not None:
+            denied |= getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS)
+            error = error.__cause__ or error.__context__
+        if denied:
+            return f"Give this user the right to write to {self.directory}"
+        return (
+            "Free some space (or use a larger disk with --workdir, or a smaller "
+            "config.checkpoint.keep)"
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
 import gzip
 import io
 import json
@@ -93,6 +94,21 @@ def json_line(record: Mapping[str, Any], *, allow_nan: bool = True) -> str:
         ValueError: a number is not finite and `allow_nan` is off.
     """
     return _encoded(record, allow_nan=allow_nan).decode("utf-8")
+
+
+def way_out(error: OSError) -> str:
+    """Return what to do about an error of the file system, for the end of its message."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            "Free some space, and the same command continues the run; or take a larger disk with "
+            "another --workdir"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return (
+            "Give this user the right to write there (chmod, mount), and the same command "
+            "continues the run; or take a folder that can be written to with another --workdir"
+        )
+    return "Mend that, and the same command continues the run; or take another --workdir"
 
 
 def _encoded(record: Any, **options: Any) -> bytes:

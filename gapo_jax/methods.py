@@ -140,12 +140,14 @@ def refuse_buckets(config: Any, reason: str) -> None:
 
 
 def _check_gapo(config: Any) -> None:
-    if config.reward.source == "verifier":
+    if not asks_discriminator(config):
         others = [m.name for m in METHODS.values() if m.loop == "online" and not m.adversarial]
+        asked, remedy = "source='verifier'", "set source to 'discriminator' or 'mix'"
+        if config.reward.sources:
+            asked, remedy = f"sources={config.reward.sources}", "add 'discriminator'"
         raise ValueError(
-            "config.method='gapo' trains a discriminator that config.reward.source='verifier' "
-            "never asks; set source to 'discriminator' or 'mix', or take a method that leaves the "
-            f"discriminator alone: {others}"
+            f"config.method='gapo' trains a discriminator that config.reward.{asked} never asks; "
+            f"{remedy}, or take a method that leaves the discriminator alone: {others}"
         )
 
 
@@ -388,8 +390,19 @@ def asks_discriminator(config: Any) -> bool:
     """Return whether rewards come from a discriminator, which is then warmed up on the pairs."""
     method = method_of(config)
     if method.loop == "online":
-        return config.reward.source != "verifier"
+        return "discriminator" in config.reward.asked
     return getattr(method.section_of(config), "reward", "") == "discriminator"
+
+
+def needs_pairs(config: Any) -> bool:
+    """Return whether anything in a run learns from pairs, or samples for their prompts; they are
+    made or read first then."""
+    method = method_of(config)
+    if method.loop == "offline" or method.adversarial:
+        return True
+    warmed_up = asks_discriminator(config) and config.discriminator.warmup_epochs > 0
+    asked = config.discriminator.generated_prompts == "pairs"
+    return warmed_up or asked or config.ppo.sft_coef > 0
 
 
 def kl_in_loss(config: Any) -> str | None:

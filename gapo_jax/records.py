@@ -32,27 +32,46 @@ class Constraint:
 
 @dataclasses.dataclass(frozen=True)
 class PromptRow:
-    """A prompt to answer: the task T, the constraints C and the text that states both."""
+    """A prompt to answer: the task T, the constraints C and the text that states both.
+
+    Attributes:
+        key: tells rows apart in files.
+        prompt: the text that is asked; of a dialogue all its turns as one text.
+        task: what is asked without the constraints.
+        constraints: what a response is verified against.
+        turns: "role" and "content" of each turn, where a dialogue is asked; () for one user turn.
+        columns: the further columns of a user's row, for reward functions.
+    """
 
     key: str
     prompt: str
     task: str
     constraints: tuple[Constraint, ...]
+    turns: tuple[Mapping[str, str], ...] = ()
+    columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def asked(self) -> str | tuple[Mapping[str, str], ...]:
+        """What the chat template renders: the turns of a dialogue, else the prompt."""
+        return self.turns or self.prompt
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as a JSON-ready dictionary."""
+        own = {"turns": [dict(turn) for turn in self.turns], "columns": dict(self.columns)}
         return {
             "key": self.key,
             "prompt": self.prompt,
             "task": self.task,
             "constraints": [constraint.to_json() for constraint in self.constraints],
+            **{name: value for name, value in own.items() if value},
         }
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> PromptRow:
         """Rebuild a row from `to_json`."""
         constraints = tuple(Constraint.from_json(item) for item in record["constraints"])
-        return cls(record["key"], record["prompt"], record["task"], constraints)
+        own = tuple(record.get("turns", ())), record.get("columns", {})
+        return cls(record["key"], record["prompt"], record["task"], constraints, *own)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,6 +35,7 @@ class Stream(enum.StrEnum):
     # Starting weights.
     GENERATOR_WEIGHTS = enum.auto()
     DISCRIMINATOR_WEIGHTS = enum.auto()
+    REWARD_MODEL_WEIGHTS = enum.auto()  # [its source]
     CRITIC_WEIGHTS = enum.auto()
     ADAPTER_WEIGHTS = enum.auto()  # [matrix]
     HEAD_WEIGHTS = enum.auto()

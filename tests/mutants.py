@@ -45,6 +45,7 @@ EXPLAINED: dict[str, str] = {}
 
 NUMBERS = "tests/train/online/test_round_numbers.py"
 OFFLINE = "tests/train/test_offline_numbers.py"
+ROWS = "tests/train/offline/test_rows.py"
 
 
 PASSED, FAILED, NOT_COLLECTED = 0, 1, 2  # exit statuses of pytest
@@ -68,6 +69,13 @@ GAE, RLOO, GRPO = _numbers("gae"), _numbers("rloo"), _numbers("grpo")
 PLUS, RPO = _numbers("reinforce_pp"), _numbers("rpo")
 DR_GRPO = _numbers("dr_grpo")
 BASELINE = _numbers("reinforce_pp_group_baseline")
+DAPO, GSPO, EVERYTHING = _numbers("dapo"), _numbers("gspo"), _numbers("everything")
+COMPARED = _numbers("bradley_terry")
+SHARED = ("tests/train/discriminator/test_pair_prompts.py",)
+MIX = ("tests/train/discriminator/test_batches.py",)
+CHECKS, WORKDIR = ("tests/train/test_checks.py",), ("tests/train/test_workdir.py",)
+OPTIMIZERS, CHECKPOINT = ("tests/train/test_optimizers.py",), ("tests/test_checkpoint.py",)
+STOPS = ("tests/runs/test_stops.py", "-k", "only_good")
 DROPOUT = (NUMBERS, "-k", "dropout")
 KILLED = (NUMBERS, "-k", "killed")
 ONLINE, DISC = "gapo_jax/train/online/", "gapo_jax/train/discriminator/"
@@ -124,9 +132,9 @@ FAULTS = (
     Fault("rewards after the update where before is asked", ONLINE + "rewards.py",
           'config.discriminator.score_with == "pre"', 'config.discriminator.score_with == "none"',
           GAE),
-    Fault("verifier's weight the wrong way", "gapo_jax/rewards/scores.py",
-          "(1.0 - verifier_weight) * scores_B + verifier_weight * rules_B",
-          "verifier_weight * scores_B + (1.0 - verifier_weight) * rules_B", RLOO),
+    Fault("verifier's weight the wrong way", "gapo_jax/config/online.py",
+          "return 1.0 - self.verifier_weight, self.verifier_weight",
+          "return self.verifier_weight, 1.0 - self.verifier_weight", RLOO),
     Fault("GAE's lambda not passed on", ONLINE + "experience.py",
           '"lam": ppo.lam, ', "", GAE),
     Fault("gamma not passed on", ONLINE + "experience.py",
@@ -316,9 +324,74 @@ FAULTS = (
           "Stream.ROLLOUT, index, attempt", "Stream.ROLLOUT, 0, attempt", PLUS),
     Fault("the same prompts in every round", ONLINE + "rollout.py",
           "step=index,", "step=0,", PLUS),
+    Fault("a curriculum that starts with nothing", "gapo_jax/data/curriculum.py",
+          "start + (1 - start) * done / share", "done / share",
+          ("tests/data/test_curriculum.py",)),
+    # Shared prompts.
+    Fault("the same pairs' prompts in every round", DISC + "pair_prompts.py",
+          "index * count + len(chosen)", "len(chosen)", SHARED),
+    Fault("prompts of pairs that are not in use", DISC + "pair_prompts.py",
+          "rows = [row for row in pool if row.prompt in in_use]", "rows = list(pool)", SHARED),
+    Fault("cycles torn apart", DISC + "pair_prompts.py",
+          "order = np.argsort(places_A, kind=\"stable\")[offset",
+          "order = rng.permutation(len(rows))[offset", SHARED),
+    Fault("real texts under other prompts than the replayed ones", DISC + "batches.py",
+          "asked = [text.prompt for text in generated or fresh]",
+          "asked = [text.prompt for text in fresh]", EVERYTHING),
+    Fault("real texts all accepted", DISC + "batches.py",
+          "else number % 2\n", "else 0\n", SHARED),
+    Fault("real texts not in proportion", DISC + "batches.py",
+          "slots = [prompt for prompt in names for _ in range(times[prompt])]",
+          "slots = names", EVERYTHING),
+    Fault("compared with real text of another prompt", DISC + "batches.py",
+          "real_under.get(wanted) or by_prompt.get(wanted)", "by_prompt.get(wanted)", SHARED),
+    # Comparisons, gate, penalty, curriculum.
+    Fault("worse text first", DISC + "batches.py",
+          "pairs.append((text, other) if good else (other, text))",
+          "pairs.append((other, text) if good else (text, other))", MIX),
+    Fault("gamma of R1 dropped", DISC + "steps.py",
+          "total + gradient_penalty * slope", "total + slope", EVERYTHING),
+    Fault("R1 on all texts", DISC + "steps.py",
+          "batch.weights_B * (batch.classes_B == ACCEPTED)", "batch.weights_B", EVERYTHING),
+    Fault("the gate doubles nothing", DISC + "update.py", "passes = 2", "passes = 1", EVERYTHING),
+    Fault("the curriculum stands still", DISC + "update.py",
+          "index / config.rounds", "0 * index / config.rounds", EVERYTHING),
+    # Rates, decay, what is saved as good.
+    Fault("a head's vector decays", "gapo_jax/train/optimizers.py",
+          "|(^|/)head/out/", "", OPTIMIZERS),
+    Fault("a rate of 0 without a warm-up", "gapo_jax/train/optimizers.py",
+          "    if not updates:\n", "    if updates < 0:\n", OPTIMIZERS),
+    Fault("IPO by sums", "gapo_jax/losses/offline.py",
+          'reduce == "mean" or (reduce == "auto" and variant == "ipo")', 'reduce == "mean"',
+          ("tests/train/offline/test_steps.py", "-k", "loss")),
+    Fault("any growth is well", "gapo_jax/train/checks.py",
+          "params > MOST_GROWTH * max", "params > 1e9 * max", CHECKS),
+    Fault("moments are not looked at", "gapo_jax/train/checks.py",
+          '("moments", moments)', '("moments", 0.0)', CHECKS),
+    Fault("the discriminator is not looked at", "gapo_jax/train/checks.py",
+          '"discriminator": "disc"}', '"discriminator": "none"}', CHECKS),
+    Fault("saved without a look at the networks", "gapo_jax/train/rounds.py",
+          '            check_networks(norms, state, f"round {index + 1}", rates)\n', "", STOPS),
+    Fault("what left the reference stays the newest", "gapo_jax/train/rounds.py",
+          'ctx.checkpointer.set_aside(index, "collapsed")', "pass", STOPS),
+    Fault("anything may change after a stop", "gapo_jax/train/workdir.py",
+          "stopped.is_file() and all(mended)", "stopped.is_file()", WORKDIR),
+    Fault("two runs in one folder of checkpoints", "gapo_jax/train/workdir.py",
+          "if owner != own:", "if owner != owner:", WORKDIR),
+    Fault("no line of a lost save", "gapo_jax/train/history.py",
+          '== ("save", saved)', '!= ("save", -1)', WORKDIR),
+    Fault("missing rounds unnamed", "gapo_jax/train/history.py",
+          "set(range(1, saved + 1)) - present", "set(range(1, 1)) - present", WORKDIR),
+    Fault("checksums not compared", "gapo_jax/checkpoint.py",
+          "if sums.get(key) != n]", "if sums.get(key) != sums.get(key)]",
+          (*CHECKPOINT, "-k", "flipped or differs")),
+    Fault("one checkpoint kept", "gapo_jax/checkpoint.py",
+          "LatestN(self._keep)", "LatestN(1)", (*CHECKPOINT, "-k", "newest")),
     # Offline updates.
     Fault("offline scoring at the sampling temperature", "gapo_jax/train/offline/steps.py",
-          "    spec = dataclasses.replace(spec, temperature=1.0)\n", "", (OFFLINE, "-k", "dpo")),
+          "    spec = dataclasses.replace(spec, temperature=1.0)\n"
+          "    step = functools.partial(offline_step", "    step = functools.partial(offline_step",
+          (OFFLINE, "-k", "dpo")),
     Fault("SGPO's reference at the sampling temperature", "gapo_jax/train/offline/sgpo.py",
           "spec = dataclasses.replace(ctx.models.spec, temperature=1.0)", "spec = ctx.models.spec",
           (OFFLINE, "-k", "sgpo")),
@@ -331,6 +404,18 @@ FAULTS = (
           "optax.set_to_zero(), updates_per_round(config)", (OFFLINE, "-k", "dpo")),
     Fault("offline batches begin anew in every round", "gapo_jax/train/offline/loop.py",
           "index * ctx.updates_per_round", "0 * ctx.updates_per_round", (OFFLINE, "-k", "dpo")),
+    Fault("rows are told apart by the wrong label", "gapo_jax/train/offline/row_arrays.py",
+          '(numbers["rewards_B"] > 0.5)', '(numbers["rewards_B"] < 0.5)', (ROWS, "-k", "kto")),
+    Fault("rows train on one token less", "gapo_jax/train/offline/row_arrays.py",
+          "start + max(first, 1)", "start + max(first, 1) + 1", (ROWS, "-k", "right_edge")),
+    Fault("held-out prompts are trained on", "gapo_jax/train/datasets/rows.py",
+          "np.flatnonzero(part_of[group] == part)", "np.flatnonzero(part_of[group] <= part)",
+          (ROWS, "-k", "split_by_prompt")),
+    Fault("rows begin anew in every window", "gapo_jax/train/offline/row_batches.py",
+          "step=window, n", "step=0, n", (ROWS, "-k", "once_an_epoch")),
+    Fault("the worse side of held-out pairs preferred", "gapo_jax/train/row_evaluation.py",
+          "order = float(np.mean(good_A > bad_A))", "order = float(np.mean(good_A < bad_A))",
+          (ROWS, "-k", "held_out_rows_are_measured")),
 )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from plain_parts import (
     disc_pull_back,
     discriminator_rate,
     leaves,
+    r1_pull_back,
     scores_of,
     slopes_of,
     text_ids,
@@ -87,7 +88,17 @@ class PlainNetworks:
         pairs = [text for *_, text in texts]
         total = sum(weight for _, _, weight, _ in texts)
 
+        def compared(lists):
+            scores = lists[0]
+            pairs = zip(scores[::2], scores[1::2], texts[::2], strict=True)
+            return sum(
+                weight * math.log1p(math.exp(worse - better))
+                for better, worse, (_, _, weight, _) in pairs
+            ) / sum(weight for _, _, weight, _ in texts[::2])  # fmt: skip
+
         def loss(lists):
+            if settings.loss == "bradley_terry":
+                return compared(lists)
             return sum(
                 weight * (math.log1p(math.exp(-abs(x))) + max(x, 0) - x * target)
                 for x, (_, target, weight, _) in zip(lists[0], texts, strict=True)
@@ -97,6 +108,12 @@ class PlainNetworks:
         slopes = np.zeros(N, np.float32)
         slopes[: len(texts)] = slopes_of(loss, [scores_of(params, pairs)])[0]
         gradients = leaves(disc_pull_back(params, disc_arrays(pairs), slopes))
+        if settings.gradient_penalty:
+            shares = np.zeros(N, np.float32)
+            real = [weight * (kind == ACCEPTED) for kind, _, weight, _ in texts]
+            shares[: len(texts)] = np.array(real) / sum(real) * settings.gradient_penalty / 2
+            extra = leaves(r1_pull_back(params, disc_arrays(pairs), shares))
+            gradients = {path: g + extra[path] for path, g in gradients.items()}
         # The table of words stands still (discriminator.freeze_embeddings).
         gradients = {k: g for k, g in gradients.items() if "'word'" not in k}
         optimizer = self.optimizers["disc"]
@@ -120,6 +137,9 @@ class PlainNetworks:
     def check_weights(self, texts):
         """Both sides have half of the mass: w = N / 2P for the positive part of a target, N / 2(N -
         P) for the negative one."""
+        if self.config.discriminator.loss == "bradley_terry":
+            assert all(weight == 1 for _, _, weight, _ in texts)
+            return
         count, positive = len(texts), sum(target for _, target, _, _ in texts)
         for _, target, weight, _ in texts:
             wanted = target * count / (2 * positive)
@@ -149,8 +169,17 @@ class PlainNetworks:
             assert kind == (ACCEPTED if accepted else REJECTED)
             assert abs(target - (soft if accepted else 0.0)) < 1e-6
             sides[kind].append(index)
-        assert sorted(sides[ACCEPTED]) == sorted(sides[REJECTED])
+        whole = sorted(sides[ACCEPTED]) == sorted(sides[REJECTED])
+        assert whole or self.config.discriminator.generated_prompts == "pairs"
         return sides[ACCEPTED]
+
+    def pairs_in_use(self, done):
+        """The easiest pairs come first; their share grows evenly from its start to 1."""
+        data, count = self.config.data, len(run.PAIRS)
+        if not data.curriculum:
+            return count
+        begin = data.curriculum_start
+        return math.ceil(count * min(1.0, begin + (1 - begin) * done / data.curriculum))
 
     def warm_up(self):
         settings, orders = self.config.discriminator, []
@@ -163,7 +192,9 @@ class PlainNetworks:
                 seen += self.check_pairs(real)
                 self.update_discriminator(real)
                 self.disc = self.same(self.disc, fields["params"])
-            assert sorted(seen) == list(range(len(run.PAIRS))), "an epoch has every pair once"
+            known = self.pairs_in_use(0.0)
+            wanted = sorted(i % known for i in range(len(run.PAIRS)))
+            assert sorted(seen) == wanted, "an epoch has every pair that is in use equally often"
             orders.append(seen)
         assert orders[0] != orders[1]
         self.average = dict(self.disc)
@@ -176,8 +207,41 @@ class PlainNetworks:
             known[text_ids(prompt, text)] = (prompt, text)
         batches = [self.disc_batch(known) for _ in range(settings.updates_per_round)]
         texts = [text for batch, _ in batches for text in batch]
+        if self.gated(texts):
+            again = [self.next_event("disc_update") for _ in batches]
+            for (_, fields), more in zip(batches, again, strict=True):
+                jax.tree.map(np.testing.assert_array_equal, fields["batch"], more["batch"])
+            batches += [(texts, more) for (texts, _), more in zip(batches, again, strict=True)]
         self.check_weights(texts)
+        self.check_mix(texts, fresh, verified)
+        for batch, fields in batches:
+            self.update_discriminator(batch)
+            self.disc = self.same(self.disc, fields["params"])
+        stay = settings.ema_decay
+        self.average = {
+            path: stay * old + (1 - stay) * self.disc[path] for path, old in self.average.items()
+        }
+        self.fresh = fresh
+
+    def gated(self, texts):
+        """Whether the batches are learned from twice: too few logits are on their target's side."""
+        settings = self.config.discriminator
+        assert settings.gate_high == 1, "a round that is skipped leaves nothing to compare with"
+        if not settings.gate_low:
+            return False
+        scores, params = [], self.disc_params()
+        for start in range(0, len(texts), N):
+            scores += scores_of(params, [text for *_, text in texts[start : start + N]])
+        right = [(x > 0) == (target > 0.5) for x, (_, target, _, _) in zip(scores, texts)]
+        return sum(right) / len(right) < settings.gate_low
+
+    def check_mix(self, texts, fresh, verified):
+        """The shares, labels and prompts of a round's texts."""
+        settings = self.config.discriminator
         generated = [(target, text) for kind, target, _, text in texts if kind == GENERATED]
+        if settings.loss == "bradley_terry":
+            self.check_comparisons(texts)
+            return
         wanted = round(len(texts) * settings.generated_fraction)
         old = min(round(wanted * settings.replay_fraction), len(self.replay))
         assert len(generated) == wanted
@@ -189,16 +253,34 @@ class PlainNetworks:
             label = {"paper": 0.0, "verified": good, "soft": settings.soft_label}
             assert abs(target - label[settings.label_policy]) < 1e-6
         pairs = self.check_pairs(texts)
-        assert not set(pairs) & set(self.pairs_seen), "rounds learn from other pairs"
+        if settings.generated_prompts == "pairs":
+            # Real texts are those of the pairs whose accepted prompts the generated ones answer, in
+            # proportion. Here no other pair rejects such a prompt, so its own rejected side stands
+            # for that.
+            own = {pair.prompt_rejected: pair.prompt_accepted for pair in run.PAIRS}
+            real = [text for kind, _, _, text in texts if kind != GENERATED]
+            asked = collections.Counter(prompt for _, (prompt, _) in generated)
+            under = collections.Counter(own.get(prompt, prompt) for prompt, _ in real)
+            for prompt in asked | under:
+                share = asked[prompt] * len(real) / len(generated)
+                assert abs(under[prompt] - share) < 1
+            return
+        if not self.config.data.curriculum:
+            assert not set(pairs) & set(self.pairs_seen), "rounds learn from other pairs"
         self.pairs_seen += pairs
-        for batch, fields in batches:
-            self.update_discriminator(batch)
-            self.disc = self.same(self.disc, fields["params"])
-        stay = settings.ema_decay
-        self.average = {
-            path: stay * old + (1 - stay) * self.disc[path] for path, old in self.average.items()
-        }
-        self.fresh = fresh
+
+    def check_comparisons(self, texts):
+        """The better text stands before the worse one; the share of comparisons with generated text
+        is what was asked for, the others are whole pairs."""
+        settings = self.config.discriminator
+        pairs = list(zip(texts[::2], texts[1::2], strict=True))
+        for better, worse in pairs:
+            assert (better[1], worse[1]) == (1.0, 0.0)
+        mixed = [pair for pair in pairs if GENERATED in (pair[0][0], pair[1][0])]
+        assert len(mixed) == round(len(pairs) * settings.generated_fraction)
+        for (kind, _, _, better), (other, _, _, worse) in pairs:
+            if GENERATED not in (kind, other):
+                assert (kind, other) == (ACCEPTED, REJECTED) and better[1] == worse[1]
 
     @staticmethod
     def same(plain, params, atol=3e-5):

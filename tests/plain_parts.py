@@ -78,6 +78,24 @@ def disc_pull_back(params, arrays, slopes):
     return jax.grad(lambda p: jnp.sum(_disc_logits(p, *arrays) * slopes))(params)
 
 
+@jax.jit
+def r1_pull_back(params, arrays, shares):
+    """Return the gradient of sum(share * |d logit / d embeddings|^2) over the texts."""
+    tokens, mask, types = arrays
+    network = Discriminator(run.DISC_SHAPE)
+
+    def penalty(p):
+        def apply(*arguments, method):
+            return network.apply({"params": p}, *arguments, method=method)
+
+        embedded = apply(tokens, mask, types, method="embed")
+        slopes = jax.grad(lambda e: jnp.sum(apply(e, mask, method="score_embedded")))(embedded)
+        squares = jnp.sum((slopes * mask[:, :, None]) ** 2, axis=(1, 2))
+        return jnp.sum(squares * shares)
+
+    return jax.grad(penalty)(params)
+
+
 def text_ids(prompt, response):
     """[CLS] prompt [SEP] response [SEP], white space around the texts left out."""
     return tuple(

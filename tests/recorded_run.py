@@ -61,6 +61,15 @@ PAIRS = [
     for i in range(10)
 ]  # fmt: skip
 
+
+def rows_of(config: Config) -> list[PromptRow]:
+    """Return the prompts that a run learns on: its own, or the accepted ones of its pairs."""
+    if config.discriminator.generated_prompts == "rollouts":
+        return ROWS
+    return [PromptRow(f"k{i}", pair.prompt_accepted, pair.task, pair.accepted)
+            for i, pair in enumerate(PAIRS)]  # fmt: skip
+
+
 # Two rounds of four prompts x four samples; every switch that is off by default and has a meaning
 # for all estimators is on.
 COMMON = {
@@ -245,7 +254,7 @@ def play(
         sample=sampler,
     )
     # Held-out prompts are longer than these: the sampler is wider than what is learned from.
-    prompts = Prompts((), ROWS, {}, [], 32, 24)
+    prompts = Prompts((), rows_of(config), {}, [], 32, 24)
     online = method_of(config).loop == "online"
     widths = rollout_widths(config, models, prompts) if online else ()
     steps = build_steps(config, models, len(PAIRS), widths)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import pathlib
@@ -267,6 +268,40 @@ def test_reading_only_changes_nothing(tmp_path: pathlib.Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"wanted checkpoint \(any\) in .*found \[\]"):
         Checkpointer(tmp_path / "absent", read_only=True)
     assert not (tmp_path / "absent").exists()
+
+
+def test_a_step_that_is_set_aside_leaves_the_one_before_it(tmp_path: pathlib.Path) -> None:
+    with Checkpointer(tmp_path) as checkpointer:
+        for step in (1, 2):
+            checkpointer.save(step, {"w": jnp.full(3, step)}, {}, wait=True)
+        checkpointer.set_aside(2, "collapsed")
+        assert checkpointer.latest() == 1
+        restored, _ = checkpointer.restore({"w": jnp.zeros(3, int)})
+        assert restored["w"].tolist() == [1, 1, 1]
+        # The round is run again, and comes out otherwise.
+        checkpointer.save(2, {"w": jnp.full(3, 7)}, {}, wait=True)
+    with Checkpointer(tmp_path) as checkpointer:
+        assert checkpointer.restore({"w": jnp.zeros(3, int)})[0]["w"].tolist() == [7, 7, 7]
+    assert (tmp_path / "2.collapsed").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("cause", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "Free some space"),
+        (OSError(errno.EROFS, "Read-only file system"), "the right to write to"),
+        (PermissionError(errno.EACCES, "Permission denied"), "the right to write to"),
+    ],
+)
+def test_a_save_that_fails_says_what_to_do_about_its_cause(tmp_path, monkeypatch, cause, said):
+    with Checkpointer(tmp_path) as checkpointer:
+
+        def fail(*_, **__):
+            raise RuntimeError("a save failed") from cause
+
+        monkeypatch.setattr(checkpointer._manager, "save_checkpointables_async", fail)
+        with pytest.raises(CheckpointError, match=f"{cause.strerror}.*{said}"):
+            checkpointer.save(1, {"w": jnp.zeros(3)}, {})
 
 
 def test_nothing_readable_is_an_error(tmp_path: pathlib.Path) -> None:

@@ -30,8 +30,8 @@ RUNNABLE = "<!-- runnable -->"
 ORDER = ("start", "rewards", "data", "evaluation", "models")
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _METRIC = re.compile(
-    r"^(advantage|compile|constraint|device|disc|eval|invq|kl|policy|pref|response|reward|rollout"
-    r"|sft|sgpo|throughput|time|value)/[\w/…]+$"
+    r"^(advantage|compile|constraint|device|dev|disc|eval|invq|kl|logps|policy|pref|response|reward|rewards"
+    r"|rollout|sft|sgpo|throughput|time|value)/[\w/…]+$"
 )
 # Names that are checked but never written.
 _INTERNAL = {"disc/weight_norm"}
@@ -41,6 +41,7 @@ _PLACES = {
     "ID": ("punctuation:no_comma",),
     "PHASE": "warmup rollout score experience discriminator policy eval save".split(),
     "REASON": ("copy", "too_close", "too_far", "not_nearer", "same", "length"),
+    "SOURCE": ("verifier", "discriminator"),
     "SET": ("heldout_topics", "heldout_phrasings", "heldout_tasks", "development", "trip_wires"),
 }
 

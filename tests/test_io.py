@@ -1,5 +1,6 @@
 """Files are the old or the new one, never half of it; lines end at a line feed alone."""
 
+import errno
 import json
 import os
 import subprocess
@@ -93,3 +94,17 @@ def test_a_line_of_a_growing_file_refuses_what_is_not_finite():
     assert json.loads(io.json_line({"a": 1e300})) == {"a": 1e300}
     with pytest.raises(ValueError, match="not JSON compliant"):
         io.json_line({"a": float("nan")}, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("number", "wanted"),
+    [
+        (errno.ENOSPC, "Free some space"),
+        (errno.EROFS, "the right to write"),
+        (errno.EACCES, "chmod"),
+        (errno.ENOTDIR, "Mend that"),
+    ],
+)
+def test_the_way_out_fits_the_error(number, wanted):
+    said = io.way_out(OSError(number, "some error"))
+    assert wanted in said and ("space" in said) == (number == errno.ENOSPC)

@@ -120,6 +120,52 @@ def test_the_doctor_reports_a_jax_that_cannot_start(monkeypatch: pytest.MonkeyPa
     assert finding.status == doctor.FAIL and "no such plugin" in finding.state
 
 
+def test_the_doctor_says_what_each_accelerator_has_and_wants(monkeypatch) -> None:
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(doctor, "_installed", {"libtpu": "0.0.52"}.get)
+    found = findings(doctor.check_accelerators())
+    assert found["NVIDIA GPU"] == (doctor.WARN, 'pip install -e ".[cuda]"')
+    assert found["TPU"] == (doctor.OK, "") and "plan" not in found
+    monkeypatch.setattr(doctor, "_installed", {"jax-cuda13-plugin": "0.10.2"}.get)
+    found = findings(doctor.check_accelerators())
+    assert found["NVIDIA GPU"][0] == doctor.OK
+    assert found["plan"] == (doctor.WARN, 'pip install -e ".[plan]"')
+
+
+def test_the_doctor_fits_the_mesh_of_a_configuration(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+    text = (ROOT / "configs" / "gapo_tiny.py").read_text()
+    for sizes, status, said in (
+        ("fsdp=2", doctor.OK, "data 2 x fsdp 2 x tensor 1"),
+        ("data=3", doctor.FAIL, "wanted mesh sizes that multiply to the 4 devices here"),
+    ):
+        own = tmp_path / f"own_{status}.py"
+        name, size = sizes.split("=")
+        change = f"""
+def changed(get=get_config):
+    config = get()
+    config.mesh.{name} = {size}
+    return config
+get_config = changed
+"""
+        own.write_text(text + change)
+        (finding,) = doctor.check_mesh(str(own))
+        assert finding.status == status and said in finding.found, finding
+    (finding,) = doctor.check_mesh("no_such_config")
+    assert finding.status == doctor.FAIL and "no configuration no_such_config" in finding.found
+
+
+def test_a_bug_report_has_what_is_wrong_and_no_secret(monkeypatch) -> None:
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("GAPO_JAX_TOKEN", "hidden")
+    home = str(pathlib.Path.home())
+    found = [doctor.Finding(doctor.FAIL, "weights", f"not in {home}/x", "fetch")]
+    text = doctor.bug_report(found)
+    assert "FAIL  weights: not in ~/x" in text and "JAX_PLATFORMS=cpu" in text
+    assert "hidden" not in text and home not in text and "jax 0." in text
+    assert text.startswith("```text\n") and text.endswith("\n```")
+
+
 def test_the_doctor_notices_an_unused_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
     found = findings(doctor._unused_accelerator({"cpu"}, None))

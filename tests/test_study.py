@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -17,7 +18,14 @@ from gapo_jax.cli import study as command
 from gapo_jax.cli.studies import lines as study_lines
 from gapo_jax.cli.studies import runs as study_runs
 from gapo_jax.cli.studies import tables
-from gapo_jax.cli.studies.definition import Arm, Study, load_study, runs_of, sharing_key
+from gapo_jax.cli.studies.definition import (
+    Arm,
+    Study,
+    load_function,
+    load_study,
+    runs_of,
+    sharing_key,
+)
 from gapo_jax.cli.studies.page import write_page
 from gapo_jax.config import change, finalize, from_json, lookup, to_json
 from gapo_jax.config.presets import tiny
@@ -194,7 +202,9 @@ def test_counts_are_kept_prompt_by_prompt():
 def test_rounds_tell_the_visible_reward_from_the_true_one(tmp_path):
     prompt = "Write a short note about ferries."
     good = {"round": 1, "prompt": prompt, "response": "The ferry leaves the harbor at nine."}
-    rows = [good | {"verdicts": [True, False]}, good | {"response": "P.S.", "verdicts": [True]}]
+    good |= {"score": math.log(3), "rule_reward": 0.5}
+    rows = [good | {"verdicts": [True, False]}]
+    rows += [good | {"response": "P.S.", "verdicts": [True], "score": -math.log(3)}]
     (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     metrics = [
         {"round": 0, "phase": "warmup", "disc/heldout_pair_order": 0.5},
@@ -204,8 +214,21 @@ def test_rounds_tell_the_visible_reward_from_the_true_one(tmp_path):
     (got,) = study_lines._rounds(tmp_path, metrics)
     assert got == {
         "round": 1, "reward/score_mean": 0.9, "reward/mine/mean": 0.7, "samples": 2,
-        "disc/heldout_pair_order": 0.8, "true": 0.6667, "genuine": 0.3333, "visible": 0.9,
+        "disc/heldout_pair_order": 0.8, "true": 0.6667, "genuine": 0.3333, "visible": 0.5,
     }  # fmt: skip
+    ruled = [row | {"score": None, "rule_reward": x} for row, x in zip(rows, (1.0, 0.5))]
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ruled))
+    assert study_lines._rounds(tmp_path, metrics)[0]["visible"] == 0.75
+    # A reward function sees the samples of every arm, whatever the arm was rewarded with.
+    asked = [{"id": P_S, "kwargs": {"postscript_marker": "P.S."}}]
+    rows = [row | {"constraints": asked} for row in rows]
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (got,) = study_lines._rounds(tmp_path, metrics, "examples/blind_verifier.py:visible")
+    assert got["visible"] == 0.5 and got["reward/score_mean"] == 0.9
+    with pytest.raises(ValueError, match="no function unseen"):
+        load_function("examples/blind_verifier.py:unseen")
+    with pytest.raises(FileNotFoundError, match="no file"):
+        load_function("examples/none.py:visible")
 
 
 def test_a_run_waits_for_files_that_another_one_makes():
@@ -222,17 +245,17 @@ def test_a_study_that_is_killed_goes_on_where_it_was(tmp_path, capsys):
     """Two arms and two seeds. The study is told to stop when it starts its third run."""
     arguments = ["--config", "configs/studies/tiny.py", "--out", str(tmp_path / "out")]
     arguments += ["--runs", str(tmp_path / "runs")]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "gapo_jax.cli.study", *arguments],
         stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert process.stdout is not None
-    for text in process.stdout:
-        if text.startswith("sft/seed1: starting"):
-            process.send_signal(signal.SIGTERM)
-            break
-    said = process.stdout.read()
-    assert process.wait() == 75 and "the same command goes on" in said, said
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        for text in process.stdout:
+            if text.startswith("sft/seed1: starting"):
+                process.send_signal(signal.SIGTERM)
+                break
+        said = process.stdout.read()
+    assert process.returncode == 75 and "the same command goes on" in said, said
     lines = tmp_path / "out" / "tiny.jsonl"
     first = lines.read_text()
     assert [json.loads(line)["arm"] for line in first.splitlines()] == ["sft", "dpo"]

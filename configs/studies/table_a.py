@@ -39,7 +39,7 @@ def get_study() -> Study:
         about=(
             "Does a discriminator that is trained online teach constraints better than a frozen "
             "one, than preferential responses, than offline methods? "
-            "[configs/studies/table_a.py](../../configs/studies/table_a.py) says what is equal."
+            "`configs/studies/table_a.py` says what is equal."
         ),
         seeds=THREE,
         set=EVAL,

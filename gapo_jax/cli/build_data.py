@@ -4,12 +4,13 @@
     gapo-jax build-data lint --source F [--model DIR] [--limit TOKENS]
     gapo-jax build-data products --out DIR [--products N]
 
-A source is a JSONL, JSON, CSV or Parquet file, a folder of `datasets`, or a dataset of the hub; its
-schema is recognised (README, "Your own data"). `mine` writes pairs.jsonl and pairs_test.jsonl,
-split by task, prompts_test.jsonl (prompts for `evaluate`), response_pairs.jsonl, README.md
-(the data card) and card.json; with --tfds a TFDS folder as well. --beam mines on many machines and
-writes all of these but response_pairs.jsonl. Rows that do not fit are named (`mine` writes them
-into left_out.txt) and counted; `mine --strict` ends at the first one.
+A source is a JSONL, JSON, CSV or Parquet file (also .gz, .zst), a folder of `datasets`, or a
+dataset of the hub; its schema is recognised (docs/data.md). `mine` writes pairs.jsonl and
+pairs_test.jsonl, split by task, prompts_test.jsonl (prompts for `evaluate`), response_pairs.jsonl,
+README.md (the data card) and card.json; with --tfds a TFDS folder as well. --beam mines on many
+machines and writes all of these but response_pairs.jsonl. Rows that do not fit are named (`mine`
+writes them into left_out.txt) and counted; `mine --strict` ends at the first one. --plugin adds
+constraint types of your own (docs/rewards.md).
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ def _source_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--streaming", action="store_true", help="read it row by row")
     parser.add_argument("--responses", default=None, help="file of {prompt, response} to join")
     parser.add_argument("--schema", choices=schemas.SCHEMAS, default=None)
+    parser.add_argument(
+        "--plugin", action="append", default=[], help="file of constraint types; repeatable"
+    )
     parser.add_argument("--rows", type=int, default=None, help="read the first N rows only")
 
 
@@ -56,6 +60,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     _source_arguments(look)
     look.add_argument("--model", default=None, help="whose tokenizer: folder, hub id, .gguf, name")
     look.add_argument("--limit", type=int, default=None, help="longest row, in tokens or words")
+    look.add_argument("--train-on", choices=("last", "all"), default="all", help="which answers")
+    look.add_argument(
+        "--chat-template-kwargs", default="{}", help="JSON: variables of the chat template"
+    )
     mine = commands.add_parser("mine", help="make preferential prompts")
     _source_arguments(mine)
     mine.add_argument("--also", action="append", default=[], help="a further source; repeatable")
@@ -87,11 +95,15 @@ def run_lint(options: argparse.Namespace) -> LintReport:
     """Look through the source and print the report."""
     tokenizer = None
     if options.model:
+        from gapo_jax.config import DataConfig
+        from gapo_jax.data.chat import set_template_variables
         from gapo_jax.data.tokenizer import load_tokenizer
         from gapo_jax.data.weights import WEIGHTS, locate
 
         name = options.model
         tokenizer = load_tokenizer(locate(name) if name in WEIGHTS else name)
+        variables = DataConfig(chat_template_kwargs=options.chat_template_kwargs)
+        set_template_variables(tokenizer, variables.template_variables())
     rows = tables.iter_rows(
         options.source, name=options.name, split=options.split, streaming=options.streaming
     )
@@ -102,6 +114,7 @@ def run_lint(options: argparse.Namespace) -> LintReport:
         schema=options.schema,
         tokenizer=tokenizer,
         limit=options.limit,
+        train_on=options.train_on,
     )
     print("\n".join(report.lines()))
     return report
@@ -117,6 +130,8 @@ def make_recipe(options: argparse.Namespace) -> Recipe:
         pairing=options.pairing,
         difficulty=tuple(options.difficulty),
         seed=options.seed,
+        # Whole paths, because a worker may start in another folder.
+        plugins=tuple(str(Path(path).expanduser().resolve()) for path in options.plugin),
     )
     return Recipe(
         sources=(options.source, *options.also),
@@ -174,7 +189,9 @@ def mixed_rows(
 
 
 def _type_ids(text: str) -> tuple[str, ...]:
-    return constraints.resolve([part.strip() for part in text.split(",") if part.strip()])
+    """Return the ids of --types, each of which has `sample` and `modify`."""
+    type_ids = constraints.resolve([part.strip() for part in text.split(",") if part.strip()])
+    return tuple(constraints.trainable(type_id).id for type_id in type_ids)
 
 
 def _write_splits(out: Path, splits: Mapping[str, Sequence[PreferentialPair]]) -> None:
@@ -287,6 +304,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run; 0 on success, 1 with one line on bad input or for data that lint refuses."""
     options = parse_arguments(arguments)
     try:
+        for path in getattr(options, "plugin", ()):
+            constraints.load_plugin(path)
         if options.command == "lint":
             return 1 if run_lint(options).errors else 0
         result = run_mine(options) if options.command == "mine" else run_products(options)

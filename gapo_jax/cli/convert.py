@@ -3,6 +3,7 @@
     gapo-jax convert import SRC DST     HF folder, hub id or .gguf file -> Orbax
     gapo-jax convert export SRC DST     run, checkpoint or import -> HF folder
     gapo-jax convert export RUN DST --adapter    a LoRA run's adapter -> PEFT folder
+    gapo-jax convert export RUN DST --push-to-hub ORG/NAME [--dry-run]    and to the hub
     gapo-jax convert verify SRC         against transformers (needs torch)
 
 `import` and `export` also take a PEFT adapter (folder or hub id) and merge it into its base, the
@@ -33,6 +34,7 @@ import numpy as np
 from gapo_jax import hub, models, rng
 from gapo_jax.checkpoint import CheckpointError
 from gapo_jax.cli import program, summary
+from gapo_jax.cli.push import check_repo, complete_card, push
 from gapo_jax.data.tokenizer import chat_prompt, encode_prompts
 from gapo_jax.data.weights import WEIGHTS, locate
 from gapo_jax.rng import Stream
@@ -80,7 +82,20 @@ def import_model(args: argparse.Namespace) -> int:
 
 
 def export_model(args: argparse.Namespace) -> int:
-    """`export SRC DST`."""
+    """`export SRC DST`, and to the hub where that is asked for."""
+    if not args.push_to_hub:
+        return _export(args)
+    check_repo(args.push_to_hub, args.dry_run)
+    if status := _export(args):
+        return status  # what differs from transformers' is not given to others
+    what = "adapter" if args.adapter else args.network
+    complete_card(Path(args.dst), args.src, args.push_to_hub, what, args.license, args.step)
+    push(Path(args.dst), args.push_to_hub, private=args.private, dry_run=args.dry_run)
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    """Write the folder and compare it."""
     if args.adapter:
         decoder, adapters, base, method = load_trained_adapters(args.src, args.step)
         print(models.save_adapter(decoder, adapters, args.dst, base=base, method=method))
@@ -329,6 +344,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--adapter", action="store_true", help="a LoRA run's adapter, for PEFT")
     command.add_argument("--dtype", choices=sorted(models.DTYPES), help=dtype)
     command.add_argument("--no-compare", action="store_true", help="do not ask transformers")
+    command.add_argument("--push-to-hub", metavar="ORG/NAME", help="upload it, with a card")
+    command.add_argument("--dry-run", action="store_true", help="print what would be uploaded")
+    command.add_argument("--private", action="store_true", help="in a private repository")
+    command.add_argument("--license", help="for the card, such as apache-2.0")
     command.set_defaults(run=export_model)
     command = commands.add_parser("verify", help="compare with transformers (needs torch)")
     command.add_argument("src")

@@ -1,10 +1,12 @@
 """Check whether a run can start here, and name the command that mends each problem.
 
-    gapo-jax doctor [--workdir DIR]     (in a checkout: python scripts/doctor.py)
+    gapo-jax doctor [--workdir DIR] [--config FILE] [--report]   (python scripts/doctor.py)
 
-Checks Python, packages, devices, memory, disk, write access, the weights of the quickstart and
-optional packages. The exit status is 0 if a run can start, otherwise 1. Only the standard library
-is imported, because the installation may be what is broken.
+Checks Python, packages, devices, what each kind of accelerator has and wants, memory, disk, write
+access, the weights of the quickstart, optional packages and, with --config, whether the mesh of a
+configuration fits the devices here. --report prints a block for a bug report instead. The exit
+status is 0 if a run can start, otherwise 1. Only the standard library is imported, because the
+installation may be what is broken.
 """
 
 from __future__ import annotations
@@ -36,6 +38,16 @@ OPTIONAL = {
     "pytest": ("the tests", "bash scripts/test.sh"),
     "tensorboard": ("viewing WORKDIR/tensorboard", "pip install tensorboard"),
 }
+CUDA_PLUGINS = ("jax-cuda13-plugin", "jax-cuda12-plugin")
+_FIT_MESH = """
+import sys
+sys.path.insert(0, {root!r})
+from gapo_jax.cli.experiment import load_config
+from gapo_jax.sharding import make_mesh
+mesh = load_config({config!r}).mesh
+made = make_mesh(mesh.data, mesh.fsdp, mesh.tensor)
+print(" x ".join(f"{{name}} {{size}}" for name, size in made.shape.items()))
+"""
 _LIST_DEVICES = (
     "import jax, json; print(json.dumps([[d.platform, d.device_kind] for d in jax.devices()]))"
 )
@@ -159,6 +171,40 @@ def _unused_accelerator(used: set[str], platforms: str | None) -> Iterator[Findi
         yield Finding(WARN, "accelerator", text, install("tpu"))
 
 
+def check_accelerators() -> Iterator[Finding]:
+    """Say for each kind of accelerator whether one is here, and what is installed or missing."""
+    plugin = next((f"{n} {v}" for n in CUDA_PLUGINS if (v := _installed(n))), None)
+    gpu, tpu = shutil.which("nvidia-smi"), any(pathlib.Path("/dev").glob("accel[0-9]*"))
+    tpu = tpu or any(pathlib.Path("/dev/vfio").glob("[0-9]*"))
+    libtpu = _installed("libtpu")
+    for name, here, has, extra in (
+        ("NVIDIA GPU", gpu, plugin, "cuda"),
+        ("TPU", tpu, f"libtpu {libtpu}" if libtpu else None, "tpu"),
+    ):
+        state = f"{'a driver is here' if here else 'none here'}; {has or 'no plug-in of jax'}"
+        missing = bool(here) and not has
+        yield Finding(WARN if missing else OK, name, state, install(extra) if missing else "")
+    if not libtpu:
+        text = "libtpu is not installed; needed for `plan` on TPU topologies"
+        yield Finding(WARN, "plan", text, install("plan"))
+
+
+def check_mesh(config: str, timeout_s: float = DEVICE_TIMEOUT_S) -> Iterator[Finding]:
+    """Check the mesh of a configuration against the devices, in another process as above."""
+    code = _FIT_MESH.format(root=str(ROOT), config=config)
+    command = [sys.executable, "-c", code]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        yield Finding(FAIL, "mesh", f"jax found no device within {timeout_s:.0f} s")
+        return
+    if done.returncode:
+        last = (done.stderr.strip() or "no message").splitlines()[-1]
+        yield Finding(FAIL, "mesh", f"{config}: {last.partition(': ')[2] or last}")
+    else:
+        yield Finding(OK, "mesh", f"{config}: {done.stdout.strip().splitlines()[-1]}")
+
+
 def memory_gb() -> float:
     """Return the memory in GB that this process may use: the machine's, or its container's."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -233,13 +279,35 @@ def check_optional() -> Iterator[Finding]:
             yield Finding(OK, package, version)
 
 
-def examine(workdir: pathlib.Path) -> Iterator[Finding]:
-    """Yield all findings, in order."""
+def bug_report(findings: Sequence[Finding]) -> str:
+    """Return what to paste into a bug report: versions, findings, and the variables that JAX reads.
+
+    The home folder is written as ~, and nothing that could be a secret is in it.
+    """
+    packages = ("gapo-jax", *requirements(), "jaxlib", *CUDA_PLUGINS, "libtpu", "torch")
+    versions = [f"{name} {_installed(name)}" for name in packages if _installed(name)]
+    kept = re.compile(r"(JAX|XLA|TPU|LIBTPU|CUDA|NCCL|GAPO_JAX|SLURM_NTASKS|MEGASCALE)")
+    secret = re.compile(r"TOKEN|KEY|SECRET|PASSWORD")
+    variables = [f"{k}={v}" for k, v in sorted(os.environ.items()) if kept.match(k)]
+    lines = [
+        f"{platform.platform()}, Python {platform.python_version()}",
+        ", ".join(versions),
+        *(f"{finding.status:<5} {finding.name}: {finding.state}" for finding in findings),
+        *(line for line in variables if not secret.search(line.partition("=")[0])),
+    ]
+    text = "\n".join(lines).replace(str(pathlib.Path.home()), "~")
+    return f"```text\n{text}\n```"
+
+
+def examine(workdir: pathlib.Path, config: str = "") -> Iterator[Finding]:
+    """Yield all findings, in order; with a configuration, whether its mesh fits."""
     other = f"{command('train')} --config configs/NAME.py --workdir DIR"
     checks: tuple[Callable[[], Iterator[Finding]], ...] = (
         check_python,
         check_packages,
         check_devices,
+        check_accelerators,
+        *([lambda: check_mesh(config)] if config else []),
         check_machine,
         lambda: check_folder("workdir", workdir, other, MIN_DISK_GB),
         check_weights,
@@ -253,8 +321,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the findings; return 1 if any of them stands in the way of a run."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs"))
+    parser.add_argument("--config", default="", help="FILE[:PRESET] whose mesh has to fit")
+    parser.add_argument("--report", action="store_true", help="print a block for a bug report")
+    args = parser.parse_args(argv)
     failed = 0
-    for finding in examine(parser.parse_args(argv).workdir):
+    if args.report:
+        findings = list(examine(args.workdir, args.config))
+        print(bug_report(findings))
+        return int(any(finding.status == FAIL for finding in findings))
+    for finding in examine(args.workdir, args.config):
         failed += finding.status == FAIL
         print(f"{finding.status:<5} {finding.name:<22} {finding.state}", flush=True)
         if finding.mend:

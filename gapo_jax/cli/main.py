@@ -21,6 +21,7 @@ COMMANDS = {
     "benchmark": "measure sampling, scoring, updates and rounds",
     "ablate": "measure what each switch does, over seeds",
     "study": "run a grid of configurations and seeds, draw its tables",
+    "report": "show runs while they go on, one or several over each other",
     "doctor": "check whether a run can start here",
     "fetch-weights": "obtain the two small models of the quickstart",
 }

@@ -3,12 +3,16 @@
     gapo-jax plan --config FILE.py --topology v5e:8x8 [--json FILE] [--dump DIR] [--steps A,B]
 
 Topologies: `v5e:8x8`, `v5p:2x2x4`, `v6e:4x4`, ... (the TPU compiler of the package libtpu runs on
-any Linux machine: `pip install libtpu`), and `cpu:8`. Nothing is allocated, and the networks of
-`gapo_jax/models/hf/known_shapes.py` need no weights. Where each figure comes from:
+any Linux machine: `pip install libtpu`), `h100:8`, `h200:1`, `a100:4`, ... (GPUs of one machine;
+the compiler of jax-cuda13-plugin needs neither GPU nor driver), and `cpu:8`. Nothing is allocated,
+and the networks of `gapo_jax/models/hf/known_shapes.py` need no weights. Where each figure comes
+from:
 
 - `hbm_gb`, per device: arguments + results - alias + temporaries, as the compiler assigns them;
   `fits` compares `together_gb` with the memory that the chip leaves to programs, or with --hbm_gb.
-  These are exact.
+  On a TPU these are exact. On a GPU the memory is three quarters of the whole, JAX's pool; each
+  step is compiled with Triton's products and with cuBLAS's, of which the larger counts; the
+  workspace of cuDNN's attention is added by a formula, and what CUDA and NCCL take is not in it.
 - `together_gb`: `hbm_gb` plus whatever else lives on the device during that step of a round.
 - `model_tflops`: the multiplications that the result needs, on all devices together; see
   `PlannedStep`.
@@ -18,6 +22,11 @@ any Linux machine: `pip install libtpu`), and `cpu:8`. Nothing is allocated, and
   nothing for attention in a Pallas kernel, which counts at the peak rate. Communication, overlap
   and host time are missing, so this is a lower bound of the time, and `mfu_upper_bound` (against
   the published peak) an upper bound of the MFU.
+  On a GPU, whose compiler estimates nothing, it is the executed products (`executed_tflops` of a
+  device) at the published peak.
+- `roofline_s`: the least seconds for the products at the peak, for the memory (arguments read,
+  results written, temporaries both; of decoding what it reads for every token) at its bandwidth,
+  and for the wire over all links of a device. The line below a step gives their shares of the sum.
 - `wire_gb`: bytes that each device sends, by cause, if every collective is a ring.
 - `token_ms_estimate`: the same estimate for one turn of decoding's loop over tokens;
   `token_ms_floor`: the bytes that a device reads in that turn, over the published bandwidth.
@@ -76,8 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         with tempfile.TemporaryDirectory() as scratch:
             dump = Path(values.dump or scratch)
-            chip = CHIPS.get(values.topology.partition(":")[0], {"hbm_gb": None})
-            capacity = values.hbm_gb or chip["hbm_gb"]
+            chip = CHIPS.get(values.topology.partition(":")[0])
+            capacity = values.hbm_gb or (chip.hbm_gb if chip else None)
             record = plan(config, values.topology, dump, values.steps, capacity)
             show(record)
             if outcome := find_change(config, values.topology, record, dump):
@@ -110,12 +119,24 @@ def show(record: dict[str, Any]) -> None:
         print(f"{name:<12} {'yes ' if figures['fits'] else 'NO  '} " + " ".join(values))
         if "error" in figures:
             print(f"             {figures['error']}")
-        if "token_ms_estimate" in figures:
-            token, floor = figures["token_ms_estimate"], figures["token_ms_floor"]
-            print(f"             {token:.2f} ms a token; to read weights and cache: {floor:.2f} ms")
+        if bounds := figures["roofline_s"]:
+            print(f"             {shares(bounds)}")
+        if "token_ms_floor" in figures:
+            token = figures.get("token_ms_estimate")
+            estimate = "" if token is None else f"{token:.2f} ms a token; "
+            floor = f"to read weights and cache: {figures['token_ms_floor']:.2f} ms a token"
+            print(f"             {estimate}{floor}")
     for name, figures in record["steps"].items():
         for cause, size in list((figures["wire_gb"] or {}).items())[:4]:
             print(f"  {name}: {size:8.3f} GB  {cause}")
+
+
+def shares(bounds: dict[str, float]) -> str:
+    """Return in one line what share of a step's least time each bound has, if none overlap."""
+    whole = sum(bounds.values()) or 1.0
+    parts = ", ".join(f"{name} {100 * each / whole:.0f}%" for name, each in bounds.items())
+    most = max(bounds, key=lambda name: bounds[name])
+    return f"least time {whole:.3f} s: {parts}; bound by {most} ({bounds[most]:.3f} s)"
 
 
 if __name__ == "__main__":

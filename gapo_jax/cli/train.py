@@ -20,9 +20,10 @@ from absl import flags
 
 from gapo_jax.cli.experiment import parse_flags
 from gapo_jax.config import Config, finalize
+from gapo_jax.train.cluster import Place, from_environment
 
 if TYPE_CHECKING:
-    from gapo_jax.train.runtime import Processes
+    from gapo_jax.train.runtime import Processes, RunStopped
 
 # EX_TEMPFAIL of sysexits.h: "try again later". 0 would tell Kubernetes and Slurm that all is done.
 CONTINUE = 75
@@ -36,7 +37,12 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "coordinator", "", "HOST:PORT of process 0, for a run of several.", flag_values=values
     )
-    flags.DEFINE_integer("num_processes", 1, "Number of processes of this run.", flag_values=values)
+    flags.DEFINE_integer(
+        "num_processes",
+        0,
+        "Number of processes of this run; 0 is what Slurm, Kubernetes or the TPU VM says.",
+        flag_values=values,
+    )
     flags.DEFINE_integer("process_id", 0, "Which of them this is, from 0.", flag_values=values)
     flags.DEFINE_float(
         "host_timeout_s", 900.0, "How long processes wait for each other.", flag_values=values
@@ -50,10 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = finalize(values.config)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    _quieten(values.process_id)
-    join = None
-    if values.num_processes > 1:
-        join = lambda: _join(values)  # noqa: E731
+    try:
+        place = _place(values)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    _quieten(place.index if place else 0)
+    join = (lambda: _join(place, values.host_timeout_s)) if place else None
     return train(config, Path(values.workdir or f"runs/{config.name}"), path, join)
 
 
@@ -69,10 +77,20 @@ def _quieten(process_id: int) -> None:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
-def _join(values: flags.FlagValues) -> Processes:
+def _place(values: flags.FlagValues) -> Place | None:
+    """Return which process of several this is, by the flags or else by the environment; None for a
+    run of one process."""
+    if values.num_processes > 1:
+        return Place(values.coordinator, values.num_processes, values.process_id, "flags")
+    return None if values.num_processes == 1 else from_environment()
+
+
+def _join(place: Place, timeout_s: float) -> Processes:
     from gapo_jax.train.runtime import join
 
-    return join(values.coordinator, values.num_processes, values.process_id, values.host_timeout_s)
+    if not place.index:
+        logging.getLogger("gapo_jax").info("%d processes, by %s", place.count, place.source)
+    return join(place.coordinator, place.count, place.index, timeout_s)
 
 
 def train(
@@ -108,10 +126,7 @@ def train(
             print(f"continue with: {again}")
         return CONTINUE
     except runtime.RunStopped as reason:
-        kept = f"the last good state, after round {reason.saved}, is saved in {workdir}"
-        if reason.saved is None:
-            kept = "nothing is saved yet: start with the change and another --workdir"
-        print(f"the run stopped itself: {reason}\n{kept}", file=sys.stderr)
+        print(f"the run stopped itself: {reason}\n{_kept(reason, workdir)}", file=sys.stderr)
         return _COLLAPSED
     except KeyboardInterrupt:
         _leave(f"stopped at once; finished rounds are saved in {workdir}; go on: {again}", _SIGINT)
@@ -131,6 +146,16 @@ def train(
     return 0
 
 
+def _kept(reason: RunStopped, workdir: Path) -> str:
+    """Return what a run that stopped itself has left, and how to go on."""
+    if reason.saved is None:
+        return "nothing is saved yet: start with the change and another --workdir"
+    return (
+        f"the last good state, after round {reason.saved}, is saved in {workdir}: the same command "
+        "with that change goes on from there"
+    )
+
+
 def _leave(message: str, status: int = _FAILED) -> NoReturn:
     """Print a message and end this process without the usual clean-up.
 
@@ -144,15 +169,13 @@ def _leave(message: str, status: int = _FAILED) -> NoReturn:
 
 def _explain(error: Exception, workdir: Path, path: Path | None) -> str:
     """Return what to print about an error that the user can mend."""
+    from gapo_jax.io import way_out
+
     what, hint = str(error), ""
     if isinstance(error, ValueError | FileNotFoundError):
         hint = _rehearsal(path)
     elif isinstance(error, OSError) and error.errno is not None:  # else it explains itself
-        what = (
-            f"cannot use {error.filename or workdir}: {error.strerror}. Free some space, and the "
-            "same command continues the run; or give a folder that can be written to with another "
-            "--workdir"
-        )
+        what = f"cannot use {error.filename or workdir}: {error.strerror}. {way_out(error)}"
     return f"error: {what}\n{hint}(GAPO_JAX_TRACEBACK=1 shows where)"
 
 

@@ -165,6 +165,7 @@ def identity(config: Config) -> dict[str, Any]:
     record = to_json(config)
     for name in ("verify_workers", "cache"):  # what the machine has use for
         del record["data"][name]
+    del record["reward"]["timeout_s"]  # as long as the machine takes
     # With a measure of one's choice, other rows are left for development.
     record["best"] = config.checkpoint.best
     left_out = {*_NOT_IDENTITY, *unused_options(config)}

@@ -54,6 +54,11 @@ def _check_sampling(config: Config) -> None:
             f"config.sampling.batch_size={rows} must be a multiple of "
             f"eval.samples_per_prompt={config.eval.samples_per_prompt}"
         )
+    if config.reward.combine == "normalise_then_sum" and samples < 2:
+        raise ValueError(
+            "config.reward.combine='normalise_then_sum' normalises among the samples of a prompt; "
+            f"set config.ppo.samples_per_prompt to 2 or more (got {samples}) or combine='sum'"
+        )
     if config.reward.standardise == "group" and samples < 2:
         raise ValueError(
             "config.reward.standardise='group' needs at least 2 samples of a prompt; set "
@@ -91,8 +96,9 @@ def _check_online(config: Config) -> None:
             f"{config.sampling.max_new_tokens}); lower it"
         )
     if not asks_discriminator(config):
+        asked = config.reward.asked
         refuse_curriculum(
-            config, "no discriminator learns from pairs where config.reward.source='verifier'"
+            config, f"no discriminator learns from pairs where config.reward asks {asked} only"
         )
 
 
@@ -146,10 +152,10 @@ def _check_grpo(config: Config) -> None:
             f"config.ppo.clip_low={ppo.clip_low} and clip_high={ppo.clip_high} would never act; "
             "the paper's are 3e-4 and 4e-4"
         )
-    if grpo.dynamic_sampling and config.reward.source != "verifier":
+    if grpo.dynamic_sampling and config.reward.asked != ("verifier",):
         raise ValueError(
             "config.grpo.dynamic_sampling replaces groups whose rule rewards are all equal, but "
-            f"config.reward.source={config.reward.source!r} gives them unequal rewards all the "
+            f"the sources {config.reward.asked} of config.reward give them unequal rewards all the "
             "same; set source='verifier' or dynamic_sampling=False"
         )
 
@@ -161,7 +167,8 @@ def _check_offline(config: Config) -> None:
             f"config.offline.accumulate={offline.accumulate} must divide "
             f"config.offline.batch_size={offline.batch_size}"
         )
-    if method.trains == "policy" and offline.batch_size > config.data.pairs:
+    made = not config.data.source  # what a source gives is counted when it is read
+    if made and method.trains == "policy" and offline.batch_size > config.data.pairs:
         raise ValueError(
             f"config.offline.batch_size={offline.batch_size} asks {method.name} for more examples "
             f"than config.data.pairs={config.data.pairs} gives; lower the one or raise the other"

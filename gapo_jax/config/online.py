@@ -11,7 +11,7 @@ estimator), and whether the discriminator goes on learning (adversarial).
 | rpo_online | rpo | as its warm-up left it |
 
 So critic-free GAPO is `method=gapo` with another `ppo.advantage`, and every other name is the same
-update with the rewards of a frozen discriminator or of the verifiers (`reward.source`).
+update with the rewards of a frozen discriminator or of other sources (`reward.sources`).
 """
 
 # The flags of nested sections read the types of the fields (`gapo_jax/section.py`).
@@ -20,6 +20,7 @@ import dataclasses
 from typing import Annotated, Literal
 
 from gapo_jax.config.optim import OptimConfig
+from gapo_jax.config.reward_sources import parse_sources
 from gapo_jax.methods import Estimator
 from gapo_jax.section import AtLeast0, AtLeast1, NotNegative, Positive, Range, Section, Share
 
@@ -135,12 +136,32 @@ class DiscriminatorConfig(Section):
 
 
 class RewardConfig(Section):
-    """Reward = a score of the response, standardised and clipped.
+    """Reward = the combined score of a response, standardised and clipped.
 
-    `source` is the score: the `discriminator`'s logit (its probability with `squash="sigmoid"`),
-    the `verifier`'s rule reward, or a `mix` of probability and rule reward, the latter with
-    `verifier_weight`. The rule reward is the `share` of the prompt's constraints that hold, or 1
-    where `all` of them do; text that repeats itself gets 0 (`discriminator.max_repetition`).
+    `sources` names what gives scores, one or several of:
+
+    | source | score |
+    |---|---|
+    | verifier | the rule reward of the row's constraints |
+    | discriminator | the discriminator's logit (its probability with `squash="sigmoid"`) |
+    | model:PATH-or-hub-id | the logit of a frozen reward model |
+    | file.py:function, package.module:function | what a Python function returns, as in TRL |
+
+    `weights` has a number for each of them; () is 1 for all. `combine` says how they become one
+    score: the weighted `sum`; `normalise_then_sum` (GDPO, arXiv 2601.05242), where each source is
+    normalised among the samples of a prompt, and the weighted sum over the round; `stratified`
+    (HERO, arXiv 2510.07242), where the other sources order the responses to a prompt that have
+    equal verdicts, within `band` to either side of the verdict, and never overrule one. Verdicts
+    are the `verifier`'s or, where it is not named, those of the first function.
+
+    Without `sources`, `source` is the short form: the `discriminator`, the `verifier`, or a `mix`
+    of probability and rule reward, the latter with `verifier_weight`. The rule reward is the
+    `share` of the prompt's constraints that hold, or 1 where `all` of them do; text that repeats
+    itself gets 0 (`discriminator.max_repetition`).
+
+    A call of a function may take `timeout_s` seconds. Rows for which it fails (an exception, no
+    number, too much time, a dead process) are counted and get `floor`, or the lowest score that
+    the function gave in the round if that is lower; with `strict` the run stops instead.
 
     `standardise` takes mean and deviation from all rounds so far (`running`), this round
     (`batch`) or the samples of the same prompt (`group`); `none` leaves the score as it is.
@@ -153,6 +174,13 @@ class RewardConfig(Section):
     punishment, before the standardisation); 0 leaves it alone.
     """
 
+    sources: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    combine: Literal["sum", "normalise_then_sum", "stratified"] = "sum"
+    band: Annotated[float, Range(1e-6, 0.5)] = 0.1
+    timeout_s: Annotated[float, Range(1e-3)] = 60.0
+    floor: float = 0.0
+    strict: bool = False
     source: Literal["discriminator", "verifier", "mix"] = "discriminator"
     rule: Literal["share", "all"] = "share"
     verifier_weight: Share = 0.5
@@ -163,17 +191,68 @@ class RewardConfig(Section):
     missing_eos_penalty: float = 0.0
     overlong_tokens: AtLeast0 = 0
 
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The sources: `sources`, or those that the short form stands for."""
+        mixed = ("discriminator", "verifier")
+        return self.sources or (mixed if self.source == "mix" else (self.source,))
+
+    @property
+    def source_weights(self) -> tuple[float, ...]:
+        """The weight of each source that is asked."""
+        if not self.sources and self.source == "mix":
+            return 1.0 - self.verifier_weight, self.verifier_weight
+        return tuple(map(float, self.weights)) or (1.0,) * len(self.asked)
+
     def check(self) -> None:
-        """Raise ValueError for a squash that the source does not allow."""
-        if self.source == "mix" and self.squash != "sigmoid":
+        """Raise ValueError for sources that are none, or that the other fields do not allow."""
+        parse_sources(self.asked)
+        self._check_weights()
+        if not self.sources and self.source == "mix" and self.squash != "sigmoid":
             raise ValueError(
                 "config.reward.source='mix' adds a rule reward in [0, 1] to the discriminator's "
                 "score, which must lie there too: set config.reward.squash='sigmoid'"
             )
-        if self.source == "verifier" and self.squash != "none":
+        if "discriminator" not in self.asked and self.squash != "none":
             raise ValueError(
-                f"config.reward.squash={self.squash!r} is for logits, and config.reward.source="
-                "'verifier' has none; set squash='none'"
+                f"config.reward.squash={self.squash!r} is for logits of the discriminator, and "
+                f"config.reward asks {self.asked} only, which have none; set squash='none'"
+            )
+        if self.combine == "normalise_then_sum" and self.standardise != "none":
+            raise ValueError(
+                "config.reward.combine='normalise_then_sum' normalises by group and by round "
+                f"itself, and config.reward.standardise={self.standardise!r} would do so again; "
+                "set standardise='none'"
+            )
+        if self.combine == "stratified":
+            self._check_strata()
+
+    def _check_weights(self) -> None:
+        if self.weights and len(self.weights) != len(self.sources):
+            raise ValueError(
+                f"config.reward.weights={self.weights} must have one number for each of "
+                f"config.reward.sources={self.sources} (or none at all, which is 1 for all)"
+            )
+
+    @property
+    def verdicts(self) -> int | None:
+        """The place among the sources of the one that no other may overrule (`stratified`): the
+        verifier, or without it the first function, a verifier of one's own."""
+        kinds = [source.kind for source in parse_sources(self.asked)]
+        return next((kinds.index(kind) for kind in ("verifier", "function") if kind in kinds), None)
+
+    def _check_strata(self) -> None:
+        if self.verdicts is None or len(self.asked) < 2:
+            raise ValueError(
+                "config.reward.combine='stratified' orders responses of equal verdicts by the "
+                "other sources: config.reward.sources must name 'verifier', or a function that "
+                f"takes its place, and at least one more, got {self.asked}"
+            )
+        weight = self.source_weights[self.verdicts]
+        if weight != 1:
+            raise ValueError(
+                "config.reward.combine='stratified' does not weigh verdicts against scores: the "
+                f"weight of {self.asked[self.verdicts]!r} must be 1, got {weight}"
             )
 
 

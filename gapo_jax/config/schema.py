@@ -130,10 +130,11 @@ class DataConfig(Section):
 
     With any other `source` (a JSONL, JSON, CSV or Parquet file, also with .gz or .zst behind it, a
     folder of `datasets`, the id of a dataset on the hub, with its `subset` and `split`) an offline
-    method learns from its rows directly (docs/data.md), and what concerns prompts, types and pairs
-    above is not read. `streaming` reads them while it trains, without fetching all first. A row
-    with a side above `max_tokens` (prompt, answer and template together) is left out; so many are
-    TRL's. `train_on` says which answers of a dialogue are trained on: the last one or all.
+    method learns from its rows directly (docs/data.md), and an online method whose rewards need no
+    pairs answers its prompts (docs/rewards.md); what concerns our prompts, types and pairs above is
+    not read. `streaming` reads rows while it trains, without fetching all first. A row with a side
+    above `max_tokens` (prompt, answer and template together) is left out; so many are TRL's.
+    `train_on` says which answers of a dialogue are trained on: the last one or all.
     Held-out rows come from `heldout_source`, or are a share `heldout_fraction` of the source, split
     by prompt; at most `heldout_rows` of them. Encoded rows are kept in `cache`, by default in the
     workdir.
@@ -249,7 +250,8 @@ class OfflineConfig(Section):
     `max_response_tokens` (end token included) are left out. `sft_weight` is the weight of the
     chosen side's negative log-likelihood in a pairwise loss. `length_buckets` is what
     `config.ppo.length_buckets` is: the examples of a round are cut into batches by the length of
-    their longest side.
+    their longest side. Rows of one's own (`data.source`) come in four widths at least, kto learns
+    from single ones of them, and `data.max_tokens` says how long they may be.
     """
 
     optim: OptimConfig = dataclasses.field(
@@ -278,8 +280,13 @@ class EvalConfig(Section):
     show (`evaluate/exploits.py`). With `likelihood` every measured response is scored under the
     frozen start, for a third of the time that sampling it takes. All three need our own tasks
     (`data.source` empty), except the last.
+
+    `prompts` is a file or hub dataset of prompts to measure on as well, `given_prompts`: IFEval or
+    IFBench rows, or rows of AI2 (`constraints/rows.py`). All of them are measured, before and after
+    training; those above `data.max_prompt_tokens` are left out and named.
     """
 
+    prompts: str = ""
     prompts_per_set: AtLeast1 = 96
     development_prompts: AtLeast0 = 0
     trip_wires: bool = False

@@ -9,9 +9,9 @@ of one's own. Nothing here loads JAX. Random choices take a numpy Generator.
 
 Order of the modules, each of which imports only earlier ones: `fields`, `text`, `words`;
 `ifeval_checks`, `iftrain_checks`, `ifbench_checks`, `product_checks`, `verdicts`; `base`,
-`ifeval_keywords`, `ifeval_lengths`, `ifeval_formats`, `ifeval_edges`, `ifeval_whole_text`,
-`iftrain_words`, `iftrain_counts`, `iftrain_layout`, `ifbench`, `product`, `plugins`, `registry`;
-`template`, `augment`, `visibility`, `verifiers`, `rows`, `trl_reward`.
+`counting`, `ifeval_keywords`, `ifeval_lengths`, `ifeval_formats`, `ifeval_edges`,
+`ifeval_whole_text`, `iftrain_words`, `iftrain_counts`, `iftrain_layout`, `ifbench`, `product`,
+`plugins`, `registry`; `template`, `augment`, `visibility`, `verifiers`, `rows`, `trl_reward`.
 """
 
 from gapo_jax.constraints.augment import KINDS, difficulty, holds, make_pair, verify_pair

@@ -15,13 +15,13 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from gapo_jax.constraints import ifeval_checks, verdicts
-from gapo_jax.constraints.fields import FIELDS, RELATIONS, clean_kwargs
+from gapo_jax.constraints.fields import FIELDS, Kwargs, clean_kwargs
 from gapo_jax.constraints.text import final_answer
 from gapo_jax.records import Constraint
 
 T = TypeVar("T")
 Phrasing = str | Mapping[str, str]  # a template, or one template per relation
-Probe = tuple[Mapping[str, Any], str, str]  # arguments, a satisfying text, a violating text
+Probe = tuple[Kwargs, str, str]  # arguments, a satisfying text, a violating text
 _ATTEMPTS = 12
 
 
@@ -120,11 +120,13 @@ class TrainableType(ConstraintType):
       train, heldout: phrasings for training and for evaluation only, each a format string over
         `fields(kwargs)`, or one per relation.
       relation: name of the relation field, or None.
+      excludes: ids of other types that must not stand in one prompt with this one.
     """
 
     train: ClassVar[tuple[Phrasing, ...]]
     heldout: ClassVar[tuple[Phrasing, ...]]
     relation: ClassVar[str | None] = None
+    excludes: ClassVar[tuple[str, ...]] = ()
 
     @property
     def train_styles(self) -> tuple[int, ...]:
@@ -138,16 +140,17 @@ class TrainableType(ConstraintType):
 
     @functools.cached_property
     def conflicts(self) -> frozenset[str]:
-        """Ids that must not occur in one prompt with this type (the release's table)."""
-        return ifeval_checks.conflicts().get(self.id, frozenset((self.id,)))
+        """Ids that must not occur in one prompt with this type: the release's, or `excludes`."""
+        own = frozenset((self.id, *self.excludes))
+        return ifeval_checks.conflicts().get(self.id, own)
 
-    def clean(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def clean(self, kwargs: Kwargs) -> dict[str, Any]:
         """Return valid arguments in their normal form, nulls dropped."""
         if self.id in FIELDS:
             return clean_kwargs(self.id, kwargs)
         return {key: value for key, value in kwargs.items() if value is not None}
 
-    def follows(self, kwargs: Mapping[str, Any], response: str) -> bool:
+    def follows(self, kwargs: Kwargs, response: str) -> bool:
         """Return whether a response satisfies the instance with these arguments."""
         return self.check(Constraint(self.id, kwargs), response)
 
@@ -170,7 +173,7 @@ class TrainableType(ConstraintType):
             phrasing = phrasing[kwargs[str(self.relation)]]
         return phrasing.format(**self.fields(kwargs))
 
-    def fields(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def fields(self, kwargs: Kwargs) -> dict[str, Any]:
         """Return what the phrasings may name; subclasses add counted nouns and quoted words."""
         return dict(kwargs)
 
@@ -192,7 +195,7 @@ class TrainableType(ConstraintType):
     def near_misses(
         self,
         rng: np.random.Generator,
-        kwargs: Mapping[str, Any],
+        kwargs: Kwargs,
         response: str,
         words: Sequence[str],
     ) -> Iterator[dict[str, Any]]:
@@ -200,7 +203,7 @@ class TrainableType(ConstraintType):
         the response violates."""
         return iter(())
 
-    def measure(self, kwargs: Mapping[str, Any], response: str) -> tuple[int, str, int] | None:
+    def measure(self, kwargs: Kwargs, response: str) -> tuple[int, str, int] | None:
         """Return (value of the response, relation, number asked for), or None for a type without
         degrees; the relation is "at least", "less than" or "exactly"."""
         return None
@@ -292,75 +295,3 @@ class TrainableType(ConstraintType):
         other = self.sample(rng, response=answer, satisfied=False, words=words, task=task)
         changed = other is not None and self.clean(other.kwargs) != before
         return other if changed else None
-
-
-def other_relation(relation: str) -> str:
-    """Return the negation of a relation at the same number."""
-    return RELATIONS[1 - RELATIONS.index(relation)]
-
-
-def threshold(
-    rng: np.random.Generator,
-    value: int,
-    satisfied: bool,
-    *,
-    low: int,
-    high: int,
-    spread: int = 2,
-    step: int = 1,
-    relations: Sequence[str] = RELATIONS,
-) -> tuple[str, int] | None:
-    """Draw (relation, number) near a value: true of the value if `satisfied`, else false.
-
-    "at least k" holds for k <= value, "less than k" for k > value. Numbers lie within `spread`
-    of the border, in [low, high], and are multiples of `step` where one is near. The rule is the
-    same on both sides, so that a number by itself does not reveal its side.
-
-    Returns:
-      The pair, or None where no number in range qualifies.
-    """
-    for relation in shuffled(rng, relations):
-        below = (relation == "at least") == satisfied  # the number must be <= value
-        lowest, highest = (value - spread + 1, value) if below else (value + 1, value + spread)
-        if not below and highest < low:  # the whole window lies under the range, yet all of
-            lowest, highest = low, low + spread - 1  # the range is beyond the value
-        lowest, highest = max(lowest, low), min(highest, high)
-        if lowest > highest:
-            continue
-        # Round numbers are what people ask for; off the grid only where the window holds none.
-        number = int(rng.integers(lowest, highest + 1))
-        rounded = round(number / step) * step
-        return relation, rounded if lowest <= rounded <= highest else number
-    return None
-
-
-def relation_near_misses(
-    rng: np.random.Generator,
-    relation: str,
-    number: int,
-    value: int,
-    *,
-    low: int,
-    spread: int,
-    step: int = 1,
-) -> Iterator[tuple[str, int]]:
-    """Yield (relation, number) that `value` violates, given a pair that holds for it.
-
-    These are the opposite relation at the same number and another number past the value, in random
-    order.
-    """
-    moved = threshold(
-        rng,
-        value,
-        False,
-        low=low,
-        high=max(value, low) + spread,
-        spread=spread,
-        step=step,
-        relations=(relation,),
-    )
-    # Both kinds in random order: with one of them always first, the relation alone or the number
-    # alone would tell the violated prompt from the satisfied one.
-    for candidate in shuffled(rng, [(other_relation(relation), number), moved]):
-        if candidate is not None and candidate[1] >= low:
-            yield candidate

@@ -13,6 +13,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+Kwargs = Mapping[str, Any]  # the arguments of a constraint, as rows carry them
+Items = tuple[tuple[str, Any], ...]  # the same as sorted pairs, which can be hashed
 RELATIONS = ("less than", "at least")
 # Limits of what a row may make a checker look for: with them, the length of a response bounds the
 # time of a check.
@@ -182,7 +184,7 @@ FAMILY_FIELDS = {"ifeval": IFEVAL, "iftrain": IFTRAIN, "ifbench": IFBENCH, "prod
 FIELDS: dict[str, dict[str, str]] = {**IFEVAL, **IFTRAIN, **IFBENCH, **PRODUCT}
 
 
-def _count(value: Any) -> int | None:
+def _count(value: object) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     if isinstance(value, float) and not math.isfinite(value):  # `Infinity` is JSON to Python
@@ -190,14 +192,14 @@ def _count(value: Any) -> int | None:
     return int(value) if value >= 0 and value == int(value) else None
 
 
-def _text(most: int) -> Callable[[Any], str | None]:
-    def read(value: Any) -> str | None:
+def _text(most: int) -> Callable[[object], str | None]:
+    def read(value: object) -> str | None:
         return value if isinstance(value, str) and value.strip() and len(value) <= most else None
 
     return read
 
 
-def _word(value: Any) -> str | None:
+def _word(value: object) -> str | None:
     """Return a word, which rows of AI2 carry as a text or as a list of that one text."""
     if isinstance(value, list | tuple) and len(value) == 1:
         value = value[0]
@@ -212,12 +214,12 @@ def _words(value: Any, most: int = MAX_PATTERN) -> tuple[str, ...] | None:
     return words if fits and 0 < len(words) <= MAX_WORDS else None
 
 
-def _keywords(value: Any) -> tuple[str, ...] | None:
+def _keywords(value: object) -> tuple[str, ...] | None:
     words = _words(value)
     return words if words and sum(map(len, words)) <= MAX_KEYWORDS else None
 
 
-def _facts(value: Any, most: int = MAX_PATTERN) -> tuple[str, ...] | None:
+def _facts(value: object, most: int = MAX_PATTERN) -> tuple[str, ...] | None:
     """Return the facts, each of which must be a text "property: value"."""
     words = _words(value, most)
     if words is None:
@@ -226,12 +228,12 @@ def _facts(value: Any, most: int = MAX_PATTERN) -> tuple[str, ...] | None:
     return words if all(left.strip() and right.strip() for left, _, right in parts) else None
 
 
-def _language(value: Any) -> str | None:
+def _language(value: object) -> str | None:
     return value if isinstance(value, str) and value in LANGUAGE_CODES else None
 
 
 # kind -> (function that returns None for an invalid value, description of valid values)
-_KINDS: dict[str, tuple[Callable[[Any], Any], str]] = {
+_KINDS: dict[str, tuple[Callable[[object], Any], str]] = {
     "count": (_count, "a whole number, 0 or more"),
     "words": (
         _keywords,
@@ -257,7 +259,7 @@ _KINDS: dict[str, tuple[Callable[[Any], Any], str]] = {
 }
 
 
-def clean_kwargs(type_id: str, kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+def clean_kwargs(type_id: str, kwargs: Kwargs | None) -> dict[str, Any]:
     """Return the arguments of a built-in type with nulls dropped and counts as int.
 
     A field that the type does not have is refused unless it is null: rows of the public data sets

@@ -25,7 +25,7 @@ import types
 from typing import Any
 
 from gapo_jax.constraints import text
-from gapo_jax.constraints.fields import clean_kwargs
+from gapo_jax.constraints.fields import Items, clean_kwargs
 
 STOP_WORDS: tuple[str, ...] = tuple(
     """i me my myself we our ours ourselves you your yours yourself yourselves he him his himself
@@ -110,7 +110,7 @@ def require(type_id: str) -> None:
 
 
 @functools.lru_cache(maxsize=text.CACHE_SIZE)
-def _checker(type_id: str, items: tuple[tuple[str, Any], ...]) -> tuple[Any, str]:
+def _checker(type_id: str, items: Items) -> tuple[Any, str]:
     """Return the official checker and the official wording of its instruction."""
     kwargs = clean_kwargs(type_id, dict(items))
     checker: Any = registry()[type_id](type_id)
@@ -123,7 +123,7 @@ def _checker(type_id: str, items: tuple[tuple[str, Any], ...]) -> tuple[Any, str
     return checker, wording
 
 
-def describe(type_id: str, items: tuple[tuple[str, Any], ...]) -> str:
+def describe(type_id: str, items: Items) -> str:
     """Return the official wording of an instruction; `items` are the arguments as sorted pairs.
 
     Raises:
@@ -132,7 +132,7 @@ def describe(type_id: str, items: tuple[tuple[str, Any], ...]) -> str:
     return _checker(type_id, items)[1]
 
 
-def follows(type_id: str, items: tuple[tuple[str, Any], ...], response: str) -> bool:
+def follows(type_id: str, items: Items, response: str) -> bool:
     """Return the strict official verdict; `items` are the arguments as sorted pairs.
 
     Raises:

@@ -23,7 +23,7 @@ import types
 from typing import Any
 
 from gapo_jax.constraints import text
-from gapo_jax.constraints.fields import clean_kwargs
+from gapo_jax.constraints.fields import Items, clean_kwargs
 
 
 @functools.cache
@@ -82,7 +82,7 @@ _PATTERN_FIELDS = ("keywords", "forbidden_words", "keyword", "section_spliter", 
 
 
 @functools.lru_cache(maxsize=text.CACHE_SIZE)
-def checker(type_id: str, items: tuple[tuple[str, Any], ...], long: bool) -> Any:
+def checker(type_id: str, items: Items, long: bool) -> Any:
     """Return the official checker for arguments given as sorted pairs; `long` is of the text."""
     kwargs = clean_kwargs(type_id, dict(items))
     for field in _PATTERN_FIELDS:
@@ -141,7 +141,7 @@ def follows_long(type_id: str, official: Any, response: str) -> bool:
     return official.check_following(response)
 
 
-def follows(type_id: str, items: tuple[tuple[str, Any], ...], response: str) -> bool:
+def follows(type_id: str, items: Items, response: str) -> bool:
     """Return the strict official verdict; `items` are the arguments as sorted pairs.
 
     Raises:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gapo_jax.constraints.base import TrainableType, counted, pick, shuffled
+from gapo_jax.constraints.base import TrainableType, counted, pick
+from gapo_jax.constraints.counting import AtLeastType
 from gapo_jax.constraints.ifeval_checks import count_placeholders
 from gapo_jax.constraints.text import split_sentences
 
@@ -158,7 +159,7 @@ class Quotation(TrainableType):
     difference = "quotation marks at both ends"
 
 
-class Placeholders(TrainableType):
+class Placeholders(AtLeastType):
     """At least N placeholders in square brackets."""
 
     id = "detectable_content:number_placeholders"
@@ -176,27 +177,13 @@ class Placeholders(TrainableType):
         ),
     )
     difference = "square brackets"
+    number = "num_placeholders"
 
     def fields(self, kwargs):
         return {**kwargs, "placeholders": counted(kwargs["num_placeholders"], "placeholder")}
 
-    def measure(self, kwargs, response):
-        return count_placeholders(response), "at least", kwargs["num_placeholders"]
-
-    def propose(self, rng, response, satisfied, words, task):
-        if response is None:
-            return {"num_placeholders": int(rng.integers(1, 4))}
-        count = count_placeholders(response)
-        # Only one or two more than there are: a far number would be an easy pair.
-        if not satisfied:
-            return {"num_placeholders": count + int(rng.integers(1, 3))}
-        return (
-            {"num_placeholders": int(rng.integers(max(1, count - 1), count + 1))} if count else None
-        )
-
-    def near_misses(self, rng, kwargs, response, words):
-        for step in shuffled(rng, (1, 2)):
-            yield {"num_placeholders": count_placeholders(response) + step}
+    def count(self, response):
+        return count_placeholders(response)
 
 
 class NoComma(TrainableType):

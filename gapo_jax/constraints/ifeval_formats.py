@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from gapo_jax.constraints.base import TrainableType, counted, pick, shuffled
+from gapo_jax.constraints.counting import AtLeastType
 from gapo_jax.constraints.text import LONG_TEXT, squeeze_spaces
 
 
@@ -132,7 +133,7 @@ class JsonFormat(TrainableType):
     difference = "braces"
 
 
-class HighlightedSections(TrainableType):
+class HighlightedSections(AtLeastType):
     """At least N passages between markdown asterisks."""
 
     id = "detectable_format:number_highlighted_sections"
@@ -150,33 +151,14 @@ class HighlightedSections(TrainableType):
         ),
     )
     difference = "asterisks"
+    number = "num_highlights"
 
     def fields(self, kwargs):
         number = kwargs["num_highlights"]
         noun = "part" if number == 1 else "parts"
         return {**kwargs, "parts": f"{number} {noun}", "noun": noun}
 
-    def measure(self, kwargs, response):
-        return self._count(response), "at least", kwargs["num_highlights"]
-
-    def propose(self, rng, response, satisfied, words, task):
-        if response is None:
-            return {"num_highlights": int(rng.integers(1, 4))}
-        count = self._count(response)
-        if satisfied:
-            return (
-                {"num_highlights": int(rng.integers(max(1, count - 1), count + 1))}
-                if count
-                else None
-            )
-        return {"num_highlights": count + int(rng.integers(1, 3))}
-
-    def near_misses(self, rng, kwargs, response, words):
-        for step in shuffled(rng, (1, 2)):
-            yield {"num_highlights": self._count(response) + step}
-
-    @staticmethod
-    def _count(response):
+    def count(self, response):
         # As the release counts. The single form matches the bare "**" of a double one too, but
         # without text inside it does not count.
         single = re.findall(r"\*[^\n\*]*\*", response)

@@ -5,15 +5,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from gapo_jax.constraints.base import (
-    TrainableType,
-    other_relation,
-    pick,
-    quoted,
-    relation_near_misses,
-    shuffled,
-    threshold,
-)
+from gapo_jax.constraints.base import TrainableType, pick, quoted, shuffled
+from gapo_jax.constraints.counting import RelationType, other_relation
+from gapo_jax.constraints.fields import RELATIONS
 from gapo_jax.constraints.words import COMMON_WORDS, absent_words, content_words
 
 
@@ -128,7 +122,7 @@ def _times(number):
     return "once" if number == 1 else "twice" if number == 2 else f"{number} times"
 
 
-class Frequency(TrainableType):
+class Frequency(RelationType):
     """A keyword occurs at least N times, or fewer than N times (substrings count)."""
 
     id = "keywords:frequency"
@@ -161,50 +155,40 @@ class Frequency(TrainableType):
         ),
     )
     difference = "how often one word occurs"
+    number, high = "frequency", 8
 
     def fields(self, kwargs):
         return {**kwargs, "times": _times(kwargs["frequency"])}
 
-    def measure(self, kwargs, response):
-        count = self._count(kwargs["keyword"], response)
-        return count, kwargs["relation"], kwargs["frequency"]
+    def count(self, kwargs, response):
+        return len(re.findall(re.escape(kwargs["keyword"]), response, flags=re.IGNORECASE))
 
     def propose(self, rng, response, satisfied, words, task):
         if response is None:
             keyword = pick(rng, list(words) or COMMON_WORDS)
-            relation = pick(rng, ("at least", "less than"))
+            relation = pick(rng, RELATIONS[::-1])
             # "Fewer than 1" would forbid the word, which is another type.
             low = 1 if relation == "at least" else 2
-            return self._kwargs(keyword, relation, int(rng.integers(low, 4)))
+            return {
+                "keyword": keyword,
+                "frequency": int(rng.integers(low, 4)),
+                "relation": relation,
+            }
         inside = content_words(response)
         keyword = pick(rng, inside) if inside else None
         # An absent word is a fair question too: "at least once" is violated by it.
         if keyword is None or (not satisfied and rng.random() < 0.3):
             keyword = pick(rng, absent_words(response, words))
-        bound = threshold(rng, self._count(keyword, response), satisfied, low=1, high=8)
+        arguments = self.near(rng, {"keyword": keyword}, response, satisfied)
         # "Fewer than 1 times" would be forbidden_words under another name.
-        if bound is None or bound == ("less than", 1):
-            return None if not inside else self._kwargs(pick(rng, inside), "at least", 1)
-        return self._kwargs(keyword, *bound)
-
-    def near_misses(self, rng, kwargs, response, words):
-        count = self._count(kwargs["keyword"], response)
-        number = kwargs["frequency"]
-        for relation, moved in relation_near_misses(
-            rng, kwargs["relation"], number, count, low=1, spread=2
-        ):
-            yield self._kwargs(kwargs["keyword"], relation, moved)
-
-    @staticmethod
-    def _count(keyword, response):
-        return len(re.findall(re.escape(keyword), response, flags=re.IGNORECASE))
-
-    @staticmethod
-    def _kwargs(keyword, relation, number):
-        return {"keyword": keyword, "frequency": number, "relation": relation}
+        if arguments is None or (arguments["relation"], arguments["frequency"]) == ("less than", 1):
+            if not inside:
+                return None
+            return {"keyword": pick(rng, inside), "frequency": 1, "relation": "at least"}
+        return arguments
 
 
-class LetterFrequency(TrainableType):
+class LetterFrequency(RelationType):
     """A letter occurs at least N times, or fewer than N times, ignoring case."""
 
     id = "keywords:letter_frequency"
@@ -237,42 +221,31 @@ class LetterFrequency(TrainableType):
         ),
     )
     difference = "one letter"
+    number = "let_frequency"
     # From frequent to rare; each is drawn alike.
     _LETTERS = "aeiourstlnmdcphgbkvwyjqxz"
 
     def fields(self, kwargs):
         return {**kwargs, "times": _times(kwargs["let_frequency"])}
 
-    def measure(self, kwargs, response):
-        count = Counter(response.lower())[kwargs["letter"].lower()]
-        return count, kwargs["let_relation"], kwargs["let_frequency"]
+    def count(self, kwargs, response):
+        return Counter(response.lower())[kwargs["letter"].lower()]
+
+    def spread(self, count):
+        # Letters are frequent: for a count of 40, a number within 10 is near.
+        return max(2, count // 4)
 
     def propose(self, rng, response, satisfied, words, task):
-        letter = pick(rng, self._LETTERS)
+        asked = {"letter": pick(rng, self._LETTERS)}
         if response is None:
-            relation = pick(rng, ("at least", "less than"))
-            return self._kwargs(letter, relation, int(rng.integers(2, 9)))
-        count = Counter(response.lower())[letter]
-        # Letters are frequent: for a count of 40, a number within 10 is near.
-        spread = max(2, count // 4)
-        bound = threshold(rng, count, satisfied, low=1, high=200, spread=spread)
-        if bound is None:
+            relation = pick(rng, RELATIONS[::-1])
+            return {**asked, "let_frequency": int(rng.integers(2, 9)), "let_relation": relation}
+        arguments = self.near(rng, asked, response, satisfied)
+        if arguments is None and not satisfied:
             # A rare letter has no "less than" below its count: ask for more of it instead.
-            return self._kwargs(letter, "at least", 1 + count) if not satisfied else None
-        return self._kwargs(letter, *bound)
-
-    def near_misses(self, rng, kwargs, response, words):
-        count = Counter(response.lower())[kwargs["letter"].lower()]
-        number = kwargs["let_frequency"]
-        spread = max(2, count // 4)
-        for relation, moved in relation_near_misses(
-            rng, kwargs["let_relation"], number, count, low=1, spread=spread
-        ):
-            yield self._kwargs(kwargs["letter"], relation, moved)
-
-    @staticmethod
-    def _kwargs(letter, relation, number):
-        return {"letter": letter, "let_frequency": number, "let_relation": relation}
+            more = self.count(asked, response) + 1
+            return {**asked, "let_frequency": more, "let_relation": "at least"}
+        return arguments
 
 
 def polarity_twin(type_id: str, kwargs: dict) -> tuple[str, dict] | None:

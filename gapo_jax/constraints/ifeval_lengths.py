@@ -4,15 +4,8 @@ from __future__ import annotations
 
 import re
 
-from gapo_jax.constraints.base import (
-    TrainableType,
-    counted,
-    pick,
-    relation_near_misses,
-    shuffled,
-    threshold,
-)
-from gapo_jax.constraints.fields import RELATIONS
+from gapo_jax.constraints.base import TrainableType, counted, pick, shuffled
+from gapo_jax.constraints.counting import RelationType
 from gapo_jax.constraints.text import split_sentences
 from gapo_jax.constraints.words import COMMON_WORDS, absent_words, content_words
 
@@ -27,7 +20,7 @@ def count_sentences(text: str) -> int:
     return len(split_sentences(text))
 
 
-class NumberWords(TrainableType):
+class NumberWords(RelationType):
     """At least N words, or fewer than N words."""
 
     id = "length_constraints:number_words"
@@ -69,46 +62,26 @@ class NumberWords(TrainableType):
     )
     difference = "how many words there are"
     # Sizes of a short answer, far apart: a discriminator learns no exact counting.
+    # Numbers in steps of five words, as people ask for round ones.
+    number, low, high, step = "num_words", 4, 2000, 5
     _SIZES = (10, 12, 15, 20, 25, 30, 35, 40, 50, 60)
 
     def fields(self, kwargs):
         return {**kwargs, "words": counted(kwargs["num_words"], "word")}
 
-    def measure(self, kwargs, response):
-        return count_words(response), kwargs["relation"], kwargs["num_words"]
+    def count(self, kwargs, response):
+        return count_words(response)
 
-    def propose(self, rng, response, satisfied, words, task):
-        if response is None:
-            relation = pick(rng, RELATIONS)
-            return {"num_words": pick(rng, self._SIZES), "relation": relation}
-        count = count_words(response)
-        # In steps of five words, as people ask for round numbers.
-        bound = threshold(
-            rng, count, satisfied, low=4, high=2000, spread=self._spread(count), step=5
-        )
-        return None if bound is None else {"num_words": bound[1], "relation": bound[0]}
+    def draw(self, rng, relation, words):
+        return {"num_words": pick(rng, self._SIZES)}
 
-    def near_misses(self, rng, kwargs, response, words):
-        count = count_words(response)
-        for relation, number in relation_near_misses(
-            rng,
-            kwargs["relation"],
-            kwargs["num_words"],
-            count,
-            low=4,
-            spread=self._spread(count),
-            step=5,
-        ):
-            yield {"num_words": number, "relation": relation}
-
-    @staticmethod
-    def _spread(count):
+    def spread(self, count):
         # A wide window: what a discriminator cannot count it cannot learn, so misses are by a good
         # part of the length.
         return max(5, round(0.6 * count))
 
 
-class NumberSentences(TrainableType):
+class NumberSentences(RelationType):
     """At least N sentences, or fewer than N sentences."""
 
     id = "length_constraints:number_sentences"
@@ -149,30 +122,21 @@ class NumberSentences(TrainableType):
         ),
     )
     difference = "how many sentences there are"
+    # "At least 1" always holds and "fewer than 1" never does, hence numbers from 2.
+    number, low = "num_sentences", 2
 
     def fields(self, kwargs):
         return {**kwargs, "sentences": counted(kwargs["num_sentences"], "sentence")}
 
-    def measure(self, kwargs, response):
-        return count_sentences(response), kwargs["relation"], kwargs["num_sentences"]
+    def count(self, kwargs, response):
+        return count_sentences(response)
 
-    def propose(self, rng, response, satisfied, words, task):
-        if response is None:
-            relation = pick(rng, RELATIONS)
-            return {"num_sentences": int(rng.integers(2, 5)), "relation": relation}
-        # "At least 1" always holds and "fewer than 1" never does, hence numbers from 2.
-        count = count_sentences(response)
-        bound = threshold(rng, count, satisfied, low=2, high=200, spread=2 + count // 4)
-        return None if bound is None else {"num_sentences": bound[1], "relation": bound[0]}
+    def draw(self, rng, relation, words):
+        return {"num_sentences": int(rng.integers(2, 5))}
 
-    def near_misses(self, rng, kwargs, response, words):
-        count = count_sentences(response)
+    def spread(self, count):
         # Wider for long texts, where one sentence more or less is hardly seen.
-        spread = 2 + count // 4
-        for relation, number in relation_near_misses(
-            rng, kwargs["relation"], kwargs["num_sentences"], count, low=2, spread=spread
-        ):
-            yield {"num_sentences": number, "relation": relation}
+        return 2 + count // 4
 
 
 class NumberParagraphs(TrainableType):
@@ -290,13 +254,13 @@ class NthParagraphFirstWord(TrainableType):
     @staticmethod
     def _first_words(response):
         """Return the first word of each paragraph as the official checker reads it ("" if none)."""
-        words = []
+        openings = []
         # Blank lines divide, as in the release; blank pieces between two of them are no paragraphs.
         for paragraph in response.split("\n\n"):
             if paragraph.strip():
                 word = paragraph.split()[0].lstrip("'").lstrip('"')
-                words.append(re.split(r"[.,?!'\"]", word, maxsplit=1)[0].lower())
-        return words
+                openings.append(re.split(r"[.,?!'\"]", word, maxsplit=1)[0].lower())
+        return openings
 
     @staticmethod
     def _kwargs(number, nth, first):

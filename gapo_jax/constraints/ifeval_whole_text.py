@@ -9,15 +9,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gapo_jax.constraints.base import (
-    TrainableType,
-    counted,
-    pick,
-    relation_near_misses,
-    shuffled,
-    threshold,
-)
-from gapo_jax.constraints.fields import LANGUAGE_CODES, RELATIONS
+from gapo_jax.constraints.base import TrainableType, counted, pick, shuffled
+from gapo_jax.constraints.counting import RelationType
+from gapo_jax.constraints.fields import LANGUAGE_CODES
 from gapo_jax.constraints.text import split_sentences, word_tokenize
 
 # Requests to repeat where there is no task, written for this project.
@@ -89,11 +83,11 @@ class EnglishLowercase(TrainableType):
     difference = "capital letters"
 
 
-class CapitalWordFrequency(TrainableType):
+class CapitalWordFrequency(RelationType):
     """At least N words all in capitals, or fewer than N."""
 
     id = "change_case:capital_word_frequency"
-    relation = "capital_relation"
+    number, relation = "capital_frequency", "capital_relation"
     train = (
         {
             "at least": "Write at least {words} in all capital letters.",
@@ -127,32 +121,13 @@ class CapitalWordFrequency(TrainableType):
         number = kwargs["capital_frequency"]
         return {**kwargs, "words": counted(number, "word"), "times": counted(number, "time")}
 
-    def measure(self, kwargs, response):
-        return self._count(response), kwargs["capital_relation"], kwargs["capital_frequency"]
-
-    def propose(self, rng, response, satisfied, words, task):
-        if response is None:
-            relation = pick(rng, RELATIONS)
-            low = 1 if relation == "at least" else 2
-            return self._kwargs(relation, int(rng.integers(low, 5)))
-        bound = threshold(rng, self._count(response), satisfied, low=1, high=200)
-        return None if bound is None else self._kwargs(*bound)
-
-    def near_misses(self, rng, kwargs, response, words):
-        relation, number = kwargs["capital_relation"], kwargs["capital_frequency"]
-        for option in relation_near_misses(
-            rng, relation, number, self._count(response), low=1, spread=2
-        ):
-            yield self._kwargs(*option)
-
-    @staticmethod
-    def _count(response):
+    def count(self, kwargs, response):
         # By the tokens of the release, to which "U.S." is one word and "A" one more.
         return sum(word.isupper() for word in word_tokenize(response))
 
-    @staticmethod
-    def _kwargs(relation, number):
-        return {"capital_frequency": number, "capital_relation": relation}
+    def draw(self, rng, relation, words):
+        low = 1 if relation == "at least" else 2
+        return {"capital_frequency": int(rng.integers(low, 5))}
 
 
 class ResponseLanguage(TrainableType):

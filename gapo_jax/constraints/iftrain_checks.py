@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from gapo_jax.constraints import ifeval_checks
-from gapo_jax.constraints.fields import clean_kwargs
+from gapo_jax.constraints.fields import Items, clean_kwargs
 from gapo_jax.constraints.text import LONG_TEXT, bounded_pattern, word_tokenize
 
 DIVIDER, BLANK_LINE = re.compile(r"\s?\*\*\*\s?"), re.compile(r"\n\n")
@@ -216,7 +216,7 @@ _CHECKS: dict[str, Callable[..., bool]] = {
 }
 
 
-def follows(type_id: str, items: tuple[tuple[str, Any], ...], response: str) -> bool:
+def follows(type_id: str, items: Items, response: str) -> bool:
     """Return the strict verdict on a response; `items` are the arguments as sorted pairs.
 
     Raises:

@@ -7,16 +7,10 @@ always what the rows of AI2 say: their word count, for one, is worded as an exac
 from __future__ import annotations
 
 from gapo_jax.constraints import iftrain_checks as checks
-from gapo_jax.constraints.base import (
-    counted,
-    pick,
-    relation_near_misses,
-    shuffled,
-    threshold,
-)
-from gapo_jax.constraints.fields import RELATIONS
+from gapo_jax.constraints.base import TrainableType, counted, pick, shuffled
+from gapo_jax.constraints.counting import RelationType
 from gapo_jax.constraints.ifeval_keywords import Frequency, LetterFrequency
-from gapo_jax.constraints.iftrain_words import IFTrainType, free_word
+from gapo_jax.constraints.iftrain_words import free_word
 from gapo_jax.constraints.words import COMMON_WORDS, absent_words, content_words
 
 
@@ -25,7 +19,7 @@ def _by_count(response, number) -> list[str]:
     return [w for w in content_words(response) if checks.occurrences(response, w) == number]
 
 
-class WordOnce(IFTrainType):
+class WordOnce(TrainableType):
     """A keyword occurs exactly once (inside other words too), ignoring case."""
 
     id = "keywords:word_once"
@@ -87,14 +81,10 @@ class WordCount(Frequency):
             " right.",
         },
     )
-
-    @property
-    def conflicts(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Ids that must not occur in one prompt with this type."""
-        return frozenset((self.id, Frequency.id))
+    excludes = (Frequency.id,)
 
 
-class CountIncrement(IFTrainType):
+class CountIncrement(TrainableType):
     """One keyword occurs exactly once and another one exactly twice, ignoring case."""
 
     id = "count:count_increment_word"
@@ -138,7 +128,7 @@ class CountIncrement(IFTrainType):
             yield {"keyword1": first, "keyword2": second}
 
 
-class LowercaseCounting(IFTrainType):
+class LowercaseCounting(TrainableType):
     """At most N words in small letters."""
 
     id = "count:lowercase_counting"
@@ -173,7 +163,7 @@ class LowercaseCounting(IFTrainType):
             yield changed
 
 
-class LetterCounting(IFTrainType):
+class LetterCounting(RelationType):
     """At least N letters in all, or fewer than N."""
 
     id = "letters:letter_counting"
@@ -200,28 +190,19 @@ class LetterCounting(IFTrainType):
     )
     probes = (({"N": 8, "relation": "less than"}, "A river.", "A quiet river."),)
     difference = "how many letters there are"
+    number, low, high, step = "N", 2, 100_000, 5
 
     def fields(self, kwargs):
         return {**kwargs, "letters": counted(kwargs["N"], "letter")}
 
-    def measure(self, kwargs, response):
-        return checks.count_letters(response), kwargs["relation"], kwargs["N"]
+    def count(self, kwargs, response):
+        return checks.count_letters(response)
 
-    def propose(self, rng, response, satisfied, words, task):
-        if response is None:
-            return {"N": 10 * int(rng.integers(2, 21)), "relation": pick(rng, RELATIONS)}
-        count = checks.count_letters(response)
-        bound = threshold(
-            rng, count, satisfied, low=2, high=100_000, spread=max(5, count // 2), step=5
-        )
-        return None if bound is None else {"N": bound[1], "relation": bound[0]}
+    def draw(self, rng, relation, words):
+        return {"N": 10 * int(rng.integers(2, 21))}
 
-    def near_misses(self, rng, kwargs, response, words):
-        count = checks.count_letters(response)
-        for relation, number in relation_near_misses(
-            rng, kwargs["relation"], kwargs["N"], count, low=1, spread=max(5, count // 2), step=5
-        ):
-            yield {"N": number, "relation": relation}
+    def spread(self, count):
+        return max(5, count // 2)
 
 
 class LetterCounting2(LetterFrequency):
@@ -250,14 +231,10 @@ class LetterCounting2(LetterFrequency):
             " {let_frequency}.",
         },
     )
-
-    @property
-    def conflicts(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Ids that must not occur in one prompt with this type."""
-        return frozenset((self.id, LetterFrequency.id))
+    excludes = (LetterFrequency.id,)
 
 
-class CountUnique(IFTrainType):
+class CountUnique(TrainableType):
     """No word and no mark occurs twice, in the same spelling."""
 
     id = "count:count_unique"

@@ -7,10 +7,9 @@ ends before its last index, and full stops count as words where words are counte
 from __future__ import annotations
 
 from gapo_jax.constraints import iftrain_checks as checks
-from gapo_jax.constraints.base import counted, pick, shuffled
+from gapo_jax.constraints.base import TrainableType, counted, pick, shuffled
 from gapo_jax.constraints.fields import FIELDS
 from gapo_jax.constraints.ifeval_whole_text import REQUESTS, swapped_words
-from gapo_jax.constraints.iftrain_words import IFTrainType
 from gapo_jax.constraints.text import word_tokenize
 
 # Phrases to vary, written for this project.
@@ -33,7 +32,7 @@ _WRAPPED = (
 )  # fmt: skip
 
 
-class Paragraphs(IFTrainType):
+class Paragraphs(TrainableType):
     """Two paragraphs, divided by `***`."""
 
     id = "paragraphs:paragraphs"
@@ -49,7 +48,7 @@ class Paragraphs(IFTrainType):
     excludes = _PARAGRAPHS
 
 
-class Paragraphs2(IFTrainType):
+class Paragraphs2(TrainableType):
     """Two paragraphs, divided by a blank line."""
 
     id = "paragraphs:paragraphs2"
@@ -65,7 +64,7 @@ class Paragraphs2(IFTrainType):
     excludes = _PARAGRAPHS
 
 
-class Composition(IFTrainType):
+class Composition(TrainableType):
     """Three paragraphs divided by `***`, with equal numbers of sentences and of words in each."""
 
     id = "count:counting_composition"
@@ -113,7 +112,7 @@ class Composition(IFTrainType):
                 yield {**kwargs, field: kwargs[field] + step}
 
 
-class SentenceHyphens(IFTrainType):
+class SentenceHyphens(TrainableType):
     """Sentences joined by hyphens without blanks around them, and no other hyphens."""
 
     id = "detectable_format:sentence_hyphens"
@@ -129,7 +128,7 @@ class SentenceHyphens(IFTrainType):
     excludes = _WRAPPED
 
 
-class SquareBrackets(IFTrainType):
+class SquareBrackets(TrainableType):
     """Every word stands in square brackets."""
 
     id = "detectable_format:square_brackets"
@@ -145,7 +144,7 @@ class SquareBrackets(IFTrainType):
     excludes = (*_WRAPPED, "detectable_content:number_placeholders", "detectable_format:title")
 
 
-class BigramWrapping(IFTrainType):
+class BigramWrapping(TrainableType):
     """Every two words stand in double angle brackets."""
 
     id = "detectable_format:bigram_wrapping"
@@ -161,7 +160,7 @@ class BigramWrapping(IFTrainType):
     excludes = (*_WRAPPED, "detectable_format:title")
 
 
-class RepeatPhrase(IFTrainType):
+class RepeatPhrase(TrainableType):
     """A phrase occurs N times, each time with exactly one word exchanged inside."""
 
     id = "copy:repeat_phrase"
@@ -202,7 +201,7 @@ class RepeatPhrase(IFTrainType):
             yield {**kwargs, **change}
 
 
-class _Copy(IFTrainType):
+class _Copy(TrainableType):
     """A copy of a request and nothing else; no other constraint fits into its prompt."""
 
     difference = "the copied words"
@@ -237,7 +236,7 @@ class Copy(_Copy):
     )
 
 
-class CopyingSimple(_Copy):
+class CopyingSimple(Copy):
     """The response is a request word for word: the verdict of `copy:copy`."""
 
     id = "copy:copying_simple"
@@ -247,9 +246,6 @@ class CopyingSimple(_Copy):
         'Before and after "{prompt_to_repeat}" write nothing, and leave it unanswered.',
     )
     heldout = ('All that I want to hear back is "{prompt_to_repeat}" itself.',)
-    probes = (
-        ({"prompt_to_repeat": "Write about a river."}, "Write about a river.", "It runs to sea."),
-    )
 
 
 class CopyingMultiple(_Copy):

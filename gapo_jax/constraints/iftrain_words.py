@@ -24,18 +24,7 @@ def free_word(rng: np.random.Generator, words: Sequence[str]) -> str:
     return pick(rng, list(words) or COMMON_WORDS)
 
 
-class IFTrainType(TrainableType):
-    """A training type of IF-RLVR; `excludes` names the types that do not fit into its prompts."""
-
-    excludes: tuple[str, ...] = ()
-
-    @property
-    def conflicts(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Ids that must not occur in one prompt with this type."""
-        return frozenset((self.id, *self.excludes))
-
-
-class ExcludeWord(IFTrainType):
+class ExcludeWord(TrainableType):
     """A word does not occur between two blanks, in exactly this spelling."""
 
     id = "keywords:exclude_word_harder"
@@ -68,7 +57,7 @@ class ExcludeWord(IFTrainType):
             yield changed
 
 
-class _Edge(IFTrainType):
+class _Edge(TrainableType):
     """The first or the last word of the answer, or of each of its sentences, is a given one."""
 
     field = ""
@@ -160,7 +149,7 @@ class LastWordAnswer(_Edge):
     excludes = ("last_word:last_word_sent", "startend:end_checker")
 
 
-class SpecificPosition(IFTrainType):
+class SpecificPosition(TrainableType):
     """A keyword, in exactly this spelling, is word m of sentence n; marks count as words."""
 
     id = "keywords:keyword_specific_position"
@@ -211,7 +200,7 @@ class SpecificPosition(IFTrainType):
             yield {**kwargs, **change}
 
 
-class NoAdjacentConsecutive(IFTrainType):
+class NoAdjacentConsecutive(TrainableType):
     """No word starts with the letter that follows the first letter of the word before."""
 
     id = "keywords:no_adjacent_consecutive"
@@ -226,7 +215,7 @@ class NoAdjacentConsecutive(IFTrainType):
     difference = "the first letter of one word"
 
 
-class Palindrome(IFTrainType):
+class Palindrome(TrainableType):
     """Some word reads the same from both ends; one letter alone counts."""
 
     id = "keywords:palindrome"
@@ -241,7 +230,7 @@ class Palindrome(IFTrainType):
     difference = "one word"
 
 
-class StartEnd(IFTrainType):
+class StartEnd(TrainableType):
     """The response starts and ends with the same word, without a mark after it."""
 
     id = "keywords:start_end"
@@ -262,7 +251,7 @@ class StartEnd(IFTrainType):
     )  # fmt: skip
 
 
-class NoDot(IFTrainType):
+class NoDot(TrainableType):
     """No full stop anywhere."""
 
     id = "punctuation:punctuation_dot"
@@ -278,7 +267,7 @@ class NoDot(IFTrainType):
     excludes = ("detectable_content:postscript", "count:counting_composition")
 
 
-class NoExclamation(IFTrainType):
+class NoExclamation(TrainableType):
     """No exclamation mark anywhere."""
 
     id = "punctuation:punctuation_exclamation"

@@ -71,7 +71,7 @@ def time_limit(seconds: float) -> Iterator[None]:
         return
 
     # Patterns are interrupted too: Python's matcher looks for signals while it matches.
-    def end(*_: Any) -> None:
+    def end(*_: object) -> None:
         raise TimeUp(f"took longer than {seconds:g} s")
 
     handler = signal.signal(signal.SIGALRM, end)
@@ -85,7 +85,7 @@ def time_limit(seconds: float) -> Iterator[None]:
             signal.setitimer(signal.ITIMER_REAL, outer - (seconds - left))
 
 
-def _takes(function: Callable[..., Any], most: int, least: int, usage: str) -> int:
+def _takes(function: Callable[..., object], most: int, least: int, usage: str) -> int:
     """Return how many positional arguments, `most` or fewer, a function can be called with."""
     signature = inspect.signature(function)
     # The longest call first: a check with a default for the prompt shall get the prompt.
@@ -262,7 +262,7 @@ def load_plugin(path: str | Path) -> tuple[str, ...]:
     if path.suffix != ".py" or not path.is_file():
         raise FileNotFoundError(
             f"constraint plug-in: expected a Python file (.py), found none at {path}; correct"
-            " config.data.plugins"
+            " config.data.plugins (or --plugin)"
         )
     # By the whole path, so that two files of one name are two modules.
     name = f"gapo_jax_plugin_{path.stem}_{zlib.crc32(str(path).encode()):08x}"

@@ -20,9 +20,8 @@ import itertools
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
-from gapo_jax.constraints.fields import clean_kwargs
+from gapo_jax.constraints.fields import Items, clean_kwargs
 from gapo_jax.constraints.text import CACHE_SIZE, short_marks
 
 _TOKEN = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+|[%°.,;:!?()\n]")
@@ -161,7 +160,7 @@ def others_stated(text: str, facts: Sequence[str], values: Sequence[str]) -> lis
     return [fact for fact, value in known if value in others]
 
 
-def follows(type_id: str, items: tuple[tuple[str, Any], ...], response: str) -> bool:
+def follows(type_id: str, items: Items, response: str) -> bool:
     """Return the verdict on a response; `items` are the arguments as sorted pairs.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from gapo_jax.constraints import (
     product,
 )
 from gapo_jax.constraints.base import ConstraintType, TrainableType, shuffled
+from gapo_jax.constraints.fields import Kwargs
 from gapo_jax.constraints.text import final_answer
 from gapo_jax.constraints.verdicts import loose_variants
 from gapo_jax.records import Constraint
@@ -183,7 +184,7 @@ def modify(
 
 
 def _instances(
-    response: Any, ids: Sequence[str], kwargs_list: Sequence[Mapping[str, Any] | None]
+    response: object, ids: Sequence[str], kwargs_list: Sequence[Kwargs | None]
 ) -> list[tuple[ConstraintType, Constraint]]:
     if not isinstance(response, str):
         raise ValueError(f"response: expected a str, got {type(response).__name__}")
@@ -208,7 +209,7 @@ def _instances(
 def check(
     response: str,
     instruction_id_list: Sequence[str],
-    kwargs_list: Sequence[Mapping[str, Any] | None],
+    kwargs_list: Sequence[Kwargs | None],
     prompt: str | None = None,
 ) -> list[bool]:
     """Return the strict verdict for each instruction, official for IFEval and IFBench.
@@ -235,7 +236,7 @@ def check(
 def check_loose(
     response: str,
     instruction_id_list: Sequence[str],
-    kwargs_list: Sequence[Mapping[str, Any] | None],
+    kwargs_list: Sequence[Kwargs | None],
     prompt: str | None = None,
 ) -> list[bool]:
     """Return the loose verdict for each instruction, official for IFEval and IFBench.

@@ -25,7 +25,7 @@ from gapo_jax.records import Constraint
 COLUMNS = ("constraints", "instruction_id_list", "ground_truth")
 
 
-def _value(cell: Any, column: str) -> Any:
+def _value(cell: object, column: str) -> Any:
     """Return a cell, read as JSON or as a Python literal where it is a text."""
     if not isinstance(cell, str):
         return cell
@@ -39,7 +39,7 @@ def _value(cell: Any, column: str) -> Any:
     raise ValueError(f"{column}: expected JSON or a Python literal in the text, got {cell!r:.80}")
 
 
-def instance(type_id: Any, kwargs: Any) -> Constraint:
+def instance(type_id: object, kwargs: object) -> Constraint:
     """Return a constraint with its full id and valid arguments.
 
     Raises:
@@ -59,7 +59,7 @@ def instance(type_id: Any, kwargs: Any) -> Constraint:
     return Constraint(full, {k: v for k, v in (kwargs or {}).items() if v is not None})
 
 
-def _listed(ids: Any, kwargs: Any, column: str) -> list[Constraint]:
+def _listed(ids: object, kwargs: object, column: str) -> list[Constraint]:
     ids, kwargs = _value(ids, column), _value(kwargs, "kwargs")
     if not isinstance(ids, Sequence) or isinstance(ids, str):
         raise ValueError(f"{column}: expected a list of instruction ids, got {ids!r:.80}")
@@ -74,7 +74,7 @@ def _listed(ids: Any, kwargs: Any, column: str) -> list[Constraint]:
     return [instance(type_id, item) for type_id, item in zip(ids, kwargs, strict=True)]
 
 
-def _ground_truth(cell: Any) -> list[Constraint]:
+def _ground_truth(cell: object) -> list[Constraint]:
     entries = _value(cell, "ground_truth")
     constraints: list[Constraint] = []
     for entry in entries if isinstance(entries, list | tuple) else [entries]:
@@ -123,7 +123,7 @@ def constraints_of(record: Mapping[str, Any]) -> tuple[Constraint, ...]:
     return tuple(constraints)
 
 
-def message_text(content: Any) -> str:
+def message_text(content: object) -> str:
     """Return the text of a message: its content, or its text parts joined.
 
     Raises:

@@ -44,6 +44,15 @@ def final_answer(response: str) -> str:
     return (before + rest).lstrip()
 
 
+def with_opening(response: str, prompt: str) -> str:
+    """Return what a model wrote behind a rendered prompt, with the `<think>` at its end in front.
+
+    Some chat templates open the block themselves. A response that was cut off inside it has neither
+    tag then, and would pass for an answer.
+    """
+    return _OPEN + response if prompt.rstrip().endswith(_OPEN) else response
+
+
 # --- sentences, words and the language --------------------------------------------------------
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from gapo_jax.constraints import rows
 from gapo_jax.constraints.verifiers import make_request, verify_response
@@ -18,7 +17,7 @@ from gapo_jax.constraints.verifiers import make_request, verify_response
 log = logging.getLogger("gapo_jax")
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     """Return a prompt or a completion as text; of messages, the last one."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         value = value[-1] if value else ""
@@ -26,7 +25,7 @@ def _text(value: Any) -> str:
 
 
 def reward(
-    prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
+    prompts: Sequence[object], completions: Sequence[object], **columns: object
 ) -> list[float | None]:
     """Return for each completion the share of its constraints that hold, strict, from 0 to 1.
 

@@ -7,14 +7,13 @@ empty response follows no constraint.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from gapo_jax.constraints import ifbench_checks, ifeval_checks, iftrain_checks, product_checks
-from gapo_jax.constraints.fields import FAMILY_FIELDS, clean_kwargs
+from gapo_jax.constraints.fields import FAMILY_FIELDS, Items, Kwargs, clean_kwargs
 from gapo_jax.constraints.text import MAX_TEXT
 
-Check = Callable[[str, tuple[tuple[str, Any], ...], str], bool]
+Check = Callable[[str, Items, str], bool]
 _CHECKS: dict[str, Check] = {
     "ifeval": ifeval_checks.follows,
     "iftrain": iftrain_checks.follows,
@@ -24,7 +23,7 @@ _CHECKS: dict[str, Check] = {
 _CHECK_OF = {type_id: _CHECKS[name] for name, types in FAMILY_FIELDS.items() for type_id in types}
 
 
-def as_items(kwargs: Mapping[str, Any] | None) -> tuple[tuple[str, Any], ...]:
+def as_items(kwargs: Kwargs | None) -> Items:
     """Return arguments as sorted pairs that can be hashed; lists become sorted tuples."""
     items = []
     for field, value in sorted((kwargs or {}).items()):
@@ -35,7 +34,7 @@ def as_items(kwargs: Mapping[str, Any] | None) -> tuple[tuple[str, Any], ...]:
     return tuple(items)
 
 
-def follows(type_id: str, kwargs: Mapping[str, Any] | None, answer: str) -> bool:
+def follows(type_id: str, kwargs: Kwargs | None, answer: str) -> bool:
     """Return the strict verdict on one answer for one instruction of a built-in type.
 
     Official for IFEval, IFTrain and IFBench types, this project's for product facts. Every string

@@ -79,8 +79,8 @@ def verify_response(request: VerificationRequest) -> Verdicts:
     return Verdicts(tuple(strict), tuple(loose))
 
 
-def _start_worker(files: Sequence[Path], own: bytes) -> None:
-    """Leave signals to the parent, which ends its workers; end when the parent is gone."""
+def follow_parent() -> None:
+    """Leave signals to the parent of a worker, which ends its workers; end when it is gone."""
     # A Ctrl-C reaches the whole process group. A worker that died of it would break the pool while
     # the parent still saves the run.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -94,6 +94,10 @@ def _start_worker(files: Sequence[Path], own: bytes) -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
+
+
+def _start_worker(files: Sequence[Path], own: bytes) -> None:
+    follow_parent()
     plugins.restore(files, own)
 
 

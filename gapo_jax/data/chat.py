@@ -63,20 +63,30 @@ class ChatText(str):
 
 
 def chat_prompt(
-    tokenizer: PreTrainedTokenizerFast, prompt: str, system: str | None = None
+    tokenizer: PreTrainedTokenizerFast, prompt: str | Sequence[Turn], system: str | None = None
 ) -> ChatText:
-    """Return the text that the model is to continue: one user turn in the model's chat template.
+    """Return the text that the model is to continue: one user turn, or the turns of a dialogue, in
+    the model's chat template.
 
     `system=None` leaves the system turn to the template: SmolLM2's writes "You are a helpful AI
-    assistant named SmolLM, trained by Hugging Face". A string, "" included, replaces it.
+    assistant named SmolLM, trained by Hugging Face". A string, "" included, replaces it. A dialogue
+    that has a system turn keeps that.
 
     Raises:
         ValueError: a system text for a tokenizer without a chat template; a template that refuses
             the turns.
     """
-    turns = [] if system is None else [{"role": "system", "content": system}]
-    turns.append({"role": "user", "content": prompt})
+    own = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [*prompt]
+    has_system = own[0]["role"] == "system"
+    turns = [] if system is None or has_system else [{"role": "system", "content": system}]
+    turns += own
     return ChatText.of(text_encoder(tokenizer), _rendered(tokenizer, turns, generate=True))
+
+
+def dialogue_text(tokenizer: PreTrainedTokenizerFast, turns: Sequence[Turn]) -> ChatText:
+    """Return a whole dialogue, its last answer with all that the template writes behind it, as a
+    reward model reads it."""
+    return ChatText.of(text_encoder(tokenizer), _rendered(tokenizer, turns))
 
 
 def _rendered(

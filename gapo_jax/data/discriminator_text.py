@@ -157,6 +157,7 @@ def encode_texts(
     responses: Sequence[str],
     max_length: int,
     pad_to: int | Sequence[int] | None = None,
+    as_is: bool = False,
 ) -> EncodedTexts:
     """Tokenise prompts and responses for the discriminator.
 
@@ -167,6 +168,7 @@ def encode_texts(
         max_length: longest row in tokens, special tokens counted.
         pad_to: fixed width, or bucket widths of which the smallest that fits is taken; None pads
             to the longest row.
+        as_is: leave blanks and line breaks alone, for networks that others trained.
 
     Returns:
         Padded int32 arrays, and which rows lost text.
@@ -181,7 +183,9 @@ def encode_texts(
     layout = _pair_layout(tokenizer)
     room = layout.room(max_length)
     between = line_break(tokenizer)
-    pairs = [discriminator_text(p, r, between) for p, r in zip(prompts, responses, strict=True)]
+    pairs = list(zip(prompts, responses, strict=True))
+    if not as_is:
+        pairs = [discriminator_text(prompt, response, between) for prompt, response in pairs]
     # One call for all texts: the Rust tokenizer works in parallel.
     texts = [first for first, _ in pairs] + [second for _, second in pairs]
     ids = text_encoder(tokenizer).encode(texts)

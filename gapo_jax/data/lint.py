@@ -11,7 +11,7 @@ import collections
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from gapo_jax import constraints
 from gapo_jax.constraints.rows import instance
@@ -124,10 +124,32 @@ class LintReport:
 def encode(
     turns: Sequence[Segment], tokenizer: PreTrainedTokenizerFast
 ) -> tuple[list[int], list[int]]:
-    """Return (ids, mask) of one sequence as training reads it (`chat.dialogue_ids`)."""
+    """Return (ids, mask) of one sequence as training reads it (`encode_for_training`)."""
+    return encode_for_training(turns, tokenizer)[:2]
+
+
+def encode_for_training(
+    turns: Sequence[Segment], tokenizer: PreTrainedTokenizerFast
+) -> tuple[list[int], list[int], bool]:
+    """Return (ids, mask) of one sequence (`chat.dialogue_ids`), and whether its last answer alone
+    is trained on, since the chat template does not show where the earlier ones are.
+
+    Raises:
+      ValueError: the template refuses the turns, or rewrites the last answer.
+    """
     chat = [{"role": turn.role, "content": turn.text} for turn in turns]
     trained = [index for index, turn in enumerate(turns) if turn.trained]
-    return dialogue_ids(tokenizer, chat, trained)
+    try:
+        return *dialogue_ids(tokenizer, chat, trained), False
+    except ValueError:
+        if len(trained) < 2 or trained[-1] != len(turns) - 1:
+            raise
+    return *dialogue_ids(tokenizer, chat, trained[-1:]), True
+
+
+def _last_trained(turns: Sequence[Segment]) -> list[Segment]:
+    """Return a sequence of which the last turn alone may be trained on."""
+    return [*(dataclasses.replace(turn, trained=False) for turn in turns[:-1]), turns[-1]]
 
 
 def marked(ids: Sequence[int], mask: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> str:
@@ -210,6 +232,7 @@ def lint(
     schema: str | None = None,
     tokenizer: PreTrainedTokenizerFast | None = None,
     limit: int | None = None,
+    train_on: Literal["last", "all"] = "all",
 ) -> LintReport:
     """Look through rows of one source.
 
@@ -218,6 +241,7 @@ def lint(
       schema: one of `schemas.SCHEMAS`; None recognises it row by row.
       tokenizer: of the model to train; None counts words and shows plain text.
       limit: longest row in tokens (words without a tokenizer).
+      train_on: as `config.data.train_on`.
 
     Raises:
       ValueError: another schema. Bad rows never raise: they are counted and named.
@@ -232,6 +256,8 @@ def lint(
             row = _row(record)
             row_schema = schema or recognise(row)
             sequences = segments(row, row_schema)
+            if train_on == "last":
+                sequences = [_last_trained(turns) for turns in sequences]
             _verify(row, row_schema)
             _measure(report, sequences, row_schema, tokenizer, limit)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -53,6 +53,7 @@ class Mining:
       difficulty: (low, high) range of `constraints.difficulty`; a cycle with a pair outside is left
           out.
       seed: of all random draws.
+      plugins: files of constraint types of one's own, which each process loads before it mines.
     """
 
     type_ids: tuple[str, ...]
@@ -63,6 +64,7 @@ class Mining:
     pairing: str = "auto"
     difficulty: tuple[float, float] = (0.0, 1.0)
     seed: int = 0
+    plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.pairing not in PAIRINGS:
@@ -122,6 +124,8 @@ def _open(task: str, responses: Sequence[str], options: Mining, rng) -> list[Cyc
 def mine_task(task: str, responses: Sequence[str], options: Mining) -> list[Cycle]:
     """Return the cycles of proven pairs from the responses to one task; an open pair is a cycle of
     one. The result depends on the arguments alone."""
+    for path in options.plugins:
+        constraints.load_plugin(path)
     # No constraint holds for a text beyond the limit, so mining it would only cost time.
     stripped = (text.strip() for text in responses)
     texts = list(dict.fromkeys(text for text in stripped if 0 < len(text) <= MAX_TEXT))

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 
 from gapo_jax import io
-from gapo_jax.data.lint import encode
+from gapo_jax.data.lint import encode_for_training
 from gapo_jax.data.schemas import recognise, unused
 from gapo_jax.data.tables import NumberedRow
 from gapo_jax.data.training_rows import (
@@ -70,6 +70,8 @@ class Facts:
         kinds: kind of row -> rows; `labels`: label -> examples, of labelled ones.
         unused: column that is not read -> rows.
         reasons: the first rows that were left out, with their reasons.
+        last_only: dialogues whose earlier answers the chat template rewrites, so that their last
+            answer alone is trained on.
     """
 
     rows: int = 0
@@ -80,6 +82,7 @@ class Facts:
     labels: dict[str, int] = dataclasses.field(default_factory=dict)
     unused: dict[str, int] = dataclasses.field(default_factory=dict)
     reasons: list[str] = dataclasses.field(default_factory=list)
+    last_only: int = 0
 
 
 # Makes the columns of an example, without those that say where it comes from.
@@ -93,8 +96,10 @@ def token_encoder(tokenizer: Any, reading: Reading) -> Encoder:
     """
 
     def encoded(example: Example) -> dict[str, Any]:
-        sides = [_side(encode(answer.turns, tokenizer), reading) for answer in example]
+        read = [encode_for_training(answer.turns, tokenizer) for answer in example]
+        sides = [_side(ids, mask, reading) for ids, mask, _ in read]
         return {
+            "last_only": any(last_only for _, _, last_only in read),
             "ids": [side.ids for side in sides],
             "cuts": [side.cuts for side in sides],
             "length": max(len(side.ids) for side in sides),
@@ -104,8 +109,7 @@ def token_encoder(tokenizer: Any, reading: Reading) -> Encoder:
     return encoded
 
 
-def _side(encoded: tuple[list[int], list[int]], reading: Reading) -> Encoded:
-    ids, mask = encoded
+def _side(ids: list[int], mask: list[int], reading: Reading) -> Encoded:
     if len(ids) > reading.max_tokens:
         raise ValueError(
             f"it has {len(ids)} tokens, more than config.data.max_tokens={reading.max_tokens}"
@@ -142,10 +146,14 @@ def _columns(texts: bool) -> Any:
 
 
 def encoded_rows(
-    rows: Iterable[NumberedRow], reading: Reading, encoder: Encoder, facts: Facts
+    rows: Iterable[NumberedRow],
+    reading: Reading,
+    encoder: Encoder,
+    facts: Facts,
+    limit: int | None = None,
 ) -> Iterator[dict[str, Any] | tuple[int, str]]:
     """Yield the columns of every example of the rows, or (line, reason) for a row that gives none;
-    `facts` counts along."""
+    `facts` counts along. After the row that makes `limit` examples full no further one is read."""
     kinds: collections.Counter[str] = collections.Counter(facts.kinds)
     labels: collections.Counter[str] = collections.Counter(facts.labels)
     ignored: collections.Counter[str] = collections.Counter(facts.unused)
@@ -166,11 +174,14 @@ def encoded_rows(
         facts.kinds, facts.unused = dict(kinds), dict(ignored)
         for example in made:
             facts.examples += 1
+            facts.last_only += example.pop("last_only", False)
             facts.tokens += sum(len(ids) for ids in example.get("ids", ()))
             if len(example["rewards"]) == 1 and reading.want in ("labelled", "comparisons"):
                 labels[str(example["rewards"][0] > 0).lower()] += 1
                 facts.labels = dict(labels)
             yield example | {"line": number}
+        if limit is not None and facts.examples >= limit:
+            return
 
 
 def _examples(
@@ -194,6 +205,7 @@ def write_table(
     reading: Reading,
     encoder: Encoder,
     name: Callable[[int], str],
+    limit: int | None = None,
 ) -> Facts:
     """Read rows, encode them and write the table; return what became of them.
 
@@ -206,6 +218,7 @@ def write_table(
         reading: what is wanted of them.
         encoder: `token_encoder` or `text_encoder`.
         name: says which row a number is.
+        limit: read no further row once there are so many examples.
     """
     import pyarrow as pa
 
@@ -217,7 +230,8 @@ def write_table(
         with partial[".txt"].open("w", encoding="utf-8", errors="backslashreplace") as left_out:
             sink = pa.OSFile(str(partial[".arrow"]), "wb")
             with sink, pa.ipc.new_stream(sink, columns) as writer:
-                made = _kept(encoded_rows(rows, reading, encoder, facts), left_out, facts, name)
+                encoded = encoded_rows(rows, reading, encoder, facts, limit)
+                made = _kept(encoded, left_out, facts, name)
                 while batch := list(itertools.islice(made, _BATCH)):
                     writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=columns))
         for end, file in partial.items():

@@ -406,3 +406,35 @@ def prompt_and_response(record: Mapping[str, Any], schema: str) -> tuple[str, st
         )
     task = [text.strip() for text in (*said["system"], *said["user"]) if text.strip()]
     return "\n\n".join(task), answers[-1]
+
+
+def prompt_segments(record: Mapping[str, Any]) -> list[Segment]:
+    """Return the turns that a row asks to answer, the last one of the user or of a tool.
+
+    `prompt`, a text or a dialogue, or else a dialogue under another name, or the fields that other
+    rows ask in. Beside a `prompt` all other columns but `system`, `history`, `input` and `context`
+    are for whoever rewards the answer.
+
+    Raises:
+      ValueError: there is none, it ends with an answer, or it is more than text.
+    """
+    _refuse_what_is_not_read(record, "prompt_label")
+    name = _first(record, DIALOGUES)
+    if record.get("prompt") is not None:
+        asked = {key: value for key, value in record.items() if key not in _ASKED}
+        turns = _framed(asked, _prompt(asked))
+    elif name:
+        turns = as_dialogue(record[name], name)
+        if turns is None:
+            raise ValueError(f"wanted a list of messages under {name!r}, got {record[name]!r:.80}")
+        turns = _framed(record, _as_context(turns))
+    else:
+        turns = _framed(record, _prompt(record))
+    if not turns:
+        raise ValueError(f"wanted a prompt under one of {PROMPTS} or {DIALOGUES}")
+    if turns[-1].role not in ("user", "tool"):
+        raise ValueError(
+            f"the prompt ends with a turn of the {turns[-1].role}, so there is nothing to answer: "
+            "give the turns before it"
+        )
+    return turns

@@ -20,6 +20,11 @@ from gapo_jax.types import PreferentialPair, PromptRow
 MINED = {"train": "pairs.jsonl", "test": "pairs_test.jsonl"}
 
 
+def is_mined(source: str | Path) -> bool:
+    """Return whether a source is a folder of preferential pairs."""
+    return any((Path(source) / name).is_file() for name in MINED.values())
+
+
 def _string(record: Mapping[str, Any], name: str) -> str:
     text = record.get(name)
     if not isinstance(text, str):

@@ -37,6 +37,14 @@ class Answer:
 
 
 Example = tuple[Answer, ...]
+_TWO_SIDED: tuple[Kind, ...] = ("pairs", "preferential prompts")
+# Kinds of rows that give what is wanted; every kind gives demonstrations.
+_GIVES: dict[Want, tuple[Kind, ...]] = {
+    "pairs": _TWO_SIDED,
+    "labelled": ("labelled", *_TWO_SIDED),
+    "scored": ("scored", *_TWO_SIDED),
+    "comparisons": ("labelled", "scored", *_TWO_SIDED),
+}
 
 
 def kind_of(record: Mapping[str, Any], schema: str) -> Kind:
@@ -71,6 +79,8 @@ def examples_of(
         ValueError: the row cannot be used so; has the reason.
     """
     kind, sequences = kind_of(record, schema), segments(record, schema)
+    if want in _GIVES and kind not in _GIVES[want]:
+        raise ValueError(f"it gives {kind}, and the method learns from {' or '.join(_GIVES[want])}")
     rewards = scores(record, schema)
     if want == "demonstrations":
         return [(_demonstration(record, kind, sequences, train_on),)]

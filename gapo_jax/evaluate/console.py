@@ -7,7 +7,9 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-_LEVELS = (("instruction_strict", "per instruction"), ("prompt_strict", "per prompt"))
+# The held-out set of the prompts that the user gives (`config.eval.prompts`).
+GIVEN = "given_prompts"
+_LEVELS = {"instruction_strict": "per instruction", "prompt_strict": "per prompt"}
 # Characters of these kinds are shown as escapes: control characters, which a terminal obeys, line
 # and paragraph separators, and halves of surrogate pairs, which cannot be printed.
 _ESCAPED = ("Cc", "Zl", "Zp", "Cs")
@@ -35,16 +37,38 @@ def _cell(entry: Mapping[str, float], sign: str = "") -> str:
     return f"{value:{sign}5.1f} [{low:{sign}5.1f}, {high:{sign}5.1f}]"
 
 
+def levels(set_name: str) -> dict[str, str]:
+    """Return the accuracies to show of a held-out set, each with its label.
+
+    Given prompts, which may be those of IFBench, have the loose one too, as IFBench reports it.
+    """
+    return _LEVELS | ({"prompt_loose": "per prompt, loose"} if set_name == GIVEN else {})
+
+
 def accuracy_table(summary: Mapping[str, Any]) -> str:
     """Return the table of held-out accuracy, strict, in percent with 95% intervals."""
     head = f"{'held-out constraint accuracy (strict, %)':<42}"
     lines = [f"{head} {'before':<22} {'after':<22} change"]
     for name in summary["before"]:
-        for level, label in _LEVELS:
+        for level, label in levels(name).items():
             cells = [_cell(summary[side][name][level]) for side in ("before", "after")]
             change = _cell(summary["difference"][name][level], "+")
             title = f"{name.replace('_', ' ').replace('heldout', 'held-out')}, {label}"
             lines.append(f"{title:<42} {cells[0]:<22} {cells[1]:<22} {change}")
+    return "\n".join(lines)
+
+
+def reward_table(summary: Mapping[str, Any]) -> str:
+    """Return the table of the mean held-out reward of each source, with 95% intervals."""
+
+    def cell(entry: Mapping[str, float], sign: str = "") -> str:
+        return "{value:{s}.3g} [{low:{s}.3g}, {high:{s}.3g}]".format(s=sign, **entry)
+
+    lines = [f"{'held-out mean reward':<42} {'before':<22} {'after':<22} change"]
+    for name, before in summary["before"].items():
+        cells = cell(before), cell(summary["after"][name])
+        change = cell(summary["difference"][name], "+")
+        lines.append(f"{name:<42} {cells[0]:<22} {cells[1]:<22} {change}")
     return "\n".join(lines)
 
 
@@ -67,7 +91,9 @@ def sample_texts(summary: Mapping[str, Any]) -> str:
             for side in ("before", "after")
         }
         lines = [_block("prompt", sample["prompt"])]
-        lines += [_block(f"{side} ({marks[side]})", sample[side]) for side in ("before", "after")]
+        for side in ("before", "after"):
+            label = f"{side} ({marks[side]})" if marks[side] else side
+            lines.append(_block(label, sample[side]))
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
@@ -102,7 +128,10 @@ def print_summary(summary: Mapping[str, Any]) -> None:
         print(f"learned from {summary['rows']['train']} examples; {left_out} rows left out")
         print(f"the export is the network after {summary['exported_step']} updates")
     elif summary["method"] != "discriminator":  # which leaves the generator unchanged
-        print(f"\n{accuracy_table(summary)}\n")
+        if summary["before"]:
+            print(f"\n{accuracy_table(summary)}\n")
+        if rewards := summary.get("rewards"):
+            print(f"\n{reward_table(rewards)}\n")
         print(f"{sample_texts(summary)}\n")
     # Summaries of earlier versions call it "judge".
     if on_pairs := summary.get("discriminator", summary.get("judge")):

@@ -19,16 +19,17 @@ from matplotlib.ticker import MaxNLocator
 
 Records = Sequence[Mapping[str, Any]]
 
+# Okabe and Ito's colours, which stay apart for the colour-blind (red is their vermilion).
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = (
-    "#2563eb",
-    "#ea580c",
-    "#059669",
-    "#dc2626",
-    "#7c3aed",
+    "#0072b2",
+    "#e69f00",
+    "#009e73",
+    "#d55e00",
+    "#cc79a7",
     "#64748b",
 )
 _SIZE = (5.6, 4.2)  # inches; one size for all, so that they align in rows
-_STYLE: Any = {
+STYLE: Any = {
     "svg.fonttype": "none",
     # With Matplotlib's random salt the same run would give another file each time.
     "svg.hashsalt": "gapo_jax",
@@ -55,8 +56,8 @@ _STYLE: Any = {
 }
 _PHASE_COLOURS = {
     "rollout": BLUE,
-    "experience": "#60a5fa",
-    "score": "#93c5fd",
+    "experience": "#56b4e9",
+    "score": "#a6d4f2",
     "discriminator": ORANGE,
     "policy": GREEN,
     "eval": PURPLE,
@@ -77,7 +78,7 @@ def series(records: Records, name: str, phase: str | None = None) -> tuple[np.nd
 
 def styled() -> Any:
     """Return the context in which the figures of reports and studies are drawn."""
-    return matplotlib.rc_context(_STYLE)
+    return matplotlib.rc_context(STYLE)
 
 
 def svg(figure: Figure) -> bytes:
@@ -94,7 +95,8 @@ def data_uri(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg(figure)).decode("ascii")
 
 
-def _axes(panels: int = 1) -> tuple[Figure, list[Axes]]:
+def new_axes(panels: int = 1) -> tuple[Figure, list[Axes]]:
+    """Return a figure of the common size and its panels, one below the other, over rounds."""
     figure = Figure(figsize=_SIZE, layout="constrained")
     axes = [figure.add_subplot(panels, 1, index + 1) for index in range(panels)]
     for ax in axes:
@@ -124,10 +126,11 @@ def accuracy(records: Records) -> Figure | None:
         ("eval/heldout_topics/{}", "held-out topics", BLUE, 0.0),
         ("eval/heldout_phrasings/{}", "held-out phrasings", PURPLE, 0.12),
         ("eval/heldout_tasks/{}", "held-out tasks", BLUE, 0.0),
+        ("eval/given_prompts/{}", "given prompts", ORANGE, 0.24),
         ("eval/{}", "held-out, part", GREEN, 0.0),
         ("constraint/{}", "training rollouts", GREY, 0.0),
     ]
-    figure, axes = _axes(2)
+    figure, axes = new_axes(2)
     drawn = False
     measures = ("instruction_strict", "prompt_strict")
     for ax, metric, title in zip(axes, measures, ("per instruction", "per prompt"), strict=True):
@@ -161,7 +164,7 @@ def _with_interval(
 
 def reward(records: Records) -> Figure | None:
     """The discriminator's raw score of the rollouts and the standardised reward made of it."""
-    figure, (score_ax, reward_ax) = _axes(2)
+    figure, (score_ax, reward_ax) = new_axes(2)
     score_ax.set_title("Discriminator's score of the rollouts (logit, mean)")
     reward_ax.set_title("Reward after standardising and clipping")
     drawn = _lines(score_ax, records, [("reward/score_mean", "score", ORANGE)])
@@ -173,14 +176,14 @@ def reward(records: Records) -> Figure | None:
 
 def divergence(records: Records) -> Figure | None:
     """KL to the reference a token, and the coefficient it is weighted with."""
-    figure, (ax,) = _axes()
+    figure, (ax,) = new_axes()
     ax.set_title("KL to the reference (nats a token)")
     return figure if _lines(ax, records, [("kl/ref", "KL", RED)]) else None
 
 
 def discriminator(records: Records) -> Figure | None:
     """Accuracy per class (accepted, rejected, generated) and the gap of the scores."""
-    figure, (accuracy_ax, gap_ax) = _axes(2)
+    figure, (accuracy_ax, gap_ax) = new_axes(2)
     accuracy_ax.set_title("Discriminator accuracy by class")
     classes = [("accepted", GREEN), ("rejected", RED), ("generated", BLUE)]
     curves = [(f"disc/acc_{name}", name, colour) for name, colour in classes]
@@ -193,7 +196,7 @@ def discriminator(records: Records) -> Figure | None:
 
 def responses(records: Records) -> Figure | None:
     """Length and health of the sampled text: the first place where a collapse shows."""
-    figure, (length_ax, rate_ax) = _axes(2)
+    figure, (length_ax, rate_ax) = new_axes(2)
     length_ax.set_title("Response length (tokens)")
     drawn = _lines(length_ax, records, [("response/length", "length", BLUE)])
     rate_ax.set_title("Share of responses: ended, echo of the prompt; repeated 3-grams")
@@ -209,7 +212,7 @@ def responses(records: Records) -> Figure | None:
 
 def optimisation(records: Records) -> Figure | None:
     """What the policy and the critic learn from: clipping, entropy, explained variance."""
-    figure, (policy_ax, entropy_ax, value_ax) = _axes(3)
+    figure, (policy_ax, entropy_ax, value_ax) = new_axes(3)
     policy_ax.set_title("Policy: share of clipped ratios")
     drawn = _lines(policy_ax, records, [("policy/clip_fraction", "clip fraction", BLUE)])
     entropy_ax.set_title("Policy: entropy (nats a token)")
@@ -221,7 +224,7 @@ def optimisation(records: Records) -> Figure | None:
 
 def preferences(records: Records) -> Figure | None:
     """What the offline methods learn: order and margin of the sides, likelihoods of both."""
-    figure, (order_ax, margin_ax, likelihood_ax) = _axes(3)
+    figure, (order_ax, margin_ax, likelihood_ax) = new_axes(3)
     order_ax.set_title("Sides in the right order (implicit reward)")
     drawn = _lines(order_ax, records, [("pref/accuracy", "accuracy", BLUE)])
     margin_ax.set_title("Margin, chosen minus rejected")
@@ -276,7 +279,7 @@ def phase_times(records: Records) -> Figure | None:
     rounds = sorted({record["round"] for record in records if any(n in record for n in names)})
     if not names or not rounds:
         return None
-    figure, (ax,) = _axes()
+    figure, (ax,) = new_axes()
     ax.set_title("Time by phase (s)")
     bottom = np.zeros(len(rounds))
     for name in names:
@@ -310,10 +313,10 @@ FIGURES: tuple[tuple[str, Callable[[Records], Figure | None]], ...] = (
 
 def all_figures(records: Records) -> list[tuple[str, str]]:
     """Return (description, SVG data URI) of every figure that the records have data for."""
-    figures = []
-    with matplotlib.rc_context(_STYLE):
+    images = []
+    with matplotlib.rc_context(STYLE):
         for description, draw in FIGURES:
             figure = draw(records)
             if figure is not None:
-                figures.append((description, data_uri(figure)))
-    return figures
+                images.append((description, data_uri(figure)))
+    return images

@@ -20,15 +20,17 @@ import jinja2
 
 from gapo_jax import io
 from gapo_jax.evaluate import plots
+from gapo_jax.evaluate.console import GIVEN, levels
 
 SETS = {
     "development": "development prompts",
     "heldout_topics": "held-out topics",
     "heldout_phrasings": "held-out phrasings",
     "heldout_tasks": "held-out tasks",  # of the user's own data
+    "heldout_prompts": "held-out prompts",
     "trip_wires": "trip wires",
+    GIVEN: "given prompts",
 }
-MEASURES = {"instruction_strict": "per instruction", "prompt_strict": "per prompt"}
 _PACKAGES = ("gapo-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
 _SAMPLES_WITHOUT_SUMMARY = 6
 
@@ -45,16 +47,27 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
         FileNotFoundError: the workdir does not exist.
         ValueError: a file holds something other than JSON; names file and line.
     """
+    path = pathlib.Path(workdir) / "report.html"
+    io.write_text(path, render_report(workdir))
+    return path
+
+
+def render_report(workdir: str | pathlib.Path, *, devices: bool = True) -> str:
+    """Return the page of `write_report`.
+
+    `devices` puts those of this process on it, and so takes hold of them: not beside a run that
+    goes on.
+    """
     workdir = pathlib.Path(workdir)
     if not workdir.is_dir():
         raise FileNotFoundError(
             f"report: expected the workdir of a run, found no folder at {workdir}; correct the path"
         )
-    records = _read_lines(workdir / "metrics.jsonl")
-    summary = _read_json(workdir / "summary.json")
-    config = _read_json(workdir / "config.json")
-    page = (
-        _environment()
+    records = read_lines(workdir / "metrics.jsonl")
+    summary = read_json(workdir / "summary.json")
+    config = read_json(workdir / "config.json")
+    return (
+        environment()
         .get_template("report_template.html")
         .render(
             title=config.get("name") or workdir.name,
@@ -62,6 +75,7 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
             finished="after" in summary or "heldout" in summary,
             facts=_facts(records, summary),
             accuracy=_accuracy_rows(summary),
+            rewards=_reward_rows(summary),
             heldout=_heldout_rows(summary),
             rows=summary.get("rows", {}),
             exported=summary.get("exported_round"),
@@ -71,16 +85,14 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
             samples=_samples(summary, workdir / "samples.jsonl"),
             times=_shares(summary.get("time_s", {})),
             config=json.dumps(config, indent=2, ensure_ascii=False) if config else "",
-            environment=_machine(),
+            environment=_machine(devices),
             export=summary.get("export"),
         )
     )
-    path = workdir / "report.html"
-    io.write_text(path, page)
-    return path
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """Return the environment of the templates, with their filters; it escapes all text."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("gapo_jax.evaluate", "templates"),
         autoescape=True,
@@ -112,11 +124,12 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Return the contents of a JSON file, empty where it is missing."""
     return io.read_json(path) if path.exists() else {}
 
 
-def _read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
     """Return the records of a JSONL file, without a last line that a kill cut off."""
     if not path.exists():
         return []
@@ -143,7 +156,7 @@ def _accuracy_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return one row for each held-out set and measure from before training."""
     rows = []
     for name, before in summary.get("before", {}).items():
-        for measure, label in MEASURES.items():
+        for measure, label in levels(name).items():
             if measure not in before:
                 continue
             change = summary.get("difference", {}).get(name, {}).get(measure)
@@ -152,6 +165,21 @@ def _accuracy_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
             row["verdict"] = _verdict(change)
             rows.append(row)
     return rows
+
+
+def _reward_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return one row for each source whose reward was measured on held-out prompts."""
+    measured = summary.get("rewards", {})
+    return [
+        {
+            "source": name,
+            "before": before,
+            "after": measured["after"][name],
+            "change": measured["difference"][name],
+            "verdict": _verdict(measured["difference"][name]),
+        }
+        for name, before in measured.get("before", {}).items()
+    ]
 
 
 def _heldout_rows(summary: Mapping[str, Any]) -> list[tuple[str, float, float]]:
@@ -222,7 +250,7 @@ def _samples(summary: Mapping[str, Any], path: pathlib.Path) -> list[dict[str, A
                 }
             ],
         }
-        for sample in _read_lines(path)[-_SAMPLES_WITHOUT_SUMMARY:]
+        for sample in read_lines(path)[-_SAMPLES_WITHOUT_SUMMARY:]
     ]
 
 
@@ -242,7 +270,7 @@ def _shares(times: Mapping[str, float]) -> list[tuple[str, float, float]]:
     return [(name, seconds, seconds / total) for name, seconds in ordered]
 
 
-def _machine() -> dict[str, str]:
+def _machine(devices: bool) -> dict[str, str]:
     """Return what the run ran on."""
     versions = {"python": platform.python_version(), "platform": platform.platform()}
     for package in _PACKAGES:
@@ -250,7 +278,7 @@ def _machine() -> dict[str, str]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    devices = jax.devices()
-    versions["devices"] = f"{len(devices)} x {devices[0].device_kind}"
+    if devices:
+        versions["devices"] = f"{len(jax.devices())} x {jax.devices()[0].device_kind}"
     versions["processor cores"] = str(os.cpu_count())
     return versions

@@ -6,6 +6,8 @@ says where each figure comes from. The environment has to be prepared first (`ch
 
 from __future__ import annotations
 
+import importlib.util
+import math
 import sys
 import time
 from pathlib import Path
@@ -17,44 +19,89 @@ from jax.experimental import topologies
 from gapo_jax.config import Config, change, finalize, from_json, lookup, to_json
 from gapo_jax.methods import has_critic
 from gapo_jax.plan import cost, shapes
-from gapo_jax.plan.chips import CHIPS
+from gapo_jax.plan.chips import CHIPS, GPUS
 from gapo_jax.plan.steps import PlannedStep, planned_steps
 from gapo_jax.sharding import Placement, make_mesh
 
 # What a record of a step holds, in this order; None where the compiler does not say.
 _FIGURES = (
     "hbm_gb", "together_gb", "argument_gb", "output_gb", "temp_gb", "alias_gb", "fits",
-    "model_tflops", "compute_s_estimate", "mfu_upper_bound", "wire_total_gb", "wire_gb",
-    "lower_s", "compile_s",
+    "model_tflops", "executed_tflops", "compute_s_estimate", "mfu_upper_bound", "wire_total_gb",
+    "wire_gb", "roofline_s", "lower_s", "compile_s",
 )  # fmt: skip
 _GB = 1e9
+# Without the GPU that runs it nobody tries which way to multiply is the fastest. XLA then takes
+# Triton's for most products; the other one, cuBLAS, needs other memory.
+_GEMM_VARIANTS: dict[str, dict[str, bool]] = {
+    "triton": {}, "cublas": {"xla_gpu_enable_triton_gemm": False}
+}  # fmt: skip
 
 
 def devices_of(topology: str) -> Any:
-    """Return the devices of a topology, here or described."""
-    kind = topology.partition(":")[0]
+    """Return the devices of a topology, here or described.
+
+    Raises:
+        ValueError: the compiler is not installed, or does not describe the topology.
+    """
+    kind, _, shape = topology.partition(":")
     if kind == "cpu":
         return jax.devices()
+    options: dict[str, str] = {}
+    if kind in GPUS:
+        if importlib.util.find_spec("jax_cuda13_plugin") is None:
+            raise ValueError(
+                f"--topology {topology} needs the GPU compiler, which is not installed: `pip "
+                f"install jax-cuda13-plugin=={jax.__version__}` and `pip install --no-deps "
+                "nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-runtime nvidia-cudnn-cu13` (no GPU and "
+                "no driver needed)"
+            )
+        options = {"target_config": CHIPS[kind].target, "topology": f"1x1x{shape}"}
+    platform = "cuda" if kind in GPUS else "tpu"
     try:
-        return topologies.get_topology_desc(topology_name=topology, platform="tpu").devices
-    except Exception as error:  # what libtpu raises has no common type
+        return topologies.get_topology_desc(
+            topology_name=topology, platform=platform, **options
+        ).devices
+    except Exception as error:  # what the plug-ins raise has no common type
+        package = f"jax-cuda13-plugin=={jax.__version__}" if kind in GPUS else "libtpu"
         raise ValueError(
-            f"the TPU compiler does not describe {topology!r}: {str(error).splitlines()[0]}. "
-            "Install it with `pip install libtpu`; a shape is written as v5e:8x8 or v5p:2x2x4"
+            f"the compiler does not describe {topology!r}: {str(error).splitlines()[0]}. Install "
+            f"it with `pip install {package}`; a shape is written as v5e:8x8, v5p:2x2x4 or h100:8"
         ) from error
 
 
 def compile_step(step: PlannedStep, topology: str, folder: Path) -> dict[str, Any]:
-    """Compile one step and return its figures; the text of its program is written to `folder`."""
+    """Compile one step and return its figures; the text of its program is written to `folder`.
+
+    For a GPU it is compiled with either way to multiply matrices, and the figures are those of the
+    one that needs more memory.
+    """
     kind = topology.partition(":")[0]
     folder.mkdir(parents=True, exist_ok=True)
-    # as_text() fails for large TPU programs, so the compiler dumps them. On a CPU the dump would be
-    # thousands of files, and as_text() works.
-    options = {"xla_dump_to": str(folder), "xla_dump_hlo_as_text": "True"} if kind in CHIPS else {}
     start = time.perf_counter()
     lowered = step.lower()
+    common = {"model_tflops": step.flops / 1e12, "lower_s": round(time.perf_counter() - start, 1)}
+    if kind in GPUS:
+        records = [
+            _compiled(step, lowered, kind, folder / name, options)
+            for name, options in _GEMM_VARIANTS.items()
+        ]
+        record = max(records, key=lambda each: each["hbm_gb"] or math.inf)
+    elif kind in CHIPS:
+        # as_text() fails for large TPU programs, so the compiler dumps them. On a CPU the dump
+        # would be thousands of files, and as_text() works.
+        options = {"xla_dump_to": str(folder), "xla_dump_hlo_as_text": "True"}
+        record = _compiled(step, lowered, kind, folder, options)
+    else:
+        record = _compiled(step, lowered, kind, folder, {})
+    return record | common
+
+
+def _compiled(
+    step: PlannedStep, lowered: Any, kind: str, folder: Path, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Compile a lowered step with options of the compiler; return its figures."""
+    folder.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = dict.fromkeys(_FIGURES)
-    record |= {"model_tflops": step.flops / 1e12, "lower_s": round(time.perf_counter() - start, 1)}
     start = time.perf_counter()
     try:
         compiled = lowered.compile(compiler_options=options)
@@ -63,7 +110,7 @@ def compile_step(step: PlannedStep, topology: str, folder: Path) -> dict[str, An
             raise
         return record | {"fits": False, "error": _used(str(error))}
     record["compile_s"] = round(time.perf_counter() - start, 1)
-    if kind not in CHIPS:
+    if kind in GPUS or kind not in CHIPS:
         (folder / f"{step.name}.after_optimizations.txt").write_text(compiled.as_text())
     memory = compiled.memory_analysis()
     record |= {
@@ -72,10 +119,11 @@ def compile_step(step: PlannedStep, topology: str, folder: Path) -> dict[str, An
         "alias_gb": memory.alias_size_in_bytes / _GB,
         "temp_gb": memory.temp_size_in_bytes / _GB,
     }
+    record |= costs(step, kind, folder, record)
     record["hbm_gb"] = (
         record["argument_gb"] + record["output_gb"] - record["alias_gb"] + record["temp_gb"]
     )
-    return record | {"fits": True} | costs(step, kind, folder)
+    return record | {"fits": True}
 
 
 def _used(message: str) -> str:
@@ -84,8 +132,9 @@ def _used(message: str) -> str:
     return (lines or message.splitlines())[0].strip()[:300]
 
 
-def costs(step: PlannedStep, kind: str, folder: Path) -> dict[str, Any]:
-    """Return the estimates of time and communication from the text of a compiled program."""
+def costs(step: PlannedStep, kind: str, folder: Path, memory: dict[str, Any]) -> dict[str, Any]:
+    """Return the estimates of time and communication from the text of a compiled program; on a GPU
+    also the temporary memory, with what cuDNN's attention takes beside."""
     files = sorted(folder.glob("*after_codegen.txt")) or sorted(
         folder.glob("*after_optimizations.txt")
     )
@@ -101,16 +150,35 @@ def costs(step: PlannedStep, kind: str, folder: Path) -> dict[str, Any]:
     if kind not in CHIPS:
         return record
     chip = CHIPS[kind]
-    seconds = cost.cycles(program) / (chip["ghz"] * 1e9)
     count = int(text.partition("num_partitions=")[2].split(",")[0] or 1)
-    if "tpu_custom_call" in text:
-        seconds += step.attention_flops / count / (chip["tflops"] * 1e12)
+    operations = needed = step.flops / count
+    attention = step.attention_flops / count
+    if kind in GPUS:
+        in_kernels = attention if "__cudnn$fmha" in text else 0.0
+        operations = cost.executed_flops(program) + in_kernels
+        record["executed_tflops"] = operations / 1e12
+        seconds = operations / (chip.tflops * 1e12)
+        workspace = cost.cudnn_workspace(program, more=kind == "a100") / _GB
+        record["temp_gb"] = memory["temp_gb"] + workspace
+    else:
+        seconds = cost.cycles(program) / (chip.ghz * 1e9)
+        if "tpu_custom_call" in text:
+            seconds += attention / (chip.tflops * 1e12)
     record["compute_s_estimate"] = seconds
-    record["mfu_upper_bound"] = step.flops / count / (chip["tflops"] * 1e12) / max(seconds, 1e-12)
+    record["mfu_upper_bound"] = needed / (chip.tflops * 1e12) / max(seconds, 1e-12)
     if step.loop:
-        turn = cost.loop_cycles(program, step.loop) / (chip["ghz"] * 1e9)
-        record["token_ms_estimate"] = 1e3 * turn
-        record["token_ms_floor"] = 1e3 * step.loop_bytes / (chip["gb_s"] * 1e9)
+        record["token_ms_floor"] = 1e3 * step.loop_bytes / (chip.gb_s * 1e9)
+        if chip.ghz:
+            turn = cost.loop_cycles(program, step.loop) / (chip.ghz * 1e9)
+            record["token_ms_estimate"] = 1e3 * turn
+    # Arguments are read and results written at least once, and temporary memory both.
+    moved = memory["argument_gb"] + memory["output_gb"] + 2 * memory["temp_gb"]
+    moved = max(moved, step.loop * step.loop_bytes / _GB)
+    record["roofline_s"] = {
+        "compute": operations / (chip.tflops * 1e12),
+        "memory": moved / chip.gb_s,
+        "wire": record["wire_total_gb"] / chip.link_gb_s,
+    }
     return record
 
 

@@ -1,21 +1,23 @@
-"""What a compiled program says about its cost: cycles of the TPU compiler, bytes on the wire.
+"""What a compiled program says about its cost: products, cycles of the TPU compiler, the wire.
 
 XLA's own `cost_analysis` counts the body of every loop once, so a network of 28 scanned layers
 reads 28 times too cheap. Here the text of the program is read instead: every loop counts as often
 as it runs. The text is the TPU compiler's dump "after_codegen", whose instructions carry
-`estimated_cycles`; programs for other devices carry none, and then only the wire is counted.
+`estimated_cycles`; in programs for other devices, which carry none, products are counted.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\(")
+_NAME = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) =")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _SHAPE = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s64": 8, "u64": 8, "f64": 8}
@@ -70,15 +72,17 @@ def _named(line: str, key: str) -> list[str]:
 
 def trips(program: Program, instruction: Instruction) -> int:
     """Return how often the body of a `while` runs: what the compiler knows, else the bound that
-    its condition compares with (the most, for a loop that may end before), else 1."""
+    its condition compares with, itself or in a fusion (the most, for a loop that may end before),
+    else 1."""
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.line)
     if known:
         return int(known[1])
-    bounds = [1]
-    for name in _named(instruction.line, "condition"):
-        for inner in program.computations.get(name, []):
+    bounds, names = [1], _named(instruction.line, "condition")
+    while names:
+        for inner in program.computations.get(names.pop(), []):
             constant = re.search(r"= s32\[\].* constant\((\d+)\)", inner.line)
             bounds += [int(constant[1])] if constant else []
+            names += _named(inner.line, "calls")
     return max(bounds)
 
 
@@ -143,6 +147,62 @@ def collectives(program: Program) -> Iterator[tuple[str, Instruction, int]]:
     return visit(program.entry, 1)
 
 
+def executed_flops(program: Program) -> float:
+    """Return the operations of all products of matrices in a run, two for each multiplication: of
+    `dot`, also inside of fusions, and of the calls of cuBLAS. Without attention kernels."""
+
+    @functools.cache
+    def total(name: str) -> float:
+        lines = program.computations.get(name, [])
+        shapes = {_NAME.search(item.line)[1]: item.shape for item in lines}  # pyright: ignore
+        result = 0.0
+        for item in lines:
+            if item.opcode == "dot" or '"__cublas$' in item.line:
+                result += _product_flops(item, shapes)
+                continue
+            times = trips(program, item) if item.opcode == "while" else 1
+            for key in ("body", "calls", "to_apply"):
+                result += times * sum(map(total, _named(item.line, key)))
+            branches = _named(item.line, "branch_computations")
+            result += max(map(total, branches), default=0.0)
+        return result
+
+    return total(program.entry)
+
+
+def _product_flops(item: Instruction, shapes: Mapping[str, str]) -> float:
+    """Return the operations of one product, given the shapes of the names in its computation."""
+    operand = re.search(rf" {re.escape(item.opcode)}\(%?([\w.\-]+)", item.line)
+    keys = r'lhs_contracting_dim(?:ension)?s"?[=:][{\[]([\d,"]*)[}\]]'
+    contracted = re.search(keys, item.line)
+    if operand is None or contracted is None or operand[1] not in shapes:
+        return 0.0
+    (_, result), *_ = _SHAPE.findall(item.shape)
+    (_, left), *_ = _SHAPE.findall(shapes[operand[1]])
+    sizes = [int(size) for size in left.split(",")]
+    inner = math.prod(
+        sizes[int(axis)] for axis in contracted[1].replace('"', "").split(",") if axis
+    )
+    return 2.0 * inner * math.prod(int(size) for size in result.split(",") if size)
+
+
+def cudnn_workspace(program: Program, more: bool) -> int:
+    """Return the most bytes that a backward pass of cuDNN's attention takes beside its arguments,
+    which no compiler knows: B * T * N * (4 + 4H), 4H more where keys have fewer heads and 4H more
+    on an A100 (`more`)."""
+    most = 0
+    for item in (item for lines in program.computations.values() for item in lines):
+        if not re.search(r'custom_call_target="__cudnn\$fmha\w*Backward', item.line):
+            continue
+        (_, query), (_, key), *_ = _SHAPE.findall(item.shape)
+        (batch, heads, length, width), (_, key_heads, *_) = (
+            [int(size) for size in dims.split(",")] for dims in (query, key)
+        )
+        each = 4 + 4 * width * (1 + (key_heads < heads) + more)
+        most = max(most, batch * length * heads * each)
+    return most
+
+
 def wire_bytes(program: Program) -> dict[str, float]:
     """Return the bytes that one device sends in a run, by cause: "opcode dtype source operation".
 
@@ -169,15 +229,18 @@ def _sizes(shape: str) -> list[tuple[str, int]]:
 
 def _sent(opcode: str, item: Instruction) -> float:
     sizes = [size for _, size in _sizes(item.shape)]
-    # An asynchronous start holds its operands beside its results: the largest array is the whole.
-    started = item.opcode.endswith("-start")
-    size = max(sizes, default=0) if started else sum(sizes)
-    n = group_size(item.line)
+    # Several collectives can be combined in one, with a tuple of results. An asynchronous start may
+    # hold its operands before its results, and its own counters behind them.
+    operands = item.line.partition(f" {item.opcode}(")[2].partition(")")[0]
+    count = max(1, operands.count("%"))
+    if item.opcode.endswith("-start"):
+        sizes = sizes[count : 2 * count] if len(sizes) >= 2 * count else sizes[:count]
+    size, n = sum(sizes), group_size(item.line)
     share = (n - 1) / n
     if opcode == "all-reduce":
         return 2 * size * share
     if opcode == "reduce-scatter":
-        return size * share if started else size * (n - 1)
+        return size * (n - 1)
     return size if opcode == "collective-permute" else size * share
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from gapo_jax.losses import group_normalise, masked_fill, masked_mean
 
@@ -43,33 +43,13 @@ def fault_of_scores(scores_B: Float[Array | np.ndarray, "B"]) -> str | None:
     )
 
 
-def response_scores(
-    logits_B: Float[Array | np.ndarray, "B"] | None,
-    rules_B: Float[Array | np.ndarray, "B"],
-    *,
-    source: str,
-    squash: str,
-    verifier_weight: float,
-) -> Float[Array, "B"]:
-    """Return the score of each response, float32 [B], before any standardisation.
-
-    Args:
-        logits_B: the discriminator's, None where `source` does not ask it.
-        rules_B: the rule reward, in [0, 1].
-        source: `discriminator`, `verifier`, or `mix`: (1 - w) probability + w rule reward.
-        squash: `sigmoid` turns logits into probabilities, which bounds what a single confident
-            score can do.
-        verifier_weight: w.
-    """
-    rules_B = jnp.asarray(rules_B, jnp.float32)
-    if source == "verifier" or logits_B is None:
-        return rules_B
+def discriminator_scores(
+    logits_B: Float[Array | np.ndarray, "B"], squash: str
+) -> Float[np.ndarray, "B"]:
+    """Return the discriminator's scores, float32 [B]: its logits, or with `squash="sigmoid"` its
+    probabilities, which bounds what a single confident score can do."""
     scores_B = jnp.asarray(logits_B, jnp.float32)
-    if squash == "sigmoid":
-        scores_B = jax.nn.sigmoid(scores_B)
-    if source == "discriminator":
-        return scores_B
-    return (1.0 - verifier_weight) * scores_B + verifier_weight * rules_B
+    return np.asarray(jax.nn.sigmoid(scores_B) if squash == "sigmoid" else scores_B)
 
 
 def overlong_penalty(
@@ -93,11 +73,14 @@ def standardise_rewards(
 
     `mode` is `running` (over all rounds so far, this one included), `batch` (this round), `group`
     (the samples of one prompt, which stand next to each other) or `none` (clipped only).
-    `group_eps` is added to a group's deviation (`config.reward.group_eps`).
+    `group_eps` is added to a group's deviation (`config.reward.group_eps`). A row without a score
+    (NaN) is in no statistic and gets NaN.
     """
     scores_B = scores_B.astype(jnp.float32)
     stats_3 = merge_stats(stats_3, scores_B)
-    if mode == "group":
+    if mode == "group" and bool(jnp.isnan(scores_B).any()):
+        rewards_B = _group_normalise_scored(scores_B, group_size, group_eps)
+    elif mode == "group":
         rewards_B = group_normalise(scores_B, group_size, eps=group_eps)
     elif mode == "none":
         rewards_B = scores_B
@@ -108,3 +91,35 @@ def standardise_rewards(
         deviation = jnp.sqrt(squares / jnp.maximum(count - 1.0, 1.0))
         rewards_B = (scores_B - mean) / (deviation + 1e-6)
     return jnp.clip(rewards_B, -clip, clip), stats_3
+
+
+def _group_normalise_scored(
+    scores_B: Float[Array, "B"], group_size: int, eps: float
+) -> Float[Array, "B"]:
+    """`group_normalise` of the rows that have a score; NaN for the others."""
+    scores_AG = scores_B.reshape(-1, group_size)
+    scored_AG = ~jnp.isnan(scores_AG)
+    count_A1 = jnp.maximum(scored_AG.sum(axis=1, keepdims=True), 1)
+    mean_A1 = jnp.where(scored_AG, scores_AG, 0.0).sum(axis=1, keepdims=True) / count_A1
+    squares_AG = jnp.where(scored_AG, (scores_AG - mean_A1) ** 2, 0.0)
+    variance_A1 = squares_AG.sum(axis=1, keepdims=True) / jnp.maximum(count_A1 - 1, 1)
+    return ((scores_AG - mean_A1) / (jnp.sqrt(variance_A1) + eps)).reshape(-1)
+
+
+def fill_unscored(
+    rewards_B: Float[Array, "B"], group_size: int
+) -> tuple[Float[Array, "B"], Bool[np.ndarray, "B"]]:
+    """Return rewards in which a row without one (NaN) has the mean of its prompt's other samples,
+    or 0, and which rows had one, bool [B].
+
+    Nothing is learned from such a row. With the mean in its place it does not move the baseline of
+    the others, whichever estimator takes it.
+    """
+    scored_B = ~np.isnan(np.asarray(rewards_B))
+    if scored_B.all():
+        return rewards_B, scored_B
+    rewards_AG = np.asarray(rewards_B).reshape(-1, group_size)
+    scored_AG = scored_B.reshape(rewards_AG.shape)
+    count_A1 = np.maximum(scored_AG.sum(axis=1, keepdims=True), 1)
+    mean_A1 = np.where(scored_AG, rewards_AG, 0).sum(axis=1, keepdims=True) / count_A1
+    return jnp.asarray(np.where(scored_AG, rewards_AG, mean_A1).reshape(-1)), scored_B

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -11,12 +11,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Key
 from transformers import PreTrainedTokenizerFast
 
+from gapo_jax.constraints.text import with_opening
 from gapo_jax.data.batching import round_up
 from gapo_jax.data.tokenizer import chat_prompt, decode_responses, encode_prompts
 from gapo_jax.rollout.continuous import ContinuousSampler
 from gapo_jax.rollout.sampler import Sampler
 from gapo_jax.rollout.stops import StopStrings, stop_strings
 from gapo_jax.types import Params, Rollout
+
+Asked = str | Sequence[Mapping[str, str]]  # one user turn, or the turns of a dialogue
 
 
 class Generated(NamedTuple):
@@ -39,14 +42,14 @@ def ended_rows(
 
 
 def prompt_lengths(
-    tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], system: str | None
+    tokenizer: PreTrainedTokenizerFast, prompts: Sequence[Asked], system: str | None
 ) -> list[int]:
     """Return the length of each prompt in tokens, chat template included."""
     return [len(chat_prompt(tokenizer, prompt, system).ids) for prompt in prompts]
 
 
 def prompt_width(
-    tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], system: str | None, limit: int
+    tokenizer: PreTrainedTokenizerFast, prompts: Sequence[Asked], system: str | None, limit: int
 ) -> int:
     """Return P for a set of prompts: the longest, rounded up to a multiple of 8, at most `limit`.
 
@@ -67,7 +70,7 @@ def generate(
     sample: Sampler,
     params: Params,
     tokenizer: PreTrainedTokenizerFast,
-    prompts: Sequence[str],
+    prompts: Sequence[Asked],
     keys_B: Key[Array, "B"],
     *,
     batch_size: int,
@@ -81,7 +84,8 @@ def generate(
 
     A row's text depends on its key and its prompt alone, and the samples of one prompt share its
     prefill. A continuous sampler takes all rows; any other `batch_size` rows at a time. Texts are
-    cut before the first of the strings `stop`; the rollout keeps the tokens that complete it.
+    cut before the first of the strings `stop`; the rollout keeps the tokens that complete it. Where
+    the chat template opens a `<think>` block, the text begins with its tag.
     `on_batch` is told the number of rows done.
 
     Raises:
@@ -97,8 +101,8 @@ def generate(
             "samples of one prompt"
         )
     stops = stop_strings(tokenizer, stop)
-    texts = [chat_prompt(tokenizer, prompt, system) for prompt in prompts]
-    prompts_AP = encode_prompts(tokenizer, texts, width, buckets=(width,))
+    asked = [chat_prompt(tokenizer, prompt, system) for prompt in prompts]
+    prompts_AP = encode_prompts(tokenizer, asked, width, buckets=(width,))
     start = time.perf_counter()
     if continuous:
         rollout = sample(params, *prompts_AP, keys_B, temperature, stop=stops, on_rows=on_batch)
@@ -112,6 +116,7 @@ def generate(
     tokens_BR, mask_BR = np.asarray(rollout.tokens_BT)[:, width:], rollout.response_mask_BR
     texts = decode_responses(tokenizer, tokens_BR, np.asarray(mask_BR))
     texts = [stops.cut(text) for text in texts] if stops else texts
+    texts = [with_opening(text, asked[row // samples]) for row, text in enumerate(texts)]
     return Generated(texts, rollout, device_s)
 
 

@@ -17,7 +17,12 @@ from gapo_jax import rng
 from gapo_jax.compilation import decoder_layers_to_unroll, jit_step
 from gapo_jax.config import Config, updates_per_round
 from gapo_jax.data.chat import set_template_variables
-from gapo_jax.methods import asks_discriminator, has_critic, method_of, scores_with_average
+from gapo_jax.methods import (
+    asks_discriminator,
+    has_critic,
+    method_of,
+    scores_with_average,
+)
 from gapo_jax.models import Decoder, DecoderConfig
 from gapo_jax.rng import Stream
 from gapo_jax.rollout.sampler import RESTRICTIONS, Sampler, make_sampler, restriction_warning

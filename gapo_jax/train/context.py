@@ -13,6 +13,7 @@ from gapo_jax.train.clock import PhaseClock
 from gapo_jax.train.datasets.rows import OwnRows
 from gapo_jax.train.datasets.self_generated import Pairs, Prompts
 from gapo_jax.train.metrics import MetricsWriter
+from gapo_jax.train.online.reward_sources import RewardSources
 from gapo_jax.train.online.sft_batches import SFTBatches
 from gapo_jax.train.runtime import Processes, RunInterrupted, StopRequest
 from gapo_jax.train.state import GAPOState, merge_trainable
@@ -39,6 +40,7 @@ class TrainContext:
         clock: the seconds of each phase.
         writer: metrics.jsonl, samples.jsonl, the sinks and the console.
         checkpointer: writes and reads checkpoints.
+        rewards: the functions and reward models that give rewards.
     """
 
     config: Config
@@ -56,6 +58,7 @@ class TrainContext:
     writer: MetricsWriter
     checkpointer: Checkpointer
     rows: OwnRows | None = None
+    rewards: RewardSources = dataclasses.field(default_factory=RewardSources)
 
     @property
     def updates_per_round(self) -> int:

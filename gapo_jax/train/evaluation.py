@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from gapo_jax import io, rng
 from gapo_jax.config import Config, system_text
 from gapo_jax.constraints.verifiers import VerifierPool
 from gapo_jax.evaluate.accuracy import Verdict, paired_difference, read_verdicts, summarise, verify
+from gapo_jax.evaluate.console import levels
 from gapo_jax.evaluate.exploits import health_of_verdicts
 from gapo_jax.methods import method_of
 from gapo_jax.rng import Stream
-from gapo_jax.rollout.generate import generate
+from gapo_jax.rollout.generate import Generated, generate
 from gapo_jax.train.build import Models
 from gapo_jax.train.clock import counter
 from gapo_jax.train.context import TrainContext
@@ -43,6 +45,8 @@ def measure(ctx: TrainContext, params: Callable[[], Params], name: str) -> Verdi
         RunInterrupted: a signal asked for a stop; nothing of the measurement is kept.
     """
     path = ctx.workdir / f"eval_{name}.jsonl"
+    if not ctx.prompts.heldout:
+        return {}
     if not path.exists():
         with ctx.clock("eval"):
             weights, records = params(), []
@@ -64,8 +68,14 @@ def measure(ctx: TrainContext, params: Callable[[], Params], name: str) -> Verdi
     return read_verdicts(path)
 
 
-def write_eval(ctx: TrainContext, verdicts: VerdictSets, finished: int) -> None:
-    """Write one metrics line with the accuracies and the text health of all held-out sets.
+def write_eval(
+    ctx: TrainContext,
+    verdicts: VerdictSets,
+    finished: int,
+    more: Mapping[str, float] = MappingProxyType({}),
+) -> None:
+    """Write one metrics line with the accuracies and the text health of all held-out sets, and
+    `more` metrics.
 
     A run that is continued after its last round may have written it already.
     """
@@ -75,9 +85,9 @@ def write_eval(ctx: TrainContext, verdicts: VerdictSets, finished: int) -> None:
     lines = read_metrics(ctx.workdir)
     if any(line["phase"] == "eval" and line["step"] == step for line in lines):
         return
-    metrics: dict[str, float] = {}
+    metrics = dict(more)
     for set_name, summary in summarise_sets(ctx.config, verdicts).items():
-        metrics |= _strict_accuracies(summary, f"eval/{set_name}")
+        metrics |= _accuracies(summary, f"eval/{set_name}", set_name)
         for name, value in health_of_verdicts(verdicts[set_name]).items():
             metrics[f"eval/{set_name}/{name.removeprefix('response/')}"] = value
     metrics["time/eval_s"] = ctx.clock.last.get("eval", 0.0)
@@ -92,6 +102,8 @@ def maybe_evaluate(ctx: TrainContext, state: GAPOState, finished: int) -> None:
         return
     if method_of(config).trains != "policy":  # it is the one that was measured before
         return
+    if not ctx.prompts.heldout:  # nothing to verify: see `online.heldout`
+        return
     with ctx.clock("eval"):
         rows = next(iter(ctx.prompts.heldout.values()))[: config.eval.prompts_during]
         verdicts = evaluate_policy(
@@ -104,15 +116,17 @@ def maybe_evaluate(ctx: TrainContext, state: GAPOState, finished: int) -> None:
             verifiers=ctx.verifiers,
         )
         summary = summarise(verdicts, config.seed, config.eval.resamples)
-        metrics = _strict_accuracies(summary, "eval")
+        metrics = _accuracies(summary, "eval", "during")
     metrics["time/eval_s"] = ctx.clock.last["eval"]
     ctx.writer.write(finished * ctx.updates_per_round, finished, "eval", metrics)
 
 
-def _strict_accuracies(summary: Mapping[str, dict[str, float]], prefix: str) -> dict[str, float]:
-    """Return the strict accuracies of a summary with their intervals, as metrics."""
+def _accuracies(
+    summary: Mapping[str, dict[str, float]], prefix: str, set_name: str
+) -> dict[str, float]:
+    """Return the accuracies to show of a held-out set with their intervals, as metrics."""
     metrics = {}
-    for name in ("instruction_strict", "prompt_strict"):
+    for name in levels(set_name):
         for part, value in summary[name].items():
             metrics[f"{prefix}/{name}" + ("" if part == "value" else f"_{part}")] = value
     return metrics
@@ -129,7 +143,31 @@ def evaluate_policy(
     verifiers: VerifierPool | None = None,
     on_batch: Callable[[int], object] = lambda done: None,
 ) -> list[Verdict]:
-    """Sample `eval.samples_per_prompt` responses for each row and verify them.
+    """Sample `eval.samples_per_prompt` responses for each row and verify them."""
+    samples, generated = sample_heldout(
+        config, models, params, rows, name=name, width=width, on_batch=on_batch
+    )
+    verdicts = verify(samples, generated.texts, verifiers)
+    if not config.eval.likelihood:
+        return verdicts
+    likely_B = start_logprobs(models, generated.rollout, config.sampling.batch_size)
+    return [
+        dataclasses.replace(verdict, start_logprob=float(value))
+        for verdict, value in zip(verdicts, likely_B, strict=True)
+    ]
+
+
+def sample_heldout(
+    config: Config,
+    models: Models,
+    params: Params,
+    rows: Sequence[PromptRow],
+    *,
+    name: str,
+    width: int,
+    on_batch: Callable[[int], object] = lambda done: None,
+) -> tuple[list[PromptRow], Generated]:
+    """Sample `eval.samples_per_prompt` responses for each row; return the row of each with them.
 
     The keys depend on seed, set name, row and sample alone, so before and after are sampled with
     the same random numbers and differ by the weights only.
@@ -140,7 +178,7 @@ def evaluate_policy(
         models.sample,
         params,
         models.tokenizer,
-        [row.prompt for row in rows],
+        [row.asked for row in rows],
         keys_B,
         batch_size=config.sampling.batch_size,
         width=width,
@@ -149,14 +187,7 @@ def evaluate_policy(
         stop=config.sampling.stop,
         on_batch=on_batch,
     )
-    verdicts = verify(samples, generated.texts, verifiers)
-    if not config.eval.likelihood:
-        return verdicts
-    likely_B = start_logprobs(models, generated.rollout, config.sampling.batch_size)
-    return [
-        dataclasses.replace(verdict, start_logprob=float(value))
-        for verdict, value in zip(verdicts, likely_B, strict=True)
-    ]
+    return samples, generated
 
 
 def summarise_sets(config: Config, verdicts: Mapping[str, Sequence[Verdict]]) -> dict[str, Any]:

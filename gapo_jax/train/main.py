@@ -18,12 +18,19 @@ from gapo_jax.compilation import keep_compiled_programs
 from gapo_jax.config import Config, updates_per_round
 from gapo_jax.constraints.verifiers import VerifierPool
 from gapo_jax.evaluate.report import write_report
-from gapo_jax.methods import method_of
+from gapo_jax.methods import method_of, needs_pairs
 from gapo_jax.train.best import best_state
 from gapo_jax.train.build import Models, build_models, build_steps, initial_state
 from gapo_jax.train.clock import PhaseClock, counter
 from gapo_jax.train.context import TrainContext
-from gapo_jax.train.datasets.rows import open_rows, reads_rows
+from gapo_jax.train.datasets.given import with_given
+from gapo_jax.train.datasets.prompts import (
+    UserPrompts,
+    read_user_prompts,
+    takes_prompts,
+    user_prompts,
+)
+from gapo_jax.train.datasets.rows import name_streamed, open_rows, reads_rows
 from gapo_jax.train.datasets.self_generated import (
     NO_PAIRS,
     NO_PROMPTS,
@@ -32,17 +39,25 @@ from gapo_jax.train.datasets.self_generated import (
     bootstrap,
     make_all_prompts,
     make_pairs,
+    reads_discriminator,
 )
 from gapo_jax.train.datasets.user import own_prompts
 from gapo_jax.train.discriminator.pair_prompts import with_prompts_of_pairs
 from gapo_jax.train.evaluation import VerdictSets, measure, write_eval
 from gapo_jax.train.export import export, exported_params
+from gapo_jax.train.history import continued, mend_history
 from gapo_jax.train.metrics import MetricsWriter
 from gapo_jax.train.offline import loop as offline
 from gapo_jax.train.online import loop as online
+from gapo_jax.train.online.heldout import measure_rewards, reward_metrics, rewards_in_summary
+from gapo_jax.train.online.reward_sources import (
+    OWN_COLUMNS,
+    RewardSources,
+    load_reward_models,
+    start_functions,
+)
 from gapo_jax.train.online.rollout import rollout_widths
 from gapo_jax.train.online.sft_batches import make_sft_batches
-from gapo_jax.train.restore import restore_state
 from gapo_jax.train.row_evaluation import measure_rows, write_rows
 from gapo_jax.train.runtime import Processes, RunInterrupted, StopRequest, stop_between_batches
 from gapo_jax.train.sinks import require_sinks
@@ -93,15 +108,16 @@ def learn_in_rounds(
     config, method = ctx.config, method_of(ctx.config)
     start = functools.partial(ctx.models.for_sampling, ctx.models.ref_params)
     before = measure(ctx, start, "before")
-    write_eval(ctx, before, 0)
+    write_eval(ctx, before, 0, reward_metrics(ctx, measure_rewards(ctx, start, "before")))
     train = online.train if method.loop == "online" else offline.train
     state = train(ctx, state)
-    after = before
+    after, rewards = before, {}
     if method.trains == "policy":
-        end = functools.partial(ctx.sampling_params, state)
-        after = measure(ctx, end, f"after_{config.rounds}")
+        end, name = functools.partial(ctx.sampling_params, state), f"after_{config.rounds}"
+        after = measure(ctx, end, name)
+        rewards = reward_metrics(ctx, measure_rewards(ctx, end, name))
         ctx.stop_if_asked(state, config.rounds)
-    write_eval(ctx, after, config.rounds)
+    write_eval(ctx, after, config.rounds, rewards)
     return state, before, after
 
 
@@ -110,13 +126,14 @@ def learn_from_rows(
 ) -> tuple[GAPOState, dict[str, float], dict[str, float]]:
     """Train on the rows of `config.data.source`; return the last state, with the best parameters of
     `config.checkpoint.best`, and what the held-out rows say before and after."""
-    start = state if state.last_saved is None else initial_state(ctx.config, ctx.models, ctx.steps)
-    before = measure_rows(ctx, start, "before")
+    fresh = functools.partial(initial_state, ctx.config, ctx.models, ctx.steps)
+    before = measure_rows(ctx, fresh if state.last_saved is not None else lambda: state, "before")
     write_rows(ctx, before, 0)
-    del start
     state, best = best_state(ctx, offline.train(ctx, state))
+    assert ctx.rows is not None
+    name_streamed(ctx.workdir, ctx.rows)
     finished = int(state.round)
-    after = measure_rows(ctx, state, f"after_{finished}")
+    after = measure_rows(ctx, lambda: state, f"after_{finished}")
     ctx.stop_if_asked(state, finished)
     if best == finished:  # else it is no measurement of this round
         write_rows(ctx, after, finished)
@@ -138,9 +155,8 @@ def open_run(
     workdir, checkpoints = share_workdir(config, workdir, processes)
     keep_compiled_programs()
     direct = reads_rows(config, workdir)
-    asked = not direct or method_of(config).trains == "discriminator"
     with clock("load"):
-        models = build_models(config, discriminator=asked)
+        models, asking, rewards = load_networks(config, workdir, processes)
         processes.gather("load")
     prompts, pairs, rows, widths, sft_batches = NO_PROMPTS, NO_PAIRS, None, (), None
     if direct:
@@ -148,7 +164,7 @@ def open_run(
             rows = open_rows(config, models, workdir)
             processes.gather("data")
     else:
-        prompts, pairs = made_data(config, models, workdir, stop, processes, clock)
+        prompts, pairs = made_data(config, models, asking, workdir, stop, processes, clock)
     if method_of(config).loop == "online":
         widths = rollout_widths(config, models, prompts)
         if config.ppo.sft_coef:
@@ -157,8 +173,7 @@ def open_run(
     state = initial_state(config, models, steps)
     checkpointer = Checkpointer(checkpoints, keep=config.checkpoint.keep)
     if checkpointer.latest() is not None:
-        state, kept = restore_state(checkpointer, state)
-        clock.add(kept["seconds"])
+        state = continued(config, checkpointer, state, clock)
         log.info("continuing after round %d of %s", state.last_saved, workdir)
     saved = state.last_saved
     resume_step = -1 if saved is None else saved * updates_per_round(config)
@@ -178,22 +193,56 @@ def open_run(
         clock=clock,
         writer=MetricsWriter(workdir, resume_step=resume_step, config=config),
         checkpointer=checkpointer,
+        rewards=rewards,
     )
+    mend_history(ctx, saved)
     return ctx, state
+
+
+def load_networks(
+    config: Config, workdir: Path, processes: Processes
+) -> tuple[Models, UserPrompts | None, RewardSources]:
+    """Return the networks of a run, the prompts that a user gives it, and what scores responses
+    beside verifiers and discriminator.
+
+    Raises:
+        ValueError, FileNotFoundError: rows, a reward source or a network cannot be used. What is
+            wrong with rows and functions is said before a weight is read.
+    """
+    prompts = read_user_prompts(config, workdir) if takes_prompts(config, workdir) else None
+    functions = start_functions(config, processes, prompts.columns if prompts else OWN_COLUMNS)
+    try:
+        models = build_models(config, discriminator=reads_discriminator(config, workdir))
+        networks = load_reward_models(config, models.spec.place)
+    except BaseException:
+        RewardSources(functions).close()
+        raise
+    dialogues = prompts is not None and any(row.turns for row in prompts.train)
+    return models, prompts, RewardSources(functions, networks, dialogues)
 
 
 def made_data(
     config: Config,
     models: Models,
+    asking: UserPrompts | None,
     workdir: Path,
     stop: StopRequest,
     processes: Processes,
     clock: PhaseClock,
 ) -> tuple[Prompts, Pairs]:
-    """Return the prompts and pairs of a run: of a mined folder, or made by the generator."""
+    """Return the prompts and pairs of a run: a user's prompts without pairs, those of a mined
+    folder, or what the generator makes; no pairs where nothing learns from them."""
     with clock("load"):
-        own = config.data.source
-        prompts = own_prompts(config, models, workdir) if own else make_all_prompts(config, models)
+        if asking is not None:
+            prompts = user_prompts(config, models, workdir, asking)
+        elif config.data.source:
+            prompts = own_prompts(config, models, workdir)
+        else:
+            prompts = make_all_prompts(config, models)
+        prompts = with_given(config, models, workdir, prompts)
+    if not needs_pairs(config):
+        processes.gather("data")
+        return prompts, NO_PAIRS
     with clock("bootstrap"), counter(len(prompts.bootstrap), "bootstrap") as advance:
         on_batch = stop_between_batches(stop, processes, advance)
         answers = bootstrap(config, models, prompts, workdir, on_batch)
@@ -217,7 +266,7 @@ def conclude(ctx: TrainContext, state: GAPOState, before: Any, after: Any) -> di
     if not ctx.processes.first:
         return {}
     summarise = summarise_run if ctx.rows is None else summarise_rows
-    summary = summarise(ctx, state, before, after, changes)
+    summary = summarise(ctx, state, before, after, changes) | rewards_in_summary(ctx)
     if params:
         try:
             with ctx.clock("export"):
@@ -230,7 +279,7 @@ def conclude(ctx: TrainContext, state: GAPOState, before: Any, after: Any) -> di
 
 @contextlib.contextmanager
 def closing(ctx: TrainContext) -> Iterator[None]:
-    """Close the verifiers, the writer and the checkpointer of a run at the end, each whatever the
+    """Close the workers, the writer and the checkpointer of a run at the end, each whatever the
     others do.
 
     The first error is raised, those after it are logged. A stop by a signal counts as none: it
@@ -245,7 +294,8 @@ def closing(ctx: TrainContext) -> Iterator[None]:
         interrupted = stop
     except Exception as error:
         errors.append(error)
-    for close in (ctx.verifiers.close, ctx.writer.close, ctx.checkpointer.close):
+    closes = ctx.verifiers.close, ctx.rewards.close, ctx.writer.close, ctx.checkpointer.close
+    for close in closes:
         try:
             close()
         except Exception as error:

@@ -153,6 +153,8 @@ class MetricsWriter:
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
+        if self._sinks is not None:
+            self._sinks.flush()
 
     def close(self) -> None:
         """Flush and close all files and sinks. Later writes are lost; closing twice is no error."""

@@ -20,10 +20,9 @@ from gapo_jax import models as networks
 from gapo_jax.checkpoint import Checkpointer
 from gapo_jax.data.tokenizer import load_tokenizer
 from gapo_jax.data.weights import WEIGHTS, locate
-from gapo_jax.methods import method_of
 from gapo_jax.sharding import ONE_DEVICE
 from gapo_jax.train.build import Models, build_models, build_steps, initial_state
-from gapo_jax.train.datasets.rows import reads_rows
+from gapo_jax.train.datasets.self_generated import reads_discriminator
 from gapo_jax.train.discriminator.texts import replay_from_json
 from gapo_jax.train.export import card_metrics
 from gapo_jax.train.sources import tokenizer_and_shape
@@ -206,8 +205,8 @@ def _restore(
     workdir: Path, config: configuration.Config, step: int | None
 ) -> tuple[Models, GAPOState]:
     """Return what is fixed in a run, and a checkpoint of what is not."""
-    asked = not reads_rows(config, workdir) or method_of(config).trains == "discriminator"
     # On one device, whatever mesh it was trained on.
+    asked = reads_discriminator(config, workdir)
     models = build_models(config, ONE_DEVICE, discriminator=asked)
     # The size of the warm-up sets schedules only, no shape.
     steps = build_steps(config, models, num_pairs=1)

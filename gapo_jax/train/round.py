@@ -10,6 +10,7 @@ import numpy as np
 from gapo_jax.evaluate.accuracy import Verdict
 from gapo_jax.train.discriminator.texts import GeneratedText
 from gapo_jax.train.forward import RolloutLogprobs
+from gapo_jax.train.online.reward_sources import SourceScores
 from gapo_jax.types import Experience, PromptRow, Rollout
 
 
@@ -23,7 +24,7 @@ class RoundRollout(NamedTuple):
         arrays: the responses as tokens, numpy.
         verdicts: what the verifiers say of them.
         generated: prompt, response and verdict as the discriminator learns from them.
-        rule_rewards_B: float32 [B] in [0, 1].
+        rule_rewards_B: float32 [B] in [0, 1]; NaN where there is nothing to verify.
         learn_B: bool [B], False for rows that must not be learned from.
         counted_B: bool [B], False for rows that only fill the static shape; None where none does.
         metrics: of all that was sampled, of what is not among the rows too.
@@ -53,12 +54,16 @@ class Rewards(NamedTuple):
         rewards_B: standardised and clipped, float32 [B].
         stats: the running statistics of scores with these among them, float32 [3].
         chosen: the rows to learn from, int64, ascending.
+        scored_B: bool [B], False for rows that no source scores, which must not be learned from.
+        sources: what each source says.
     """
 
     logits_B: np.ndarray | None
     rewards_B: jax.Array
     stats: jax.Array
     chosen: np.ndarray
+    scored_B: np.ndarray
+    sources: SourceScores
 
 
 class RoundExperience(NamedTuple):

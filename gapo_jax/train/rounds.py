@@ -6,14 +6,19 @@ from collections.abc import Callable
 
 import jax
 
+from gapo_jax import io
+from gapo_jax.methods import method_of
 from gapo_jax.train.best import is_enough, keep_best
+from gapo_jax.train.checks import OFFLINE_RATES, ONLINE_RATES, check_networks, norms_of
 from gapo_jax.train.context import TrainContext
 from gapo_jax.train.discriminator.texts import replay_to_json
 from gapo_jax.train.evaluation import maybe_evaluate
 from gapo_jax.train.metrics import progress
+from gapo_jax.train.online.heldout import maybe_measure_rewards
 from gapo_jax.train.row_evaluation import heldout_metrics, write_rows
 from gapo_jax.train.runtime import RunStopped
 from gapo_jax.train.state import GAPOState
+from gapo_jax.train.workdir import STOPPED
 
 # By phase, the name of the line in metrics.jsonl.
 PhaseMetrics = dict[str, dict[str, float]]
@@ -32,6 +37,7 @@ def run_rounds(ctx: TrainContext, state: GAPOState, run_round: Round) -> GAPOSta
         RunStopped: the run stopped itself; the last good round boundary is saved.
     """
     config, finished = ctx.config, ctx.config.rounds
+    rates = ONLINE_RATES if method_of(config).loop == "online" else OFFLINE_RATES
     for index in progress(range(int(state.round), config.rounds), "rounds"):
         if is_enough(ctx):
             finished = index
@@ -39,13 +45,12 @@ def run_rounds(ctx: TrainContext, state: GAPOState, run_round: Round) -> GAPOSta
         ctx.stop_if_asked(state, index)
         # The updates of a round take the memory of this state.
         boundary = None if state.last_saved == index else host_copy(state)
+        norms = norms_of(state)
         try:
             state, metrics = run_round(ctx, state, index)
+            check_networks(norms, state, f"round {index + 1}", rates)
         except RunStopped as stopped:
-            if boundary is not None:
-                save(ctx, boundary, index)
-            ctx.checkpointer.wait()
-            stopped.saved = index
+            keep_last_good(ctx, boundary, index, stopped)
             raise
         finished = index + 1
         for phase, values in metrics.items():
@@ -64,6 +69,7 @@ def evaluate_round(ctx: TrainContext, state: GAPOState, finished: int) -> None:
     """Measure what is held out, if it is due after `finished` rounds."""
     if ctx.rows is None:
         maybe_evaluate(ctx, state, finished)
+        maybe_measure_rewards(ctx, state, finished)
         return
     every = ctx.config.eval.every_rounds
     if every and finished % every == 0 and finished < ctx.config.rounds:
@@ -72,11 +78,38 @@ def evaluate_round(ctx: TrainContext, state: GAPOState, finished: int) -> None:
         write_rows(ctx, metrics, finished)
 
 
+def keep_last_good(
+    ctx: TrainContext, boundary: GAPOState | None, index: int, stopped: RunStopped
+) -> None:
+    """Leave the last good state of a run that stops itself in round `index` (from 0) as its newest
+    checkpoint, and note in the workdir that the run stopped itself.
+
+    Args:
+        ctx: the run.
+        boundary: the state that the round began with; None where that is saved already.
+        index: of the round.
+        stopped: why; told how many rounds the good state has.
+    """
+    if not stopped.start_is_good:
+        ctx.checkpointer.wait()
+        if index in ctx.checkpointer.steps():
+            ctx.checkpointer.set_aside(index, "collapsed")
+    elif boundary is not None:
+        save(ctx, boundary, index)
+    ctx.checkpointer.wait()
+    stopped.saved = ctx.checkpointer.latest()
+    if ctx.processes.first:
+        note = {"round": index + 1, "reason": str(stopped), "saved": stopped.saved}
+        io.write_json(ctx.workdir / STOPPED, note)
+
+
 def save(ctx: TrainContext, state: GAPOState, finished: int) -> GAPOState:
     """Start an asynchronous checkpoint of everything, after `finished` rounds; return the state
     that knows of it."""
     if state.last_saved == finished:
         return state
+    # On the disk before the checkpoint, so that a kill loses lines of later rounds only.
+    ctx.writer.flush()
     with ctx.clock("save"):
         host = {"replay": replay_to_json(state.replay), "seconds": dict(ctx.clock.seconds)}
         ctx.checkpointer.save(finished, state, host)

@@ -8,7 +8,7 @@ those of TRL's trainers where these have one.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +27,19 @@ from gapo_jax.train.offline.row_arrays import Widths, labelled_texts, make_batch
 from gapo_jax.train.offline.steps import RowSums
 from gapo_jax.train.state import GAPOState
 
-_FILE = "rows_{}.json"
+_FILE = "rows_{}.jsonl"  # as other processes of a run get a copy of such files
 # Measures of which a smaller number is the better one; of all others a larger one is.
 FALLING = ("nll_loss", "perplexity")
 
 
-def measure_rows(ctx: TrainContext, state: GAPOState, name: str) -> dict[str, float]:
-    """Return what the held-out rows say of a state; read back from `rows_NAME.json` of the workdir
-    where it is there already."""
+def measure_rows(ctx: TrainContext, state: Callable[[], GAPOState], name: str) -> dict[str, float]:
+    """Return what the held-out rows say of a state, which is made if it is needed; read back from
+    `rows_NAME.jsonl` of the workdir where it is there already."""
     path = Path(ctx.workdir) / _FILE.format(name)
     if not path.exists():
         with ctx.clock("eval"):
-            io.write_json(path, heldout_metrics(ctx, state))
-    return io.read_json(path)
+            io.write_jsonl(path, [heldout_metrics(ctx, state())])
+    return io.read_jsonl(path)[0]
 
 
 def heldout_metrics(
@@ -104,7 +104,8 @@ def implicit_rewards(config: Config, sums: RowSums) -> tuple[np.ndarray, np.ndar
     """
     method = method_of(config)
     options, tokens_B = method.section_of(config), np.maximum(np.asarray(sums.tokens_B), 1)
-    policy_B, ref_B = np.asarray(sums.policy_B), np.asarray(sums.ref_B)
+    policy_B = np.asarray(sums.policy_B)
+    ref_B = np.asarray(sums.ref_B) if method.reference else np.zeros(len(policy_B))
     mean = not method.reference or getattr(options, "reduce", "sum") == "mean"
     if mean:
         policy_B, ref_B = policy_B / tokens_B, ref_B / tokens_B

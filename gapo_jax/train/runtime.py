@@ -41,10 +41,15 @@ class RunInterrupted(Exception):
 class RunStopped(Exception):
     """The run stopped itself (collapse, or a value that is not finite).
 
-    `saved` is the number of rounds of the saved state, or None if nothing was saved.
+    Attributes:
+        saved: the number of rounds of the saved state, or None if nothing was saved.
+        start_is_good: whether the state that the round began with is good.
     """
 
-    saved: int | None = None
+    def __init__(self, reason: str, *, start_is_good: bool = True) -> None:
+        super().__init__(reason)
+        self.saved: int | None = None
+        self.start_is_good = start_is_good
 
 
 class StopRequest:

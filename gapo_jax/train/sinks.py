@@ -53,18 +53,35 @@ class Sink(Protocol):
 
 
 class _TensorBoard:
-    """Event files in `tensorboard/`; those of a continued run tell the viewer what to forget."""
+    """Event files in `tensorboard/`; those of a continued run tell the viewer what to forget.
+
+    Every line is on the disk when `metrics` returns. tensorboardX's own SummaryWriter has a thread
+    and a queue, and its `flush` puts there what has come out of the queue by then.
+    """
 
     def __init__(self, workdir: Path, resume_step: int | None):
-        from tensorboardX import SummaryWriter  # protobuf: slow to import, needed only here
+        # Protobuf is slow to import, and needed only here.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.summary import scalar
 
-        purge = None if resume_step is None else resume_step + 1
-        self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge)
+        folder = workdir / "tensorboard"
+        folder.mkdir(parents=True, exist_ok=True)
+        messages: Any = event_pb2  # its classes are made when it is imported
+        self._event, self._scalar = messages.Event, scalar
+        self._writer = EventsWriter(str(folder / "events"))
+        if resume_step is not None:
+            start = messages.SessionLog(status=messages.SessionLog.START)
+            self._write(resume_step + 1, session_log=start)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             # TensorBoard tags hold no colon; instruction ids do.
-            self._writer.add_scalar(name.replace(":", "_"), value, step)
+            self._write(step, summary=self._scalar(name.replace(":", "_"), value))
+        self._writer.flush()
+
+    def _write(self, step: int, **content: Any) -> None:
+        self._writer.write_event(self._event(wall_time=time.time(), step=step, **content))
 
     def samples(self, step: int, rows: Sequence[Sequence[object]]) -> None:
         """Nothing: samples.jsonl lies beside the event files."""
@@ -266,6 +283,13 @@ class Background:
         """Send a file."""
         self._put(lambda sink: sink.file(path))
 
+    def drain(self, deadline: float) -> None:
+        """Wait until all that was put has been sent or has failed, until `deadline` at most."""
+        done = self._queue.all_tasks_done
+        with done:
+            while self._queue.unfinished_tasks and (left := deadline - time.monotonic()) > 0:
+                done.wait(left)
+
     def close(self, deadline: float) -> None:
         """Send what waits, until `deadline` (of time.monotonic) at most, and end; say what was not
         sent."""
@@ -293,6 +317,7 @@ class Background:
             log.warning("%s is left out: %s: %s", self.name, type(error).__name__, error)
         while (call := self._queue.get()) is not None:
             self._call(call, sink)
+            self._queue.task_done()
         if sink is not None:
             self._call(lambda sink: sink.close(), sink)
 
@@ -363,6 +388,13 @@ class Sinks:
         """Send a file."""
         for sink in self.sinks:
             sink.file(path)
+
+    def flush(self) -> None:
+        """Wait, for a limited time, until TensorBoard's file holds all lines."""
+        deadline = time.monotonic() + _CLOSE_S
+        for sink in self.sinks:
+            if sink.name not in _SERVICES:
+                sink.drain(deadline)
 
     def close(self) -> None:
         """Send what is left, for a limited time, and end."""

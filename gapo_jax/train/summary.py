@@ -100,10 +100,12 @@ def relative_param_change(ctx: TrainContext, state: GAPOState) -> dict[str, floa
 
 def sample_table(before: VerdictSets, after: VerdictSets, count: int = 3) -> list[dict[str, Any]]:
     """Return prompts with the text before and after: spread over the first held-out set, not
-    chosen by outcome."""
+    chosen by outcome; none without a set."""
+    if not before:
+        return []
     name = next(iter(before))
     olds, news = before[name], after[name]
-    picks = [index * len(olds) // count for index in range(count)]
+    picks = dict.fromkeys(index * len(olds) // count for index in range(count))
     return [
         {
             "prompt": olds[i].prompt,

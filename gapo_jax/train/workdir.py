@@ -6,16 +6,22 @@ Whatever is done lies in the workdir, so the same command continues an interrupt
 from __future__ import annotations
 
 import atexit
+import json
 import logging
+import re
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from gapo_jax import config as configuration
 from gapo_jax import io
 from gapo_jax.checkpoint import folder_exists, make_folder
 from gapo_jax.config import Config
+from gapo_jax.train.datasets.given import read_given
+from gapo_jax.train.datasets.prompts import takes_prompts
 from gapo_jax.train.datasets.user import check_source
 from gapo_jax.train.lock import LOCK
 from gapo_jax.train.runtime import Processes
@@ -23,12 +29,17 @@ from gapo_jax.train.runtime import Processes
 log = logging.getLogger("gapo_jax")
 CONFIG, SUMMARY, REPORT = "config.json", "summary.json", "report.html"
 EXPORT, ADAPTER, CHECKPOINTS = "export", "adapter", "checkpoints"
+STOPPED = "stopped.json"  # says why a run stopped itself
+OWNER = "run.json"  # in a folder of checkpoints: whose they are
+# What a run that stopped itself may be continued with another value of: what its message names.
+_REMEDIES = r"(learning_rate|kl_coef|kl_target|kl_limit|clip_norm|inverse_q\.strength)$"
 
 
 def claim_workdir(config: Config, workdir: Path) -> None:
     """Create the workdir, or check that the run in it is this one; write config.json.
 
-    A configuration that never came to anything (no file lies beside it) may be another one.
+    A configuration that never came to anything (no file lies beside it) may be another one, and a
+    run that stopped itself may go on with other learning rates or another weight of the KL.
 
     Raises:
         ValueError: the workdir holds a run of another configuration; lists what differs.
@@ -42,12 +53,39 @@ def claim_workdir(config: Config, workdir: Path) -> None:
             configuration.identity(before), configuration.identity(config)
         )
         files = [p for p in workdir.rglob("*") if p.is_file() and p.name not in (CONFIG, LOCK)]
-        if changed and files:
+        stopped = workdir / STOPPED
+        mended = [re.search(_REMEDIES, line.partition(": ")[0]) for line in changed]
+        if changed and files and stopped.is_file() and all(mended):
+            log.info(
+                "%s holds a run that stopped itself (%s); it goes on with %s",
+                workdir, io.read_json(stopped).get("reason"), "; ".join(changed)
+            )  # fmt: skip
+            stopped.unlink()
+        elif changed and files:
             raise ValueError(
                 f"{workdir} holds a run of another configuration ({'; '.join(changed)}); pass "
                 "another --workdir, or the configuration that it was started with"
             )
     io.write_json(path, configuration.to_json(config))
+
+
+def claim_checkpoints(folder: str, workdir: Path) -> None:
+    """Note in a folder of checkpoints (`config.checkpoint.directory`) which workdir they belong to.
+
+    Raises:
+        ValueError: they belong to another one, whose run would be continued or written over.
+    """
+    note, own = epath.Path(folder) / OWNER, str(workdir.absolute())
+    if not note.exists():
+        note.write_text(json.dumps({"workdir": own}) + "\n")
+        return
+    owner = json.loads(note.read_text())["workdir"]
+    if owner != own:
+        raise ValueError(
+            f"config.checkpoint.directory={folder} holds the checkpoints of the run in {owner}; "
+            f"give the run in {own} a directory of its own, or remove {note} if it is that run, "
+            "moved"
+        )
 
 
 def share_workdir(config: Config, workdir: Path, processes: Processes) -> tuple[Path, str]:
@@ -57,16 +95,21 @@ def share_workdir(config: Config, workdir: Path, processes: Processes) -> tuple[
     make the same things from then on, each in a folder of its own that is of no further use.
 
     Raises:
-        ValueError, FileNotFoundError: as `check_source` and `claim_workdir`; or another process
-            cannot see the checkpoints.
+        ValueError, FileNotFoundError: as `check_source`, `read_given`, `claim_workdir` and
+            `claim_checkpoints`; or another process cannot see the checkpoints.
         ProcessMissing: a process does not come.
     """
     shared = None
     if processes.first:
-        check_source(config, workdir)
+        # A user's prompts are read, and so checked, as soon as they are there.
+        if not takes_prompts(config, workdir):
+            check_source(config, workdir)
+        read_given(config, workdir)
         claim_workdir(config, workdir)
         checkpoints = config.checkpoint.directory or str(workdir.absolute() / CHECKPOINTS)
         make_folder(checkpoints)
+        if config.checkpoint.directory:
+            claim_checkpoints(checkpoints, workdir)
         made = [] if processes.count == 1 else sorted(workdir.glob("*.jsonl"))
         files = {p.name: p.read_text() for p in made if p.stem not in ("metrics", "samples")}
         shared = {"files": files, "checkpoints": checkpoints}

@@ -75,6 +75,14 @@ SLOW = [
         {"section_spliter": "x*", "num_sections": 2},
         "x" * SIZE,
     ),
+    ("copy:repeat_phrase", {"phrase": "the old man", "small_n": 2}, fill("the ")),
+    ("keywords:word_once", {"keyword": "(a|a)*b"}, "a" * SIZE),
+    ("count:count_increment_word", {"keyword1": "a" * 199, "keyword2": "a?" * 99}, "a" * SIZE),
+    ("count:counting_composition", {"n_sent": 2, "n_words": 3}, fill("A. ")),
+    ("first_word:first_word_sent", {"first_word": "a"}, fill("a.a ")),
+    ("detectable_format:sentence_hyphens", None, fill("-a. ")),
+    ("paragraphs:paragraphs", None, fill(" *** \n")),
+    ("count:count_unique", None, fill("x' ")),
 ]  # fmt: skip
 
 

@@ -265,6 +265,54 @@ def test_a_clean_mine_into_an_old_folder_leaves_no_old_list(tmp_path):
         assert (out / "left_out.txt").exists() == told
 
 
+PLUGIN = """
+from gapo_jax.constraints import TrainableType
+
+class Marked(TrainableType):
+    id = "mine:marked"
+    train = ("Begin with {mark}.", "Put {mark} first.", "Let {mark} stand in front.")
+    heldout = ("What comes first is {mark}.",)
+
+    def check(self, constraint, response, prompt=""):
+        return response.startswith(constraint.kwargs["mark"])
+
+    def propose(self, rng, response, satisfied, words, task):
+        first = response[:1] if response else "A"
+        return {"mark": first if satisfied else "AB"[first == "A"]}
+
+class Polite:
+    id = "mine:polite"
+
+    def describe(self, constraint):
+        return "Say please."
+
+    def check(self, constraint, response):
+        return "please" in response
+"""
+
+
+def test_constraint_types_of_ones_own_are_mined(tmp_path, capsys):
+    """On several processes too, each of which loads the file."""
+    plugin, out = tmp_path / "marks_to_mine.py", tmp_path / "out"
+    plugin.write_text(PLUGIN)
+    arguments = ["mine", "--source", str(_source(tmp_path)), "--out", str(out), "--plugin"]
+    arguments += [str(plugin), "--num-proc", "2", "--types"]
+    command = [sys.executable, str(ROOT / "scripts" / "build_data.py"), *arguments]
+    subprocess.run(
+        [*command, "no_comma,marked"], check=True, capture_output=True, cwd=ROOT,
+        env=_environment(),
+    )  # fmt: skip
+    asked = {c.id for line in (out / "pairs.jsonl").read_text().splitlines()
+             for c in PreferentialPair.from_json(json.loads(line)).accepted}  # fmt: skip
+    assert "mine:marked" in asked
+    # A type that only verifies makes no prompts, and the message says what it lacks.
+    assert script.main([*arguments, "no_comma,polite"]) == 1
+    error = capsys.readouterr().err
+    assert "mine:polite has no `sample` and `modify`" in error and "--types" in error
+    assert script.main([*arguments[:6], str(tmp_path / "gone.py")]) == 1
+    assert "expected a Python file (.py), found none" in capsys.readouterr().err
+
+
 def test_mining_nothing_is_an_error_that_says_what_to_change(tmp_path, capsys):
     source, out = tmp_path / "rows.jsonl", tmp_path / "out"
     io.write_jsonl(source, [{"prompt": "Say hi.", "completion": "Hi there."}])

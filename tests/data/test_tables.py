@@ -23,6 +23,7 @@ EXAMPLES = {
     "prompt_completion": {"prompt": "Say hi.", "completion": "Hi there."},
     "chosen_rejected": {"prompt": "Say hi.", "chosen": "Hi there.", "rejected": "No."},
     "prompt_label": {"prompt": "Say hi.", "completion": "Hi there.", "label": True},
+    "scored": {"prompt": "Say hi.", "responses": ["No.", "Hi there."], "scores": [0, 1]},
     "ifeval": {
         "key": 1, "prompt": "Say hi.\n\nNo commas.",
         "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}], "response": "Hi there.",
@@ -42,7 +43,7 @@ def test_each_schema_is_recognised_and_read(schema):
     assert schemas.recognise({**record, "label": record.get("label"), "other": None}) == schema
     assert schemas.prompt_and_response(record, schema) == ("Say hi.", "Hi there.")
     sequences = schemas.segments(record, schema)
-    assert len(sequences) == (2 if schema in ("chosen_rejected", "preferential") else 1)
+    assert len(sequences) == (2 if schema in ("chosen_rejected", "preferential", "scored") else 1)
     for turns in sequences:
         assert [turn.trained for turn in turns] == [False, True]
     report = lint([(1, record)], schema=schema)

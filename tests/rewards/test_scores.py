@@ -76,21 +76,36 @@ def test_rewards_are_clipped_and_may_be_left_alone():
     np.testing.assert_allclose(stats[1], scores.mean(), rtol=1e-5)
 
 
-def test_scores_of_each_source():
-    logits, rules = np.array([0.0, 2.0, -50.0], np.float32), np.array([1.0, 0.5, 0.25], np.float32)
-
-    def score(source, squash="none"):
-        return reward_scores.response_scores(
-            logits, rules, source=source, squash=squash, verifier_weight=0.25
-        )
-
+def test_scores_of_the_discriminator():
+    logits = np.array([0.0, 2.0, -50.0], np.float32)
     probability = 1 / (1 + np.exp(-logits.astype(np.float64)))
-    np.testing.assert_array_equal(score("discriminator"), logits)
-    np.testing.assert_allclose(score("discriminator", "sigmoid"), probability, rtol=1e-5)
-    np.testing.assert_array_equal(score("verifier"), rules)
-    np.testing.assert_allclose(
-        score("mix", "sigmoid"), 0.75 * probability + 0.25 * rules, rtol=1e-5
-    )
+    np.testing.assert_array_equal(reward_scores.discriminator_scores(logits, "none"), logits)
+    squashed = reward_scores.discriminator_scores(logits, "sigmoid")
+    np.testing.assert_allclose(squashed, probability, rtol=1e-5)
+
+
+def test_rows_without_a_score_are_in_no_statistic():
+    """As if they were not there; where all are there, the plain path gives the same."""
+    scores = np.array([0.25, 0.9, np.nan, -1.0, np.nan, np.nan, 6.0, np.nan], np.float32)
+    grouped, stats = _standardise(scores, "group")
+    seen = scores[[0, 1, 3]].astype(np.float64)
+    want = (seen - seen.mean()) / (seen.std(ddof=1) + 0.05)
+    np.testing.assert_allclose(np.asarray(grouped)[[0, 1, 3]], want, rtol=1e-5)
+    assert float(grouped[6]) == 0 and np.isnan(np.asarray(grouped)[[2, 4, 5, 7]]).all()
+    assert float(stats[0]) == 4
+    whole = np.where(np.isnan(scores), 0.5, scores)
+    plain, _ = _standardise(whole, "group")
+    rewards = reward_scores._group_normalise_scored(jnp.asarray(whole), 4, 0.05)
+    np.testing.assert_allclose(rewards, plain, rtol=1e-5)
+
+
+def test_a_row_without_a_reward_does_not_move_the_baseline_of_its_group():
+    rewards = jnp.array([1.0, np.nan, 3.0, 5.0, np.nan, np.nan, np.nan, np.nan])
+    filled, scored = reward_scores.fill_unscored(rewards, 4)
+    np.testing.assert_allclose(filled, [1, 3, 3, 5, 0, 0, 0, 0])
+    np.testing.assert_array_equal(scored, [True, False, True, True] + [False] * 4)
+    same, scored = reward_scores.fill_unscored(filled, 4)
+    assert same is filled and scored.all()
 
 
 def test_the_soft_punishment_of_long_responses_by_hand():

@@ -76,29 +76,13 @@ def _poison_round_2(monkeypatch):
     monkeypatch.setattr(loop, "update_policy", poisoned)
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        # The discriminator has learned before the policy is measured.
-        (
-            {
-                "ppo__kl_limit": 0.0001,
-                "ppo__optim__learning_rate": 0.01,
-                "discriminator__score_with": "post",
-            },
-            "config.ppo.kl_limit",
-        ),
-        ({}, "policy/loss is nan in round 2"),
-    ],
-)
-def test_a_collapsing_run_saves_and_stops_itself(runs, ppo, tmp_path, monkeypatch, changes, reason):
+def test_a_run_whose_loss_is_no_number_saves_and_stops_itself(runs, ppo, tmp_path, monkeypatch):
     for name in MADE:
         shutil.copy(ppo / name, tmp_path)
-    if not changes:
-        _poison_round_2(monkeypatch)
-    code, _, err = runs.run_here(tmp_path, **SMALL, **changes, checkpoint__every_rounds=3)
+    _poison_round_2(monkeypatch)
+    code, _, err = runs.run_here(tmp_path, **SMALL, checkpoint__every_rounds=3)
     assert code == 3
-    assert reason in err and "after round 1, is saved" in err
+    assert "policy/loss is nan in round 2" in err and "after round 1, is saved" in err
     # Round 1 was not due for a checkpoint, and is saved all the same, as it was at its end.
     first, last = runs.states(tmp_path, 0, 1)
     assert (int(last.round), int(last.policy.step)) == (1, 2)
@@ -107,8 +91,54 @@ def test_a_collapsing_run_saves_and_stops_itself(runs, ppo, tmp_path, monkeypatc
     assert {text["round"] for text in runs.host(tmp_path, 1)["replay"]} == {1}
     # What the policy learned from is on record, also of the round that ended the run by a NaN.
     lines = runs.lines(tmp_path)
-    assert any(line["round"] == 2 and line["phase"] == "rollout" for line in lines) != bool(changes)
+    assert any(line["round"] == 2 and line["phase"] == "rollout" for line in lines)
     assert {row["round"] for row in runs.lines(tmp_path, "samples.jsonl")} == {1, 2}
+
+
+def test_only_good_states_are_saved_and_another_rate_goes_on_from_there(runs, ppo, tmp_path):
+    """A rate that blows the weights up, one that leaves the reference, and one that does neither,
+    in one workdir."""
+    for name in MADE:
+        shutil.copy(ppo / name, tmp_path)
+    steps = tmp_path / "checkpoints"
+
+    def play(rate, limit, rounds):
+        changes = {"ppo__optim__learning_rate": rate, "ppo__kl_limit": limit, "rounds": rounds}
+        return runs.run_here(tmp_path, method="ppo", **SMALL, **changes)
+
+    code, _, err = play(1e6, 1e9, 3)
+    assert code == 3
+    assert "policy's parameters grew" in err and "lower config.ppo.optim.learning_rate" in err
+    assert "after round 0, is saved" in err and not (steps / "1").exists()
+    code, _, err = play(0.01, 1e-4, 3)
+    assert code == 3 and "config.ppo.kl_limit=0.0001" in err
+    # What left the reference had been saved by then.
+    assert "after round 0, is saved" in err and "goes on from there" in err
+    assert {path.name for path in steps.iterdir()} >= {"0", "1.collapsed"}
+    assert not (steps / "1").exists()
+    code, _, err = play(1e-5, 1e9, 1)
+    assert code == 0, err
+    assert (steps / "1").exists() and not (tmp_path / "stopped.json").exists()
+    rounds = [line["round"] for line in runs.lines(tmp_path) if line["phase"] == "policy"]
+    assert rounds == [1]
+    code, _, err = play(1e-4, 1e9, 2)  # a run that did not stop itself keeps its rate
+    assert code == 1 and "run of another configuration" in err
+
+
+@pytest.mark.parametrize(
+    ("warmup", "rate", "saved"),
+    [(0, 1e6, "after round 0, is saved"), (1, 1e30, "nothing is saved")],
+)
+def test_a_discriminator_that_blows_up_is_named_with_the_rate_of_the_rounds(
+    runs, ppo, tmp_path, warmup, rate, saved
+):
+    """The warm-up ends at that rate."""
+    for name in MADE:
+        shutil.copy(ppo / name, tmp_path)
+    changes = {"discriminator__round_learning_rate": rate, "discriminator__warmup_epochs": warmup}
+    code, _, err = runs.run_here(tmp_path, **SMALL | changes)
+    assert code == 3
+    assert "lower config.discriminator.round_learning_rate" in err.lower() and saved in err
 
 
 def test_a_warm_up_that_leaves_no_numbers_saves_nothing(runs, ppo, tmp_path):

@@ -77,3 +77,74 @@ def test_a_known_trip_count_comes_first():
 def test_other_text_is_refused():
     with pytest.raises(ValueError, match="wanted the text of an HLO program"):
         hlo_cost.read_program("nothing")
+
+
+# Lines of programs that XLA made for H100s (jax 0.10.2): a loop whose bound is in a fusion, two
+# all-gathers combined in one, products by Triton and by cuBLAS, and attention by cuDNN.
+GPU_PROGRAM = """HloModule jit_f, is_scheduled=true, num_partitions=8
+
+%gemm_fusion_dot.4_computation (parameter_0: bf16[4,256,256], parameter_1: bf16[256,4,2048]) -> f32[4,256,2048] {
+  %parameter_0 = bf16[256,4,256]{2,1,0} parameter(0)
+  %parameter_1 = bf16[4,256,2048]{2,1,0} parameter(1)
+  ROOT %dot.8 = f32[4,256,2048]{2,1,0} dot(%parameter_0, %parameter_1), lhs_batch_dims={1}, lhs_contracting_dims={2}, rhs_batch_dims={0}, rhs_contracting_dims={1}
+}
+
+%region_2.3_spmd (arg: (s32[], bf16[256,2048])) -> (s32[], bf16[256,2048]) {
+  %arg = (s32[], bf16[256,2048]{1,0}) parameter(0)
+  %get-tuple-element.56 = bf16[1024,2048]{1,0} get-tuple-element(%arg), index=1
+  %get-tuple-element.65 = bf16[256,1024]{1,0} get-tuple-element(%arg), index=2
+  %all-gather-start = ((bf16[256,2048]{1,0}, bf16[256,2048]{1,0}), (bf16[1024,2048]{1,0}, bf16[1024,2048]{1,0})) all-gather-start(%bitcast.124, %bitcast.125), channel_id=1, replica_groups=[2,4]<=[4,2]T(1,0), dimensions={0}, use_global_device_ids=true, metadata={op_name="jit(f)/while/body/dot_general"}
+  %all-gather-done = (bf16[1024,2048]{1,0}, bf16[1024,2048]{1,0}) all-gather-done(%all-gather-start)
+  %gemm_fusion_dot.4 = f32[4,256,2048]{2,1,0} fusion(%bitcast.35.0, %bitcast.34.0), kind=kCustom, calls=%gemm_fusion_dot.4_computation
+  %custom-call.2 = (bf16[256,2048]{1,0}, s8[4194304]{0}) custom-call(%get-tuple-element.65, %get-tuple-element.56), custom_call_target="__cublas$lt$matmul", backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}
+  %all-reduce-start = bf16[256,1024]{1,0} all-reduce-start(%loop_reduce_fusion), channel_id=3, replica_groups=[4,2]<=[8], use_global_device_ids=true, to_apply=%add.clone, metadata={op_name="jit(f)/while/body/dot_general"}
+}
+
+%fused_compare (param_0: s32[]) -> pred[] {
+  %param_0 = s32[] parameter(0)
+  %constant_11_clone_2 = s32[] constant(7)
+  ROOT %lt.4.1 = pred[] compare(%param_0, %constant_11_clone_2), direction=LT
+}
+
+%region_3.4_spmd (arg.1: (s32[], bf16[256,2048])) -> pred[] {
+  %get-tuple-element.36.0 = s32[] get-tuple-element(%arg.1), index=0
+  ROOT %loop_compare_fusion = pred[] fusion(%get-tuple-element.36.0), kind=kLoop, calls=%fused_compare
+}
+
+ENTRY %main.6_spmd (param.4: bf16[256,1024]) -> bf16[256,1024] {
+  %while.17 = (s32[], bf16[256,2048]{1,0}) while(%tuple.16), condition=%region_3.4_spmd, body=%region_2.3_spmd
+  %bwd = (bf16[4,8,256,64]{3,1,2,0}, bf16[4,2,256,64]{3,1,2,0}, bf16[4,2,256,64]{3,1,2,0}, u8[0]{0}) custom-call(%q.1, %k.1, %k.1), custom_call_target="__cudnn$fmhaSoftmaxBackward"
+}
+"""  # noqa: E501
+
+
+def test_a_bound_inside_a_fusion_and_a_tuple_of_gathers():
+    program = hlo_cost.read_program(GPU_PROGRAM)
+    assert hlo_cost.wire_bytes(program) == {
+        "all-gather bf16 dot_general": 7 * 2 * 1024 * 2048 * 2 * 3 / 4,  # both of 4 devices
+        "all-reduce bf16 dot_general": 7 * 2 * 256 * 1024 * 2 / 2,  # its result is no tuple
+    }
+
+
+def test_products_count_in_fusions_and_calls_as_often_as_their_loop_runs():
+    program = hlo_cost.read_program(GPU_PROGRAM)
+    # Triton sums 1,024 terms in 4 parts; cuBLAS at once.
+    assert hlo_cost.executed_flops(program) == 7 * 2 * (2 * 256 * 2048 * 1024)
+
+
+def test_the_workspace_of_attention_in_cudnn():
+    program = hlo_cost.read_program(GPU_PROGRAM)
+    rows = 4 * 256 * 8
+    assert hlo_cost.cudnn_workspace(program, more=False) == rows * (4 + 4 * 64 + 4 * 64)
+    assert hlo_cost.cudnn_workspace(program, more=True) == rows * (4 + 3 * 4 * 64)
+    equal = GPU_PROGRAM.replace("bf16[4,2,256,64]", "bf16[4,8,256,64]")
+    assert hlo_cost.cudnn_workspace(hlo_cost.read_program(equal), more=False) == rows * 260
+
+
+def test_an_asynchronous_start_with_counters_behind_its_results():
+    line = (
+        "  %start = (f32[4,8], f32[16,8], u32[], u32[]) all-gather-start(%x), channel_id=9, "
+        "replica_groups={{0,1,2,3}}\n  ROOT %done"
+    )
+    program = hlo_cost.read_program(PROGRAM.replace("  ROOT %done", line, 1))
+    assert hlo_cost.wire_bytes(program)["all-gather f32 ?"] == 16 * 8 * 4 * 3 / 4

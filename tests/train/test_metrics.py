@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pathlib
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,8 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from gapo_jax.compilation import CompileCounter, drop_oldest, keep_compiled_programs
-from gapo_jax.train import metrics
+from gapo_jax.train import metrics, rounds
+from gapo_jax.train.clock import PhaseClock
 from gapo_jax.train.metrics import MetricsWriter, read_metrics
 
 
@@ -110,11 +112,10 @@ def test_the_console_has_one_line_a_record(tmp_path: pathlib.Path) -> None:
     assert lines[1].endswith("kl/ref=0.1 policy/loss=-0.1 compile/count=0")
 
 
-def test_tensorboard_holds_the_same_numbers(tmp_path: pathlib.Path) -> None:
+def _events(workdir: pathlib.Path) -> dict[tuple[str, int], float]:
     from tensorboardX.proto.event_pb2 import Event
 
-    write_run(tmp_path, 1, 3)
-    (path,) = (tmp_path / "tensorboard").glob("events.out.tfevents.*")
+    (path,) = (workdir / "tensorboard").glob("events.out.tfevents.*")
     data, found, at = path.read_bytes(), {}, 0
     while at < len(data):  # TFRecord: length (8), its checksum (4), the event, its checksum (4)
         length = int.from_bytes(data[at : at + 8], "little")
@@ -122,10 +123,32 @@ def test_tensorboard_holds_the_same_numbers(tmp_path: pathlib.Path) -> None:
         at += 16 + length
         for value in event.summary.value:
             found[value.tag, event.step] = value.simple_value
+    return found
+
+
+def test_tensorboard_holds_the_same_numbers(tmp_path: pathlib.Path) -> None:
+    write_run(tmp_path, 1, 3)
+    found = _events(tmp_path)
     assert found["reward/mean", 3] == 1.5
     assert found["kl/ref", 2] == pytest.approx(0.02)
     assert len([name for name, _ in found if not name.startswith("compile/")]) == 9
     assert found["compile/count", 1] == 0
+
+
+def test_all_that_a_checkpoint_has_seen_is_on_the_disk_before_it(tmp_path: pathlib.Path) -> None:
+    seen = []
+    state = SimpleNamespace(last_saved=None, replay=(), replace=lambda **_: state)
+    with MetricsWriter(tmp_path, console=io.StringIO()) as writer:
+        ctx = SimpleNamespace(
+            writer=writer,
+            clock=PhaseClock(),
+            updates_per_round=2,
+            checkpointer=SimpleNamespace(save=lambda *_: seen.append(_events(tmp_path))),
+        )
+        for number in (1, 2):
+            writer.write(2 * number, number, "policy", {"policy/loss": float(number)})
+            rounds.save(ctx, state, number)
+    assert [events.get(("policy/loss", 2 * n)) for n, events in enumerate(seen, 1)] == [1.0, 2.0]
 
 
 @pytest.fixture

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 from by_path import ROOT
 
+from gapo_jax.cli.plan import shares
 from gapo_jax.plan import cost as hlo_cost
+from gapo_jax.plan.chips import CHIPS, GPUS
 
 
 def plan(*flags: str) -> subprocess.CompletedProcess[str]:
@@ -19,8 +22,57 @@ def plan(*flags: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_an_unknown_topology_is_explained() -> None:
-    done = plan("--topology", "h100:8")
+    done = plan("--topology", "b300:8")
     assert done.returncode == 1 and "wanted --topology KIND:SHAPE" in done.stderr
+
+
+GPU_COMPILER = importlib.util.find_spec("jax_cuda13_plugin") is not None
+
+
+@pytest.mark.skipif(GPU_COMPILER, reason="the GPU compiler is installed")
+def test_a_gpu_without_its_compiler_says_what_to_install() -> None:
+    done = plan("--topology", "h100:8")
+    assert done.returncode == 1 and "pip install jax-cuda13-plugin==" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.skipif(
+    not GPU_COMPILER, reason="needs the GPU compiler: pip install jax-cuda13-plugin"
+)
+@pytest.mark.parametrize(
+    ("topology", "capacity"), [("h100:8", 63.7), ("h200:1", 113.5), ("a100:2", 63.8)]
+)
+def test_a_step_for_gpus(topology: str, capacity: float, tmp_path) -> None:
+    """Compiled with both ways to multiply; the larger memory counts."""
+    out = tmp_path / "plan.json"
+    flags = ["--topology", topology, "--steps", "disc_score", "--dump", str(tmp_path)]
+    done = plan("--config", "configs/gapo_tpu.py:rehearse", *flags, "--json", str(out))
+    assert done.returncode == 0, done.stderr
+    record = json.loads(out.read_text())
+    assert record["chip_hbm_gb"] == pytest.approx(capacity, abs=0.1)
+    step = record["steps"]["disc_score"]
+    folders = {path.parent.name for path in (tmp_path / "disc_score").glob("*/*.txt")}
+    assert folders == {"triton", "cublas"}
+    count = int(topology.partition(":")[2])
+    assert step["executed_tflops"] * count >= 0.8 * step["model_tflops"] > 0
+    assert set(step["roofline_s"]) == {"compute", "memory", "wire"}
+    assert "bound by" in done.stdout
+
+
+def test_the_shares_of_a_step() -> None:
+    said = shares({"compute": 3.0, "memory": 1.0, "wire": 0.0})
+    assert said == (
+        "least time 4.000 s: compute 75%, memory 25%, wire 0%; bound by compute (3.000 s)"
+    )
+
+
+def test_the_description_of_a_gpu_is_whole() -> None:
+    """A field that is missing ends XLA by a division by zero, not by an exception."""
+    for name in GPUS:
+        target = CHIPS[name].target
+        assert len(re.findall(r"\w+: [^ \n]", target)) == (23 if name == "a100" else 24)
+        memory = re.search(r"device_memory_size: (\d+)", target)
+        assert memory and CHIPS[name].hbm_gb == 0.75 * int(memory[1]) / 1e9
 
 
 @pytest.mark.slow

@@ -12,12 +12,14 @@ import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from gapo_jax.cli.experiment import find_config, load_config, shipped_configs
 from gapo_jax.config import Config, change, finalize, to_json
+from gapo_jax.methods import needs_pairs
 
 _NAME = re.compile(r"[A-Za-z0-9_.+-]+")
 
@@ -52,6 +54,9 @@ class Study:
         seeds: of every arm that has none of its own.
         set: keys that are changed in every run, before those of its arm.
         reference: the arm that the others are compared with, pair by pair; "" for none.
+        visible: a reward function, FILE.py:NAME as `reward.sources` takes it, that every arm's
+            samples are scored with after the run, whatever it was rewarded with; "" for the arm's
+            own discriminator, or the rule reward.
         about: what it asks, for the head of its page; Markdown.
         name: of its files; `load_study` takes that of the file.
     """
@@ -60,6 +65,7 @@ class Study:
     seeds: tuple[int, ...]
     set: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     reference: str = ""
+    visible: str = ""
     about: str = ""
     name: str = ""
 
@@ -72,6 +78,7 @@ class Run:
     arm: Arm
     seed: int
     changes: Mapping[str, Any]
+    visible: str = ""
 
     @property
     def key(self) -> tuple[str, int]:
@@ -122,13 +129,35 @@ def load_study(name: str) -> Study:
     if not path.is_file():
         shipped = sorted(item.stem for item in path.parent.glob("*.py"))
         raise FileNotFoundError(f"there is no study {name}. Shipped: {', '.join(shipped)}")
+    study = dataclasses.replace(_module(path).get_study(), name=path.stem)
+    _check(study)
+    return study
+
+
+def _module(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    study = dataclasses.replace(module.get_study(), name=path.stem)
-    _check(study)
-    return study
+    return module
+
+
+def load_function(text: str) -> Callable[..., Any]:
+    """Return the function that FILE.py:NAME names.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, or no such function in it.
+    """
+    name, _, function = text.rpartition(":")
+    path = Path(name)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"visible={text!r}: there is no file {name} here; start the study where it lies"
+        )
+    scorer = getattr(_module(path), function, None)
+    if not callable(scorer):
+        raise ValueError(f"visible={text!r}: {name} has no function {function}")
+    return scorer
 
 
 def _check(study: Study) -> None:
@@ -144,6 +173,8 @@ def _check(study: Study) -> None:
             f"study {study.name}: reference={study.reference!r} is none of its arms "
             f"({', '.join(names)})"
         )
+    if study.visible:
+        load_function(study.visible)
 
 
 def runs_of(study: Study, only: Sequence[str] = ()) -> list[Run]:
@@ -185,7 +216,7 @@ def _run(study: Study, arm: Arm, seed: int) -> Run:
     # A grid would fill a disk with models; an arm that needs its model says so.
     changes = {"export": False, "checkpoint.keep": 1, **study.set, **arm.set, "seed": seed}
     changes["name"] = f"{study.name}_{arm.name}"
-    return Run(study.name, arm, seed, changes)
+    return Run(study.name, arm, seed, changes, study.visible)
 
 
 # What the files that runs of one seed hand over depend on: bootstrap, pairs, first evaluation.
@@ -205,5 +236,6 @@ def sharing_key(config: Config) -> str:
         "data": data,
         "sampling": record["sampling"],
         "eval": record["eval"],
+        "pairs": needs_pairs(config),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

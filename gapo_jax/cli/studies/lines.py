@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.special
 
 from gapo_jax import io
-from gapo_jax.cli.studies.definition import Run
+from gapo_jax.cli.studies.definition import Run, load_function
 from gapo_jax.cli.studies.sessions import read_sessions
 from gapo_jax.config import updates_per_round
 from gapo_jax.evaluate.accuracy import Verdict, read_verdicts
@@ -28,7 +29,7 @@ _ROUND_METRICS = (
     "constraint/instruction_strict", "constraint/prompt_strict", "kl/ref", "response/words",
     "response/echo_rate", "response/repetition", "response/length", "reward/mean", "reward/std",
     "reward/score_mean", "reward/rule_mean", "disc/heldout_pair_order", "disc/heldout_accuracy",
-    "disc/acc_accepted", "disc/acc_rejected", "disc/acc_generated", "disc/auc_generated",
+    "disc/acc_accepted", "disc/acc_rejected", "disc/acc_generated", "disc/prompt_auc",
     "policy/loss", "policy/grad_norm",
 )  # fmt: skip
 # Seconds that runs of one seed share, and what has nothing to do with the method.
@@ -81,7 +82,7 @@ def make_line(run: Run, workdir: Path, status: str) -> dict[str, Any]:
     line |= run.recorded() | {"method": config.method, "status": status}
     line |= {"date": datetime.datetime.now(datetime.UTC).date().isoformat()}
     line["sessions"] = read_sessions(workdir)
-    line["rounds"] = _rounds(workdir, metrics)
+    line["rounds"] = _rounds(workdir, metrics, run.visible)
     line |= _effort(workdir, metrics, line["rounds"], config.method)
     rounds = max((record["round"] for record in metrics), default=0)
     line["policy_updates"] = (
@@ -159,11 +160,14 @@ def _types(sides: Sequence[Mapping[Any, Sequence[Verdict]]]) -> dict[str, list[i
     return dict(sorted(sums.items()))
 
 
-def _rounds(workdir: Path, metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _rounds(
+    workdir: Path, metrics: Sequence[Mapping[str, Any]], visible: str = ""
+) -> list[dict[str, Any]]:
     """Return what each round was like: metrics, and what its own samples say.
 
-    "visible" is what the policy was rewarded with: the mean score before it is standardised.
-    "true" is the share of constraints that hold in it, "genuine" the share that holds in a genuine
+    "visible" is the mean over the samples of the function that `visible` names; without one, of the
+    discriminator's probability, or of the rule reward where no discriminator is asked. "true" is
+    the share of constraints that hold in the samples, "genuine" the share that holds in a genuine
     answer.
     """
     rounds: dict[int, dict[str, Any]] = collections.defaultdict(dict)
@@ -175,21 +179,41 @@ def _rounds(workdir: Path, metrics: Sequence[Mapping[str, Any]]) -> list[dict[st
             k: v for k, v in record.items() if k.startswith("reward/") and k.endswith("/mean")
         }
         rounds[record["round"]] |= _rounded(named)
-    samples: dict[int, list[tuple[bool, int, int]]] = collections.defaultdict(list)
+    samples: dict[int, list[dict[str, Any]]] = collections.defaultdict(list)
     path = workdir / "samples.jsonl"
     for _, row in io.iter_jsonl(path, drop_torn=True) if path.exists() else ():
-        ok = genuine(row["prompt"], row["response"])
-        samples[row["round"]].append((ok, sum(row["verdicts"]), len(row["verdicts"])))
+        samples[row["round"]].append(row)
     for number, rows in samples.items():
-        asked = max(sum(size for _, _, size in rows), 1)
-        rounds[number] |= {
-            "samples": len(rows),
-            "true": round(sum(held for _, held, _ in rows) / asked, 4),
-            "genuine": round(sum(held for ok, held, _ in rows if ok) / asked, 4),
-        }
-        if "reward/score_mean" in rounds[number]:
-            rounds[number]["visible"] = rounds[number]["reward/score_mean"]
+        rounds[number] |= _of_samples(rows) | {"samples": len(rows)}
+        seen = _seen(visible, rows) if visible else _rewarded(rows)
+        if seen is not None:
+            rounds[number]["visible"] = round(seen, 4)
     return [{"round": number, **rounds[number]} for number in sorted(rounds)]
+
+
+def _of_samples(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    asked = max(sum(len(row["verdicts"]) for row in rows), 1)
+    held = [sum(row["verdicts"]) for row in rows]
+    real = [n for n, row in zip(held, rows) if genuine(row["prompt"], row["response"])]
+    return {"true": round(sum(held) / asked, 4), "genuine": round(sum(real) / asked, 4)}
+
+
+def _rewarded(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    if rows[0]["score"] is not None:
+        return float(np.mean(scipy.special.expit([row["score"] for row in rows])))
+    rules = [row["rule_reward"] for row in rows if row["rule_reward"] is not None]
+    return float(np.mean(rules)) if rules else None
+
+
+def _seen(visible: str, rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the mean score of the responses by a reward function, over those that it scores."""
+    scores = load_function(visible)(
+        prompts=[row["prompt"] for row in rows],
+        completions=[row["response"] for row in rows],
+        constraints=[row["constraints"] for row in rows],
+    )
+    numbers = [score for score in scores if score is not None]
+    return float(np.mean(numbers)) if numbers else None
 
 
 def _effort(

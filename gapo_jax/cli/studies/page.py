@@ -78,6 +78,10 @@ def _sections(
         parts += ["## Differences", "Paired by seed and prompt.", table]
     if table := differences_table(rows, study.reference, "genuine"):
         parts += ["The same, counting constraints that hold in a genuine answer.", table]
+    parts += [
+        "Text health: before → after training, means over seeds; shares in percent, the genuine "
+        "gain in points.",
+    ]
     for name in sets_of(rows):
         parts += [f"## Text health: {title(name)}", health_table(rows, name)]
     for name in sets_of(rows):

@@ -19,10 +19,10 @@ from gapo_jax.evaluate.seeds import difference_interval
 Lines = Sequence[Mapping[str, Any]]
 _WIRES = "trip_wires"
 _HEALTH = (
-    ("echo_rate", "echoes", 100),
-    ("repetition", "repeated 3-grams", 100),
-    ("on_topic", "on topic", 100),
-    ("exploit_rate", "exploits", 100),
+    ("echo_rate", "echoes"),
+    ("repetition", "repeated 3-grams"),
+    ("on_topic", "on topic"),
+    ("exploit_rate", "exploits"),
 )
 
 
@@ -163,35 +163,39 @@ def differences_table(rows: Sequence[Row], reference: str, what: str = "held") -
 
 
 def health_table(rows: Sequence[Row], name: str) -> str:
-    """Return the text health of each arm on a set: before -> after, means over its seeds."""
-    head = ["arm", *(label for _, label, _ in _HEALTH), "words", "share of before", "likelihood",
-            "genuine", "trip wires failed"]  # fmt: skip
+    """Return the text health of each arm on a set, before and after, means over its seeds.
 
-    def pair(row: Row, key: str, scale: float, where: str = name, form: str = ".1f") -> list[float]:
-        key = f"response/{key}"
-        values = []
-        for side in ("before", "after"):
-            value = _mean(
-                row.lines, lambda x, side=side: x["text_health"][side].get(where, {}).get(key)
-            )
-            values += [] if value is None else [scale * value]
-        return values
-
-    def shown(values: Sequence[float], form: str = ".1f") -> str:
-        return " → ".join(f"{value:{form}}" for value in values) or "–"
-
+    Shares in percent; the length in words, with its share of the length before; the likelihood in
+    nats a token under the frozen start; the gain that counts genuine answers alone, in points.
+    """
+    head = ["arm", *(label for _, label in _HEALTH), "words", "nats a token under the start",
+            "trip wires failed", "genuine gain"]  # fmt: skip
     body = []
     for row in (row for row in rows if row.lines):
-        words, likely = pair(row, "words", 1), pair(row, "start_logprob", 1)
-        share = f"{100 * words[1] / words[0]:.0f}%" if len(words) == 2 and words[0] else "–"
+        words = _before_after(row, name, "words")
+        share = f" ({100 * words[1] / words[0]:.0f}%)" if len(words) == 2 and words[0] else ""
         body.append([
             row.label,
-            *(shown(pair(row, key, scale)) for key, _, scale in _HEALTH),
-            shown(words), share, shown(likely, ".2f"),
+            *(_arrow(_before_after(row, name, key), 100) for key, _ in _HEALTH),
+            _arrow(words) + share,
+            _arrow(_before_after(row, name, "start_logprob"), 1, ".2f"),
+            _arrow(_before_after(row, _WIRES, "exploit_rate"), 100),
             cell(gain(row.lines, name, "genuine")),
-            shown(pair(row, "exploit_rate", 100, _WIRES)),
         ])  # fmt: skip
     return _table(head, body)
+
+
+def _before_after(row: Row, name: str, key: str) -> list[float]:
+    """Return the means over seeds before and after, as far as they were measured."""
+    sides = (
+        _mean(row.lines, lambda x, s=s: x["text_health"][s].get(name, {}).get(f"response/{key}"))
+        for s in ("before", "after")
+    )
+    return [value for value in sides if value is not None]
+
+
+def _arrow(values: Sequence[float], scale: float = 1, form: str = ".1f") -> str:
+    return " → ".join(f"{scale * value:{form}}" for value in values) or "–"
 
 
 def types_table(rows: Sequence[Row], name: str) -> str:
@@ -207,7 +211,7 @@ def types_table(rows: Sequence[Row], name: str) -> str:
                 f"{100 * before / asked:.0f} → {100 * after / asked:.0f}" if asked else "–"
             )
         body.append([row.label, *cells])
-    return _table(["arm", *(kind.split(":")[1] for kind in kinds)], body)
+    return _table(["arm", *(kind.split(":")[-1] for kind in kinds)], body)
 
 
 def stopped_table(rows: Sequence[Row]) -> str:

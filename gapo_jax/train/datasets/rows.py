@@ -8,10 +8,11 @@ continued one needs the source no more. Which rows are held out depends on seed 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from gapo_jax import io
 from gapo_jax.config import Config
 from gapo_jax.data import tables
 from gapo_jax.data.chat import rendering_key
+from gapo_jax.data.row_stream import RowStream
 from gapo_jax.data.row_table import (
     Facts,
     Reading,
@@ -38,9 +40,10 @@ from gapo_jax.section import nearest
 from gapo_jax.train.build import Models
 
 log = logging.getLogger("gapo_jax")
-ROWS, LEFT_OUT, FOLDER = "rows.json", "left_out.txt", "rows"
+ROWS, LEFT_OUT, FOLDER = "row_tables.jsonl", "left_out.txt", "rows"
 _VERSION = 1  # of what a table holds
 _PEEKED = 100  # rows that are looked at before a model is loaded
+_BLOCK = 2048  # examples of a stream that are encoded, and put into another order, at once
 
 
 _LIKELIHOOD = ("nll_loss", "perplexity", "mean_token_accuracy")
@@ -65,6 +68,9 @@ class OwnRows:
         table: of the source; `train`, `development`: its rows that are learned from, and those that
             choose the best policy (int64 places).
         heldout_table, heldout: the rows that are reported.
+        max_tokens: of a side.
+        stream: the blocks of the source, where they are read while it is trained on; `table` is
+            then the first of them.
     """
 
     want: Want
@@ -73,6 +79,14 @@ class OwnRows:
     development: np.ndarray
     heldout_table: RowTable
     heldout: np.ndarray
+    max_tokens: int = 0
+    stream: RowStream | None = None
+
+    @property
+    def set_aside(self) -> np.ndarray:
+        """The hashes of the prompts of the rows that are not learned from."""
+        parts = [self.table.prompts[self.development], self.heldout_table.prompts[self.heldout]]
+        return np.concatenate(parts)
 
 
 def reads_rows(config: Config, workdir: Path | None = None) -> bool:
@@ -204,14 +218,21 @@ def open_rows(config: Config, models: Models, workdir: Path) -> OwnRows:
             gives too few rows.
     """
     reading = reading_of(config, models)
-    known = io.read_json(workdir / ROWS)["tables"] if (workdir / ROWS).exists() else {}
+    known = io.read_jsonl(workdir / ROWS)[0]["tables"] if (workdir / ROWS).exists() else {}
     opened: dict[str, RowTable] = {}
+    blocks = None
+    if config.data.streaming:
+        blocks = _stream(config, models, workdir, reading)
+        opened["source"] = blocks.block(0)
     for key in ("source", "heldout_source"):
-        if source := getattr(config.data, key):
+        if key not in opened and (source := getattr(config.data, key)):
             opened[key] = _table(config, models, workdir, reading, source, known.get(source))
     rows = _split(config, reading.want, opened["source"], opened.get("heldout_source"))
+    rows = dataclasses.replace(rows, max_tokens=reading.max_tokens, stream=blocks)
     _check_size(config, rows)
     names = {getattr(config.data, key): table.path.name for key, table in opened.items()}
+    if blocks is not None:  # which are found by their numbers
+        del names[config.data.source]
     record = {
         "method": config.method,
         "want": reading.want,
@@ -224,9 +245,24 @@ def open_rows(config: Config, models: Models, workdir: Path) -> OwnRows:
         },
         "chat_template_kwargs": config.data.template_variables(),
     }
-    io.write_json(workdir / ROWS, record)
+    io.write_jsonl(workdir / ROWS, [record])
     _name_left_out(workdir, list(opened.values()))
     return rows
+
+
+def _stream(config: Config, models: Models, workdir: Path, reading: Reading) -> RowStream:
+    """Return the source of a run as a stream of blocks in the workdir."""
+    source, folder = config.data.source, workdir / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    unit, texts = tables.unit(source), reading.want == "comparisons"
+    return RowStream(
+        functools.partial(_rows, config, source, streaming=True),
+        reading,
+        text_encoder if texts else token_encoder(models.tokenizer, reading),
+        lambda n: f"{source}, {unit} {n}",
+        folder,
+        max(_BLOCK, config.offline.steps_per_round * config.offline.batch_size),
+    )
 
 
 def _table(
@@ -310,24 +346,49 @@ def _split(config: Config, want: Want, table: RowTable, heldout_table: RowTable 
 def _check_size(config: Config, rows: OwnRows) -> None:
     """Raise ValueError where too little is left to learn from."""
     facts, size = rows.table.facts, config.offline.batch_size
-    if config.method != "discriminator" and len(rows.train) < size:
+    # KTO puts a prompt beside the response of another row.
+    if len(rows.train) < (2 if rows.want == "labelled" else 1):
         why = f" (such as {facts.reasons[0]})" if facts.reasons else ""
         raise ValueError(
             f"config.data.source={config.data.source} gives config.method={config.method!r} "
             f"{len(rows.train)} examples: of {facts.rows} rows {facts.left_out} are left out{why} "
-            f"and {len(rows.heldout)} held out. A batch holds config.offline.batch_size={size}; "
-            "lower that, or give more rows"
+            f"and {len(rows.heldout)} held out; give others, or more rows"
         )
+    if len(rows.train) < size and method_of(config).trains == "policy":
+        log.warning(
+            "a batch of config.offline.batch_size=%d holds each of %d examples more than once",
+            size, len(rows.train),
+        )  # fmt: skip
     if rows.want == "labelled" and len(facts.labels) == 1:
         raise ValueError(
             f"every label of config.data.source={config.data.source} is {next(iter(facts.labels))},"
             f" and config.method={config.method!r} needs both"
         )
+    if rows.want == "labelled":
+        _warn_of_imbalance(config, facts.labels)
     if config.checkpoint.best and not len(rows.development):
         raise ValueError(
             f"config.checkpoint.best={config.checkpoint.best!r} needs development rows, and there "
             "are none; raise config.data.heldout_fraction, or give more rows"
         )
+
+
+def _warn_of_imbalance(config: Config, labels: Mapping[str, int]) -> None:
+    """Say so where good and bad rows do not weigh about the same (arXiv 2402.01306, section 4)."""
+    kto = config.kto
+    good, bad = kto.desirable_weight * labels["true"], kto.undesirable_weight * labels["false"]
+    if not 1 <= good / bad <= 4 / 3:
+        log.warning(
+            "%d good rows stand against %d bad ones: with config.kto.desirable_weight=%.3g their "
+            "weights would be alike",
+            labels["true"], labels["false"], bad / labels["true"],
+        )  # fmt: skip
+
+
+def name_streamed(workdir: Path, rows: OwnRows) -> None:
+    """Write the rows that a stream has left out so far into the workdir."""
+    if rows.stream is not None and (text := rows.stream.left_out()):
+        io.write_text(workdir / LEFT_OUT, text)
 
 
 def _name_left_out(workdir: Path, opened: Sequence[RowTable]) -> None:
@@ -342,5 +403,11 @@ def _name_left_out(workdir: Path, opened: Sequence[RowTable]) -> None:
                 "%d of %d rows are left out, such as %s; all are named in %s",
                 facts.left_out, facts.rows, facts.reasons[0], workdir / LEFT_OUT,
             )  # fmt: skip
+        if facts.last_only:
+            log.warning(
+                "of %d dialogues the last answer alone is trained on: the chat template rewrites "
+                "earlier turns (config.data.train_on='last' does that everywhere)",
+                facts.last_only,
+            )
         if facts.unused:
-            log.warning("warning: %s", unused_text(facts.unused))
+            log.warning("%s", unused_text(facts.unused))

@@ -22,14 +22,16 @@ from gapo_jax.data.discriminator_text import pair_ids
 from gapo_jax.data.preferences import response_pairs
 from gapo_jax.data.preferential import build_pairs
 from gapo_jax.data.prompts import make_prompts
-from gapo_jax.data.sources import read_pairs, write_pairs
+from gapo_jax.data.sources import is_mined, read_pairs, write_pairs
 from gapo_jax.data.tasks import Split, Task, tasks
 from gapo_jax.evaluate.exploits import trip_wires
 from gapo_jax.io import read_jsonl, write_jsonl
+from gapo_jax.methods import asks_discriminator, method_of, needs_pairs
 from gapo_jax.rng import Stream, row_keys, stream
 from gapo_jax.rollout.generate import ended_rows, generate, prompt_lengths, prompt_width
 from gapo_jax.rollout.stops import stop_strings
 from gapo_jax.train.build import Models
+from gapo_jax.train.datasets.rows import reads_rows
 from gapo_jax.types import Preference, PreferentialPair, PromptRow, Rollout
 
 PAIRS = {"train": "pairs.jsonl", "test": "pairs_heldout.jsonl"}  # of a workdir
@@ -44,9 +46,10 @@ class Prompts:
         type_ids: the constraint types in use.
         train: to learn on.
         heldout: to measure on, by the name of the set.
-        bootstrap: whose answers become pairs.
+        bootstrap: whose answers become pairs; none where nothing learns from pairs.
         width: P of all of them, so that one sampler serves all.
         train_width: P of `train` alone.
+        rewarded: held-out prompts without constraints, whose responses the reward sources measure.
     """
 
     type_ids: tuple[str, ...]
@@ -55,6 +58,7 @@ class Prompts:
     bootstrap: list[PromptRow]
     width: int
     train_width: int
+    rewarded: list[PromptRow] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +81,21 @@ NO_PROMPTS = Prompts((), [], {}, [], 0, 0)
 NO_PAIRS = Pairs([], [], [])
 
 
+def takes_mined_pairs(config: Config, workdir: Path | None = None) -> bool:
+    """Return whether the prompts of a run come from a folder of mined pairs, or have been taken
+    from one into its workdir."""
+    taken = workdir is not None and (workdir / PAIRS["train"]).exists()
+    return bool(config.data.source) and (taken or is_mined(config.data.source))
+
+
+def reads_discriminator(config: Config, workdir: Path | None = None) -> bool:
+    """Return whether anything in a run asks its discriminator or that one's tokenizer."""
+    if reads_rows(config, workdir):
+        return method_of(config).trains == "discriminator"
+    asked = needs_pairs(config) or asks_discriminator(config)
+    return asked or takes_mined_pairs(config, workdir)
+
+
 def training_types(config: Config) -> tuple[str, ...]:
     """Return the ids of `config.data.types`, with the plug-ins loaded; needs no model.
 
@@ -94,11 +113,14 @@ def training_types(config: Config) -> tuple[str, ...]:
 
 
 def visible_types(config: Config, models: Models, wanted: Sequence[str]) -> tuple[str, ...]:
-    """Return those of the constraint types that the discriminator can see.
+    """Return those of the constraint types that the discriminator can see; all where none is
+    asked.
 
     Raises:
         ValueError: with `data.on_invisible="refuse"`, naming the types that it cannot see.
     """
+    if not reads_discriminator(config):
+        return tuple(wanted)
     limit = config.discriminator.max_tokens
 
     def encode(prompt: str, response: str) -> list[int]:
@@ -169,6 +191,7 @@ def make_all_prompts(config: Config, models: Models) -> Prompts:
         heldout["trip_wires"] = trip_wires()
     starts = bootstrap_prompts(config, models, type_ids)
     width, train_width = prompt_widths(config, models, train, [*heldout.values(), starts])
+    starts = starts if needs_pairs(config) else []
     return Prompts(type_ids, train, heldout, starts, width, train_width)
 
 
@@ -186,7 +209,7 @@ def prompt_widths(
     limit, system = config.data.max_prompt_tokens, system_text(config)
 
     def width(rows: list[PromptRow]) -> int:
-        return prompt_width(models.tokenizer, [row.prompt for row in rows], system, limit)
+        return prompt_width(models.tokenizer, [row.asked for row in rows], system, limit)
 
     trained = width(train)
     return max([trained, *(width(rows) for rows in others if rows)]), trained

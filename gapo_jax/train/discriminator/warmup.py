@@ -20,7 +20,7 @@ from gapo_jax.data.discriminator_text import encode_discriminator
 from gapo_jax.methods import method_of
 from gapo_jax.rng import Stream
 from gapo_jax.train.build import TrainSteps
-from gapo_jax.train.checks import WARMUP_RATES, check_finite
+from gapo_jax.train.checks import check_finite, warmup_rates
 from gapo_jax.train.context import TrainContext
 from gapo_jax.train.discriminator.batches import (
     labelled_batches,
@@ -68,7 +68,7 @@ def warm_up(ctx: TrainContext, state: GAPOState) -> GAPOState:
             # The weights too: what the last update made of them is in no loss yet.
             norm = {"disc/weight_norm": float(_norm(discriminator.params))}
             when = f"epoch {epoch + 1} of the discriminator's warm-up"
-            check_finite(metrics | norm, when, WARMUP_RATES)
+            check_finite(metrics | norm, when, warmup_rates(settings))
             metrics |= evaluate_pairs(
                 steps, discriminator.params, tokenizer, ctx.pairs.heldout, settings
             )

@@ -18,7 +18,7 @@ import numpy as np
 
 from gapo_jax.methods import Batches, asks_discriminator, batches_of, method_of
 from gapo_jax.train.buckets import Bucketed, compile_all_widths
-from gapo_jax.train.checks import check_finite, check_kl
+from gapo_jax.train.checks import OFFLINE_RATES, check_finite, check_kl
 from gapo_jax.train.context import TrainContext
 from gapo_jax.train.discriminator.scoring import evaluate_pairs
 from gapo_jax.train.discriminator.warmup import warm_up
@@ -39,11 +39,6 @@ SOURCES: dict[Batches, Callable[[TrainContext, GAPOState], BatchSource]] = {
 }
 # (state of the network that is trained, batch, widths of the batches) -> (next state, metrics)
 Update = Callable[[TrainState, Any, tuple[int, ...]], tuple[TrainState, Metrics]]
-# What to lower where the updates of a network leave no numbers.
-RATES = {
-    "policy": "config.offline.optim.learning_rate",
-    "disc": "config.discriminator.optim.learning_rate",
-}
 
 
 def train(ctx: TrainContext, state: GAPOState) -> GAPOState:
@@ -128,6 +123,6 @@ def token_counts(batch: Any) -> np.ndarray:
 def check(ctx: TrainContext, metrics: dict[str, float], number: int) -> None:
     """Raise RunStopped when a loss or gradient is not finite, or own samples show a collapse."""
     when = f"round {number}"
-    check_finite(metrics, when, RATES)
-    remedy = f"lower {RATES['policy']} or config.inverse_q.strength"
+    check_finite(metrics, when, OFFLINE_RATES)
+    remedy = f"lower {OFFLINE_RATES['policy']} or config.inverse_q.strength"
     check_kl(metrics.get("kl/ref", 0.0), ctx.config.ppo.kl_limit, when, remedy)

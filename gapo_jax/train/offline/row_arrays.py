@@ -47,6 +47,13 @@ class Widths:
         count = max(_WIDTHS, config.offline.length_buckets)
         return cls(bucket_widths(count, float(table.lengths.min()), top), answer)
 
+    @classmethod
+    def up_to(cls, config: Config, max_tokens: int) -> Widths:
+        """Choose them for rows of which only the greatest length is known."""
+        top = max_tokens * (2 if method_of(config).layout == "halves" else 1)
+        count = max(_WIDTHS, config.offline.length_buckets)
+        return cls(bucket_widths(count, top / 2**count, top), top)
+
     def rows(self, sides: Sequence[Encoded], pad_id: int) -> Rollout:
         """Return sides as the rows of a batch, numpy arrays; `logprobs_BR` is not known and 0."""
         width = bucket(max(len(side.ids) for side in sides), self.widths)

@@ -194,8 +194,8 @@ def sum_rows(
 
 def make_sum_rows(spec: PolicySpec, config: Config) -> Callable[[Params, Params, Rollout], RowSums]:
     """Bind the static parts of `sum_rows` and jit it."""
-    spec = dataclasses.replace(spec, temperature=1.0)
-    step = functools.partial(sum_rows, spec=spec, reference=method_of(config).reference)
+    plain = dataclasses.replace(spec, temperature=1.0)
+    step = functools.partial(sum_rows, spec=plain, reference=method_of(config).reference)
     return jit_step(step, place=spec.place, rows=(2,))
 
 

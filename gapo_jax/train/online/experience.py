@@ -46,7 +46,7 @@ def build_experience(
         logprobs.values_BR,
         rewards.rewards_B[rewards.chosen],
         state.kl_coef,
-        rollout.learn_B[rewards.chosen],
+        (rollout.learn_B & rewards.scored_B)[rewards.chosen],
         None if rollout.counted_B is None else rollout.counted_B[rewards.chosen],
         **estimator_options(ctx),
     )
@@ -77,9 +77,12 @@ def estimator_options(ctx: TrainContext) -> dict[str, Any]:
     if chosen == "gae":
         options = {"lam": ppo.lam, "whiten_advantages": ppo.whiten_advantages}
     else:
+        # GDPO has normalised each source by group already: by group again, a round's groups would
+        # all weigh the same.
+        by_group = config.reward.combine != "normalise_then_sum"
         options = {
             "group_size": ppo.group_size,
-            "scale": config.grpo.variant != "dr_grpo",
+            "scale": config.grpo.variant != "dr_grpo" and by_group,
             "group_baseline": ppo.group_baseline,
         }
     return {"estimator": chosen, "gamma": ppo.gamma, **options}

@@ -3,7 +3,7 @@
 One generation pass a round feeds both networks: the discriminator is updated on preferential
 prompts and on the new text, the policy on the rewards that one snapshot of the discriminator gives.
 The other methods (ppo, rloo, grpo, reinforce_pp, rpo_online) leave the discriminator as the warm-up
-made it, or, with `reward.source="verifier"`, never ask it.
+made it, or ask other sources alone (`reward.sources`).
 """
 
 from __future__ import annotations

@@ -54,7 +54,8 @@ def _sample(ctx: TrainContext, state: GAPOState, index: int) -> RoundRollout:
     )
     rule_rewards_B = rule_rewards(config, verdicts)
     metrics = rollout_metrics(ctx, rows, every, verdicts)
-    metrics["reward/rule_mean"] = float(rule_rewards_B.mean())
+    if (verified_B := ~np.isnan(rule_rewards_B)).any():
+        metrics["reward/rule_mean"] = float(rule_rewards_B[verified_B].mean())
     kept_A, counted_B = np.arange(config.ppo.prompts_per_round), None
     learn_B = np.ones(len(kept_A) * group, bool)
     if dynamic:
@@ -137,7 +138,7 @@ def sample_responses(
         ctx.models.sample,
         ctx.sampling_params(state),
         ctx.models.tokenizer,
-        [row.prompt for row in prompts],
+        [row.asked for row in prompts],
         rng.row_keys(state.key, Stream.ROLLOUT, index, attempt, count=len(rows)),
         batch_size=config.sampling.batch_size,
         width=ctx.prompts.width,
@@ -162,7 +163,7 @@ def rollout_widths(config: Config, models: Models, prompts: Prompts) -> tuple[in
     for one. Few rows are shorter than half of the prompts."""
     if config.ppo.length_buckets == 1:
         return ()
-    texts = [row.prompt for row in prompts.train]
+    texts = [row.asked for row in prompts.train]
     lengths = prompt_lengths(models.tokenizer, texts, system_text(config))
     limit = prompts.train_width + config.sampling.max_new_tokens
     return bucket_widths(config.ppo.length_buckets, float(np.median(lengths)), limit)
@@ -183,17 +184,17 @@ def rule_rewards(config: Config, verdicts: Sequence[Verdict]) -> np.ndarray:
 
     The share of its constraints that hold (strict), or 1 if `all` do, by `reward.rule`; 0 for a
     response that repeats itself, which satisfies some constraints by accident
-    (`discriminator.max_repetition`).
+    (`discriminator.max_repetition`). NaN for a prompt without constraints.
     """
     combine = all if config.reward.rule == "all" else np.mean
     limit = config.discriminator.max_repetition
-    return np.array(
-        [
-            float(combine(verdict.strict)) if repetition(verdict.response) <= limit else 0.0
-            for verdict in verdicts
-        ],
-        np.float32,
-    )
+
+    def reward(verdict: Verdict) -> float:
+        if not verdict.strict:
+            return np.nan
+        return float(combine(verdict.strict)) if repetition(verdict.response) <= limit else 0.0
+
+    return np.array([reward(verdict) for verdict in verdicts], np.float32)
 
 
 def informative(rule_rewards_B: np.ndarray, group: int) -> np.ndarray:
@@ -205,16 +206,18 @@ def informative(rule_rewards_B: np.ndarray, group: int) -> np.ndarray:
 def rollout_metrics(
     ctx: TrainContext, rows: Sequence[PromptRow], generated: Generated, verdicts: Sequence[Verdict]
 ) -> dict[str, float]:
-    """Return constraint accuracy (by rule) and the health of the sampled text."""
-    summary = summarise(verdicts, ctx.config.seed, resamples=1)
+    """Return constraint accuracy (by rule, of prompts with constraints) and the health of the
+    sampled text."""
     ended_B = ended_responses(ctx.config, ctx.models, generated.rollout)
     metrics = {
-        "constraint/instruction_strict": summary["instruction_strict"]["value"],
-        "constraint/prompt_strict": summary["prompt_strict"]["value"],
         "response/length": float(np.asarray(generated.rollout.response_mask_BR).sum(1).mean()),
         "response/eos_rate": float(ended_B.mean()),
     }
     metrics |= text_health([row.prompt for row in rows], generated.texts)
-    for name, entry in summary["types"].items():
-        metrics[f"constraint/type/{name}"] = entry["strict"]["value"]
+    if verified := [verdict for verdict in verdicts if verdict.ids]:
+        summary = summarise(verified, ctx.config.seed, resamples=1)
+        metrics["constraint/instruction_strict"] = summary["instruction_strict"]["value"]
+        metrics["constraint/prompt_strict"] = summary["prompt_strict"]["value"]
+        for name, entry in summary["types"].items():
+            metrics[f"constraint/type/{name}"] = entry["strict"]["value"]
     return metrics
