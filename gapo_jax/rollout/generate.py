@@ -21,8 +21,6 @@ from gapo_jax.types import Params, Rollout
 
 Asked = str | Sequence[Mapping[str, str]]  # one user turn, or the turns of a dialogue
 
-SampleFn = Sampler  # the name that train/ still imports
-
 
 class Generated(NamedTuple):
     """Responses in the order of their prompts: plain text, and the rollout as numpy arrays;

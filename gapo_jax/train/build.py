@@ -25,8 +25,7 @@ from gapo_jax.methods import (
 )
 from gapo_jax.models import Decoder, DecoderConfig, generation
 from gapo_jax.rng import Stream
-from gapo_jax.rollout.generate import SampleFn
-from gapo_jax.rollout.sampler import RESTRICTIONS, make_sampler, restriction_warning
+from gapo_jax.rollout.sampler import RESTRICTIONS, Sampler, make_sampler, restriction_warning
 from gapo_jax.sharding import ONE_DEVICE, Placement, make_mesh
 from gapo_jax.train.buckets import (
     accept_buckets,
@@ -105,7 +104,7 @@ class Models:
     disc_init_params: Params
     disc_tokenizer: Any
     spec: PolicySpec
-    sample: SampleFn
+    sample: Sampler
     decoding: Placement = ONE_DEVICE
     sample_rollouts: SampleFn | None = None
     sampling_weights: str = "same"

@@ -121,7 +121,9 @@ def maybe_evaluate(ctx: TrainContext, state: GAPOState, finished: int) -> None:
     ctx.writer.write(finished * ctx.updates_per_round, finished, "eval", metrics)
 
 
-def _accuracies(summary: Mapping[str, Any], prefix: str, set_name: str) -> dict[str, float]:
+def _accuracies(
+    summary: Mapping[str, dict[str, float]], prefix: str, set_name: str
+) -> dict[str, float]:
     """Return the accuracies to show of a held-out set with their intervals, as metrics."""
     metrics = {}
     for name in levels(set_name):

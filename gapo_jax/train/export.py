@@ -25,7 +25,7 @@ def exported_params(ctx: TrainContext, state: GAPOState) -> dict[str, Params]:
     return ctx.models.spec.place.host(params)
 
 
-def export(ctx: TrainContext, params: Mapping[str, Params], summary: Mapping[str, Any]) -> Path:
+def export(ctx: TrainContext, params: Mapping[str, Params], summary: Mapping[str, object]) -> Path:
     """Write the trained model, the generator (adapters merged) or the discriminator, as an HF
     folder under the workdir; and adapters beside it as a PEFT folder. `params` are those of
     `exported_params`."""

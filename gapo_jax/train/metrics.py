@@ -91,7 +91,7 @@ class MetricsWriter:
         step: int,
         round: int,  # noqa: A002 - the name in the file
         phase: str,
-        metrics: Mapping[str, Any],
+        metrics: Mapping[str, object],
         *,
         time_s: float | None = None,
     ) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class MetricsWriter:
             console.flush()
         return record
 
-    def sample(self, record: Mapping[str, Any]) -> None:
+    def sample(self, record: Mapping[str, object]) -> None:
         """Append one record (with its `step`) to samples.jsonl.
 
         Raises:
@@ -172,7 +172,7 @@ class MetricsWriter:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _append(self, name: str, record: Mapping[str, Any]) -> None:
+    def _append(self, name: str, record: Mapping[str, object]) -> None:
         # One write of a whole line, so that a killed run loses at most its last line.
         self._files[name].write(io.json_line(record, allow_nan=False))
         self._files[name].flush()
@@ -233,7 +233,7 @@ def _number(name: str, value: Any, step: int) -> float | int | None:
     return float(value)
 
 
-def mean_metrics(updates: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def mean_metrics(updates: Sequence[Mapping[str, float | jax.Array]]) -> dict[str, float]:
     """Average the metrics of updates key by key; NaN (a class without rows) does not count, but in
     a loss or a gradient norm it must be seen."""
     fetched = jax.device_get(list(updates))

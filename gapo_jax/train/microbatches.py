@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import jax
 
+Rows = TypeVar("Rows")
+Result = TypeVar("Result")
 
-def in_microbatches(function: Callable[[Any], Any], rows: Any, count: int) -> Any:
+
+def in_microbatches(function: Callable[[Rows], Result], rows: Rows, count: int) -> Result:
     """Apply a function of rows to `count` microbatches in turn and join the results, keeping the
     activations of one.
 

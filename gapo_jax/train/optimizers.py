@@ -86,7 +86,7 @@ def frozen_parameters(config: Config) -> str | None:
     return r"encoder/embed/word/|decoder/embed/" if config.discriminator.freeze_embeddings else None
 
 
-def frozen_mask(params: Any, frozen: str) -> Any:
+def frozen_mask(params: optax.Params, frozen: str) -> Any:
     """Return True for the parameters whose path the regular expression `frozen` finds."""
     pattern = re.compile(frozen)
     return jax.tree_util.tree_map_with_path(
@@ -130,6 +130,6 @@ def decay_mask(params: Params) -> Any:
     )
 
 
-def path_name(path: Any) -> str:
+def path_name(path: jax.tree_util.KeyPath) -> str:
     """Return a tree path as "a/b/c"."""
     return "/".join(str(getattr(entry, "key", getattr(entry, "name", entry))) for entry in path)

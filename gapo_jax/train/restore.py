@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from transformers import PreTrainedTokenizerFast
 
 from gapo_jax import config as configuration
 from gapo_jax import hub, io, rng
@@ -45,10 +46,10 @@ class Loaded(NamedTuple):
 
     module: nn.Module
     params: Params
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerFast
     method: str | None
     base: str
-    metrics: Mapping[str, Any] | None = None
+    metrics: Mapping[str, object] | None = None
     dtype: str | None = None
 
 
@@ -219,8 +220,8 @@ def _restore(
 
 def save_imported(
     module: nn.Module,
-    params: Mapping[str, Any],
-    tokenizer: Any,
+    params: Params,
+    tokenizer: PreTrainedTokenizerFast,
     folder: Path,
     base: str,
     dtype: str | None = None,

@@ -144,7 +144,7 @@ class Processes:
         except jax.errors.JaxRuntimeError:
             pass  # nobody else came, or the service has ended
 
-    def _put(self, record: Any) -> str:
+    def _put(self, record: object) -> str:
         """Store what this process says at its next stage and return the key of the stage."""
         key = _key(self._stages)
         self._stages += 1
@@ -323,9 +323,9 @@ def _answers(address: str, seconds: float) -> bool:
             time.sleep(0.2)
 
 
-def _interruptible(call: Callable[..., Any], *arguments: Any) -> None:
+def _interruptible(call: Callable[..., object], *arguments: object) -> None:
     """Call blocking C++ code in a thread, so that Ctrl-C interrupts the wait for it."""
-    done: concurrent.futures.Future[Any] = concurrent.futures.Future()
+    done: concurrent.futures.Future[object] = concurrent.futures.Future()
 
     def run() -> None:
         try:

@@ -39,7 +39,7 @@ class Sink(Protocol):
         """Take the numbers of one line of metrics.jsonl."""
         ...
 
-    def samples(self, step: int, rows: Sequence[Sequence[Any]]) -> None:
+    def samples(self, step: int, rows: Sequence[Sequence[object]]) -> None:
         """Take sampled responses as a table with the columns `_COLUMNS`."""
         ...
 
@@ -83,7 +83,7 @@ class _TensorBoard:
     def _write(self, step: int, **content: Any) -> None:
         self._writer.write_event(self._event(wall_time=time.time(), step=step, **content))
 
-    def samples(self, step: int, rows: Sequence[Sequence[Any]]) -> None:
+    def samples(self, step: int, rows: Sequence[Sequence[object]]) -> None:
         """Nothing: samples.jsonl lies beside the event files."""
 
     def file(self, path: Path) -> None:
@@ -114,7 +114,7 @@ class _Wandb:
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
 
-    def samples(self, step: int, rows: Sequence[Sequence[Any]]) -> None:
+    def samples(self, step: int, rows: Sequence[Sequence[object]]) -> None:
         table = self._wandb.Table(columns=list(_COLUMNS), data=[list(row) for row in rows])
         self._run.log({"samples": table}, step=step)
 
@@ -154,7 +154,7 @@ class _Mlflow:
         for start in range(0, len(numbers), 1000):
             self._client.log_batch(self.run_id, metrics=numbers[start : start + 1000])
 
-    def samples(self, step: int, rows: Sequence[Sequence[Any]]) -> None:
+    def samples(self, step: int, rows: Sequence[Sequence[object]]) -> None:
         # The form of mlflow's own tables, which would want pandas to write it.
         table = {"columns": list(_COLUMNS), "data": [list(row) for row in rows]}
         self._client.log_dict(self.run_id, table, f"samples/{step:08d}.json")
@@ -188,7 +188,7 @@ class _Trackio:
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
 
-    def samples(self, step: int, rows: Sequence[Sequence[Any]]) -> None:
+    def samples(self, step: int, rows: Sequence[Sequence[object]]) -> None:
         table = self._trackio.Table(columns=list(_COLUMNS), data=[list(row) for row in rows])
         self._run.log({"samples": table}, step=step)
 
@@ -214,7 +214,7 @@ def require_sinks(names: Sequence[str]) -> None:
             )
 
 
-def _flat(record: Mapping[str, Any], path: str = "") -> list[tuple[str, str]]:
+def _flat(record: Mapping[str, object], path: str = "") -> list[tuple[str, str]]:
     """Return the leaves of a nested record as (dotted path, text)."""
     leaves = []
     for key, value in record.items():
@@ -234,7 +234,7 @@ class Marks:
         """Return {"run_id", "step", "line"} of a sink, as far as they are known."""
         return dict(self._marks.get(name, {}))
 
-    def set(self, name: str, **values: Any) -> None:
+    def set(self, name: str, **values: object) -> None:
         """Change what is kept of a sink and write the file."""
         with self._lock:
             self._marks[name] = self._marks.get(name, {}) | values
@@ -260,7 +260,7 @@ class Background:
         self._thread.start()
 
     def line(
-        self, step: int, line: int, values: Mapping[str, float], rows: Sequence[Sequence[Any]]
+        self, step: int, line: int, values: Mapping[str, float], rows: Sequence[Sequence[object]]
     ) -> None:
         """Send one line of metrics.jsonl, the `line`-th of its step, with the samples before it.
 
@@ -352,7 +352,7 @@ class Sinks:
         names = config.log.to if config else ("tensorboard",)
         self._limit = config.log.samples if config else 0
         self._step, self._line = last
-        self._rows: list[list[Any]] = []
+        self._rows: list[list[object]] = []
         marks = Marks(workdir)
 
         def opener(name: str) -> Callable[[], Sink]:
@@ -370,7 +370,7 @@ class Sinks:
             for name in names
         ]
 
-    def sample(self, record: Mapping[str, Any]) -> None:
+    def sample(self, record: Mapping[str, object]) -> None:
         """Keep a record of samples.jsonl for the table of its round, the first `log.samples`."""
         if len(self._rows) < self._limit:
             row = [record.get(column) for column in _COLUMNS]
@@ -404,6 +404,6 @@ class Sinks:
         self.sinks = []
 
 
-def _cell(value: Any) -> Any:
+def _cell(value: object) -> object:
     """Return what a table shows of a value: numbers as they are, all else as text."""
     return value if isinstance(value, int | float | None) else str(value)[:_CELL]

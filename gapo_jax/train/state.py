@@ -161,7 +161,9 @@ def merge_trainable(ref_params: Params, trainable: Params, first: int) -> Params
 
 
 def overlay(
-    old: Params, new: Params, choose: Callable[[Any, Any], Any] = lambda old, new: new
+    old: Params,
+    new: Params,
+    choose: Callable[[jax.Array, jax.Array], jax.Array] = lambda old, new: new,
 ) -> dict[str, Any]:
     """Return the tree `old` with `choose(old leaf, new leaf)` in place of the leaves of `new`."""
     result = dict(old)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from gapo_jax.data.preferences import response_pairs
 from gapo_jax.data.preferential import build_pairs
 from gapo_jax.data.prompts import make_prompts
 from gapo_jax.data.sources import is_mined, read_pairs, write_pairs
-from gapo_jax.data.tasks import Task, tasks
+from gapo_jax.data.tasks import Split, Task, tasks
 from gapo_jax.evaluate.exploits import trip_wires
 from gapo_jax.io import read_jsonl, write_jsonl
 from gapo_jax.methods import asks_discriminator, method_of, needs_pairs
@@ -36,6 +35,7 @@ from gapo_jax.train.datasets.rows import reads_rows
 from gapo_jax.types import Preference, PreferentialPair, PromptRow, Rollout
 
 PAIRS = {"train": "pairs.jsonl", "test": "pairs_heldout.jsonl"}  # of a workdir
+Answer = tuple[Task, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,28 +166,26 @@ def make_all_prompts(config: Config, models: Models) -> Prompts:
     type_ids = visible_types(config, models, training_types(config))
     data = config.data
 
-    def make(name: str, split: Any, count: int, phrasing: str) -> list[PromptRow]:
+    def make(split: Split, count: int, phrasing: str) -> list[PromptRow]:
         rows = make_prompts(
             tasks(split),
             type_ids,
             count * 3 // 2,
-            stream(config.seed, Stream.PROMPTS, name),
+            stream(config.seed, Stream.PROMPTS, split),
             phrasing,
             data.max_constraints,
             max_words=max_words(config),
         )
         return fitting(config, models, rows, count, split)
 
-    train = make("train", "train", data.prompts, "train")
+    train = make("train", data.prompts, "train")
     count = config.eval.prompts_per_set
     heldout = {}
     if config.eval.development_prompts:
-        heldout["development"] = make(
-            "development", "development", config.eval.development_prompts, "train"
-        )
+        heldout["development"] = make("development", config.eval.development_prompts, "train")
     heldout |= {
-        "heldout_topics": make("heldout_topics", "heldout_topics", count, "train"),
-        "heldout_phrasings": make("heldout_phrasings", "heldout_phrasings", count, "heldout"),
+        "heldout_topics": make("heldout_topics", count, "train"),
+        "heldout_phrasings": make("heldout_phrasings", count, "heldout"),
     }
     if config.eval.trip_wires:
         heldout["trip_wires"] = trip_wires()
@@ -279,7 +277,7 @@ def bootstrap(
     return [(by_text[record["task"]], record["response"]) for record in read_jsonl(path)]
 
 
-def split_rows(rows: list[tuple[Task, str]], seed: int) -> tuple[list[Any], list[Any]]:
+def split_rows(rows: list[Answer], seed: int) -> tuple[list[Answer], list[Answer]]:
     """Split responses by topic: a tenth of the topics for measuring, the rest for training."""
     topics = sorted({task.topic for task, _ in rows})
     order = stream(seed, Stream.TOPIC_SPLIT).permutation(len(topics))

@@ -6,10 +6,11 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from gapo_jax.data.preferences import Example
 from gapo_jax.methods import asks_discriminator
+from gapo_jax.train.buckets import Bucketed
 from gapo_jax.train.context import TrainContext
 from gapo_jax.train.discriminator.batches import labelled_batches, pair_texts, pairs_in_use
 from gapo_jax.train.discriminator.scoring import score_texts
@@ -24,6 +25,7 @@ from gapo_jax.train.offline.examples import (
     make_examples,
     offline_batch,
 )
+from gapo_jax.train.offline.steps import OfflineBatch
 from gapo_jax.train.state import GAPOState
 
 log = logging.getLogger("gapo_jax")
@@ -42,7 +44,7 @@ class BatchSource(Protocol):
         """Make what round `index` (from 0) learns from, where that depends on the state."""
         ...
 
-    def batch(self, update: int) -> Any:
+    def batch(self, update: int) -> OfflineBatch | TextBatch | Bucketed:
         """Return the batch of an update, counted over the whole run."""
         ...
 
@@ -73,7 +75,7 @@ class ExampleBatches:
     def begin_round(self, state: GAPOState, index: int) -> None:
         """Do nothing: a batch depends on its number alone."""
 
-    def batch(self, update: int) -> Any:
+    def batch(self, update: int) -> OfflineBatch | Bucketed:
         """Return the examples of an update, encoded."""
         return offline_batch(
             self.ctx.config, self.encoder, self.examples, update, self.rewards, self.references

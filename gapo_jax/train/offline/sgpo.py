@@ -34,14 +34,15 @@ from gapo_jax.losses import sequence_logprobs
 from gapo_jax.options import SGPOConfig
 from gapo_jax.rng import Stream
 from gapo_jax.rollout.generate import generate, prompt_lengths
+from gapo_jax.train.buckets import Bucketed
 from gapo_jax.train.clock import counter
 from gapo_jax.train.context import TrainContext
 from gapo_jax.train.datasets.self_generated import ended_responses
 from gapo_jax.train.offline.batch_sources import ExampleBatches
 from gapo_jax.train.offline.examples import Encoder, cut_off_texts, fit
-from gapo_jax.train.offline.steps import row_logprobs
+from gapo_jax.train.offline.steps import OfflineBatch, row_logprobs
 from gapo_jax.train.state import GAPOState
-from gapo_jax.types import Rollout
+from gapo_jax.types import Params, Rollout
 
 Records = list[dict[str, Any]]
 Item = TypeVar("Item")
@@ -62,7 +63,7 @@ def edit_distance(first: str, second: str) -> float:
 
 
 def ask(
-    ctx: TrainContext, params: Any, prompts: Sequence[str], stream: Stream, name: str
+    ctx: TrainContext, params: Params, prompts: Sequence[str], stream: Stream, name: str
 ) -> list[tuple[str, bool]]:
     """Sample one response to each prompt; return (text, whether it ended within the limit). The
     console calls them by `name`."""
@@ -274,7 +275,7 @@ def reference_records(
     sides = list(dict.fromkeys(side for example in examples for side in example))
     spec = dataclasses.replace(ctx.models.spec, temperature=1.0)
 
-    def sums(ref_params: Any, trained: Any, rows: Rollout) -> jax.Array:
+    def sums(ref_params: Params, trained: Params, rows: Rollout) -> jax.Array:
         logprobs_BR, _, _ = row_logprobs(spec, ref_params, trained, False, rows)
         return sequence_logprobs(logprobs_BR, rows.response_mask_BR)
 
@@ -314,6 +315,6 @@ class RefinementBatches:
             self.examples = preference_batches(self.ctx, state, index)
         self.stage = stage
 
-    def batch(self, update: int) -> Any:
+    def batch(self, update: int) -> OfflineBatch | Bucketed:
         """Return the examples of an update, encoded."""
         return self.examples.batch(update)

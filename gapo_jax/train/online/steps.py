@@ -81,8 +81,10 @@ def policy_step(
     mask_BR = experience.response_mask_BR
 
     def loss_fn(trained: Params) -> tuple[jax.Array, Metrics]:
-        def score(rows: tuple[Rollout, jax.Array | None]) -> tuple[jax.Array, jax.Array | None]:
-            return response_logprobs(spec, ref_params, trained, *rows, with_entropy=True)[:2]
+        def score(rows: tuple[Rollout, jax.Array | None]) -> tuple[jax.Array, jax.Array]:
+            scored = response_logprobs(spec, ref_params, trained, *rows, with_entropy=True)
+            assert scored[1] is not None
+            return scored[0], scored[1]
 
         logprobs_BR, entropy_BR = in_microbatches(
             score, (as_rollout(experience), batch.frozen_hidden_BTD), microbatches
