@@ -124,7 +124,7 @@ FAULTS = (
     Fault("temperature 1 in scoring", BUILD,
           "temperature=config.sampling.temperature,", "temperature=1.0,", PLUS),
     Fault("the first policy samples in every round", ONLINE + "rollout.py",
-          "ctx.sampling_params(state),", "ctx.models.ref_params,", PLUS),
+          "ctx.rollout_params(state),", "ctx.models.ref_params,", PLUS),
     Fault("running statistics lost", ONLINE + "loop.py",
           "state.replace(reward_stats=rewards.stats)", "state", GAE),
     Fault("the group is that of training", ONLINE + "rewards.py",
