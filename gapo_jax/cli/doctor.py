@@ -181,9 +181,9 @@ def check_accelerators() -> Iterator[Finding]:
         ("NVIDIA GPU", gpu, plugin, "cuda"),
         ("TPU", tpu, f"libtpu {libtpu}" if libtpu else None, "tpu"),
     ):
-        found = f"{'a driver is here' if here else 'none here'}; {has or 'no plug-in of jax'}"
+        state = f"{'a driver is here' if here else 'none here'}; {has or 'no plug-in of jax'}"
         missing = bool(here) and not has
-        yield Finding(WARN if missing else OK, name, found, install(extra) if missing else "")
+        yield Finding(WARN if missing else OK, name, state, install(extra) if missing else "")
     if not libtpu:
         text = "libtpu is not installed; needed for `plan` on TPU topologies"
         yield Finding(WARN, "plan", text, install("plan"))
@@ -292,7 +292,7 @@ def bug_report(findings: Sequence[Finding]) -> str:
     lines = [
         f"{platform.platform()}, Python {platform.python_version()}",
         ", ".join(versions),
-        *(f"{finding.status:<5} {finding.name}: {finding.found}" for finding in findings),
+        *(f"{finding.status:<5} {finding.name}: {finding.state}" for finding in findings),
         *(line for line in variables if not secret.search(line.partition("=")[0])),
     ]
     text = "\n".join(lines).replace(str(pathlib.Path.home()), "~")
