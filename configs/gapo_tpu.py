@@ -37,6 +37,10 @@ its chunks. On 16 chips of v5e (v5e:4x4) the policy step does not fit as it is; 
 found that does is `--config.ppo.accumulate=8 --config.model.critic=reference` (14.7 of 16.9 GB with
 what lives beside it; 19.6 by accumulation alone). On v5p decoding is 2.6 times the floor: the
 compiler reckons with 1.4 TB/s for plain products of matrices there, half of what is published.
+
+The preset `small`, Qwen2.5-1.5B against Longformer-base, is for few chips:
+
+    python scripts/plan.py --config configs/gapo_tpu.py:small --topology h100:4
 """
 
 from gapo_jax.config import Config

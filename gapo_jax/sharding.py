@@ -37,6 +37,10 @@ PARAMETER_AXES: tuple[tuple[str, LogicalAxes], ...] = (
     (r"layers/attn/[qkv](_global)?/kernel", ("layers", "embed", "heads")),
     (r"layers/attn/[qkv](_global)?/bias", ("layers", "heads")),
     (r"layers/attn/o/kernel", ("layers", "heads", "embed")),
+    # The scales of int8 matrices (`generation.quantised`) lie as their columns do.
+    (r"layers/attn/[qkv]/scale", ("layers", "heads")),
+    (r"layers/mlp/(gate|up)/scale", ("layers", "mlp")),
+    (r"layers/(attn/o|mlp/down)/scale", ("layers", None)),
     # Adapters are small beside their matrix: split with the side that they share with it.
     (r"layers/(attn/[qkv]|mlp/(gate|up))/a", ("layers", "embed", None)),
     (r"layers/attn/[qkv]/b", ("layers", None, "heads")),

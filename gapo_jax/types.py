@@ -79,6 +79,8 @@ class Experience(flax.struct.PyTreeNode):
     `response_mask_BR` covers the tokens to learn from. `rewards_B` are the rewards themselves.
     `counted_B` (int32; None: every row) marks the rows that a mean over rows divides by: a response
     that is masked for being cut off is one of them, a row that only fills the static shape is not.
+    `sampled_logprobs_BR` are the sampler's own log-probs, where they are to weigh the tokens
+    (`config.sampling.weights`).
     """
 
     tokens_BT: jax.Array
@@ -91,3 +93,4 @@ class Experience(flax.struct.PyTreeNode):
     returns_BR: jax.Array | None = None
     rewards_B: jax.Array | None = None
     counted_B: jax.Array | None = None
+    sampled_logprobs_BR: jax.Array | None = None

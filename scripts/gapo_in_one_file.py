@@ -261,8 +261,8 @@ def gapo() -> tuple[float, float]:
     # Steps 1 to T_w, the warm-up: the discriminator alone, as many accepted as rejected texts.
     order = rng.stream(SEED, Stream.WARMUP_PAIRS)
     for sides in batches((accepted, rejected), BATCH // 2, order, WARMUP_EPOCHS):
-        reward, found = update(discriminator_loss, disc_adam, reward, joined(*sides))
-    say(f"warm-up: the discriminator is right about {found['disc/accuracy']:.0%} of a batch")
+        reward, figures = update(discriminator_loss, disc_adam, reward, joined(*sides))
+    say(f"warm-up: the discriminator is right about {figures['disc/accuracy']:.0%} of a batch")
 
     # Steps T_w + 1 to T_w + T: discriminator and generator take turns.
     for number in range(1, ROUNDS + 1):
@@ -276,7 +276,7 @@ def gapo() -> tuple[float, float]:
         mix = (accepted, BATCH // 2), (rejected, BATCH // 4), (generated, BATCH // 4)
         for _ in range(DISC_UPDATES):
             texts = [next(batches(part, size, order)) for part, size in mix]
-            reward, found = update(discriminator_loss, disc_adam, reward, joined(*texts))
+            reward, figures = update(discriminator_loss, disc_adam, reward, joined(*texts))
 
         # Even: the generator goes where the discriminator now sees obedience.
         scores_B = score(reward.params, generated)
@@ -287,7 +287,7 @@ def gapo() -> tuple[float, float]:
             value, _ = update(critic_loss, critic_adam, value, rollout, features_BRD)
         say(
             f"round {number:2}: {obeyed(rows, sampled.texts):.1%} obeyed; logits "
-            f"{found['disc/score_accepted']:+.1f} accepted {found['disc/score_rejected']:+.1f} "
+            f"{figures['disc/score_accepted']:+.1f} accepted {figures['disc/score_rejected']:+.1f} "
             f"rejected {scores_B.mean():+.1f} generated; KL {moved['policy/approx_kl']:.3f} a step"
         )
     after = evaluate()

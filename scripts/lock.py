@@ -29,10 +29,10 @@ def required(name: str, extras: set[str]) -> list[Requirement]:
             lines += project["optional-dependencies"][extra]
     else:
         lines = importlib.metadata.requires(name) or []
-    asked = [Requirement(line) for line in lines]
+    requirements = [Requirement(line) for line in lines]
     return [
         item
-        for item in asked
+        for item in requirements
         if not item.marker or any(item.marker.evaluate({"extra": e}) for e in (extras or {""}))
     ]
 

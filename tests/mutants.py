@@ -45,6 +45,8 @@ EXPLAINED: dict[str, str] = {}
 
 NUMBERS = "tests/train/online/test_round_numbers.py"
 OFFLINE = "tests/train/test_offline_numbers.py"
+COMBINE, FUNCTIONS = ("tests/rewards/test_combine.py",), ("tests/rewards/test_functions.py",)
+SOURCES = ("tests/train/online/test_rewards.py",)
 ROWS = "tests/train/offline/test_rows.py"
 
 
@@ -135,6 +137,25 @@ FAULTS = (
     Fault("verifier's weight the wrong way", "gapo_jax/config/online.py",
           "return 1.0 - self.verifier_weight, self.verifier_weight",
           "return self.verifier_weight, 1.0 - self.verifier_weight", RLOO),
+    Fault("a source left out counts as 0 in its group", "gapo_jax/rewards/combine.py",
+          "mean = np.nanmean(values,", "mean = np.mean(np.nan_to_num(values),", COMBINE),
+    Fault("GDPO without its last step", "gapo_jax/rewards/combine.py",
+          "return _normalised(weighted_sum(scaled_BK, weights), axis=0)",
+          "return weighted_sum(scaled_BK, weights)", COMBINE),
+    Fault("GDPO normalised by group once more", ONLINE + "experience.py",
+          'config.grpo.variant != "dr_grpo" and by_group', 'config.grpo.variant != "dr_grpo"',
+          SOURCES),
+    Fault("scores that overrule verdicts", "gapo_jax/rewards/combine.py",
+          "_ROOM = 0.45", "_ROOM = 0.55", COMBINE),
+    Fault("a failed function gets the best score", "gapo_jax/rewards/functions.py",
+          "min([floor, *valid])", "max([floor, *valid])", FUNCTIONS),
+    Fault("texts are taken for numbers", "gapo_jax/rewards/functions.py",
+          "number = value.__float__()", "number = float(value)", FUNCTIONS),
+    Fault("each process takes its own word", ONLINE + "reward_sources.py",
+          'processes.gather("rewards", answers)[0]', 'processes.gather("rewards", answers)[-1]',
+          SOURCES),
+    Fault("a row without a score is learned from", ONLINE + "experience.py",
+          "(rollout.learn_B & rewards.scored_B)", "(rollout.learn_B)", SOURCES),
     Fault("GAE's lambda not passed on", ONLINE + "experience.py",
           '"lam": ppo.lam, ', "", GAE),
     Fault("gamma not passed on", ONLINE + "experience.py",

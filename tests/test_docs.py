@@ -31,7 +31,7 @@ ORDER = ("start", "rewards", "data", "evaluation", "models")
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _METRIC = re.compile(
     r"^(advantage|compile|constraint|device|dev|disc|eval|invq|kl|logps|policy|pref|response|reward|rewards"
-    r"|rollout|sft|sgpo|throughput|time|value)/[\w/…]+$"
+    r"|rollout|sft|sgpo|throughput|time|tis|value)/[\w/…]+$"
 )
 # Names that are checked but never written.
 _INTERNAL = {"disc/weight_norm"}

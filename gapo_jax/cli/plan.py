@@ -114,20 +114,20 @@ def show(record: dict[str, Any]) -> None:
         "mfu_upper_bound", "wire_total_gb", "compile_s",
     )  # fmt: skip
     print(f"{'step':<12} fits " + " ".join(f"{name:>18}" for name in columns))
-    for name, found in record["steps"].items():
-        values = [" " * 18 if found[key] is None else f"{found[key]:18.3f}" for key in columns]
-        print(f"{name:<12} {'yes ' if found['fits'] else 'NO  '} " + " ".join(values))
-        if "error" in found:
-            print(f"             {found['error']}")
-        if bounds := found["roofline_s"]:
+    for name, figures in record["steps"].items():
+        values = [" " * 18 if figures[key] is None else f"{figures[key]:18.3f}" for key in columns]
+        print(f"{name:<12} {'yes ' if figures['fits'] else 'NO  '} " + " ".join(values))
+        if "error" in figures:
+            print(f"             {figures['error']}")
+        if bounds := figures["roofline_s"]:
             print(f"             {shares(bounds)}")
-        if "token_ms_floor" in found:
-            token = found.get("token_ms_estimate")
+        if "token_ms_floor" in figures:
+            token = figures.get("token_ms_estimate")
             estimate = "" if token is None else f"{token:.2f} ms a token; "
-            floor = f"to read weights and cache: {found['token_ms_floor']:.2f} ms a token"
+            floor = f"to read weights and cache: {figures['token_ms_floor']:.2f} ms a token"
             print(f"             {estimate}{floor}")
-    for name, found in record["steps"].items():
-        for cause, size in list((found["wire_gb"] or {}).items())[:4]:
+    for name, figures in record["steps"].items():
+        for cause, size in list((figures["wire_gb"] or {}).items())[:4]:
             print(f"  {name}: {size:8.3f} GB  {cause}")
 
 

@@ -217,6 +217,12 @@ class SamplingConfig(Section):
     0, 1 and 0 restrict nothing. A response that ends in `repetition_times` copies of one block of
     at most `repetition_period` tokens is broken off (0: never). With `stop` (several strings) a
     response ends with the token that completes one of them, and its text before the string.
+
+    `weights` is what rollouts of the online methods are sampled with: the "same" as everywhere, all
+    in "bfloat16", or the matrices of the layers in "int8", computed from the policy once a round;
+    evaluation samples with the policy as it is. The policy then learns from what another one has
+    drawn, so each token's loss is weighted by the ratio of their probabilities, at most `tis_cap`
+    (truncated importance sampling; not for rpo_online, whose loss takes any samples).
     """
 
     max_new_tokens: AtLeast1 = 48
@@ -230,6 +236,8 @@ class SamplingConfig(Section):
     batch_size: AtLeast1 = 96
     slots: AtLeast0 = 0
     chunk: AtLeast1 = 8
+    weights: Literal["same", "bfloat16", "int8"] = "same"
+    tis_cap: Annotated[float, Range(1e-6)] = 2.0
 
     def check(self) -> None:
         """Raise ValueError for an empty stop string."""

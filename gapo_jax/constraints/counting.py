@@ -58,20 +58,20 @@ class RelationType(TrainableType):
     ) -> dict[str, Any] | None:
         """Return `kwargs` with a relation and a number that the response satisfies or violates."""
         count = self.count(kwargs, response)
-        found = threshold(
+        bound = threshold(
             rng, count, satisfied,
             low=self.low, high=self.high, spread=self.spread(count), step=self.step,
         )  # fmt: skip
-        return None if found is None else self._with(kwargs, *found)
+        return None if bound is None else self._with(kwargs, *bound)
 
     def near_misses(self, rng, kwargs, response, words):
         """Yield the opposite relation and a number past the count, in random order."""
         count = self.count(kwargs, response)
-        for found in relation_near_misses(
+        for bound in relation_near_misses(
             rng, kwargs[str(self.relation)], kwargs[self.number], count,
             low=self.low, spread=self.spread(count), step=self.step,
         ):  # fmt: skip
-            yield self._with(kwargs, *found)
+            yield self._with(kwargs, *bound)
 
     def _with(self, kwargs: Kwargs, relation: str, number: int) -> dict[str, Any]:
         return {**kwargs, self.number: number, str(self.relation): relation}

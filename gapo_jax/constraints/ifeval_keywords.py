@@ -179,13 +179,13 @@ class Frequency(RelationType):
         # An absent word is a fair question too: "at least once" is violated by it.
         if keyword is None or (not satisfied and rng.random() < 0.3):
             keyword = pick(rng, absent_words(response, words))
-        found = self.near(rng, {"keyword": keyword}, response, satisfied)
+        arguments = self.near(rng, {"keyword": keyword}, response, satisfied)
         # "Fewer than 1 times" would be forbidden_words under another name.
-        if found is None or (found["relation"], found["frequency"]) == ("less than", 1):
+        if arguments is None or (arguments["relation"], arguments["frequency"]) == ("less than", 1):
             if not inside:
                 return None
             return {"keyword": pick(rng, inside), "frequency": 1, "relation": "at least"}
-        return found
+        return arguments
 
 
 class LetterFrequency(RelationType):
@@ -240,12 +240,12 @@ class LetterFrequency(RelationType):
         if response is None:
             relation = pick(rng, RELATIONS[::-1])
             return {**asked, "let_frequency": int(rng.integers(2, 9)), "let_relation": relation}
-        found = self.near(rng, asked, response, satisfied)
-        if found is None and not satisfied:
+        arguments = self.near(rng, asked, response, satisfied)
+        if arguments is None and not satisfied:
             # A rare letter has no "less than" below its count: ask for more of it instead.
             more = self.count(asked, response) + 1
             return {**asked, "let_frequency": more, "let_relation": "at least"}
-        return found
+        return arguments
 
 
 def polarity_twin(type_id: str, kwargs: dict) -> tuple[str, dict] | None:

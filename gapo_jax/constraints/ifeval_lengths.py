@@ -254,13 +254,13 @@ class NthParagraphFirstWord(TrainableType):
     @staticmethod
     def _first_words(response):
         """Return the first word of each paragraph as the official checker reads it ("" if none)."""
-        found = []
+        openings = []
         # Blank lines divide, as in the release; blank pieces between two of them are no paragraphs.
         for paragraph in response.split("\n\n"):
             if paragraph.strip():
                 word = paragraph.split()[0].lstrip("'").lstrip('"')
-                found.append(re.split(r"[.,?!'\"]", word, maxsplit=1)[0].lower())
-        return found
+                openings.append(re.split(r"[.,?!'\"]", word, maxsplit=1)[0].lower())
+        return openings
 
     @staticmethod
     def _kwargs(number, nth, first):

@@ -68,7 +68,7 @@ def figures(
     labels: Sequence[str], records: Sequence[Sequence[Mapping[str, Any]]]
 ) -> list[tuple[str, str]]:
     """Return (description, SVG data URI) of every curve that a run has data for."""
-    drawings = []
+    images = []
     with matplotlib.rc_context(plots.STYLE):
         for title, names in CURVES:
             figure, (ax,) = plots.new_axes()
@@ -86,7 +86,5 @@ def figures(
                 )  # fmt: skip
             if drawn:
                 ax.legend(loc="best")
-                drawings.append(
-                    (f"{title}, over the rounds of {drawn} runs", plots.data_uri(figure))
-                )
-    return drawings
+                images.append((f"{title}, over the rounds of {drawn} runs", plots.data_uri(figure)))
+    return images

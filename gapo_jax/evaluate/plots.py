@@ -67,12 +67,12 @@ _PHASE_COLOURS = {
 
 def series(records: Records, name: str, phase: str | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return (rounds, values) float64 of a metric, in file order; null values are left out."""
-    found = [
+    points = [
         (record["round"], record[name])
         for record in records
         if record.get(name) is not None and phase in (None, record["phase"])
     ]
-    pairs = np.asarray(found, dtype=np.float64).reshape(-1, 2)
+    pairs = np.asarray(points, dtype=np.float64).reshape(-1, 2)
     return pairs[:, 0], pairs[:, 1]
 
 
@@ -313,10 +313,10 @@ FIGURES: tuple[tuple[str, Callable[[Records], Figure | None]], ...] = (
 
 def all_figures(records: Records) -> list[tuple[str, str]]:
     """Return (description, SVG data URI) of every figure that the records have data for."""
-    found = []
+    images = []
     with matplotlib.rc_context(STYLE):
         for description, draw in FIGURES:
             figure = draw(records)
             if figure is not None:
-                found.append((description, data_uri(figure)))
-    return found
+                images.append((description, data_uri(figure)))
+    return images

@@ -272,13 +272,13 @@ def _shares(times: Mapping[str, float]) -> list[tuple[str, float, float]]:
 
 def _machine(devices: bool) -> dict[str, str]:
     """Return what the run ran on."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
+    versions = {"python": platform.python_version(), "platform": platform.platform()}
     for package in _PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
     if devices:
-        found["devices"] = f"{len(jax.devices())} x {jax.devices()[0].device_kind}"
-    found["processor cores"] = str(os.cpu_count())
-    return found
+        versions["devices"] = f"{len(jax.devices())} x {jax.devices()[0].device_kind}"
+    versions["processor cores"] = str(os.cpu_count())
+    return versions

@@ -30,7 +30,7 @@ from gapo_jax.losses.masked import (
     weighted_mean,
     whiten,
 )
-from gapo_jax.losses.policy import ppo_loss
+from gapo_jax.losses.policy import importance_weights, ppo_loss
 from gapo_jax.losses.preference import (
     dpo_loss,
     log1mexp,
@@ -69,6 +69,7 @@ __all__ = [
     "masked_variance",
     "mismatched_rows",
     "orpo_loss",
+    "importance_weights",
     "ppo_loss",
     "rpo_loss",
     "sequence_logprobs",

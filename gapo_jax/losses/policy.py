@@ -36,6 +36,7 @@ def ppo_loss(
     aggregation: str = "token",
     ratio_level: str = "token",
     denominator: ScalarLike | None = None,
+    weights_BR: Float[Array, "B R"] | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Mean of max(-A w, -A clip(w, 1 - clip_low, 1 + clip_high)), w = pi / pi_old per token.
 
@@ -53,6 +54,8 @@ def ppo_loss(
         aggregation="sequence".
       denominator: count to divide by in place of this call's own tokens (or rows), see
         `masked_mean`. With aggregation="token" and rows * R it is the loss of Dr. GRPO.
+      weights_BR: factors of the tokens' losses (`importance_weights`), without a gradient; None
+        for 1.
 
     Returns:
       (loss, metrics), float32 scalars: `policy/loss`; `policy/clip_fraction`, share of tokens where
@@ -80,6 +83,8 @@ def ppo_loss(
     plain_BR = -advantages_BR * ratio_BR
     bounded_BR = -advantages_BR * clipped_BR
     losses_BR = jnp.maximum(plain_BR, bounded_BR)
+    if weights_BR is not None:
+        losses_BR = losses_BR * jax.lax.stop_gradient(weights_BR)
     loss = aggregate(losses_BR, mask_BR, aggregation, denominator)
     metrics = {
         "policy/loss": loss,
@@ -89,3 +94,40 @@ def ppo_loss(
         "policy/ratio_mean": masked_mean(ratio_BR, mask_BR),
     }
     return loss, jax.lax.stop_gradient(metrics)
+
+
+def importance_weights(
+    old_logprobs_BR: Float[Array, "B R"],
+    sampled_logprobs_BR: Float[Array, "B R"],
+    mask_BR: Int[Array, "B R"],
+    *,
+    cap: float,
+) -> tuple[Float[Array, "B R"], Metrics]:
+    """Weigh tokens that another policy has drawn: min(pi_old / pi_sampled, cap).
+
+    The sampler can differ from the policy by precision or kernels. This truncated importance
+    weight, as TRL and verl have it (Yao et al. 2025, "Your efficient RL framework secretly brings
+    you off-policy RL training"), corrects the expectation and bounds the variance.
+
+    Args:
+      old_logprobs_BR: log-probs by the training forward, before the update.
+      sampled_logprobs_BR: log-probs by the sampler.
+      mask_BR: 1 = response token that counts.
+      cap: the largest weight.
+
+    Returns:
+      (weights, 1 where the mask is 0; metrics): `tis/clipped`, the share of tokens at the cap, and
+      `tis/weight_mean`.
+
+    Raises:
+      ValueError: the cap is not positive.
+    """
+    if not cap > 0:
+        raise ValueError(f"The cap must be positive, got {cap}.")
+    gap_BR = masked_fill(old_logprobs_BR, mask_BR) - masked_fill(sampled_logprobs_BR, mask_BR)
+    ratio_BR = jnp.exp(jnp.clip(gap_BR, -MAX_LOG_RATIO, MAX_LOG_RATIO))
+    weights_BR = jax.lax.stop_gradient(jnp.minimum(ratio_BR, cap))
+    return weights_BR, {
+        "tis/clipped": masked_mean((ratio_BR > cap).astype(jnp.float32), mask_BR),
+        "tis/weight_mean": masked_mean(weights_BR, mask_BR),
+    }

@@ -11,25 +11,28 @@ The response part is a ring of S columns. As prompts are padded on the left, all
 next token into the same column, and one slice update serves the batch. A row at its token number
 `step` sees the last `step` + 1 columns, so rows that started at different times can share the ring,
 and a new row sees nothing of the one that had its place before. Keys are stored as [B, K, H, S] and
-values as [B, K, S, H], so that neither product transposes the cache.
-
-On a mesh that splits heads and feed-forward over its axis `tensor`, matrices that stand side by
-side would be split across that border, and each token would move half of them to a neighbour.
-There they are joined along an axis of their own, so that each device has its part of every one of
-them: gate and up as [D, 2, F], and query, key and value by key head, [D, K, G + 2, H] with the G
-queries of each. Where there are more devices than key heads, keys and values are repeated until
-every device has one; where heads do not divide at all, every device computes all heads of its rows.
+values as [B, K, S, H], so that neither product transposes the cache. How the weights lie:
+`decode_weights.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from gapo_jax.models.attention import MASKED, AttentionInputs
+from gapo_jax.models.decode_weights import (
+    DecodeWeights,
+    LayerWeights,
+    Linear,
+    decode_weights,
+    head_parts,
+    key_repeats,
+    layer_weights,
+    quantised,
+)
 from gapo_jax.models.decoder import (
     attention_inputs,
     inputs_of_layer,
@@ -44,36 +47,6 @@ from gapo_jax.sharding import ONE_DEVICE, Placement
 from gapo_jax.types import Params
 
 
-class Linear(NamedTuple):
-    """A matrix [in, out] and its bias [out], if it has one; on a mesh `out` can be several axes."""
-
-    kernel: jax.Array
-    bias: jax.Array | None
-
-
-class LayerWeights(NamedTuple):
-    """Weights of one layer: query, key and value in one matrix, and gate and up in another.
-
-    `norms` has the decoder's names.
-    """
-
-    qkv: Linear
-    o: Linear
-    gate_up: Linear
-    down: Linear
-    norms: dict[str, Mapping[str, jax.Array]]
-
-
-class DecodeWeights(NamedTuple):
-    """The parameters of a decoder as `decode_weights` lays them out."""
-
-    embedding_VD: jax.Array
-    position_PD: jax.Array | None
-    layers: tuple[LayerWeights, ...]
-    final_norm: Mapping[str, jax.Array]
-    unembedding_VD: jax.Array
-
-
 class LayerCache(NamedTuple):
     """Keys [B, K, H, S] and values [B, K, S, H] of one layer."""
 
@@ -82,26 +55,10 @@ class LayerCache(NamedTuple):
 
 
 Cache = tuple[LayerCache, ...]
-
-
-def decode_weights(
-    params: Params, config: DecoderConfig, place: Placement = ONE_DEVICE
-) -> DecodeWeights:
-    """Unstack and join the parameters of a decoder, in the dtype of the computation.
-
-    It copies all matrices: call it once per call of the sampler, outside the loop over tokens.
-    `place` is where they lie.
-    """
-    dtype = jnp.dtype(config.dtype)
-    leaves, structure = jax.tree.flatten(params["layers"])
-    slices = [[stacked[layer] for stacked in leaves] for layer in range(config.num_layers)]
-    layers = tuple(_layer_weights(structure.unflatten(part), config, place) for part in slices)
-    embedding_VD = params["embed"]["embedding"].astype(dtype)
-    tied = "lm_head" not in params
-    unembedding_VD = embedding_VD if tied else params["lm_head"]["kernel"].T.astype(dtype)
-    learned = config.positions == "learned"
-    position_PD = params["position"]["embedding"].astype(dtype) if learned else None
-    return DecodeWeights(embedding_VD, position_PD, layers, params["final_norm"], unembedding_VD)
+__all__ = [
+    "Cache", "DecodeWeights", "LayerCache", "LayerWeights", "Linear", "decode_step",
+    "decode_weights", "empty_cache", "head_parts", "next_logits", "prefill", "quantised",
+]  # fmt: skip
 
 
 def prefill(
@@ -123,7 +80,7 @@ def prefill(
 
     def apply_layer(x_BPD: jax.Array, scanned: tuple[Params, jax.Array]):
         stack_slice, is_local = scanned
-        layer = _layer_weights(stack_slice, config, place)
+        layer = layer_weights(stack_slice, config, place)
         inputs = inputs_of_layer(kinds, is_local)
         q_BPNH, k_BPKH, v_BPKH = _qkv(layer, config, x_BPD, inputs.rope)
         cache = LayerCache(k_BPKH.transpose(0, 2, 3, 1), v_BPKH.transpose(0, 2, 1, 3))
@@ -144,7 +101,7 @@ def empty_cache(
     config: DecoderConfig, batch: int, columns: int, place: Placement = ONE_DEVICE
 ) -> Cache:
     """Return a response cache of zeros: a ring of `columns` for each of `batch` rows."""
-    heads = config.num_kv_heads * _key_repeats(config, place)
+    heads = config.num_kv_heads * key_repeats(config, place)
     width, dtype = config.head_dim, config.dtype
     return tuple(
         LayerCache(
@@ -254,89 +211,12 @@ def _cached_inputs(
     return AttentionInputs(rope_of(config, positions_B, local), biases)
 
 
-def head_parts(config: DecoderConfig, place: Placement) -> int:
-    """Return over how many devices the heads of one row are split: those of the axis `tensor`, or
-    1 where neither the key heads divide among them nor they among the key heads."""
-    parts, kv_heads = place.tensor_parts, config.num_kv_heads
-    even = kv_heads % parts == 0 or parts % kv_heads == 0
-    return parts if even and config.num_heads % parts == 0 else 1
-
-
-def _layer_weights(stack_slice: Params, config: DecoderConfig, place: Placement) -> LayerWeights:
-    """Join the weights of one layer, given its slice of the stacked parameters."""
-    attn, mlp = stack_slice["attn"], stack_slice["mlp"]
-    dtype, split = jnp.dtype(config.dtype), place.tensor_parts > 1
-    linears = {
-        "qkv": _heads_joined(attn, config, place) if split else _joined(attn, "q", "k", "v"),
-        "o": _joined(attn, "o"),
-        "gate_up": _stacked(mlp, place) if split else _joined(mlp, "gate", "up"),
-        "down": _joined(mlp, "down"),
-    }
-    if split and head_parts(config, place) == 1:
-        linears["o"] = place.keep(linears["o"], "whole")
-    both = {**stack_slice, **attn}
-    norms = {name: value for name, value in both.items() if name.endswith("_norm")}
-    if config.qk_norm == "all" and (repeats := _key_repeats(config, place)) > 1:
-        norms["k_norm"] = {
-            name: jnp.repeat(leaf.reshape(config.num_kv_heads, -1), repeats, axis=0).reshape(-1)
-            for name, leaf in norms["k_norm"].items()
-        }
-    return LayerWeights(**jax.tree.map(lambda leaf: leaf.astype(dtype), linears), norms=norms)
-
-
-def _joined(group: Params, *names: str) -> Linear:
-    """Put the matrices of the names that `group` has side by side."""
-    parts = [group[name] for name in names if name in group]
-    kernel = jnp.concatenate([part["kernel"] for part in parts], axis=1)
-    if "bias" not in parts[0]:
-        return Linear(kernel, None)
-    return Linear(kernel, jnp.concatenate([part["bias"] for part in parts]))
-
-
-def _stacked(mlp: Params, place: Placement) -> Linear:
-    """Join gate and up as [D, 2, F], or [D, F] without a gate, split over F."""
-    parts = [mlp[name] for name in ("gate", "up") if name in mlp]
-    if len(parts) == 1:
-        return _joined(mlp, "up")
-
-    def stacked(name: str, *axes: str) -> jax.Array:
-        stack = jnp.stack([part[name] for part in parts], axis=-2)
-        return place.keep_axes(stack, (*axes, None, "mlp"))
-
-    return Linear(stacked("kernel", "embed"), stacked("bias") if "bias" in parts[0] else None)
-
-
-def _key_repeats(config: DecoderConfig, place: Placement) -> int:
-    return max(1, head_parts(config, place) // config.num_kv_heads)
-
-
-def _heads_joined(attn: Params, config: DecoderConfig, place: Placement) -> Linear:
-    """Join query, key and value as [D, K, G + 2, H], split over the key heads K."""
-    parts, repeats = head_parts(config, place), _key_repeats(config, place)
-    kv_heads = config.num_kv_heads * repeats
-    axis = "heads" if parts > 1 else None
-
-    def by_head(leaf: jax.Array, is_query: bool, lead: tuple[str, ...]) -> jax.Array:
-        if parts == 1 or (repeats > 1 and not is_query):
-            # Columns may be split inside a head.
-            leaf = place.keep_axes(leaf, (*lead, None))
-        if repeats > 1 and not is_query:
-            leaf = leaf.reshape(*leaf.shape[:-1], config.num_kv_heads, 1, config.head_dim)
-            leaf = jnp.repeat(leaf, repeats, axis=-3)
-        heads = leaf.reshape(*leaf.shape[: len(lead)], kv_heads, -1, config.head_dim)
-        return place.keep_axes(heads, (*lead, axis, None, None))
-
-    def joined(name: str, *lead: str) -> jax.Array:
-        heads = [by_head(attn[letter][name], letter == "q", lead) for letter in "qkv"]
-        return place.keep_axes(jnp.concatenate(heads, axis=-2), (*lead, axis, None, None))
-
-    return Linear(joined("kernel", "embed"), joined("bias") if "bias" in attn["q"] else None)
-
-
 def _apply(linear: Linear, x_D: jax.Array) -> jax.Array:
-    product = (
-        jnp.tensordot(x_D, linear.kernel, 1) if linear.kernel.ndim > 2 else x_D @ linear.kernel
-    )
+    # Whole numbers of 8 bits are exact in bfloat16; the product reads them as they are stored.
+    kernel = linear.kernel if linear.scale is None else linear.kernel.astype(x_D.dtype)
+    product = jnp.tensordot(x_D, kernel, 1) if kernel.ndim > 2 else x_D @ kernel
+    if linear.scale is not None:
+        product = (product * linear.scale).astype(x_D.dtype)
     return product if linear.bias is None else product + linear.bias
 
 

@@ -125,7 +125,9 @@ def rollout_shapes(rows: int, prompt: int, response: int) -> Rollout:
     )
 
 
-def experience_shapes(place: Placement, rollout: Rollout, with_critic: bool) -> Experience:
+def experience_shapes(
+    config: Config, place: Placement, rollout: Rollout, with_critic: bool
+) -> Experience:
     """Return the shapes of an experience of the rows of a rollout."""
     rows, response = rollout.response_mask_BR.shape
     floats = place.abstract_rows(shape_struct(rows, response))
@@ -139,4 +141,5 @@ def experience_shapes(place: Placement, rollout: Rollout, with_critic: bool) -> 
         values_BR=floats if with_critic else None,
         returns_BR=floats if with_critic else None,
         rewards_B=place.abstract_rows(shape_struct(rows)),
+        sampled_logprobs_BR=None if config.sampling.weights == "same" else floats,
     )

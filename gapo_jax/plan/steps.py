@@ -116,16 +116,11 @@ def _sampling_steps(
     config: Config, models: Models, prompt: int, response: int
 ) -> list[PlannedStep]:
     place, decoder, rows = models.decoding, models.decoder.config, config.sampling.batch_size
+    if config.sampling.weights == "bfloat16":
+        decoder = dataclasses.replace(decoder, dtype="bfloat16")
     prompts = rows // config.ppo.samples_per_prompt
     dtype = jnp.dtype(decoder.dtype)
-    weights = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: shape_struct(
-            *leaf.shape,
-            dtype=leaf.dtype if "norm" in jax.tree_util.keystr(path) else dtype,
-        ),
-        models.ref_params,
-    )
-    weights = place.abstract(weights)
+    weights = place.abstract(_sampled_weights(config, models.ref_params, dtype))
     tokens = place.abstract_rows(shape_struct(prompts, prompt, dtype=jnp.int32))
     keys = place.abstract_rows(rng.key_shape(rows))
     count, layers = Flops(decoder), decoder.num_layers
@@ -147,7 +142,8 @@ def _sampling_steps(
     column = 2 * layers * heads * decoder.head_dim * dtype.itemsize
     cache = columns * column / place.row_parts
     each = 2.0 * rows * response * count.layer * layers + count.head(rows, response)
-    sample: Any = models.sample  # a jitted function; its annotation says a plain one
+    # A jitted function; its annotation says a plain one.
+    sample: Any = models.sample_rollouts or models.sample
     return [
         PlannedStep(
             "prefill", lambda: prefill.lower(weights, tokens, tokens), whole, attention, ()
@@ -164,6 +160,19 @@ def _sampling_steps(
     ]
 
 
+def _sampled_weights(config: Config, params: Any, dtype: jnp.dtype) -> Any:
+    """Return the shapes of the weights that rollouts are sampled with."""
+    if config.sampling.weights == "int8":
+        params = jax.eval_shape(generation.quantised, params)
+
+    def as_sampled(path: Any, leaf: Any) -> Any:
+        name = jax.tree_util.keystr(path)
+        kept = "norm" in name or "scale" in name or leaf.dtype == jnp.int8
+        return shape_struct(*leaf.shape, dtype=leaf.dtype if kept else dtype)
+
+    return jax.tree_util.tree_map_with_path(as_sampled, params)
+
+
 def _online_steps(
     config: Config,
     models: Models,
@@ -178,7 +187,7 @@ def _online_steps(
     networks = PolicyNetworks(models.ref_params, state.policy.params, critic)
     score, policy_step, critic_step = _lowerable(compiled, "score", "policy", "critic")
     scored = place.abstract_rows(score.shapes(networks, rollout))
-    experience = experience_shapes(place, rollout, critic is not None)
+    experience = experience_shapes(config, place, rollout, critic is not None)
     count, length = Flops(spec.config), prompt + response
     upper = spec.config.num_layers - spec.first_trainable_layer
     lower_all, lower_attention = count.layers(size, length, spec.first_trainable_layer)

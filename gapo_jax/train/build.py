@@ -23,7 +23,7 @@ from gapo_jax.methods import (
     method_of,
     scores_with_average,
 )
-from gapo_jax.models import Decoder, DecoderConfig
+from gapo_jax.models import Decoder, DecoderConfig, generation
 from gapo_jax.rng import Stream
 from gapo_jax.rollout.generate import SampleFn
 from gapo_jax.rollout.sampler import RESTRICTIONS, make_sampler, restriction_warning
@@ -94,6 +94,8 @@ class Models:
             it is None, without weights and tokenizer.
         spec: what the generator's steps need to know of it.
         sample: the compiled sampler; `decoding` says where weights lie while it works on them.
+        sample_rollouts: the sampler of rollouts, which reads `for_rollouts`, if it is another one;
+            `sampling_weights` is `config.sampling.weights`.
     """
 
     decoder: Decoder
@@ -105,6 +107,16 @@ class Models:
     spec: PolicySpec
     sample: SampleFn
     decoding: Placement = ONE_DEVICE
+    sample_rollouts: SampleFn | None = None
+    sampling_weights: str = "same"
+
+    def for_rollouts(self, params: Params) -> Params:
+        """Return the generator's parameters as `sample_rollouts` reads them."""
+        if self.sampling_weights == "int8":
+            return self.decoding.params(_quantise(params))
+        if self.sampling_weights == "bfloat16" and not self.decoding.spread:
+            return _without_norms(params, "bfloat16")
+        return self.for_sampling(params)
 
     def for_sampling(self, params: Params) -> Params:
         """Return the generator's parameters as `sample` reads them, for the many calls of a round:
@@ -112,10 +124,7 @@ class Models:
         if not self.decoding.spread:
             return params
         dtype = self.decoder.config.dtype
-        cast = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: leaf if "norm" in path_name(path) else leaf.astype(dtype), params
-        )
-        return self.decoding.params(cast)
+        return self.decoding.params(_without_norms(params, dtype))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,16 +339,7 @@ def assemble_models(
         ref_params,
         rng.key_shape(),
     )
-    sample = make_sampler(
-        decoder,
-        max_new_tokens=config.sampling.max_new_tokens,
-        eos_ids=decoder.config.eos_ids,
-        pad_id=decoder.config.pad_id,
-        slots=config.sampling.slots,
-        chunk=config.sampling.chunk,
-        place=decoding,
-        **{name: getattr(config.sampling, name) for name in RESTRICTIONS},
-    )
+    sample, sample_rollouts = _samplers(config, decoder, decoding)
     return Models(
         decoder=decoder,
         ref_params=ref_params,
@@ -350,6 +350,48 @@ def assemble_models(
         spec=spec,
         sample=sample,
         decoding=decoding,
+        sample_rollouts=sample_rollouts,
+        sampling_weights=config.sampling.weights,
+    )
+
+
+def _samplers(
+    config: Config, decoder: Decoder, place: Placement
+) -> tuple[SampleFn, SampleFn | None]:
+    """Return the sampler, and that of rollouts if it computes in another dtype.
+
+    Raises:
+        ValueError: rollouts of another precision are asked for and the method takes none.
+    """
+    weights = config.sampling.weights
+    if weights != "same" and method_of(config).loop != "online":
+        raise ValueError(
+            f"config.sampling.weights={weights!r} is for the rollouts of online methods, which "
+            f"config.method={config.method!r} does not take; set it to 'same'"
+        )
+    make = functools.partial(
+        make_sampler,
+        max_new_tokens=config.sampling.max_new_tokens,
+        eos_ids=decoder.config.eos_ids,
+        pad_id=decoder.config.pad_id,
+        slots=config.sampling.slots,
+        chunk=config.sampling.chunk,
+        place=place,
+        **{name: getattr(config.sampling, name) for name in RESTRICTIONS},
+    )
+    sample, sample_rollouts = make(decoder), None
+    if weights == "bfloat16" and decoder.config.dtype != "bfloat16":
+        sample_rollouts = make(Decoder(dataclasses.replace(decoder.config, dtype="bfloat16")))
+    return sample, sample_rollouts
+
+
+_quantise = jax.jit(generation.quantised)
+
+
+def _without_norms(params: Params, dtype: str) -> Params:
+    """Return parameters in a dtype, but for the norms."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf if "norm" in path_name(path) else leaf.astype(dtype), params
     )
 
 

@@ -75,6 +75,10 @@ class TrainContext:
         """Return the full parameters as they lie for sampling; made once a round."""
         return self.models.for_sampling(self.policy_params(state))
 
+    def rollout_params(self, state: GAPOState) -> Params:
+        """Return the full parameters as rollouts are sampled with; made once a round."""
+        return self.models.for_rollouts(self.policy_params(state))
+
     def asked_to_stop(self) -> str:
         """Return the name of the signal that asked any of the processes to stop, or ""."""
         return self.processes.first_word("stop", self.stop.signal_name)

@@ -113,6 +113,8 @@ def save(ctx: TrainContext, state: GAPOState, finished: int) -> GAPOState:
     with ctx.clock("save"):
         host = {"replay": replay_to_json(state.replay), "seconds": dict(ctx.clock.seconds)}
         ctx.checkpointer.save(finished, state, host)
+    if ctx.processes.first:  # a run that goes on well has not stopped itself
+        (ctx.workdir / STOPPED).unlink(missing_ok=True)
     metrics = {"time/save_s": ctx.clock.last["save"]}
     ctx.writer.write(finished * ctx.updates_per_round, finished, "save", metrics)
     return state.replace(last_saved=finished)

@@ -72,7 +72,7 @@ def moved(compiled) -> dict[str, int]:
     return counts
 
 
-def decoded(shape: DecoderConfig, place: sharding.Placement):
+def decoded(shape: DecoderConfig, place: sharding.Placement, change=lambda params: params):
     """Prefill and decode one token on two samples of every prompt; return the compiled program and
     the final hidden states before and after that token."""
 
@@ -84,7 +84,7 @@ def decoded(shape: DecoderConfig, place: sharding.Placement):
         after, _ = generation.decode_step(weights, shape, drawn, jnp.int32(0), mask, prompts, ring)
         return before, after
 
-    inputs = place.params(weights(shape)), *place.rows(batch())
+    inputs = place.params(change(weights(shape))), *place.rows(batch())
     compiled = jit_placed(run, place, keep="rows", rows=(1, 2)).lower(*inputs).compile()
     return compiled, jax.device_get(compiled(*inputs))
 
@@ -118,6 +118,15 @@ def test_heads_that_do_not_divide_are_computed_whole() -> None:
     compiled, many = decoded(shape, placement(2))
     assert not {"collective-permute", "all-to-all"} & set(moved(compiled))
     for left, right in zip(decoded(shape, sharding.ONE_DEVICE)[1], many):
+        np.testing.assert_allclose(right, left, atol=3e-5)
+
+
+def test_int8_matrices_lie_as_others_do() -> None:
+    shape = shape_of(attn_bias="qkv")
+    compiled, many = decoded(shape, placement(4), generation.quantised)
+    assert not {"collective-permute", "all-to-all"} & set(moved(compiled))
+    _, one = decoded(shape, sharding.ONE_DEVICE, generation.quantised)
+    for left, right in zip(one, many):
         np.testing.assert_allclose(right, left, atol=3e-5)
 
 

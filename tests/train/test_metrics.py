@@ -18,6 +18,8 @@ from gapo_jax.compilation import CompileCounter, drop_oldest, keep_compiled_prog
 from gapo_jax.train import metrics, rounds
 from gapo_jax.train.clock import PhaseClock
 from gapo_jax.train.metrics import MetricsWriter, read_metrics
+from gapo_jax.train.runtime import Processes
+from gapo_jax.train.workdir import STOPPED
 
 
 def write_run(workdir: pathlib.Path, first: int, last: int, resume: int | None = None) -> str:
@@ -142,13 +144,17 @@ def test_all_that_a_checkpoint_has_seen_is_on_the_disk_before_it(tmp_path: pathl
         ctx = SimpleNamespace(
             writer=writer,
             clock=PhaseClock(),
+            workdir=tmp_path,
+            processes=Processes(),
             updates_per_round=2,
             checkpointer=SimpleNamespace(save=lambda *_: seen.append(_events(tmp_path))),
         )
+        (tmp_path / STOPPED).write_text("{}")  # of a stop that has been mended
         for number in (1, 2):
             writer.write(2 * number, number, "policy", {"policy/loss": float(number)})
             rounds.save(ctx, state, number)
     assert [events.get(("policy/loss", 2 * n)) for n, events in enumerate(seen, 1)] == [1.0, 2.0]
+    assert not (tmp_path / STOPPED).exists()
 
 
 @pytest.fixture

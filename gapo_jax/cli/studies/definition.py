@@ -154,10 +154,10 @@ def load_function(text: str) -> Callable[..., Any]:
         raise FileNotFoundError(
             f"visible={text!r}: there is no file {name} here; start the study where it lies"
         )
-    found = getattr(_module(path), function, None)
-    if not callable(found):
+    scorer = getattr(_module(path), function, None)
+    if not callable(scorer):
         raise ValueError(f"visible={text!r}: {name} has no function {function}")
-    return found
+    return scorer
 
 
 def _check(study: Study) -> None:

@@ -212,13 +212,13 @@ def split_by_prompt(
     )
 
 
-def user_prompts(config: Config, models: Models, workdir: Path, found: UserPrompts) -> Prompts:
+def user_prompts(config: Config, models: Models, workdir: Path, given: UserPrompts) -> Prompts:
     """Return the rows that are short enough as the prompts of a run; they go into the workdir.
 
     Raises:
         ValueError: none is.
     """
-    train, heldout, problems = found.train, found.heldout, list(found.problems)
+    train, heldout, problems = given.train, given.heldout, list(given.problems)
     path = workdir / _HELDOUT
     if not path.exists():
         train, long = _short(config, models, train)

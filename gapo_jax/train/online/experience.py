@@ -50,6 +50,8 @@ def build_experience(
         None if rollout.counted_B is None else rollout.counted_B[rewards.chosen],
         **estimator_options(ctx),
     )
+    if ctx.config.sampling.weights != "same":
+        rows = rows.replace(sampled_logprobs_BR=jnp.asarray(arrays.logprobs_BR))
     numbers = {key: float(value) for key, value in metrics.items()}
     return RoundExperience(rollout.index, rows, logprobs, numbers)
 

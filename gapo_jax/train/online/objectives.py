@@ -8,7 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from gapo_jax.config import Config
-from gapo_jax.losses import kl_loss, ppo_loss, rpo_loss, sequence_logprobs
+from gapo_jax.losses import (
+    importance_weights,
+    kl_loss,
+    ppo_loss,
+    rpo_loss,
+    sequence_logprobs,
+)
 from gapo_jax.methods import estimator, kl_in_loss
 from gapo_jax.types import Experience, Metrics
 
@@ -61,6 +67,14 @@ def policy_objective(
     if estimator(config) == "rpo":
         return _rpo(config, logprobs_BR, experience)
     mask_BR, reduced = experience.response_mask_BR, reduction(config, experience)
+    weights_BR, tis_metrics = None, {}
+    if experience.sampled_logprobs_BR is not None:
+        weights_BR, tis_metrics = importance_weights(
+            experience.old_logprobs_BR,
+            experience.sampled_logprobs_BR,
+            mask_BR,
+            cap=config.sampling.tis_cap,
+        )
     loss, metrics = ppo_loss(
         logprobs_BR,
         experience.old_logprobs_BR,
@@ -69,8 +83,10 @@ def policy_objective(
         clip_low=config.ppo.clip_low,
         clip_high=config.ppo.clip_high,
         ratio_level=ratio_level(config),
+        weights_BR=weights_BR,
         **reduced,
     )
+    metrics |= tis_metrics
     name = kl_in_loss(config)
     if name is not None:
         ref_BR = experience.ref_logprobs_BR

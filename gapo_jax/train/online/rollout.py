@@ -135,8 +135,8 @@ def sample_responses(
         prompts = [pool[i] for i in chosen]
     rows = [row for row in prompts for _ in range(config.ppo.samples_per_prompt)]
     generated = generate(
-        ctx.models.sample,
-        ctx.sampling_params(state),
+        ctx.models.sample_rollouts or ctx.models.sample,
+        ctx.rollout_params(state),
         ctx.models.tokenizer,
         [row.asked for row in prompts],
         rng.row_keys(state.key, Stream.ROLLOUT, index, attempt, count=len(rows)),

@@ -208,3 +208,28 @@ def test_gapo_takes_the_estimator_that_it_is_told(numbers):
         for config in (gapo, _config("grpo"))
     )
     assert float(one) == float(other)
+
+
+@pytest.mark.parametrize("method", ["gapo", "grpo", "rloo"])
+def test_tokens_of_another_sampler_are_weighted(method, numbers):
+    """The gradient of a token is `min(pi_old / pi_sampled, cap)` times what it is without."""
+    config = _config(method, sampling__weights="int8", sampling__tis_cap=1.2)
+    experience = _experience(numbers, numbers["reward"])
+    sampled = numbers["old"] - np.random.default_rng(6).normal(0, 0.3, MASK.shape)
+    poisoned = jnp.asarray(np.where(MASK == 1, sampled, np.nan), jnp.float32)
+
+    def gradient(experience):
+        new = jnp.asarray(np.where(MASK == 1, numbers["new"], np.nan))
+        loss = lambda new: policy_objective(config, new, experience, 0.0)  # noqa: E731
+        return jax.grad(loss, has_aux=True)(new)
+
+    plain, without = gradient(experience)
+    weighted, metrics = gradient(experience.replace(sampled_logprobs_BR=poisoned))
+    weights = np.minimum(np.exp(numbers["old"] - sampled), 1.2)
+    clipped = (np.exp(numbers["old"] - sampled) > 1.2)[MASK == 1].mean()
+    np.testing.assert_allclose(metrics["tis/clipped"], clipped, rtol=1e-6)
+    assert 0.1 < clipped < 0.9 and "tis/clipped" not in without
+    if method != "rloo":  # there each token's gradient is that of the row's ratio
+        np.testing.assert_allclose(weighted, plain * weights * (MASK == 1), rtol=2e-5, atol=1e-8)
+    same, _ = gradient(experience.replace(sampled_logprobs_BR=experience.old_logprobs_BR))
+    np.testing.assert_array_equal(same, plain)

@@ -12,7 +12,7 @@ from gapo_jax.config.reward_sources import parse_sources
 from gapo_jax.rewards.functions import FunctionScores
 from gapo_jax.rollout.experience import critic_free_advantages
 from gapo_jax.train.clock import PhaseClock
-from gapo_jax.train.online import rewards
+from gapo_jax.train.online import experience, rewards
 from gapo_jax.train.online.experience import estimator_options
 from gapo_jax.train.online.reward_sources import (
     RewardSources,
@@ -74,6 +74,31 @@ def test_gdpo_advantages_are_those_of_trl():
     total = (each.reshape(12, 2) * [1, 3]).sum(1)
     want = (total - total.mean()) / (total.std(ddof=1) + 1e-4)
     np.testing.assert_allclose(advantages[:, 0], want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_response_that_no_source_scores_is_not_learned_from(monkeypatch):
+    seen = []
+    zeros = jnp.zeros((2, 3))
+    logprobs = types.SimpleNamespace(old_logprobs_BR=zeros, ref_logprobs_BR=zeros, values_BR=None)
+    monkeypatch.setattr(experience, "take_rows", lambda arrays, rows: arrays)
+    monkeypatch.setattr(experience, "score_policy", lambda *inputs: logprobs)
+    monkeypatch.setattr(
+        experience.estimators, "build_experience",
+        lambda *inputs, **options: seen.append(inputs[6]) or (None, {}),
+    )  # fmt: skip
+    ctx = types.SimpleNamespace(
+        config=Config(method="grpo"), clock=PhaseClock(), stop_if_asked=lambda *inputs: None
+    )
+    rollout = types.SimpleNamespace(
+        index=0, counted_B=None, learn_B=np.array([True, True, False, True]),
+        arrays=types.SimpleNamespace(response_mask_BR=jnp.ones((2, 3), jnp.int32)),
+    )  # fmt: skip
+    found = types.SimpleNamespace(
+        chosen=np.array([0, 1, 2]), rewards_B=jnp.zeros(4),
+        scored_B=np.array([True, False, True, True]),
+    )  # fmt: skip
+    experience.build_experience(ctx, types.SimpleNamespace(kl_coef=0.0), rollout, found)
+    assert seen[0].tolist() == [True, False, False]
 
 
 class _Function:
