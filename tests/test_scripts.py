@@ -150,9 +150,9 @@ get_config = changed
 """
         own.write_text(text + change)
         (finding,) = doctor.check_mesh(str(own))
-        assert finding.status == status and said in finding.found, finding
+        assert finding.status == status and said in finding.state, finding
     (finding,) = doctor.check_mesh("no_such_config")
-    assert finding.status == doctor.FAIL and "no configuration no_such_config" in finding.found
+    assert finding.status == doctor.FAIL and "no configuration no_such_config" in finding.state
 
 
 def test_a_bug_report_has_what_is_wrong_and_no_secret(monkeypatch) -> None:
