@@ -18,7 +18,7 @@ import pathlib
 import shutil
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +27,8 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
+
+from gapo_jax.checksums import array_checksums, named_leaves
 
 _ITEMS = ("state", "host")  # those that every checkpoint has
 _CHECKSUMS = "checksums"
@@ -181,7 +183,8 @@ class Checkpointer:
                 checkpoints may have them under.
 
         Returns:
-            `(state, host)`; every leaf of `state` is a jax array.
+            `(state, host)`; the leaves of `state` are jax arrays, but for a network without
+            parameters, of which nothing is read where the checkpoint has some.
 
         Raises:
             FileNotFoundError: there is no such checkpoint.
@@ -221,8 +224,10 @@ class Checkpointer:
         path = self.directory / str(step)
         fields, saved = self._saved_leaves(step)
         renamed = _renamed(fields, former_names)
-        wanted: dict[str, Any] = {"state": _under_names(abstract_state, renamed), "host": None}
-        _check_leaves(saved, wanted["state"], path)
+        unused = _unused(saved, abstract_state)
+        template = _under_names(abstract_state, renamed, unused)
+        wanted: dict[str, Any] = {"state": template, "host": None}
+        _check_leaves(saved, template, unused, path)
         if (path / _CHECKSUMS).is_dir():
             wanted[_CHECKSUMS] = None
         items = self._manager.load_checkpointables(step, wanted)
@@ -235,7 +240,7 @@ class Checkpointer:
                 raise CheckpointError(
                     f"{', '.join(damaged[:3])}{more} differ from the checksums of the save"
                 )
-        if renamed:
+        if renamed or unused:
             values = {new: state[old] for new, old in renamed.items()}
             values |= {k: v for k, v in state.items() if k not in renamed.values()}
             state = dataclasses.replace(abstract_state, **values)
@@ -280,7 +285,7 @@ class Checkpointer:
             metadata = ocp.checkpointables_metadata(str(path)).metadata["state"]
         if metadata is None:
             raise CheckpointError(f"{path / 'state'} has no readable metadata")
-        leaves = {path: (leaf.shape, np.dtype(leaf.dtype)) for path, leaf in _leaves(metadata)}
+        leaves = {path: (leaf.shape, np.dtype(leaf.dtype)) for path, leaf in named_leaves(metadata)}
         return set(metadata) if isinstance(metadata, Mapping) else set(), leaves
 
     def _set_aside(self, failures: list[tuple[int, Exception]]) -> None:
@@ -343,63 +348,6 @@ def _all_checksums(state: Any, host: Mapping[str, Any]) -> dict[str, int]:
     return array_checksums(state) | {"/host": zlib.crc32(json.dumps(host).encode())}
 
 
-def array_checksums(tree: Any) -> dict[str, int]:
-    """Return a checksum of every array of a tree, by path.
-
-    They depend on the values alone, not on the layout: a checkpoint may be read on other devices
-    than it was written from. They are computed where the arrays lie.
-    """
-    checksums: dict[str, int] = {}
-    # Arrays on different devices cannot be arguments of one program.
-    groups: dict[Any, list[tuple[str, Any]]] = {}
-    for path, leaf in _leaves(tree):
-        leaf = _raw(leaf)
-        sharding = getattr(leaf, "sharding", None)
-        if sharding is not None and sharding.memory_kind == "pinned_host":
-            # One at a time: the copy may lie on the host because the devices have no room for it.
-            checksums[path] = int(
-                _checksum(jax.device_put(leaf, sharding.with_memory_kind("device")))
-            )
-            continue
-        devices = frozenset(sharding.device_set if sharding is not None else ())
-        groups.setdefault(devices, []).append((path, leaf))
-    for group in groups.values():
-        numbers = jax.device_get(_checksums([leaf for _, leaf in group]))
-        checksums |= {path: int(number) for (path, _), number in zip(group, numbers, strict=True)}
-    return checksums
-
-
-def _raw(leaf: Any) -> Any:
-    """Return the numbers of a typed key, and any other array as it is."""
-    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return jax.random.key_data(leaf) if is_key else leaf
-
-
-@jax.jit
-def _checksum(array: jax.Array) -> jax.Array:
-    """Return the sum of bits * (2 * position + 1) modulo 2^32.
-
-    The factor is odd, so a change of one element always changes the sum. Integer sums do not
-    depend on their order, and the position is computed along each axis because flattening would
-    gather an array that is split over devices.
-    """
-    if array.dtype == jnp.bool_:
-        array = array.astype(jnp.uint8)
-    words = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)
-    bits = jax.lax.bitcast_convert_type(array, words).astype(jnp.uint32)
-    position, stride = jnp.zeros(bits.shape, jnp.uint32), 1
-    for axis in reversed(range(bits.ndim)):
-        along = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-        position += along * jnp.uint32(stride % 2**32)
-        stride *= bits.shape[axis]
-    return jnp.sum(bits * (2 * position + 1), dtype=jnp.uint32)
-
-
-@jax.jit
-def _checksums(leaves: list[Any]) -> list[jax.Array]:
-    return [_checksum(leaf) for leaf in leaves]
-
-
 def _agree(error: Exception | None) -> Exception | None:
     """Return this process's error, or one in its place where only another process has one."""
     if jax.process_count() == 1:
@@ -422,11 +370,13 @@ def _missing(step: int | None, directory: epath.Path, steps: Sequence[int]) -> F
 
 
 def _context() -> ocp.Context:
-    """Bind the dictionaries to JSON, because one of numbers would be taken for a pytree."""
+    """Bind the dictionaries to JSON, because one of numbers would be taken for a pytree; let unused
+    networks be left unread."""
     registry = ocp.handlers.local_registry()
     for name in ("host", _CHECKSUMS):
         registry.add(ocp.handlers.JsonHandler, checkpointable_name=name)
     context = ocp.Context()
+    context.pytree.loading.partial_load = True
     context.checkpointables.registry = registry
     return context
 
@@ -438,34 +388,46 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)
 
 
-def _leaves(tree: Any) -> list[tuple[str, Any]]:
-    """Return (path, leaf) pairs; fields, keys and indices are all written the same way."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in flat]
-
-
 def _renamed(saved: set[str], former_names: Mapping[str, str]) -> dict[str, str]:
     """Return those of `former_names` that a checkpoint with the parts `saved` still has."""
     return {new: old for new, old in former_names.items() if old in saved and new not in saved}
 
 
-def _under_names(state: Any, renamed: Mapping[str, str]) -> Any:
-    """Return the fields of a dataclass under other names, as a dictionary; without any, itself."""
-    if not renamed:
+def _unused(saved: Iterable[str], state: Any) -> set[str]:
+    """Return the networks of a checkpoint that have no parameters in `state`: earlier versions kept
+    a discriminator in runs that never ask one."""
+    in_checkpoint, in_state = (
+        {path.partition("/params/")[0] for path in paths if "/params/" in path}
+        for paths in (saved, dict(named_leaves(state)))
+    )
+    return in_checkpoint - in_state
+
+
+def _under_names(state: Any, renamed: Mapping[str, str], unused: set[str]) -> Any:
+    """Return the fields of a dataclass without some, under other names, as a dictionary; itself
+    where all keep their names."""
+    if not renamed and not unused:
         return state
     fields = [f.name for f in dataclasses.fields(state) if f.metadata.get("pytree_node", True)]
-    return {renamed.get(name, name): getattr(state, name) for name in fields}
+    return {renamed.get(name, name): getattr(state, name) for name in fields if name not in unused}
 
 
-def _check_leaves(saved: dict[str, Any], abstract_state: Any, where: epath.Path) -> None:
-    """Raise `_MismatchError` naming every path that is missing, unexpected or of another shape."""
+def _check_leaves(
+    saved: dict[str, Any], abstract_state: Any, unused: set[str], where: epath.Path
+) -> None:
+    """Raise `_MismatchError` naming every path that is missing, unexpected or of another shape, but
+    for those of `unused` networks."""
     wanted = {}
-    for path, leaf in _leaves(abstract_state):
+    for path, leaf in named_leaves(abstract_state):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.eval_shape(jax.random.key_data, leaf)
         wanted[path] = (leaf.shape, np.dtype(leaf.dtype))
     problems = [f"{path}: not in the checkpoint" for path in wanted if path not in saved]
-    problems += [f"{path}: only in the checkpoint" for path in saved if path not in wanted]
+    problems += [
+        f"{path}: only in the checkpoint"
+        for path in saved
+        if path not in wanted and path.split("/")[0] not in unused
+    ]
     problems += [
         f"{path}: wanted {wanted[path][1]}{list(wanted[path][0])}, "
         f"got {saved[path][1]}{list(saved[path][0])}"

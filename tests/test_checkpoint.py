@@ -20,7 +20,7 @@ import numpy as np
 import optax
 import pytest
 
-from gapo_jax import checkpoint
+from gapo_jax import checkpoint, checksums
 from gapo_jax.checkpoint import Checkpointer, CheckpointError
 
 
@@ -227,7 +227,7 @@ def test_a_checkpoint_without_checksums_is_read(tmp_path: pathlib.Path) -> None:
 
 def test_checksums_see_every_bit_and_no_layout() -> None:
     values = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
-    (plain,) = checkpoint.array_checksums({"w": jnp.asarray(values)}).values()
+    (plain,) = checksums.array_checksums({"w": jnp.asarray(values)}).values()
     # By hand: bits times odd weights in the order of the elements.
     bits, weights = values.view(np.uint32).ravel().astype(object), range(1, 49, 2)
     assert plain == sum(b * w for b, w in zip(bits, weights)) % 2**32
@@ -235,20 +235,20 @@ def test_checksums_see_every_bit_and_no_layout() -> None:
         for bit in (0, 13, 31):
             changed = values.copy()
             changed.view(np.uint32).reshape(-1)[index] ^= np.uint32(1 << bit)
-            assert checkpoint.array_checksums({"w": changed})["w"] != plain
+            assert checksums.array_checksums({"w": changed})["w"] != plain
     swapped = values.copy()
     swapped[0, 0, 0], swapped[1, 2, 3] = values[1, 2, 3], values[0, 0, 0]
-    assert checkpoint.array_checksums({"w": swapped})["w"] != plain
+    assert checksums.array_checksums({"w": swapped})["w"] != plain
     host = jax.device_put(
         jnp.asarray(values), jnp.asarray(values).sharding.with_memory_kind("pinned_host")
     )
-    assert checkpoint.array_checksums({"w": host})["w"] == plain
+    assert checksums.array_checksums({"w": host})["w"] == plain
     tree = {
         "b": jnp.array([True, False, True]),
         "h": jnp.ones(3, jnp.bfloat16),
         "k": jax.random.key(3),
     }
-    found = checkpoint.array_checksums(tree)
+    found = checksums.array_checksums(tree)
     assert found["b"] == 1 + 5 and found["h"] == 0x3F80 * (1 + 3 + 5) and found["k"] == 3 * 3
 
 

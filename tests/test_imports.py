@@ -22,7 +22,7 @@ SCRIPTS = sorted((ROOT / "scripts").rglob("*.py")) + sorted((ROOT / "configs").g
 # the options of methods stand below the registry, as `config` takes the latter from it.
 LAYERS = (
     {"records", "io"},
-    {"types", "rng", "hub", "section"},
+    {"types", "rng", "hub", "section", "checksums"},
     {"sharding", "constraints", "options"},
     {"losses", "models", "data", "checkpoint", "compilation"},
     {"methods"},

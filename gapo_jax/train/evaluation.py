@@ -6,6 +6,7 @@ The discriminator has no say here: a policy that has learned to please it must n
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -29,12 +30,13 @@ from gapo_jax.train.state import GAPOState
 from gapo_jax.types import Params, PromptRow
 
 # By held-out set.
+log = logging.getLogger("gapo_jax")
 VerdictSets = dict[str, list[Verdict]]
 
 
 def measure(ctx: TrainContext, params: Callable[[], Params], name: str) -> VerdictSets:
     """Return the verdicts of all held-out sets on a policy; read back from the workdir where they
-    are there already.
+    are there already, for the same prompts.
 
     Args:
         ctx: the run.
@@ -47,6 +49,10 @@ def measure(ctx: TrainContext, params: Callable[[], Params], name: str) -> Verdi
     path = ctx.workdir / f"eval_{name}.jsonl"
     if not ctx.prompts.heldout:
         return {}
+    if path.exists() and not _is_of_these_prompts(ctx, read_verdicts(path)):
+        # A run that an earlier version began has other prompts: random streams have changed.
+        log.warning("%s is of other held-out prompts than this run has: measuring again", path)
+        path.unlink()
     if not path.exists():
         with ctx.clock("eval"):
             weights, records = params(), []
@@ -66,6 +72,13 @@ def measure(ctx: TrainContext, params: Callable[[], Params], name: str) -> Verdi
                 records += [{"set": set_name, **v.to_json()} for v in verdicts]
         io.write_jsonl(path, records)
     return read_verdicts(path)
+
+
+def _is_of_these_prompts(ctx: TrainContext, verdicts: VerdictSets) -> bool:
+    """Return whether verdicts are of the run's held-out sets as they are, prompt by prompt."""
+    return {name: {v.prompt for v in part} for name, part in verdicts.items()} == {
+        name: {row.prompt for row in rows} for name, rows in ctx.prompts.heldout.items()
+    }
 
 
 def write_eval(

@@ -62,6 +62,12 @@ def restore_state(
     of earlier versions, with other names for some parts, are read too.
     """
     state, host = checkpointer.restore(abstract, step, FORMER_NAMES)
+    # A network that this version has no use for was not read: it is as it starts.
+    state = jax.tree.map(
+        lambda read, start: start if isinstance(read, jax.ShapeDtypeStruct) else read,
+        state,
+        abstract,
+    )
     replay = replay_from_json(host.get("replay", host.get("store", ())))
     return state.replace(replay=replay, last_saved=int(state.round)), host
 

@@ -135,6 +135,33 @@ def test_checkpoints_of_earlier_versions_are_read_beside_new_ones(run, tmp_path,
             assert _equal(restored.disc_average, state.disc_average)
 
 
+def test_a_discriminator_that_nothing_asks_for_stays_in_the_checkpoint(run, tmp_path):
+    """Earlier versions kept one in runs whose rewards come from verifiers alone."""
+    config = configuration.finalize(
+        configuration.change(
+            configuration.Config(),
+            {"method": "grpo", "reward.source": "verifier", "model.trainable_layers": 2}
+            | {"model.generator": TINY, "model.discriminator": TINY},
+        )
+    )
+    models = build_models(config, discriminator=False)
+    without = initial_state(config, models, build_steps(config, models, num_pairs=0))
+    former = without.replace(
+        discriminator=run[2][2].discriminator, round=without.round + 3, key=run[2][2].key
+    )
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(3, former, {}, wait=True)
+        restored, _ = restore_state(checkpointer, without)
+    assert restored.last_saved == 3 and not restored.discriminator.params
+    assert _equal(restored.policy, former.policy)
+    assert _equal(restored.discriminator, without.discriminator)
+    # One that the run needs must be there.
+    with Checkpointer(tmp_path / "other") as checkpointer:
+        checkpointer.save(0, without, {}, wait=True)
+        with pytest.raises(ValueError, match="discriminator/.*not in the checkpoint"):
+            restore_state(checkpointer, former)
+
+
 def test_imported_folder_gives_back_the_same_network(newest, tmp_path):
     loaded = newest
     save_imported(loaded.module, loaded.params, loaded.tokenizer, tmp_path, loaded.base)

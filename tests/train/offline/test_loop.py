@@ -42,7 +42,7 @@ def data(models, tmp_path_factory):
     """(workdir, prompts) that all cases start from: bootstrap and pairs depend on no method."""
     workdir = tmp_path_factory.mktemp("data")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(main, "build_models", lambda config: models)
+        patch.setattr(main, "build_models", lambda config, discriminator=True: models)
         opened, _ = main.open_run(finalize(tiny("dpo")), workdir, StopRequest())
     _close(opened)
     return workdir, opened.prompts
@@ -64,7 +64,7 @@ def opener(models, data, monkeypatch):
             built.update(config=config, steps=build_steps(config, models, num_pairs, widths))
         return built["steps"]
 
-    monkeypatch.setattr(main, "build_models", lambda config: models)
+    monkeypatch.setattr(main, "build_models", lambda config, discriminator=True: models)
     monkeypatch.setattr(main, "make_all_prompts", lambda config, models: prompts)
     monkeypatch.setattr(main, "build_steps", steps)
 
