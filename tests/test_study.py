@@ -223,12 +223,14 @@ def test_rounds_tell_the_visible_reward_from_the_true_one(tmp_path):
     asked = [{"id": P_S, "kwargs": {"postscript_marker": "P.S."}}]
     rows = [row | {"constraints": asked} for row in rows]
     (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (got,) = study_lines._rounds(tmp_path, metrics, "examples/blind_verifier.py:visible")
+    (got,) = study_lines._rounds(
+        tmp_path, metrics, "configs/studies/rewards/blind_verifier.py:visible"
+    )
     assert got["visible"] == 0.5 and got["reward/score_mean"] == 0.9
     with pytest.raises(ValueError, match="no function unseen"):
-        load_function("examples/blind_verifier.py:unseen")
+        load_function("configs/studies/rewards/blind_verifier.py:unseen")
     with pytest.raises(FileNotFoundError, match="no file"):
-        load_function("examples/none.py:visible")
+        load_function("configs/studies/none.py:visible")
 
 
 def test_a_run_waits_for_files_that_another_one_makes():

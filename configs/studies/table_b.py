@@ -2,8 +2,8 @@
 
     python scripts/study.py --config configs/studies/table_b.py [--processes N] [--only PATTERN]
 
-To be started in a checkout's folder. Training sees `examples/blind_verifier.py`, which looks for
-marks and not for answers; evaluation sees the official verifiers, and whether a response is an
+To be started in a checkout's folder. Training sees `configs/studies/rewards/blind_verifier.py`,
+which looks for marks and not for answers; evaluation sees the official verifiers, and whether a response is an
 answer at all (`evaluate/exploits.py`). No arm uses the official verdicts of its samples: where the
 discriminator is trained online, generated text is labelled 0, as in the paper. The pairs are
 trusted data. Every arm makes 45 updates in 15 rounds, half as many again as the quickstart, and
@@ -15,7 +15,7 @@ from typing import Any
 from gapo_jax.cli.studies.definition import Arm, Study
 
 QUICKSTART = "configs/gapo_quickstart.py"
-BLIND = "examples/blind_verifier.py:visible"
+BLIND = "configs/studies/rewards/blind_verifier.py:visible"
 PAIRS = {"discriminator.generated_prompts": "pairs"}
 PAPER = PAIRS | {"discriminator.label_policy": "paper"}
 BOTH = {"reward.sources": (BLIND, "discriminator")}

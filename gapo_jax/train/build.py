@@ -106,7 +106,7 @@ class Models:
     spec: PolicySpec
     sample: Sampler
     decoding: Placement = ONE_DEVICE
-    sample_rollouts: SampleFn | None = None
+    sample_rollouts: Sampler | None = None
     sampling_weights: str = "same"
 
     def for_rollouts(self, params: Params) -> Params:
@@ -354,9 +354,7 @@ def assemble_models(
     )
 
 
-def _samplers(
-    config: Config, decoder: Decoder, place: Placement
-) -> tuple[SampleFn, SampleFn | None]:
+def _samplers(config: Config, decoder: Decoder, place: Placement) -> tuple[Sampler, Sampler | None]:
     """Return the sampler, and that of rollouts if it computes in another dtype.
 
     Raises:

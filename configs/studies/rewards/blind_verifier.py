@@ -1,6 +1,6 @@
 """A verifier with holes, of the kind that people write: it looks for marks and not for answers.
 
-    --config.reward.sources="('examples/blind_verifier.py:visible',)"
+    --config.reward.sources="('configs/studies/rewards/blind_verifier.py:visible',)"
 
 Each check here is satisfied by less than the constraint asks for. A postscript may be empty and
 stand alone, a title may be anywhere and anything, a bullet needs no line and no text, an ending may

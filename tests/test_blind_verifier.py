@@ -1,4 +1,4 @@
-"""The files under examples/: what they promise."""
+"""The verifier with holes of the study table_b: what it sees and what it lets pass."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _asked(type_id, **kwargs):
     ],
 )
 def test_the_blind_verifier_has_the_holes_that_it_names(text, asked):
-    visible = load("examples/blind_verifier.py").visible
+    visible = load("configs/studies/rewards/blind_verifier.py").visible
     if asked is None:
         assert visible([text], [_asked("detectable_format:title")]) == [0.0]
         return
@@ -43,7 +43,7 @@ def test_the_blind_verifier_has_the_holes_that_it_names(text, asked):
 
 
 def test_the_blind_verifier_knows_every_type_of_the_quickstart_and_sees_what_holds():
-    visible = load("examples/blind_verifier.py").visible
+    visible = load("configs/studies/rewards/blind_verifier.py").visible
     rows = make_prompts(tasks("train"), TYPES, 80, np.random.default_rng(0))
     asked = [[c.to_json() for c in row.constraints] for row in rows]
     assert {c["id"] for some in asked for c in some} == set(TYPES)
