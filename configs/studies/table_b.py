@@ -6,8 +6,8 @@ To be started in a checkout's folder. Training sees `configs/studies/rewards/bli
 which looks for marks and not for answers; evaluation sees the official verifiers, and whether a
 response is an answer at all (`evaluate/exploits.py`). No arm uses the official verdicts of its
 samples: where the discriminator is trained online, generated text is labelled 0, as in the paper.
-The pairs are trusted data. Every arm makes 45 updates in 15 rounds, half as many again as the quickstart, and
-is held less to its start (KL .02), so that there is time to be fooled.
+The pairs are trusted data. Every arm makes 45 updates in 15 rounds, half as many again as the
+quickstart, and is held less to its start (KL .02), so that there is time to be fooled.
 """
 
 from typing import Any
