@@ -29,6 +29,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from gapo_jax.checksums import array_checksums, named_leaves
+from gapo_jax.records import Json, JsonObject
 
 _ITEMS = ("state", "host")  # those that every checkpoint has
 _CHECKSUMS = "checksums"
@@ -101,7 +102,7 @@ class Checkpointer:
                 "written to with --workdir."
             ) from error
 
-    def save(self, step: int, state: Any, host: dict[str, Any], *, wait: bool = False) -> None:
+    def save(self, step: int, state: Any, host: JsonObject, *, wait: bool = False) -> None:
         """Start saving `state` and `host` as checkpoint `step`; return once both are copied.
 
         The arrays are copied off the devices and the dictionary is copied before this returns, so
@@ -169,7 +170,7 @@ class Checkpointer:
         abstract_state: Any,
         step: int | None = None,
         former_names: Mapping[str, str] | None = None,
-    ) -> tuple[Any, dict[str, Any]]:
+    ) -> tuple[Any, JsonObject]:
         """Read a checkpoint back onto the devices.
 
         Args:
@@ -219,7 +220,7 @@ class Checkpointer:
 
     def _load(
         self, step: int, abstract_state: Any, former_names: Mapping[str, str]
-    ) -> tuple[Any, dict[str, Any]]:
+    ) -> tuple[Any, JsonObject]:
         """Load a checkpoint, check it and compare it with its checksums; return (state, host)."""
         path = self.directory / str(step)
         fields, saved = self._saved_leaves(step)
@@ -343,7 +344,7 @@ class Checkpointer:
         )
 
 
-def _all_checksums(state: Any, host: Mapping[str, Any]) -> dict[str, int]:
+def _all_checksums(state: Any, host: Json) -> dict[str, int]:
     """Return the checksums of the arrays, and that of `host` under a path that no array has."""
     return array_checksums(state) | {"/host": zlib.crc32(json.dumps(host).encode())}
 
@@ -413,7 +414,7 @@ def _under_names(state: Any, renamed: Mapping[str, str], unused: set[str]) -> An
 
 
 def _check_leaves(
-    saved: dict[str, Any], abstract_state: Any, unused: set[str], where: epath.Path
+    saved: JsonObject, abstract_state: Any, unused: set[str], where: epath.Path
 ) -> None:
     """Raise `_MismatchError` naming every path that is missing, unexpected or of another shape, but
     for those of `unused` networks."""

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
+
+# A JSON object as it is read, and one that is made or changed.
+Json: TypeAlias = Mapping[str, Any]
+JsonObject: TypeAlias = dict[str, Any]
 
 # Class ids of the texts that a discriminator sees.
 REJECTED, ACCEPTED, GENERATED = 0, 1, 2
@@ -18,14 +22,14 @@ class Constraint:
     """One verifiable constraint: an IFEval instruction id and its keyword arguments."""
 
     id: str
-    kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    kwargs: Json = dataclasses.field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the constraint as a JSON-ready dictionary."""
         return {"id": self.id, "kwargs": dict(self.kwargs)}
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Constraint:
+    def from_json(cls, record: Json) -> Constraint:
         """Rebuild a constraint from `to_json`."""
         return cls(id=record["id"], kwargs=dict(record["kwargs"]))
 
@@ -48,14 +52,14 @@ class PromptRow:
     task: str
     constraints: tuple[Constraint, ...]
     turns: tuple[Mapping[str, str], ...] = ()
-    columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    columns: Json = dataclasses.field(default_factory=dict)
 
     @property
     def asked(self) -> str | tuple[Mapping[str, str], ...]:
         """What the chat template renders: the turns of a dialogue, else the prompt."""
         return self.turns or self.prompt
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the row as a JSON-ready dictionary."""
         own = {"turns": [dict(turn) for turn in self.turns], "columns": dict(self.columns)}
         return {
@@ -67,7 +71,7 @@ class PromptRow:
         }
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> PromptRow:
+    def from_json(cls, record: Json) -> PromptRow:
         """Rebuild a row from `to_json`."""
         constraints = tuple(Constraint.from_json(item) for item in record["constraints"])
         own = tuple(record.get("turns", ())), record.get("columns", {})
@@ -96,7 +100,7 @@ class PreferentialPair:
         """The accepted and the rejected text, each as (prompt, response)."""
         return (self.prompt_accepted, self.response), (self.prompt_rejected, self.response)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the pair as a JSON-ready dictionary."""
         record = dataclasses.asdict(self)
         for side in ("accepted", "rejected"):
@@ -104,7 +108,7 @@ class PreferentialPair:
         return record
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> PreferentialPair:
+    def from_json(cls, record: Json) -> PreferentialPair:
         """Rebuild a pair from `to_json`."""
         fields = dict(record)
         for side in ("accepted", "rejected"):

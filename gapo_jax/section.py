@@ -18,6 +18,8 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, dataclass_transform
 
+from gapo_jax.records import JsonObject
+
 
 @dataclasses.dataclass(frozen=True)
 class Range:
@@ -79,7 +81,7 @@ class Section:
 
 
 @functools.cache
-def declarations(cls: type[Section]) -> dict[str, Any]:
+def declarations(cls: type[Section]) -> JsonObject:
     """Return what the fields of a section are declared to accept, by name."""
     return typing.get_type_hints(cls, include_extras=True)
 

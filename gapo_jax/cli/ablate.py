@@ -34,12 +34,13 @@ from gapo_jax import io
 from gapo_jax.cli import program, summary
 from gapo_jax.cli.experiment import load_config
 from gapo_jax.config import Config, change, finalize, lookup
+from gapo_jax.records import JsonObject
 
 BASELINE = "baseline"
 # Algorithm 1: generated text answers the pairs' prompts, is labelled 0, and is scored after the
 # discriminator's update. Table 12: half of the classifier's texts are generated. The authors' code:
 # the reward is the logit, clipped at 10.
-PAPER: dict[str, Any] = {
+PAPER: JsonObject = {
     "discriminator.generated_prompts": "pairs",
     "discriminator.label_policy": "paper",
     "discriminator.generated_fraction": 0.5,
@@ -50,7 +51,7 @@ PAPER: dict[str, Any] = {
     "reward.clip": 10.0,
 }
 # What each switch changes against the baseline.
-SWITCHES: dict[str, dict[str, Any]] = {
+SWITCHES: dict[str, JsonObject] = {
     "own_prompts": {"discriminator.generated_prompts": "rollouts"},
     "standardised_rewards": {"reward.standardise": "running", "reward.clip": 4.0},
     "score_before": {"discriminator.score_with": "pre"},

@@ -30,6 +30,7 @@ from gapo_jax.data.card import card, card_markdown
 from gapo_jax.data.lint import LintReport, lint
 from gapo_jax.data.mixture import Mixture
 from gapo_jax.data.recipe import Recipe, TaskRow
+from gapo_jax.records import JsonObject
 from gapo_jax.types import PreferentialPair
 
 _SHOWN = 5
@@ -218,13 +219,13 @@ def _require_pairs(train: Sequence[PreferentialPair], made: int, options: Any) -
         )
 
 
-def _write_card(out: Path, splits: dict[str, Any], facts: dict[str, Any], seed: int) -> None:
+def _write_card(out: Path, splits: JsonObject, facts: JsonObject, seed: int) -> None:
     record = card(splits, facts, seed)
     io.write_json(out / "card.json", record)
     io.write_text(out / "README.md", card_markdown(record))
 
 
-def run_mine(options: argparse.Namespace) -> dict[str, Any]:
+def run_mine(options: argparse.Namespace) -> JsonObject:
     """Read, mine, balance, split, write; return the facts of the card."""
     recipe = make_recipe(options)
     if options.beam:
@@ -260,7 +261,7 @@ def run_mine(options: argparse.Namespace) -> dict[str, Any]:
     return {**facts, "train": len(splits["train"]), "test": len(splits["test"])}
 
 
-def run_beam(options: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
+def run_beam(options: argparse.Namespace, recipe: Recipe) -> JsonObject:
     """Mine by a Beam pipeline; write the TFDS folder, the same pairs as JSONL, and the card."""
     from gapo_jax.data import tfds_builders
 
@@ -284,7 +285,7 @@ def run_beam(options: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
     return {**facts, **{name: len(pairs) for name, pairs in splits.items()}}
 
 
-def run_products(options: argparse.Namespace) -> dict[str, Any]:
+def run_products(options: argparse.Namespace) -> JsonObject:
     """Make the product description set and write it."""
     from gapo_jax.data import products
 

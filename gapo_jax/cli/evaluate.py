@@ -31,6 +31,7 @@ from gapo_jax.evaluate.ifeval_files import read_results, write_results
 from gapo_jax.evaluate.response_store import ResponseStore, model_mark, prompts_mark
 from gapo_jax.evaluate.responses import all_prompts, match_responses
 from gapo_jax.evaluate.second_opinion import second_opinion
+from gapo_jax.records import JsonObject
 from gapo_jax.rng import Stream
 from gapo_jax.types import PromptRow
 
@@ -334,7 +335,7 @@ def warn_of_own_scorer(options: argparse.Namespace) -> None:
         )
 
 
-def evaluate(options: argparse.Namespace) -> dict[str, Any]:
+def evaluate(options: argparse.Namespace) -> JsonObject:
     """Read, generate if asked to, verify, write; return the summary."""
     for path in options.plugin:
         constraints.load_plugin(path)

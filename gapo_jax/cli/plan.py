@@ -47,13 +47,13 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
 from gapo_jax.cli.experiment import parse_flags
 from gapo_jax.config import finalize
 from gapo_jax.plan.chips import CHIPS, prepare
+from gapo_jax.records import JsonObject
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if record["fits"] or "change" in record else 1
 
 
-def show(record: dict[str, Any]) -> None:
+def show(record: JsonObject) -> None:
     """Print a plan as a table."""
     capacity = record["chip_hbm_gb"]
     print(f"{record['config']} on {record['topology']}, mesh {record['mesh']}", end="")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from gapo_jax import config as configuration
 from gapo_jax import io
@@ -13,6 +12,7 @@ from gapo_jax.evaluate.console import levels
 from gapo_jax.evaluate.report import SETS
 from gapo_jax.hub import HUB_ID
 from gapo_jax.models.hf.model_card import plain
+from gapo_jax.records import Json
 from gapo_jax.train.restore import is_run
 from gapo_jax.train.workdir import CONFIG, SUMMARY
 
@@ -80,7 +80,7 @@ def complete_card(
     io.write_text(path, text.rstrip() + "\n\n" + "\n\n".join(parts) + "\n")
 
 
-def _data(record: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+def _data(record: Json, summary: Json) -> str:
     """Return what a run learned from, by its configuration and, with rows of its user's, counts."""
     config = configuration.from_json(record)
     source = (
@@ -94,7 +94,7 @@ def _data(record: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     return f"- source: {source}\n- constraint types: {types}\n- seed: {config.seed}"
 
 
-def _table(summary: Mapping[str, Any]) -> str:
+def _table(summary: Json) -> str:
     """Return the strict accuracies before and after, with 95% intervals, in percent."""
     lines = ["| prompts | measure | before | after | change |", "|---|---|---|---|---|"]
     for name, before in summary["before"].items():

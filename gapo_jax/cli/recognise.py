@@ -10,13 +10,13 @@ from __future__ import annotations
 import functools
 import re
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from gapo_jax.constraints import TrainableType, get, types
 from gapo_jax.constraints.fields import FIELDS, LANGUAGE_CODES
 from gapo_jax.constraints.rows import instance
-from gapo_jax.records import Constraint
+from gapo_jax.records import Constraint, Json, JsonObject
 
 _TIMES = {"once": "1", "twice": "2"}  # how counts are also written
 _QUOTED = re.compile(r'"([^"\n]*)"')
@@ -50,7 +50,7 @@ def _plain(text: str) -> str:
     return " ".join(text.lower().split()).rstrip(".")
 
 
-def _says(kind: TrainableType, kwargs: Mapping[str, Any], style: int, text: str) -> bool:
+def _says(kind: TrainableType, kwargs: Json, style: int, text: str) -> bool:
     try:
         described = kind.describe(Constraint(kind.id, kwargs), style)
     except (KeyError, ValueError):  # arguments that the type does not have
@@ -96,7 +96,7 @@ def _pattern(kind: TrainableType, phrasing: str) -> re.Pattern[str]:
 
 def _arguments(
     kind: TrainableType, relation: str | None, match: re.Match[str]
-) -> dict[str, Any] | None:
+) -> JsonObject | None:
     """Return the arguments that the fields of a match stand for, or None where one is missing."""
     fields = match.groupdict()
     derived = " ".join(text for name, text in fields.items() if name not in FIELDS[kind.id])

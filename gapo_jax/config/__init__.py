@@ -29,6 +29,7 @@ from gapo_jax.config.schema import (
     SamplingConfig,
 )
 from gapo_jax.methods import method_of, unused_options
+from gapo_jax.records import Json, JsonObject
 from gapo_jax.section import Section, nearest
 
 __all__ = [
@@ -82,7 +83,7 @@ def check_path(path: str) -> None:
         section = getattr(section, part)
 
 
-def change(config: Config, changes: Mapping[str, Any]) -> Config:
+def change(config: Config, changes: Json) -> Config:
     """Set the fields at dotted paths; return the configuration.
 
     Raises:
@@ -120,17 +121,17 @@ def finalize(config: Config) -> Config:
     return config
 
 
-def to_json(config: Config) -> dict[str, Any]:
+def to_json(config: Config) -> JsonObject:
     """Return the configuration as nested JSON-ready dictionaries."""
     return json.loads(json.dumps(dataclasses.asdict(config)))  # type: ignore[call-overload]
 
 
-def from_json(record: Mapping[str, Any]) -> Config:
+def from_json(record: Json) -> Config:
     """Rebuild a configuration from `to_json`; unknown keys raise with the nearest valid key."""
     return _fill(Config(), record, "config")
 
 
-def _fill(section: Any, record: Mapping[str, Any], path: str) -> Any:
+def _fill(section: Any, record: Json, path: str) -> Any:
     names = [field.name for field in dataclasses.fields(section)]
     for key, value in record.items():
         if key not in names:
@@ -143,7 +144,7 @@ def _fill(section: Any, record: Mapping[str, Any], path: str) -> Any:
     return section
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
+def differences(old: Json, new: Json, path: str = "") -> list[str]:
     """List the leaves in which two `to_json` records differ, as `key: old -> new`."""
     lines: list[str] = []
     for key in sorted(set(old) | set(new)):
@@ -160,7 +161,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") 
 _NOT_IDENTITY = ("name", "export", "rounds", "checkpoint", "mesh", "log")
 
 
-def identity(config: Config) -> dict[str, Any]:
+def identity(config: Config) -> JsonObject:
     """Return the part of a configuration that a continued run must share with its beginning."""
     record = to_json(config)
     for name in ("verify_workers", "cache"):  # what the machine has use for

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from gapo_jax.config.online import DiscriminatorConfig, PPOConfig, RewardConfig
 from gapo_jax.config.optim import OptimConfig
 from gapo_jax.methods import option_sections
+from gapo_jax.records import JsonObject
 from gapo_jax.rng import MAX_SEED
 from gapo_jax.section import (
     AtLeast0,
@@ -188,7 +189,7 @@ class DataConfig(Section):
             raise ValueError("config.data.types is empty; name at least one constraint type")
         self.template_variables()
 
-    def template_variables(self) -> dict[str, Any]:
+    def template_variables(self) -> JsonObject:
         """Return `chat_template_kwargs`.
 
         Raises:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 
 from gapo_jax.constraints import ifeval_checks, verdicts
 from gapo_jax.constraints.fields import FIELDS, Kwargs, clean_kwargs
 from gapo_jax.constraints.text import final_answer
-from gapo_jax.records import Constraint
+from gapo_jax.records import Constraint, JsonObject
 
 T = TypeVar("T")
 Phrasing = str | Mapping[str, str]  # a template, or one template per relation
@@ -144,7 +144,7 @@ class TrainableType(ConstraintType):
         own = frozenset((self.id, *self.excludes))
         return ifeval_checks.conflicts().get(self.id, own)
 
-    def clean(self, kwargs: Kwargs) -> dict[str, Any]:
+    def clean(self, kwargs: Kwargs) -> JsonObject:
         """Return valid arguments in their normal form, nulls dropped."""
         if self.id in FIELDS:
             return clean_kwargs(self.id, kwargs)
@@ -173,7 +173,7 @@ class TrainableType(ConstraintType):
             phrasing = phrasing[kwargs[str(self.relation)]]
         return phrasing.format(**self.fields(kwargs))
 
-    def fields(self, kwargs: Kwargs) -> dict[str, Any]:
+    def fields(self, kwargs: Kwargs) -> JsonObject:
         """Return what the phrasings may name; subclasses add counted nouns and quoted words."""
         return dict(kwargs)
 
@@ -184,7 +184,7 @@ class TrainableType(ConstraintType):
         satisfied: bool,
         words: Sequence[str],
         task: str | None,
-    ) -> dict[str, Any] | None:
+    ) -> JsonObject | None:
         """Suggest arguments that the response probably satisfies (or violates), or None.
 
         Without a response, suggest something that a short answer can do. A type without arguments
@@ -198,7 +198,7 @@ class TrainableType(ConstraintType):
         kwargs: Kwargs,
         response: str,
         words: Sequence[str],
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Iterator[JsonObject]:
         """Yield small changes of the arguments, in random order; `modify` takes the first one that
         the response violates."""
         return iter(())

@@ -7,12 +7,13 @@ that a number by itself does not reveal whether it holds.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from gapo_jax.constraints.base import TrainableType, pick, shuffled
 from gapo_jax.constraints.fields import RELATIONS, Kwargs
+from gapo_jax.records import JsonObject
 
 
 class RelationType(TrainableType):
@@ -38,7 +39,7 @@ class RelationType(TrainableType):
         """Return how far from the count of a response a number may lie."""
         return 2
 
-    def draw(self, rng: np.random.Generator, relation: str, words: Sequence[str]) -> dict[str, Any]:
+    def draw(self, rng: np.random.Generator, relation: str, words: Sequence[str]) -> JsonObject:
         """Return arguments that a short answer can satisfy, without the relation."""
         raise NotImplementedError
 
@@ -55,7 +56,7 @@ class RelationType(TrainableType):
 
     def near(
         self, rng: np.random.Generator, kwargs: Kwargs, response: str, satisfied: bool
-    ) -> dict[str, Any] | None:
+    ) -> JsonObject | None:
         """Return `kwargs` with a relation and a number that the response satisfies or violates."""
         count = self.count(kwargs, response)
         bound = threshold(
@@ -73,7 +74,7 @@ class RelationType(TrainableType):
         ):  # fmt: skip
             yield self._with(kwargs, *bound)
 
-    def _with(self, kwargs: Kwargs, relation: str, number: int) -> dict[str, Any]:
+    def _with(self, kwargs: Kwargs, relation: str, number: int) -> JsonObject:
         return {**kwargs, self.number: number, str(self.relation): relation}
 
 

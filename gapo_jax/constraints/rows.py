@@ -20,7 +20,7 @@ from typing import Any
 from gapo_jax.constraints.fields import FIELDS, clean_kwargs
 from gapo_jax.constraints.ifbench_checks import require
 from gapo_jax.constraints.registry import get
-from gapo_jax.records import Constraint
+from gapo_jax.records import Constraint, Json
 
 COLUMNS = ("constraints", "instruction_id_list", "ground_truth")
 
@@ -94,7 +94,7 @@ def _ground_truth(cell: object) -> list[Constraint]:
     return constraints
 
 
-def constraints_of(record: Mapping[str, Any]) -> tuple[Constraint, ...]:
+def constraints_of(record: Json) -> tuple[Constraint, ...]:
     """Return the constraints of a row; their ids are full and their arguments valid.
 
     Raises:
@@ -142,7 +142,7 @@ def message_text(content: object) -> str:
     return "".join(texts)
 
 
-def prompt_text(record: Mapping[str, Any]) -> str:
+def prompt_text(record: Json) -> str:
     """Return the prompt of a row as one text.
 
     Raises:

@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from gapo_jax.constraints import plugins
 from gapo_jax.constraints.registry import check, check_loose
-from gapo_jax.records import Constraint
+from gapo_jax.records import Constraint, JsonObject
 
 # Of all verdicts on one response; the built-in checks, bounded by their text, end long before.
 TIME_LIMIT_S = 120.0
@@ -36,7 +36,7 @@ class VerificationRequest(NamedTuple):
 
     response: str
     ids: tuple[str, ...]
-    kwargs: tuple[dict[str, Any], ...]
+    kwargs: tuple[JsonObject, ...]
     prompt: str
 
 

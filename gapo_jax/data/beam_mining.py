@@ -14,6 +14,7 @@ from typing import Any
 from gapo_jax.data.mining import mine_task
 from gapo_jax.data.recipe import Recipe
 from gapo_jax.data.selection import Summary, choose, summarise
+from gapo_jax.records import JsonObject
 from gapo_jax.types import PreferentialPair
 
 LEFT_OUT = ("gapo_jax", "rows_left_out")  # namespace and name of the counter
@@ -76,7 +77,7 @@ def _kept(
         yield from cycle[1]
 
 
-def mined_pairs(pipeline: Any, recipe: Recipe) -> dict[str, Any]:
+def mined_pairs(pipeline: Any, recipe: Recipe) -> JsonObject:
     """Return the pairs of each split, "train" and (with a test fraction) "test": `PCollection`s."""
     beam = import_beam()
     cycles = (

@@ -10,6 +10,7 @@ import numpy as np
 
 from gapo_jax import constraints
 from gapo_jax.data.preferential import pair_statistics
+from gapo_jax.records import Json, JsonObject
 from gapo_jax.rng import Stream, stream
 from gapo_jax.types import PreferentialPair
 
@@ -25,8 +26,8 @@ def histogram(texts: Sequence[str]) -> dict[str, int]:
 
 
 def card(
-    splits: Mapping[str, Sequence[PreferentialPair]], facts: Mapping[str, Any], seed: int = 0
-) -> dict[str, Any]:
+    splits: Mapping[str, Sequence[PreferentialPair]], facts: Json, seed: int = 0
+) -> JsonObject:
     """Return the card as a JSON-ready dictionary.
 
     Args:
@@ -34,7 +35,7 @@ def card(
       facts: what else to record: sources, options, rows left out.
       seed: draws the samples.
     """
-    record: dict[str, Any] = {"facts": dict(facts), "splits": {}}
+    record: JsonObject = {"facts": dict(facts), "splits": {}}
     for name, pairs in splits.items():
         if not pairs:
             record["splits"][name] = {"pairs": 0}
@@ -57,7 +58,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     return lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
 
 
-def _split_lines(name: str, split: Mapping[str, Any]) -> list[str]:
+def _split_lines(name: str, split: Json) -> list[str]:
     lines = [f"## {name}: {split['pairs']} pairs", ""]
     if not split["pairs"]:
         return lines
@@ -81,7 +82,7 @@ def _split_lines(name: str, split: Mapping[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def card_markdown(record: Mapping[str, Any]) -> str:
+def card_markdown(record: Json) -> str:
     """Return the card as Markdown."""
     lines = ["# Preferential prompts", ""]
     lines += [f"- {name}: {value}" for name, value in record["facts"].items()] + [""]

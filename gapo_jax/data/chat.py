@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gapo_jax.data.chat_template import Turn, render, template_of
 from gapo_jax.data.control_tokens import TextEncoder, text_encoder
+from gapo_jax.records import Json, JsonObject
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -23,12 +24,10 @@ _ASKED = {"role": "user", "content": "x"}
 _PROBE = "gapoprobe"  # an answer that no template changes
 _THOUGHT = "</think>"
 _MARKUPS: weakref.WeakKeyDictionary[TextEncoder, _AnswerMarkup] = weakref.WeakKeyDictionary()
-_VARIABLES: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
+_VARIABLES: weakref.WeakKeyDictionary[Any, JsonObject] = weakref.WeakKeyDictionary()
 
 
-def set_template_variables(
-    tokenizer: PreTrainedTokenizerFast, variables: Mapping[str, Any]
-) -> None:
+def set_template_variables(tokenizer: PreTrainedTokenizerFast, variables: Json) -> None:
     """Give a tokenizer's chat template variables of its own, such as `enable_thinking`, and with
     "date" (YYYY-MM-DD) the day that it takes for today. They hold wherever the tokenizer renders.
     """

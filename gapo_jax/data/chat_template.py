@@ -22,6 +22,8 @@ from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
+from gapo_jax.records import JsonObject
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -272,7 +274,7 @@ def render(
             system turn or two user turns in a row; has the reason.
     """
     today = datetime.date.fromisoformat(date) if date else _TODAY
-    known: dict[str, Any] = {"strftime_now": today.strftime} | variables
+    known: JsonObject = {"strftime_now": today.strftime} | variables
     if date:
         known.setdefault("date_string", today.strftime("%d %b %Y"))
     known |= {

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import tokenizers
 
 from gapo_jax.data.chat_template import literal_text, template_of
+from gapo_jax.records import JsonObject
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -66,7 +67,7 @@ class TextEncoder:
                 )
         self.limit = _LIMITS.get(tokenizer)
 
-    def _renamed(self, record: dict[str, Any]) -> str:
+    def _renamed(self, record: JsonObject) -> str:
         """Return a tokenizer.json in which control tokens have their aliases as names."""
         aliases, model = self._aliases, record["model"]
         for token in record["added_tokens"]:

@@ -10,14 +10,15 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Literal
 
 from gapo_jax import constraints
 from gapo_jax.constraints.rows import instance
 from gapo_jax.data.chat import dialogue_ids
 from gapo_jax.data.schemas import SCHEMAS, Segment, recognise, segments, unused, unused_text
 from gapo_jax.data.sources import prompt_row
+from gapo_jax.records import Json, JsonObject
 from gapo_jax.types import PreferentialPair
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class LintReport:
                 "this data would train on something else:\n  " + "\n  ".join(self.errors)
             )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the counts as a JSON-ready dictionary."""
         record = dataclasses.asdict(self)
         for name in ("schemas", "faults", "unused"):
@@ -170,7 +171,7 @@ def _plain(turns: Sequence[Segment]) -> str:
     )
 
 
-def _verify(record: Mapping[str, Any], schema: str) -> None:
+def _verify(record: Json, schema: str) -> None:
     """Raise ValueError if the constraints of a row are unknown, invalid or falsely claimed."""
     if schema == "ifeval":
         prompt_row(record)
@@ -220,14 +221,14 @@ def _measure(report: LintReport, sequences, schema, tokenizer, limit) -> None:
     report.example = report.example or "\n---\n".join(texts)
 
 
-def _row(record: Mapping[str, Any] | str) -> Mapping[str, Any]:
+def _row(record: Json | str) -> Json:
     if isinstance(record, str):
         raise ValueError(record)  # what the reader found wrong with it
     return record
 
 
 def lint(
-    rows: Iterable[tuple[int, Mapping[str, Any] | str]],
+    rows: Iterable[tuple[int, Json | str]],
     *,
     schema: str | None = None,
     tokenizer: PreTrainedTokenizerFast | None = None,

@@ -29,6 +29,7 @@ from gapo_jax.constraints.text import MAX_TEXT
 from gapo_jax.data.cycles import Counts, next_cycle
 from gapo_jax.data.groups import asked_for, compatible, hindsight, make_group
 from gapo_jax.data.preferential import write_cycle
+from gapo_jax.records import JsonObject
 from gapo_jax.rng import Stream, stream
 from gapo_jax.types import PreferentialPair
 
@@ -187,7 +188,7 @@ def mine(
     ]
 
 
-def response_pairs(cycles: Iterable[Cycle]) -> list[dict[str, Any]]:
+def response_pairs(cycles: Iterable[Cycle]) -> list[JsonObject]:
     """Return preferential responses of closed cycles: one prompt, two responses.
 
     Each row has "prompt", "chosen" (satisfies all constraints), "rejected" (violates one),

@@ -19,7 +19,6 @@ from __future__ import annotations
 import collections
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -28,6 +27,7 @@ from gapo_jax.constraints.template import compose_prompt
 from gapo_jax.data.cycles import Counts, Edge, next_cycle
 from gapo_jax.data.groups import Group, make_group, task_text
 from gapo_jax.data.tasks import Task
+from gapo_jax.records import JsonObject
 from gapo_jax.types import Constraint, PreferentialPair
 
 _PATIENCE = 3  # rounds over all tasks without a single new pair before giving up
@@ -162,7 +162,7 @@ def _collect(
     return pairs
 
 
-def pair_statistics(pairs: Sequence[PreferentialPair]) -> dict[str, Any]:
+def pair_statistics(pairs: Sequence[PreferentialPair]) -> JsonObject:
     """Count what a set of pairs consists of.
 
     Returns:
@@ -176,7 +176,7 @@ def pair_statistics(pairs: Sequence[PreferentialPair]) -> dict[str, Any]:
     types: dict[str, collections.Counter[str]] = {}
     for pair in pairs:
         types.setdefault(pair.type, collections.Counter())[pair.edit] += 1
-    sides: dict[str, Any] = {}
+    sides: JsonObject = {}
     for side in ("accepted", "rejected"):
         chosen = [getattr(pair, side) for pair in pairs]
         sides[f"constraints_{side}"] = dict(collections.Counter(len(c) for c in chosen))

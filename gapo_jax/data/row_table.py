@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -31,6 +31,7 @@ from gapo_jax.data.training_rows import (
     prompt_hash,
     texts_of,
 )
+from gapo_jax.records import Json, JsonObject
 
 _BATCH = 1000  # rows of the table that are written at once
 
@@ -86,7 +87,7 @@ class Facts:
 
 
 # Makes the columns of an example, without those that say where it comes from.
-Encoder = Callable[[Example], dict[str, Any]]
+Encoder = Callable[[Example], JsonObject]
 
 
 def token_encoder(tokenizer: Any, reading: Reading) -> Encoder:
@@ -95,7 +96,7 @@ def token_encoder(tokenizer: Any, reading: Reading) -> Encoder:
     It raises ValueError for a side that is too long or has nothing to train on.
     """
 
-    def encoded(example: Example) -> dict[str, Any]:
+    def encoded(example: Example) -> JsonObject:
         read = [encode_for_training(answer.turns, tokenizer) for answer in example]
         sides = [_side(ids, mask, reading) for ids, mask, _ in read]
         return {
@@ -120,7 +121,7 @@ def _side(ids: list[int], mask: list[int], reading: Reading) -> Encoded:
     return Encoded(ids, cuts)
 
 
-def text_encoder(example: Example) -> dict[str, Any]:
+def text_encoder(example: Example) -> JsonObject:
     """Return an example as the texts that a discriminator reads."""
     texts = [texts_of(answer) for answer in example]
     length = max(len(prompt) + len(response) for prompt, response in texts)
@@ -151,7 +152,7 @@ def encoded_rows(
     encoder: Encoder,
     facts: Facts,
     limit: int | None = None,
-) -> Iterator[dict[str, Any] | tuple[int, str]]:
+) -> Iterator[JsonObject | tuple[int, str]]:
     """Yield the columns of every example of the rows, or (line, reason) for a row that gives none;
     `facts` counts along. After the row that makes `limit` examples full no further one is read."""
     kinds: collections.Counter[str] = collections.Counter(facts.kinds)
@@ -184,9 +185,7 @@ def encoded_rows(
             return
 
 
-def _examples(
-    record: Mapping[str, Any], schema: str, reading: Reading, encoder: Encoder
-) -> list[dict[str, Any]]:
+def _examples(record: Json, schema: str, reading: Reading, encoder: Encoder) -> list[JsonObject]:
     """Return the columns of the examples of a row, all or none of which fit."""
     made = examples_of(record, schema, reading.want, train_on=reading.train_on, sides=reading.sides)
     return [
@@ -241,11 +240,11 @@ def write_table(
 
 
 def _kept(
-    made: Iterable[dict[str, Any] | tuple[int, str]],
+    made: Iterable[JsonObject | tuple[int, str]],
     left_out: TextIO,
     facts: Facts,
     name: Callable[[int], str],
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[JsonObject]:
     """Yield the examples, and write the rows that give none into a file."""
     for example in made:
         if isinstance(example, dict):

@@ -28,6 +28,7 @@ from typing import Any
 from gapo_jax.constraints.rows import constraints_of, prompt_text
 from gapo_jax.data.turns import ROLES, as_dialogue, encodable
 from gapo_jax.data.turns import Segment as Segment
+from gapo_jax.records import Json
 
 SCHEMAS = (
     "preferential",
@@ -77,16 +78,16 @@ _HARMLESS_ENDS = ("_id", "_ids", "_score", "_rating", "_source", "_model", "_tok
 _HARMLESS_STARTS = ("score_", "scores_", "rating_", "num_", "id_", "__index_level_")
 
 
-def _has(record: Mapping[str, Any], name: str) -> bool:
+def _has(record: Json, name: str) -> bool:
     value = record.get(name)
     return value is not None and not (isinstance(value, str | list | dict | tuple) and not value)
 
 
-def _first(record: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
+def _first(record: Json, names: tuple[str, ...]) -> str | None:
     return next((name for name in names if record.get(name) is not None), None)
 
 
-def recognise(record: Mapping[str, Any]) -> str:
+def recognise(record: Json) -> str:
     """Return the schema of a row, the most telling fields first.
 
     Raises:
@@ -115,7 +116,7 @@ def recognise(record: Mapping[str, Any]) -> str:
     )
 
 
-def _several(record: Mapping[str, Any]) -> str | None:
+def _several(record: Json) -> str | None:
     """Return the field of a row's responses, if they are several with a score for each."""
     for name in SEVERAL:
         items = record.get(name)
@@ -128,7 +129,7 @@ def _several(record: Mapping[str, Any]) -> str | None:
     return None
 
 
-def scores(record: Mapping[str, Any], schema: str) -> list[float] | None:
+def scores(record: Json, schema: str) -> list[float] | None:
     """Return the scores of the sequences of `segments`, the first one first; None if a row of this
     schema has none.
 
@@ -153,7 +154,7 @@ def _number(value: Any, name: str) -> float:
     return number
 
 
-def _scored(record: Mapping[str, Any]) -> tuple[list[Any], list[float]]:
+def _scored(record: Json) -> tuple[list[Any], list[float]]:
     """Return the responses of a row and their scores, in its own order."""
     name = _several(record)
     assert name is not None
@@ -172,7 +173,7 @@ def _scored(record: Mapping[str, Any]) -> tuple[list[Any], list[float]]:
     return responses, numbers
 
 
-def unused(record: Mapping[str, Any], schema: str) -> list[str]:
+def unused(record: Json, schema: str) -> list[str]:
     """Return the fields of a row that are neither used nor known to be harmless."""
     used = _USED[schema] | _HARMLESS | set(_SYSTEM) | {"history"}
     dialogue = _first(record, DIALOGUES) if schema in ("messages", "prompt_label") else None
@@ -198,7 +199,7 @@ def unused_text(names: Iterable[str]) -> str:
     return f"columns neither used nor known to be harmless: {', '.join(sorted(set(names)))}"
 
 
-def _refuse_what_is_not_read(record: Mapping[str, Any], schema: str) -> None:
+def _refuse_what_is_not_read(record: Json, schema: str) -> None:
     """Raise ValueError if a field makes the row more than its texts."""
     names = (*_MEDIA, *_TOOLS)
     for name in names if schema == "prompt_label" else (*names, "label"):
@@ -209,7 +210,7 @@ def _refuse_what_is_not_read(record: Mapping[str, Any], schema: str) -> None:
             )
 
 
-def _text(record: Mapping[str, Any], name: str) -> str:
+def _text(record: Json, name: str) -> str:
     value = record[name]
     if not isinstance(value, str):
         raise ValueError(f"wanted a text under {name!r}, got {type(value).__name__}")
@@ -220,7 +221,7 @@ def _as_context(turns: list[Segment]) -> list[Segment]:
     return [dataclasses.replace(turn, trained=False) for turn in turns]
 
 
-def _side(record: Mapping[str, Any], name: str) -> list[Segment]:
+def _side(record: Json, name: str) -> list[Segment]:
     """Read an answer, or a dialogue that ends with one; the turns before it are context."""
     turns = as_dialogue(record[name], name)
     if turns is None:
@@ -231,7 +232,7 @@ def _side(record: Mapping[str, Any], name: str) -> list[Segment]:
     return [*_as_context(turns[:-1]), turns[-1]]
 
 
-def _prompt(record: Mapping[str, Any]) -> list[Segment]:
+def _prompt(record: Json) -> list[Segment]:
     """Read the prompt from all fields that are part of it; [] if there is none."""
     name = _first(record, PROMPTS)
     if name is None:
@@ -251,7 +252,7 @@ def _prompt(record: Mapping[str, Any]) -> list[Segment]:
     return [Segment("user", text, False)]
 
 
-def _history(record: Mapping[str, Any]) -> list[Segment]:
+def _history(record: Json) -> list[Segment]:
     """Read earlier turns from a list of (question, answer)."""
     if not _has(record, "history"):
         return []
@@ -265,7 +266,7 @@ def _history(record: Mapping[str, Any]) -> list[Segment]:
     return [Segment(roles[i], pair[i], False) for pair in pairs for i in (0, 1)]
 
 
-def _framed(record: Mapping[str, Any], turns: list[Segment]) -> list[Segment]:
+def _framed(record: Json, turns: list[Segment]) -> list[Segment]:
     """Put the system text and the history of the row before its turns."""
     systems = [turn.text for turn in turns if turn.role == "system"]
     head = []
@@ -291,12 +292,12 @@ def _joined(prompt: list[Segment], side: list[Segment]) -> list[Segment]:
     return [*prompt, *answer]
 
 
-def _asks(record: Mapping[str, Any], name: str) -> bool:
+def _asks(record: Json, name: str) -> bool:
     """Return whether a dialogue ends with a question, so that its answer is in another field."""
     return (as_dialogue(record[name], name) or [Segment("", "", False)])[-1].role == "user"
 
 
-def _from_dialogue(record: Mapping[str, Any], name: str) -> list[Segment]:
+def _from_dialogue(record: Json, name: str) -> list[Segment]:
     turns = as_dialogue(record[name], name)
     if turns is None:
         raise ValueError(
@@ -311,7 +312,7 @@ def _from_dialogue(record: Mapping[str, Any], name: str) -> list[Segment]:
     return turns
 
 
-def segments(record: Mapping[str, Any], schema: str) -> list[list[Segment]]:
+def segments(record: Json, schema: str) -> list[list[Segment]]:
     """Return the sequences of a row: one, or two for chosen_rejected and preferential rows, or one
     for each response of a scored row.
 
@@ -354,7 +355,7 @@ def segments(record: Mapping[str, Any], schema: str) -> list[list[Segment]]:
     return [_framed(record, _joined(prompt, _side(record, field)))]
 
 
-def separate_task(record: Mapping[str, Any]) -> str:
+def separate_task(record: Json) -> str:
     """Return the task of an IFEval row without its constraints.
 
     Our own rows carry the task. In the released form it is the prompt up to the last n paragraphs,
@@ -375,7 +376,7 @@ def separate_task(record: Mapping[str, Any]) -> str:
     )
 
 
-def prompt_and_response(record: Mapping[str, Any], schema: str) -> tuple[str, str]:
+def prompt_and_response(record: Json, schema: str) -> tuple[str, str]:
     """Return (task, response) for mining; of two sequences the first one.
 
     A system text is part of the task. White space around the task is dropped, so that it does not
@@ -408,7 +409,7 @@ def prompt_and_response(record: Mapping[str, Any], schema: str) -> tuple[str, st
     return "\n\n".join(task), answers[-1]
 
 
-def prompt_segments(record: Mapping[str, Any]) -> list[Segment]:
+def prompt_segments(record: Json) -> list[Segment]:
     """Return the turns that a row asks to answer, the last one of the user or of a tool.
 
     `prompt`, a text or a dialogue, or else a dialogue under another name, or the fields that other

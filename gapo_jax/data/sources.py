@@ -6,14 +6,14 @@ per instruction, nulls ignored).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from gapo_jax import io
 from gapo_jax.constraints.rows import constraints_of, prompt_text
 from gapo_jax.data import tables
 from gapo_jax.data.turns import encodable
+from gapo_jax.records import Json, JsonObject
 from gapo_jax.types import PreferentialPair, PromptRow
 
 # The files of preferential pairs that scripts/build_data.py writes into a folder.
@@ -25,14 +25,14 @@ def is_mined(source: str | Path) -> bool:
     return any((Path(source) / name).is_file() for name in MINED.values())
 
 
-def _string(record: Mapping[str, Any], name: str) -> str:
+def _string(record: Json, name: str) -> str:
     text = record.get(name)
     if not isinstance(text, str):
         raise ValueError(f"wanted a string under {name!r}, got {text!r}")
     return encodable(text, name)
 
 
-def prompt_row(record: Mapping[str, Any], default_key: str = "") -> PromptRow:
+def prompt_row(record: Json, default_key: str = "") -> PromptRow:
     """Turn a row that asks for constraints, in any form of `constraints/rows.py`, into a PromptRow.
 
     An IFEval row has task and constraints in one text, so its task is the whole prompt.
@@ -90,7 +90,7 @@ def write_prompts(path: str | Path, rows: Iterable[PromptRow]) -> int:
     return io.write_jsonl(path, (row.to_json() for row in rows))
 
 
-def to_ifeval(row: PromptRow) -> dict[str, Any]:
+def to_ifeval(row: PromptRow) -> JsonObject:
     """Return a prompt row in the fields of the IFEval release."""
     return {
         "key": row.key,

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from gapo_jax import hub, io
+from gapo_jax.records import JsonObject
 
 JSONL = (".jsonl", ".ndjson")
 FILES = (*JSONL, ".json", ".csv", ".parquet")
-NumberedRow = tuple[int, dict[str, Any] | str]  # its number, and the row or what is wrong with it
+NumberedRow = tuple[int, JsonObject | str]  # its number, and the row or what is wrong with it
 _CSV_FIELD = 10_000_000  # characters of one field
 # Columns whose cells are lists or dictionaries; a CSV file holds them as JSON or Python literals.
 _NESTED = (
@@ -42,8 +43,8 @@ def _literal(text: str) -> Any:
     return text
 
 
-def _cells(record: Mapping[str, str]) -> dict[str, Any]:
-    made: dict[str, Any] = dict(record)
+def _cells(record: Mapping[str, str]) -> JsonObject:
+    made: JsonObject = dict(record)
     nested = (*_NESTED, "rejected") if "accepted" in made else _NESTED
     for name in nested:
         if made.get(name, "")[:1] in ("[", "{"):

@@ -23,6 +23,7 @@ import tensorflow_datasets as tfds
 
 from gapo_jax.data import beam_mining
 from gapo_jax.data.recipe import Recipe
+from gapo_jax.records import Json, JsonObject
 from gapo_jax.types import PreferentialPair
 
 FORMAT = "array_record"
@@ -36,13 +37,13 @@ def _features() -> tfds.features.FeaturesDict:
 
 def to_record(pair: PreferentialPair) -> dict[str, str]:
     """Return a pair in the features of the builders; constraints are JSON texts."""
-    record: dict[str, Any] = pair.to_json()
+    record: JsonObject = pair.to_json()
     for side in ("accepted", "rejected"):
         record[side] = json.dumps(record[side], ensure_ascii=False)
     return record
 
 
-def to_pair(record: Mapping[str, Any]) -> PreferentialPair:
+def to_pair(record: Json) -> PreferentialPair:
     """Rebuild a pair from a row of a data source (texts as UTF-8 bytes or str)."""
     fields = {
         name: value.decode("utf-8") if isinstance(value, bytes) else str(value)
@@ -83,7 +84,7 @@ class _PairBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _pairs(self) -> Mapping[str, Sequence[PreferentialPair]]:
         raise NotImplementedError
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> JsonObject:
         del dl_manager  # nothing is downloaded
         return {name: self._generate_examples(pairs) for name, pairs in self._pairs().items()}
 
@@ -128,7 +129,7 @@ class _MinedOnBeam(PreferentialPrompts, skip_registration=True):
 
     def _split_generators(  # pyright: ignore
         self, dl_manager: tfds.download.DownloadManager, pipeline: Any
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         del dl_manager
         examples = beam_mining.import_beam().Map(_only_example)
         sides = beam_mining.mined_pairs(pipeline, self._recipe)
@@ -214,7 +215,7 @@ def write_on_beam(
     return Path(builder.data_dir), builder.left_out
 
 
-def data_source(name: str, folder: str | Path, split: str = "train") -> Sequence[dict[str, Any]]:
+def data_source(name: str, folder: str | Path, split: str = "train") -> Sequence[JsonObject]:
     """Return the rows of a split, by index and without TensorFlow.
 
     Raises:

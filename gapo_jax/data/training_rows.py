@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from gapo_jax.data.schemas import Segment, scores, segments
+from gapo_jax.records import Json
 
 Want = Literal["demonstrations", "pairs", "labelled", "scored", "comparisons"]
 Kind = Literal["demonstrations", "pairs", "labelled", "scored", "prompts", "preferential prompts"]
@@ -47,7 +48,7 @@ _GIVES: dict[Want, tuple[Kind, ...]] = {
 }
 
 
-def kind_of(record: Mapping[str, Any], schema: str) -> Kind:
+def kind_of(record: Json, schema: str) -> Kind:
     """Return what a row of a schema gives to learn from."""
     if schema == "ifeval":
         fields = ("completion", "response", "answer", "output")
@@ -63,7 +64,7 @@ def kind_of(record: Mapping[str, Any], schema: str) -> Kind:
 
 
 def examples_of(
-    record: Mapping[str, Any], schema: str, want: Want, *, train_on: TrainOn, sides: int = 2
+    record: Json, schema: str, want: Want, *, train_on: TrainOn, sides: int = 2
 ) -> list[Example]:
     """Return the examples of a row: one, or two where a pair gives both of its labels.
 
@@ -102,12 +103,12 @@ def examples_of(
     return [(chosen,), (rejected,)] if want == "labelled" else [(chosen, rejected)]
 
 
-def _default_rewards(record: Mapping[str, Any], kind: Kind) -> list[float]:
+def _default_rewards(record: Json, kind: Kind) -> list[float]:
     return [float(record["label"])] if kind == "labelled" else [1.0, 0.0]
 
 
 def _demonstration(
-    record: Mapping[str, Any], kind: Kind, sequences: list[list[Segment]], train_on: TrainOn
+    record: Json, kind: Kind, sequences: list[list[Segment]], train_on: TrainOn
 ) -> Answer:
     if kind == "labelled" and not record["label"]:
         raise ValueError("its label is false: it shows what not to say")
@@ -164,7 +165,7 @@ def _of_scored(answers: list[Answer], want: Want, sides: int) -> list[Example]:
     return pairs
 
 
-def prompt_hash(record: Mapping[str, Any], example: Example) -> int:
+def prompt_hash(record: Json, example: Example) -> int:
     """Return 63 bits that stand for what an example asks: rows of one prompt share them, and so do
     preferential prompts of one task."""
     asked: Any = [(turn.role, turn.text.strip()) for turn in example[0].turns[:-1]]

@@ -19,6 +19,7 @@ from gapo_jax.constraints.text import final_answer
 from gapo_jax.constraints.verifiers import VerifierPool, make_request
 from gapo_jax.evaluate.bootstrap import interval, rates, resampled_rates
 from gapo_jax.evaluate.text_health import text_health as text_health
+from gapo_jax.records import JsonObject
 from gapo_jax.types import PromptRow
 
 METRICS = ("prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose")
@@ -40,7 +41,7 @@ class Verdict:
     loose: tuple[bool, ...]
     start_logprob: float | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the verdict as a JSON-ready dictionary, without what was not measured."""
         record = dataclasses.asdict(self)
         if self.start_logprob is None:
@@ -149,10 +150,10 @@ def _counts(units: Sequence[Sequence[Verdict]], groups: Sequence[tuple[str, str]
 
 def _entries(
     values: np.ndarray, draws: np.ndarray, groups: Sequence[tuple[str, str]]
-) -> dict[str, Any]:
+) -> JsonObject:
     """Return {"value", "low", "high"} of each metric and group; draws are [metric, resample]."""
     entries = [interval(value, row) for value, row in zip(values, draws, strict=True)]
-    result: dict[str, Any] = dict(zip(METRICS, entries))
+    result: JsonObject = dict(zip(METRICS, entries))
     result |= {"types": {}, "categories": {}}
     for index, (family, name) in enumerate(groups):
         at = len(METRICS) + 2 * index
@@ -160,7 +161,7 @@ def _entries(
     return result
 
 
-def summarise(verdicts: Sequence[Verdict], seed: int = 0, resamples: int = 2000) -> dict[str, Any]:
+def summarise(verdicts: Sequence[Verdict], seed: int = 0, resamples: int = 2000) -> JsonObject:
     """Summarise verdicts: accuracies with 95% percentile bootstrap intervals over prompts.
 
     Samples of the same prompt are drawn together. The result depends on the arguments alone.
@@ -195,7 +196,7 @@ def satisfied(verdicts: Sequence[Verdict]) -> dict[int, list[int]]:
 
 def paired_difference(
     before: Sequence[Verdict], after: Sequence[Verdict], seed: int = 0, resamples: int = 2000
-) -> dict[str, Any]:
+) -> JsonObject:
     """Return after - before on the same prompts: 95% intervals by a bootstrap over prompts.
 
     Both sides are resampled with the same draws, so that the differences between prompts cancel.
@@ -227,7 +228,7 @@ def paired_difference(
     return _entries(values[size:] - values[:size], draws[size:] - draws[:size], groups)
 
 
-def format_table(summary: dict[str, Any]) -> str:
+def format_table(summary: JsonObject) -> str:
     """Return a summary as a plain text table in percent: the four figures, categories, types."""
 
     def line(name: str, strict: dict[str, float], count: str) -> str:

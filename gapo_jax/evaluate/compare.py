@@ -11,11 +11,11 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 from scipy import stats
 
 from gapo_jax.evaluate.accuracy import METRICS, Verdict, paired_difference
+from gapo_jax.records import JsonObject
 
 
 def mcnemar(first_only: int, second_only: int) -> float:
@@ -38,7 +38,7 @@ def _prompts_passed(verdicts: Sequence[Verdict], mode: str) -> dict[str, bool]:
 
 def compare(
     before: Sequence[Verdict], after: Sequence[Verdict], seed: int = 0, resamples: int = 2000
-) -> dict[str, Any]:
+) -> JsonObject:
     """Compare two runs; prompts of only one of them are left out and counted.
 
     Returns:
@@ -79,7 +79,7 @@ def compare(
     return {**result, "prompts": len(common), "unpaired": unpaired}
 
 
-def format_comparison(result: dict[str, Any]) -> str:
+def format_comparison(result: JsonObject) -> str:
     """Return a comparison as a plain text table, in points."""
     lines = [f"{'after - before, points':<47} {'':>6}  95% interval"]
     entries = [(name, result[name]) for name in METRICS]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import textwrap
 import unicodedata
 from collections.abc import Mapping
-from typing import Any
+
+from gapo_jax.records import Json
 
 # The held-out set of the prompts that the user gives (`config.eval.prompts`).
 GIVEN = "given_prompts"
@@ -45,7 +46,7 @@ def levels(set_name: str) -> dict[str, str]:
     return _LEVELS | ({"prompt_loose": "per prompt, loose"} if set_name == GIVEN else {})
 
 
-def accuracy_table(summary: Mapping[str, Any]) -> str:
+def accuracy_table(summary: Json) -> str:
     """Return the table of held-out accuracy, strict, in percent with 95% intervals."""
     head = f"{'held-out constraint accuracy (strict, %)':<42}"
     lines = [f"{head} {'before':<22} {'after':<22} change"]
@@ -58,7 +59,7 @@ def accuracy_table(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def reward_table(summary: Mapping[str, Any]) -> str:
+def reward_table(summary: Json) -> str:
     """Return the table of the mean held-out reward of each source, with 95% intervals."""
 
     def cell(entry: Mapping[str, float], sign: str = "") -> str:
@@ -77,7 +78,7 @@ def _block(label: str, text: str) -> str:
     return f"  {label}:\n{body}"
 
 
-def sample_texts(summary: Mapping[str, Any]) -> str:
+def sample_texts(summary: Json) -> str:
     """Return the sample prompts, each with the texts before and after and their verdicts."""
     parts = []
     for sample in summary["samples"]:
@@ -107,7 +108,7 @@ def discriminator_line(on_pairs: Mapping[str, Mapping[str, float]]) -> str:
     return f"discriminator on held-out pairs, first -> last: {', '.join(parts)}"
 
 
-def heldout_table(summary: Mapping[str, Any]) -> str:
+def heldout_table(summary: Json) -> str:
     """Return the table of what was measured on held-out rows, before and after."""
     before, after = (summary["heldout"][side] for side in ("before", "after"))
     rows = summary["rows"]
@@ -120,7 +121,7 @@ def heldout_table(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def print_summary(summary: Mapping[str, Any]) -> None:
+def print_summary(summary: Json) -> None:
     """Print the outcome of a run: table, samples, relative change of the weights, paths."""
     if "heldout" in summary:
         print(f"\n{heldout_table(summary)}\n")

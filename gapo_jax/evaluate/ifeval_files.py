@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from gapo_jax import io
 from gapo_jax.evaluate.accuracy import Verdict
+from gapo_jax.records import JsonObject
 
 # The names that the release writes, by which other tools find them.
 FILES = {"strict": "eval_results_strict.jsonl", "loose": "eval_results_loose.jsonl"}
 
 
-def result_record(verdict: Verdict, mode: Literal["strict", "loose"]) -> dict[str, Any]:
+def result_record(verdict: Verdict, mode: Literal["strict", "loose"]) -> JsonObject:
     """Return one verdict in the fields of the IFEval release."""
     followed = list(verdict.strict if mode == "strict" else verdict.loose)
     return {
@@ -49,7 +50,7 @@ _FIELDS = {
 }
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _read(path: Path) -> list[JsonObject]:
     rows = []
     for number, record in io.iter_jsonl(path):
         odd = [name for name, kind in _FIELDS.items() if not isinstance(record.get(name), kind)]

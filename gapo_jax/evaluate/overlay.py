@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import matplotlib
 
 from gapo_jax import config as configuration
 from gapo_jax.evaluate import plots
 from gapo_jax.evaluate.report import environment, read_json, read_lines
+from gapo_jax.records import Json
 
 # What is laid over each other: title, and the names under which methods write it, the first that a
 # run has.
@@ -64,9 +64,7 @@ def render_overlay(workdirs: Sequence[str | os.PathLike[str]]) -> str:
     return template.render(runs=runs, figures=figures(labels, records))
 
 
-def figures(
-    labels: Sequence[str], records: Sequence[Sequence[Mapping[str, Any]]]
-) -> list[tuple[str, str]]:
+def figures(labels: Sequence[str], records: Sequence[Sequence[Json]]) -> list[tuple[str, str]]:
     """Return (description, SVG data URI) of every curve that a run has data for."""
     images = []
     with matplotlib.rc_context(plots.STYLE):

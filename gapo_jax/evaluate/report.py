@@ -21,6 +21,7 @@ import jinja2
 from gapo_jax import io
 from gapo_jax.evaluate import plots
 from gapo_jax.evaluate.console import GIVEN, levels
+from gapo_jax.records import Json, JsonObject
 
 SETS = {
     "development": "development prompts",
@@ -124,19 +125,19 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path) -> JsonObject:
     """Return the contents of a JSON file, empty where it is missing."""
     return io.read_json(path) if path.exists() else {}
 
 
-def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+def read_lines(path: pathlib.Path) -> list[JsonObject]:
     """Return the records of a JSONL file, without a last line that a kill cut off."""
     if not path.exists():
         return []
     return [record for _, record in io.iter_jsonl(path, drop_torn=True)]
 
 
-def _facts(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> dict[str, str]:
+def _facts(records: Sequence[Json], summary: Json) -> dict[str, str]:
     """Return the figures in the head of the page."""
     facts = {}
     if records:
@@ -152,7 +153,7 @@ def _facts(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> 
     return facts
 
 
-def _accuracy_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _accuracy_rows(summary: Json) -> list[JsonObject]:
     """Return one row for each held-out set and measure from before training."""
     rows = []
     for name, before in summary.get("before", {}).items():
@@ -167,7 +168,7 @@ def _accuracy_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _reward_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _reward_rows(summary: Json) -> list[JsonObject]:
     """Return one row for each source whose reward was measured on held-out prompts."""
     measured = summary.get("rewards", {})
     return [
@@ -182,7 +183,7 @@ def _reward_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _heldout_rows(summary: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+def _heldout_rows(summary: Json) -> list[tuple[str, float, float]]:
     """Return (measure, before, after) of the held-out rows of a run that learned from rows."""
     before, after = (summary.get("heldout", {}).get(side, {}) for side in ("before", "after"))
     return [(name, before[name], after[name]) for name in before if name in after]
@@ -198,7 +199,7 @@ def _verdict(change: Mapping[str, float] | None) -> str:
     return "worse" if change["high"] < 0 else "open"
 
 
-def _type_tables(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _type_tables(summary: Json) -> list[JsonObject]:
     """Return a table of accuracy by constraint type for each held-out set."""
     tables = []
     for name, before in summary.get("before", {}).items():
@@ -217,11 +218,11 @@ def _type_tables(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     return tables
 
 
-def _type_value(entry: Mapping[str, Any]) -> float:
+def _type_value(entry: Json) -> float:
     return entry["strict"]["value"] if "strict" in entry else entry["value"]
 
 
-def _samples(summary: Mapping[str, Any], path: pathlib.Path) -> list[dict[str, Any]]:
+def _samples(summary: Json, path: pathlib.Path) -> list[JsonObject]:
     """Return prompts with their texts: before and after, or the newest of an unfinished run."""
     if summary.get("samples"):
         return [

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from gapo_jax import io
+from gapo_jax.records import Json, JsonObject
 
 
 def model_mark(source: str) -> str:
@@ -45,7 +45,7 @@ class ResponseStore:
 
     NAME = "responses.partial.jsonl"
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: Json) -> None:
         self.path = folder / self.NAME
         self.batches: dict[int, list[str]] = {}
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ class ResponseStore:
                 f" ({', '.join(sorted(odd))}); give the same ones, another --out, or delete it"
             )
 
-    def _read(self) -> dict[str, Any] | None:
+    def _read(self) -> JsonObject | None:
         """Read settings and whole batches; a line torn by a kill is cut off."""
         if not self.path.exists():
             return None
@@ -72,7 +72,7 @@ class ResponseStore:
         self.batches = {record["batch"]: record["texts"] for record in records[1:]}
         return records[0]
 
-    def _append(self, record: Mapping[str, Any], mode: str = "a") -> None:
+    def _append(self, record: Json, mode: str = "a") -> None:
         with self.path.open(mode, encoding="utf-8") as file:
             file.write(io.json_line(record))
             file.flush()

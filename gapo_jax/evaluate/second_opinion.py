@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from gapo_jax.data.discriminator_text import encode_discriminator
 from gapo_jax.evaluate.accuracy import Verdict
 from gapo_jax.evaluate.bootstrap import interval, resampled_rates
+from gapo_jax.records import JsonObject
 
 ScoreFn = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 
@@ -63,7 +64,7 @@ def make_scorer(
 
 def second_opinion(
     score: ScoreFn, verdicts: Sequence[Verdict], seed: int = 0, resamples: int = 2000
-) -> dict[str, Any]:
+) -> JsonObject:
     """Return figures of a discriminator's scores of responses that have been verified.
 
     Returns:

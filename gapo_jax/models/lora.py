@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from gapo_jax import rng
+from gapo_jax.records import JsonObject
 from gapo_jax.rng import Stream
 from gapo_jax.types import Params
 
@@ -134,7 +135,7 @@ def init_adapters(
     return Adapters(tree, alpha)
 
 
-def put(tree: dict[str, Any], path: str, value: object) -> None:
+def put(tree: JsonObject, path: str, value: object) -> None:
     """Set `value` at a path ("attn/q") of a nested dictionary, in place."""
     *parents, last = path.split("/")
     for parent in parents:

@@ -21,6 +21,7 @@ from gapo_jax.methods import has_critic
 from gapo_jax.plan import cost, shapes
 from gapo_jax.plan.chips import CHIPS, GPUS
 from gapo_jax.plan.steps import PlannedStep, planned_steps
+from gapo_jax.records import JsonObject
 from gapo_jax.sharding import Placement, make_mesh
 
 # What a record of a step holds, in this order; None where the compiler does not say.
@@ -69,7 +70,7 @@ def devices_of(topology: str) -> Any:
         ) from error
 
 
-def compile_step(step: PlannedStep, topology: str, folder: Path) -> dict[str, Any]:
+def compile_step(step: PlannedStep, topology: str, folder: Path) -> JsonObject:
     """Compile one step and return its figures; the text of its program is written to `folder`.
 
     For a GPU it is compiled with either way to multiply matrices, and the figures are those of the
@@ -97,11 +98,11 @@ def compile_step(step: PlannedStep, topology: str, folder: Path) -> dict[str, An
 
 
 def _compiled(
-    step: PlannedStep, lowered: Any, kind: str, folder: Path, options: dict[str, Any]
-) -> dict[str, Any]:
+    step: PlannedStep, lowered: Any, kind: str, folder: Path, options: JsonObject
+) -> JsonObject:
     """Compile a lowered step with options of the compiler; return its figures."""
     folder.mkdir(parents=True, exist_ok=True)
-    record: dict[str, Any] = dict.fromkeys(_FIGURES)
+    record: JsonObject = dict.fromkeys(_FIGURES)
     start = time.perf_counter()
     try:
         compiled = lowered.compile(compiler_options=options)
@@ -132,7 +133,7 @@ def _used(message: str) -> str:
     return (lines or message.splitlines())[0].strip()[:300]
 
 
-def costs(step: PlannedStep, kind: str, folder: Path, memory: dict[str, Any]) -> dict[str, Any]:
+def costs(step: PlannedStep, kind: str, folder: Path, memory: JsonObject) -> JsonObject:
     """Return the estimates of time and communication from the text of a compiled program; on a GPU
     also the temporary memory, with what cuDNN's attention takes beside."""
     files = sorted(folder.glob("*after_codegen.txt")) or sorted(
@@ -143,7 +144,7 @@ def costs(step: PlannedStep, kind: str, folder: Path, memory: dict[str, Any]) ->
     text = max(files, key=lambda path: path.stat().st_size).read_text()
     program = cost.read_program(text)
     wire = cost.wire_bytes(program)
-    record: dict[str, Any] = {
+    record: JsonObject = {
         "wire_total_gb": sum(wire.values()) / _GB,
         "wire_gb": {cause: size / _GB for cause, size in list(wire.items())[:12]},
     }
@@ -184,7 +185,7 @@ def costs(step: PlannedStep, kind: str, folder: Path, memory: dict[str, Any]) ->
 
 def plan(
     config: Config, topology: str, dump: Path, wanted: list[str], capacity: float | None
-) -> dict[str, Any]:
+) -> JsonObject:
     """Compile the steps of a configuration for a topology and return the record of the plan.
 
     Args:
@@ -204,7 +205,7 @@ def plan(
     models = shapes.abstract_models(config, place)
     steps, parts = planned_steps(config, models)
     held = {name: shapes.bytes_per_device(part) / _GB for name, part in parts.items()}
-    record: dict[str, Any] = {
+    record: JsonObject = {
         "config": config.name,
         "topology": topology,
         "mesh": dict(place.mesh.shape) if place.mesh else {},
@@ -227,7 +228,7 @@ def plan(
     return record
 
 
-def changes(config: Config, failing: list[str]) -> list[tuple[str, dict[str, Any]]]:
+def changes(config: Config, failing: list[str]) -> list[tuple[str, JsonObject]]:
     """Return changes of the configuration that could make the failing steps fit.
 
     Each is (command-line flags, fields to set). The cheapest comes first and each contains the one
@@ -252,7 +253,7 @@ def changes(config: Config, failing: list[str]) -> list[tuple[str, dict[str, Any
         options += [base | more] if more else []
     # Then reduce what a device holds through a round: shard every network, drop the critic's own
     # decoder, drop the optimizer moments of the full policy.
-    held: list[dict[str, Any]] = []
+    held: list[JsonObject] = []
     mesh = {"mesh.data": 1, "mesh.fsdp": -1, "mesh.tensor": 1}
     if any(lookup(config, key) != value for key, value in mesh.items()):
         held.append(mesh)
@@ -265,7 +266,7 @@ def changes(config: Config, failing: list[str]) -> list[tuple[str, dict[str, Any
     return [(" ".join(f"--config.{k}={v}" for k, v in each.items()), each) for each in options]
 
 
-def find_change(config: Config, topology: str, record: dict[str, Any], dump: Path) -> str:
+def find_change(config: Config, topology: str, record: JsonObject, dump: Path) -> str:
     """Compile the steps that do not fit under one change after the other until they do.
 
     Returns one line that says what was found, "" if everything fits already. `record` (of `plan`)

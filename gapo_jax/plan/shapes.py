@@ -23,6 +23,7 @@ from gapo_jax.models import (
     RewardModel,
 )
 from gapo_jax.models.hf.known_shapes import shape_of
+from gapo_jax.records import JsonObject
 from gapo_jax.sharding import Placement
 from gapo_jax.train.build import (
     Models,
@@ -87,7 +88,7 @@ def abstract_state(config: Config, models: Models) -> tuple[TrainSteps, GAPOStat
     return steps, abstract.replace(discriminator=networks[0], disc_average=networks[1])
 
 
-def resident(models: Models, state: GAPOState) -> dict[str, Any]:
+def resident(models: Models, state: GAPOState) -> JsonObject:
     """Return what lives through a whole round, by name: weights and train states."""
     parts: dict[str, Any] = {
         "reference": models.ref_params,

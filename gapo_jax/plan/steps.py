@@ -30,6 +30,7 @@ from gapo_jax.plan.shapes import (
     rollout_shapes,
     shape_struct,
 )
+from gapo_jax.records import JsonObject
 from gapo_jax.train.build import (
     Models,
     TrainSteps,
@@ -95,7 +96,7 @@ class Flops:
         return 2.0 * rows * length * self.config.d_model * self.config.vocab_size
 
 
-def planned_steps(config: Config, models: Models) -> tuple[list[PlannedStep], dict[str, Any]]:
+def planned_steps(config: Config, models: Models) -> tuple[list[PlannedStep], JsonObject]:
     """Return the steps of a round and the parts that are resident (see `shapes.resident`)."""
     compiled, state = abstract_state(config, models)
     parts = resident(models, state)

@@ -30,11 +30,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gapo_jax.constraints.verifiers import follow_parent
+from gapo_jax.records import Json, JsonObject
 
 START_S = 120.0  # to start a worker and import what the function needs
 # What TRL passes beside the columns of the rows, which may not have these names.
@@ -231,7 +232,7 @@ class RewardFunction:
         self._connection.close()
 
 
-def _scores(values: list[Any], metrics: dict[str, float], extra: dict[str, Any]) -> FunctionScores:
+def _scores(values: list[Any], metrics: dict[str, float], extra: JsonObject) -> FunctionScores:
     """Return the scores of an answer, in which a text stands for a value that is no number."""
     reasons = list(dict.fromkeys(value for value in values if isinstance(value, str)))
     numbers = [math.nan if value is None or isinstance(value, str) else value for value in values]
@@ -337,7 +338,7 @@ def _answer(
     """Call the function; return its values, metrics and extra columns as plain Python."""
     metrics: dict[str, list[float]] = {}
     extra: dict[str, list[Any]] = {}
-    arguments: dict[str, Any] = {
+    arguments: JsonObject = {
         "prompts": call.prompts,
         "completions": call.completions,
         "completion_ids": call.completion_ids,
@@ -368,7 +369,7 @@ async def _awaited(values: Any) -> Any:
     return await values
 
 
-def _accepted(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _accepted(function: Callable[..., Any], arguments: Json) -> JsonObject:
     """Return those of the arguments that the function takes."""
     parameters = inspect.signature(function).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):

@@ -24,6 +24,7 @@ from gapo_jax.methods import (
     scores_with_average,
 )
 from gapo_jax.models import Decoder, DecoderConfig, generation
+from gapo_jax.records import JsonObject
 from gapo_jax.rng import Stream
 from gapo_jax.rollout.sampler import RESTRICTIONS, Sampler, make_sampler, restriction_warning
 from gapo_jax.sharding import ONE_DEVICE, Placement, make_mesh
@@ -258,7 +259,7 @@ def _discriminator_steps(
     discriminator: TextReader,
     config: Config,
     optimizer: optax.GradientTransformation,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Return the steps of the discriminator, compiled for where it lives."""
     settings = config.discriminator
     options: dict[str, Any] = {

@@ -9,7 +9,6 @@ import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
 
 from gapo_jax import io, rng
 from gapo_jax.config import Config, system_text
@@ -18,6 +17,7 @@ from gapo_jax.evaluate.accuracy import Verdict, paired_difference, read_verdicts
 from gapo_jax.evaluate.console import levels
 from gapo_jax.evaluate.exploits import health_of_verdicts
 from gapo_jax.methods import method_of
+from gapo_jax.records import JsonObject
 from gapo_jax.rng import Stream
 from gapo_jax.rollout.generate import Generated, generate
 from gapo_jax.train.build import Models
@@ -203,7 +203,7 @@ def sample_heldout(
     return samples, generated
 
 
-def summarise_sets(config: Config, verdicts: Mapping[str, Sequence[Verdict]]) -> dict[str, Any]:
+def summarise_sets(config: Config, verdicts: Mapping[str, Sequence[Verdict]]) -> JsonObject:
     """Return the accuracies of each held-out set with 95% bootstrap intervals."""
     settings = config.seed, config.eval.resamples
     return {name: summarise(rows, *settings) for name, rows in verdicts.items()}
@@ -213,7 +213,7 @@ def compare_sets(
     config: Config,
     before: Mapping[str, Sequence[Verdict]],
     after: Mapping[str, Sequence[Verdict]],
-) -> dict[str, Any]:
+) -> JsonObject:
     """Return after minus before for each set, paired by prompt, with 95% intervals."""
     settings = config.seed, config.eval.resamples
     return {name: paired_difference(before[name], after[name], *settings) for name in before}

@@ -8,6 +8,7 @@ from typing import Any
 
 from gapo_jax.methods import method_of
 from gapo_jax.models import save_adapter, save_hf
+from gapo_jax.records import Json, JsonObject
 from gapo_jax.train.context import TrainContext
 from gapo_jax.train.state import GAPOState
 from gapo_jax.train.workdir import ADAPTER, EXPORT
@@ -56,7 +57,7 @@ def export(ctx: TrainContext, params: Mapping[str, Params], summary: Mapping[str
     return folder
 
 
-def card_metrics(summary: Mapping[str, Any]) -> dict[str, Any]:
+def card_metrics(summary: Json) -> JsonObject:
     """Return what the model card of a run's generator says: the strict accuracies after training,
     with their intervals, of `summary.json`."""
     return {

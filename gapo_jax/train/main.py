@@ -19,6 +19,7 @@ from gapo_jax.config import Config, updates_per_round
 from gapo_jax.constraints.verifiers import VerifierPool
 from gapo_jax.evaluate.report import write_report
 from gapo_jax.methods import method_of, needs_pairs
+from gapo_jax.records import JsonObject
 from gapo_jax.train.best import best_state
 from gapo_jax.train.build import Models, build_models, build_steps, initial_state
 from gapo_jax.train.clock import PhaseClock, counter
@@ -70,7 +71,7 @@ log = logging.getLogger("gapo_jax")
 
 def execute(
     config: Config, workdir: Path, stop: StopRequest, processes: Processes | None = None
-) -> dict[str, Any]:
+) -> JsonObject:
     """Run a configuration from start to end, or from where the workdir was left.
 
     Returns:
@@ -254,7 +255,7 @@ def made_data(
     return prompts, pairs
 
 
-def conclude(ctx: TrainContext, state: GAPOState, before: Any, after: Any) -> dict[str, Any]:
+def conclude(ctx: TrainContext, state: GAPOState, before: Any, after: Any) -> JsonObject:
     """Write the export and summary.json; return the latter's contents (nothing in a process that
     is not the first).
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from gapo_jax import io
 from gapo_jax.compilation import CompileCounter
 from gapo_jax.config import Config
+from gapo_jax.records import Json, JsonObject
 from gapo_jax.train.sinks import Sinks
 
 Item = TypeVar("Item")
@@ -94,7 +95,7 @@ class MetricsWriter:
         metrics: Mapping[str, object],
         *,
         time_s: float | None = None,
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         """Append one record to metrics.jsonl, to the sinks and to the console; return it.
 
         Args:
@@ -192,7 +193,7 @@ def drop_after(path: pathlib.Path, step: int) -> None:
     io.write_jsonl(path, kept, sync=True)
 
 
-def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:
+def read_metrics(path: str | pathlib.Path) -> list[JsonObject]:
     """Return the records of a metrics.jsonl or samples.jsonl, or of the one in a workdir.
 
     Raises:
@@ -205,7 +206,7 @@ def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:
     return list(_records(path))
 
 
-def _records(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+def _records(path: pathlib.Path) -> Iterator[JsonObject]:
     """Yield the records; an unfinished last line, as a kill leaves it, is left out."""
     for number, record in io.scan_jsonl(path, drop_torn=True):
         if isinstance(record, str):
@@ -247,7 +248,7 @@ def mean_metrics(updates: Sequence[Mapping[str, float | jax.Array]]) -> dict[str
     return means
 
 
-def console_line(record: Mapping[str, Any]) -> str:
+def console_line(record: Json) -> str:
     """Return a record in one line: the head, then the few metrics that say how it goes."""
     time_s = record.get("time_s")
     parts = [f"round {record['round']:>3}", f"step {record['step']:>5}", f"{record['phase']:<13}"]

@@ -20,6 +20,7 @@ from gapo_jax import models as networks
 from gapo_jax.checkpoint import Checkpointer
 from gapo_jax.data.tokenizer import load_tokenizer
 from gapo_jax.data.weights import WEIGHTS, locate
+from gapo_jax.records import JsonObject
 from gapo_jax.sharding import ONE_DEVICE
 from gapo_jax.train.build import Models, build_models, build_steps, initial_state
 from gapo_jax.train.datasets.self_generated import reads_discriminator
@@ -55,7 +56,7 @@ class Loaded(NamedTuple):
 
 def restore_state(
     checkpointer: Checkpointer, abstract: GAPOState, step: int | None = None
-) -> tuple[GAPOState, dict[str, Any]]:
+) -> tuple[GAPOState, JsonObject]:
     """Return a checkpoint's state, replay buffer and all, and what else lies beside its arrays.
 
     Arrays are placed as those of `abstract` are; `step` as in `Checkpointer.restore`. Checkpoints

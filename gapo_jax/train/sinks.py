@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from gapo_jax import io
 from gapo_jax.config import Config, to_json
+from gapo_jax.records import JsonObject
 
 log = logging.getLogger("gapo_jax")
 MARKS = "sinks.json"
@@ -230,7 +231,7 @@ class Marks:
         self._path, self._lock = workdir / MARKS, threading.Lock()
         self._marks = io.read_json(self._path) if self._path.is_file() else {}
 
-    def get(self, name: str) -> dict[str, Any]:
+    def get(self, name: str) -> JsonObject:
         """Return {"run_id", "step", "line"} of a sink, as far as they are known."""
         return dict(self._marks.get(name, {}))
 

@@ -13,6 +13,7 @@ import optax
 
 from gapo_jax.config import Config, ModelConfig
 from gapo_jax.models.lora import init_adapters, merge_adapters, put
+from gapo_jax.records import JsonObject
 from gapo_jax.train.discriminator.texts import ReplayBuffer
 from gapo_jax.train.optimizers import path_name
 from gapo_jax.types import Params
@@ -164,7 +165,7 @@ def overlay(
     old: Params,
     new: Params,
     choose: Callable[[jax.Array, jax.Array], jax.Array] = lambda old, new: new,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Return the tree `old` with `choose(old leaf, new leaf)` in place of the leaves of `new`."""
     result = dict(old)
     for name, value in new.items():

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from gapo_jax.evaluate.exploits import health_of_verdicts
+from gapo_jax.records import JsonObject
 from gapo_jax.train.best import best_round
 from gapo_jax.train.build import initial_state
 from gapo_jax.train.clock import peak_memory_gb
@@ -22,7 +22,7 @@ def summarise_run(
     before: VerdictSets,
     after: VerdictSets,
     changes: Mapping[str, float],
-) -> dict[str, Any]:
+) -> JsonObject:
     """Return the contents of summary.json; `changes` are those of `relative_param_change`."""
     config = ctx.config
     last_line = read_metrics(ctx.workdir)[-1]
@@ -56,7 +56,7 @@ def summarise_rows(
     before: Mapping[str, float],
     after: Mapping[str, float],
     changes: Mapping[str, float],
-) -> dict[str, Any]:
+) -> JsonObject:
     """Return the contents of summary.json of a run that learned from rows of one's own; `before`
     and `after` are what the held-out ones say."""
     assert ctx.rows is not None
@@ -98,7 +98,7 @@ def relative_param_change(ctx: TrainContext, state: GAPOState) -> dict[str, floa
     }
 
 
-def sample_table(before: VerdictSets, after: VerdictSets, count: int = 3) -> list[dict[str, Any]]:
+def sample_table(before: VerdictSets, after: VerdictSets, count: int = 3) -> list[JsonObject]:
     """Return prompts with the text before and after: spread over the first held-out set, not
     chosen by outcome; none without a set."""
     if not before:

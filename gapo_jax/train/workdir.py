@@ -12,7 +12,6 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from etils import epath
 
@@ -20,6 +19,7 @@ from gapo_jax import config as configuration
 from gapo_jax import io
 from gapo_jax.checkpoint import folder_exists, make_folder
 from gapo_jax.config import Config
+from gapo_jax.records import JsonObject
 from gapo_jax.train.datasets.given import read_given
 from gapo_jax.train.datasets.prompts import takes_prompts
 from gapo_jax.train.datasets.user import check_source
@@ -128,7 +128,7 @@ def share_workdir(config: Config, workdir: Path, processes: Processes) -> tuple[
     return own, shared["checkpoints"]
 
 
-def finished_summary(config: Config, workdir: Path) -> dict[str, Any]:
+def finished_summary(config: Config, workdir: Path) -> JsonObject:
     """Return the summary of a run that has ended with the rounds asked for and left all its files;
     empty otherwise.
 

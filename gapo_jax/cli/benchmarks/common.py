@@ -17,6 +17,7 @@ from gapo_jax import rng
 from gapo_jax.compilation import CompileCounter
 from gapo_jax.data.weights import locate
 from gapo_jax.models import Decoder, DecoderConfig, load_decoder
+from gapo_jax.records import JsonObject
 from gapo_jax.rng import Stream
 from gapo_jax.train.clock import peak_memory_gb
 from gapo_jax.types import Experience
@@ -109,7 +110,7 @@ def timed(
     padded: int = 0,
     compiles: bool = True,
     first: Callable[[], Any] | None = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Run `call` (or `first`, which compiles the same) once unmeasured and `repeats` times
     measured; return seconds, tokens and memory.
 
@@ -124,7 +125,7 @@ def timed(
 
     with CompileCounter() as counter:
         jax.block_until_ready((first or call)())
-    figures: dict[str, Any] = spread([once() for _ in range(repeats)])
+    figures: JsonObject = spread([once() for _ in range(repeats)])
     if compiles:
         figures["compile_s"] = round(counter.seconds, 2)
     if real:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +15,12 @@ from gapo_jax.cli.benchmarks.training import measure_policy_update
 from gapo_jax.config import PPOConfig
 from gapo_jax.losses import chunked_logprobs
 from gapo_jax.models import Decoder
+from gapo_jax.records import JsonObject
 
 DOUBLINGS = 3
 
 
-def measure_logprob_memory(args, decoder: Decoder, params, reference) -> dict[str, Any]:
+def measure_logprob_memory(args, decoder: Decoder, params, reference) -> JsonObject:
     """Temporary memory of log-probs over the vocabulary and of their gradient by the hidden states,
     chunk by chunk and with all logits at once, as XLA plans it. Nothing runs."""
     del params, reference
@@ -43,7 +43,7 @@ def measure_logprob_memory(args, decoder: Decoder, params, reference) -> dict[st
         logprobs_BRV = jax.nn.log_softmax(logits_BRV)
         return jnp.take_along_axis(logprobs_BRV, targets_BR[..., None], axis=-1)[..., 0]
 
-    sizes: dict[str, Any] = {"tokens": shape[0] * shape[1], "chunk_tokens": chunk}
+    sizes: JsonObject = {"tokens": shape[0] * shape[1], "chunk_tokens": chunk}
     for name, function in (("chunked", chunked), ("naive", naive)):
         gradient = jax.grad(lambda *inputs, f=function: f(*inputs).sum())
         for part, program in (("forward", function), ("backward", gradient)):
@@ -53,14 +53,14 @@ def measure_logprob_memory(args, decoder: Decoder, params, reference) -> dict[st
     return sizes
 
 
-def measure_scaling(args, decoder: Decoder, params, reference) -> dict[str, Any]:
+def measure_scaling(args, decoder: Decoder, params, reference) -> JsonObject:
     """Seconds of sampling and of a policy update, and of compiling them, while prompts, length or
     layers double; random weights of SmolLM2's width. `per_doubling` near 2 is linear.
 
     The smallest point has `--batch` prompts, `--prompt-tokens` + `--new-tokens` and 4 layers.
     """
     del decoder, params, reference
-    results: dict[str, Any] = {}
+    results: JsonObject = {}
     start = _point(args, "prompts", 1)
     for axis in ("prompts", "length", "layers"):
         points = [start, *(_point(args, axis, 2**power) for power in range(1, DOUBLINGS))]
@@ -72,7 +72,7 @@ def measure_scaling(args, decoder: Decoder, params, reference) -> dict[str, Any]
     return results
 
 
-def _point(args: argparse.Namespace, axis: str, factor: int) -> dict[str, Any]:
+def _point(args: argparse.Namespace, axis: str, factor: int) -> JsonObject:
     """Measure one point of one curve."""
     args, layers = copy.copy(args), 4
     args.samples, args.lora_rank, args.trainable_layers, args.skewed = 1, 0, 0, False
@@ -86,7 +86,7 @@ def _point(args: argparse.Namespace, axis: str, factor: int) -> dict[str, Any]:
         SMOLLM2_SIZE, num_layers=layers, dtype=args.dtype, remat=args.remat
     )
     decoder, params = random_decoder(config)
-    point: dict[str, Any] = {
+    point: JsonObject = {
         "prompts": args.batch,
         "length": args.prompt_tokens + args.new_tokens,
         "layers": layers,

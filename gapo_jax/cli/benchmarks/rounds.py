@@ -19,6 +19,7 @@ from gapo_jax.cli.benchmarks.common import TEMPERATURE, make_experience, make_pr
 from gapo_jax.cli.benchmarks.training import generator_steps, token_counts
 from gapo_jax.config import Config, finalize
 from gapo_jax.models import Decoder
+from gapo_jax.records import JsonObject
 from gapo_jax.rng import Stream
 from gapo_jax.rollout.experience import build_experience
 from gapo_jax.rollout.sampler import make_sampler
@@ -35,11 +36,11 @@ from gapo_jax.train.state import TrainState, merge_trainable
 QUICKSTART = Path(__file__).parents[2] / "configs" / "gapo_quickstart.py"
 
 
-def measure_round(args, decoder, params, reference) -> dict[str, Any]:
+def measure_round(args, decoder, params, reference) -> JsonObject:
     """Measure rounds of the quickstart by GAPO and by PPO: the cost of training a discriminator."""
     del decoder, params, reference  # a run loads its own
     settings = runpy.run_path(args.config or str(QUICKSTART))["get_config"]
-    results: dict[str, Any] = {}
+    results: JsonObject = {}
     for method in ("gapo", "ppo"):
         config = settings()
         config.method, config.rounds = method, args.repeats + 1
@@ -56,7 +57,7 @@ def measure_round(args, decoder, params, reference) -> dict[str, Any]:
     return results
 
 
-def measure_rounds(config: Config, workdir: Path) -> dict[str, Any]:
+def measure_rounds(config: Config, workdir: Path) -> JsonObject:
     """Return seconds of the rounds after the first, which compiles, and of each phase."""
     ctx, state = open_run(config, workdir, StopRequest())
     rounds: list[dict[str, float]] = []
@@ -92,7 +93,7 @@ def measure_rounds(config: Config, workdir: Path) -> dict[str, Any]:
     }
 
 
-def measure_ppo_iteration(args, decoder: Decoder, params, reference) -> dict[str, Any]:
+def measure_ppo_iteration(args, decoder: Decoder, params, reference) -> JsonObject:
     """Measure one PPO iteration without a discriminator.
 
     It samples `--batch` x `--samples` full responses, scores them by policy, reference and critic,

@@ -11,6 +11,7 @@ import numpy as np
 from gapo_jax import rng
 from gapo_jax.cli.benchmarks.common import TEMPERATURE, make_prompts, timed
 from gapo_jax.models import Decoder
+from gapo_jax.records import JsonObject
 from gapo_jax.rng import Stream
 from gapo_jax.rollout.sampler import make_sampler
 
@@ -45,7 +46,7 @@ def skewed_lengths(rows: int, longest: int, seed: int) -> np.ndarray:
     return draw.permutation(np.maximum(lengths_B, 1)).astype(np.int32)
 
 
-def measure_skewed(args: argparse.Namespace, decoder: Decoder, params: Any) -> dict[str, Any]:
+def measure_skewed(args: argparse.Namespace, decoder: Decoder, params: Any) -> JsonObject:
     """`--rows` responses of skewed lengths: batches of `--batch` rows that wait for their longest,
     and as many slots that are refilled. Nobody knows the lengths beforehand."""
     prompts = -(-args.rows // args.samples)
@@ -78,7 +79,7 @@ def measure_skewed(args: argparse.Namespace, decoder: Decoder, params: Any) -> d
     for start in range(0, rows, args.batch):
         rows_B = np.arange(start, start + args.batch) % rows
         padded += args.batch * int(limits_B[rows_B].max())
-    results: dict[str, Any] = {
+    results: JsonObject = {
         "static": timed(
             static, args.repeats, real=real, padded=padded, first=lambda: static(short_B)
         ),

@@ -24,6 +24,7 @@ from gapo_jax.cli.benchmarks.peers import TorchDiscriminator
 from gapo_jax.compilation import decoder_layers_to_unroll, jit_step
 from gapo_jax.config import Config, presets
 from gapo_jax.models import Decoder
+from gapo_jax.records import JsonObject
 from gapo_jax.rng import Stream
 from gapo_jax.train.build import TrainSteps, discriminator_optimizer, make_steps
 from gapo_jax.train.discriminator.steps import TextBatch
@@ -88,12 +89,12 @@ def generator_steps(
     return steps, create, spec
 
 
-def token_counts(experience: Experience) -> dict[str, Any]:
+def token_counts(experience: Experience) -> JsonObject:
     """Return the numbers of real and of padded tokens, as arguments of `timed`."""
     return {"real": int(np.sum(experience.mask_BT)), "padded": int(experience.mask_BT.size)}
 
 
-def measure_forward(args, decoder: Decoder, params, reference) -> dict[str, Any]:
+def measure_forward(args, decoder: Decoder, params, reference) -> JsonObject:
     """Hidden states of prompts and responses, as scoring computes them."""
     experience = make_experience(args, decoder.config.vocab_size)
     tokens_BT, mask_BT = experience.tokens_BT, experience.mask_BT
@@ -107,7 +108,7 @@ def measure_forward(args, decoder: Decoder, params, reference) -> dict[str, Any]
     return results
 
 
-def measure_score(args, decoder: Decoder, params, reference) -> dict[str, Any]:
+def measure_score(args, decoder: Decoder, params, reference) -> JsonObject:
     """Log-probs of policy and reference and the critic's values in one program, which runs the
     frozen lower layers once."""
     steps, create, _ = generator_steps(args, decoder)
@@ -135,7 +136,7 @@ def repeated_update(
     return update
 
 
-def measure_policy_update(args, decoder: Decoder, params, reference) -> dict[str, Any]:
+def measure_policy_update(args, decoder: Decoder, params, reference) -> JsonObject:
     """Forward, backward and AdamW step of the PPO loss: the step of the training loop itself."""
     steps, create, spec = generator_steps(args, decoder)
     experience = jax.device_put(make_experience(args, decoder.config.vocab_size))
@@ -151,7 +152,7 @@ def measure_policy_update(args, decoder: Decoder, params, reference) -> dict[str
     return results
 
 
-def measure_policy_memory(args, decoder: Decoder, params, reference) -> dict[str, Any]:
+def measure_policy_memory(args, decoder: Decoder, params, reference) -> JsonObject:
     """Memory that a policy update needs, as XLA plans it, in MiB. Nothing runs.
 
     `base` are the generator's starting weights, which are also the reference; `trained` is what the
@@ -175,7 +176,7 @@ def measure_policy_memory(args, decoder: Decoder, params, reference) -> dict[str
     }
 
 
-def measure_offline(method: str, args, decoder: Decoder, params, reference) -> dict[str, Any]:
+def measure_offline(method: str, args, decoder: Decoder, params, reference) -> JsonObject:
     """An update by `sft` (`--batch` rows) or `dpo` (`--batch` pairs, reference included)."""
     config = settings(args, method)
     spec = spec_of(args, decoder, config)
@@ -195,7 +196,7 @@ def measure_offline(method: str, args, decoder: Decoder, params, reference) -> d
     return results
 
 
-def measure_discriminator(args, decoder: Decoder, params, reference) -> dict[str, Any]:
+def measure_discriminator(args, decoder: Decoder, params, reference) -> JsonObject:
     """Scoring and update of a batch of texts of `--text-tokens` (all layers, dropout as
     configured); a round scores 96 texts and makes 8 updates."""
     del params

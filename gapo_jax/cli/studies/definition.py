@@ -12,7 +12,7 @@ import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 from gapo_jax.cli.experiment import find_config, load_config, shipped_configs
 from gapo_jax.config import Config, change, finalize, to_json
 from gapo_jax.methods import needs_pairs
+from gapo_jax.records import Json, JsonObject
 
 _NAME = re.compile(r"[A-Za-z0-9_.+-]+")
 
@@ -39,7 +40,7 @@ class Arm:
 
     name: str
     config: str
-    set: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    set: Json = dataclasses.field(default_factory=dict)
     label: str = ""
     group: str = ""
     seeds: tuple[int, ...] | None = None
@@ -63,7 +64,7 @@ class Study:
 
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...]
-    set: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    set: Json = dataclasses.field(default_factory=dict)
     reference: str = ""
     visible: str = ""
     about: str = ""
@@ -77,7 +78,7 @@ class Run:
     study: str
     arm: Arm
     seed: int
-    changes: Mapping[str, Any]
+    changes: Json
     visible: str = ""
 
     @property
@@ -106,7 +107,7 @@ class Run:
         changed = [f"--config.{key}={_flag(value)}" for key, value in self.changes.items()]
         return ["--config", find_config(self.arm.config), *changed]
 
-    def recorded(self) -> dict[str, Any]:
+    def recorded(self) -> JsonObject:
         """Return what a line says about how it was made, as JSON gives it back."""
         record = {"config": self.arm.config, "set": dict(self.changes)}
         return json.loads(json.dumps(record))

@@ -23,6 +23,7 @@ from gapo_jax.config import updates_per_round
 from gapo_jax.evaluate.accuracy import Verdict, read_verdicts
 from gapo_jax.evaluate.exploits import genuine, health_of_verdicts
 from gapo_jax.methods import method_of
+from gapo_jax.records import Json, JsonObject
 
 # Of metrics.jsonl, round by round, where the method has them.
 _ROUND_METRICS = (
@@ -36,18 +37,18 @@ _ROUND_METRICS = (
 _NOT_TRAINING = ("load", "bootstrap", "pairs", "eval", "export", "save")
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[JsonObject]:
     """Return the lines of a study; none where there is no file. A torn last line is left out."""
     return [line for _, line in io.iter_jsonl(path, drop_torn=True)] if path.exists() else []
 
 
-def append_line(path: Path, line: Mapping[str, Any]) -> None:
+def append_line(path: Path, line: Json) -> None:
     """Add a line to those of a study; half a line that a kill left is taken off first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     io.write_jsonl(path, [*read_lines(path), line], sync=True)
 
 
-def unfinished(runs: Sequence[Run], lines: Iterable[Mapping[str, Any]]) -> list[Run]:
+def unfinished(runs: Sequence[Run], lines: Iterable[Json]) -> list[Run]:
     """Return the runs that have no line yet.
 
     Raises:
@@ -66,7 +67,7 @@ def unfinished(runs: Sequence[Run], lines: Iterable[Mapping[str, Any]]) -> list[
     return [run for run in runs if run.key not in made]
 
 
-def make_line(run: Run, workdir: Path, status: str) -> dict[str, Any]:
+def make_line(run: Run, workdir: Path, status: str) -> JsonObject:
     """Return the line of a run that has ended.
 
     Args:
@@ -77,7 +78,7 @@ def make_line(run: Run, workdir: Path, status: str) -> dict[str, Any]:
     """
     config = run.config()
     metrics = [line for _, line in io.iter_jsonl(workdir / "metrics.jsonl", drop_torn=True)]
-    line: dict[str, Any] = {"study": run.study, "arm": run.arm.name, "seed": run.seed}
+    line: JsonObject = {"study": run.study, "arm": run.arm.name, "seed": run.seed}
     line |= {"label": run.arm.label or run.arm.name, "group": run.arm.group}
     line |= run.recorded() | {"method": config.method, "status": status}
     line |= {"date": datetime.datetime.now(datetime.UTC).date().isoformat()}
@@ -109,7 +110,7 @@ def _last_words(log: Path) -> str:
     return words[-1].partition("stopped itself: ")[2] if words else ""
 
 
-def _counts(before: Sequence[Verdict], after: Sequence[Verdict] | None) -> dict[str, Any]:
+def _counts(before: Sequence[Verdict], after: Sequence[Verdict] | None) -> JsonObject:
     """Return the counts of a set: lists over its prompts, in the order of the prompts.
 
     "asked" is the number of constraints of a prompt, times its samples; "held" how many of them
@@ -124,7 +125,7 @@ def _counts(before: Sequence[Verdict], after: Sequence[Verdict] | None) -> dict[
     if any(side.keys() != first.keys() for side in sides.values()):
         raise ValueError("a run was measured on other prompts before training than after it")
     text = "\n".join(prompt for _, prompt in first)
-    record: dict[str, Any] = {
+    record: JsonObject = {
         "prompts": hashlib.sha256(text.encode()).hexdigest()[:12],
         "samples": max(map(len, first.values())),
         "asked": [sum(len(v.strict) for v in rows) for rows in first.values()],
@@ -160,9 +161,7 @@ def _types(sides: Sequence[Mapping[Any, Sequence[Verdict]]]) -> dict[str, list[i
     return dict(sorted(sums.items()))
 
 
-def _rounds(
-    workdir: Path, metrics: Sequence[Mapping[str, Any]], visible: str = ""
-) -> list[dict[str, Any]]:
+def _rounds(workdir: Path, metrics: Sequence[Json], visible: str = "") -> list[JsonObject]:
     """Return what each round was like: metrics, and what its own samples say.
 
     "visible" is the mean over the samples of the function that `visible` names; without one, of the
@@ -170,7 +169,7 @@ def _rounds(
     the share of constraints that hold in the samples, "genuine" the share that holds in a genuine
     answer.
     """
-    rounds: dict[int, dict[str, Any]] = collections.defaultdict(dict)
+    rounds: dict[int, JsonObject] = collections.defaultdict(dict)
     for record in metrics:
         if not record["round"] or record["phase"] == "eval":
             continue
@@ -179,7 +178,7 @@ def _rounds(
             k: v for k, v in record.items() if k.startswith("reward/") and k.endswith("/mean")
         }
         rounds[record["round"]] |= _rounded(named)
-    samples: dict[int, list[dict[str, Any]]] = collections.defaultdict(list)
+    samples: dict[int, list[JsonObject]] = collections.defaultdict(list)
     path = workdir / "samples.jsonl"
     for _, row in io.iter_jsonl(path, drop_torn=True) if path.exists() else ():
         samples[row["round"]].append(row)
@@ -191,21 +190,21 @@ def _rounds(
     return [{"round": number, **rounds[number]} for number in sorted(rounds)]
 
 
-def _of_samples(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _of_samples(rows: Sequence[Json]) -> dict[str, float]:
     asked = max(sum(len(row["verdicts"]) for row in rows), 1)
     held = [sum(row["verdicts"]) for row in rows]
     real = [n for n, row in zip(held, rows) if genuine(row["prompt"], row["response"])]
     return {"true": round(sum(held) / asked, 4), "genuine": round(sum(real) / asked, 4)}
 
 
-def _rewarded(rows: Sequence[Mapping[str, Any]]) -> float | None:
+def _rewarded(rows: Sequence[Json]) -> float | None:
     if rows[0]["score"] is not None:
         return float(np.mean(scipy.special.expit([row["score"] for row in rows])))
     rules = [row["rule_reward"] for row in rows if row["rule_reward"] is not None]
     return float(np.mean(rules)) if rules else None
 
 
-def _seen(visible: str, rows: Sequence[Mapping[str, Any]]) -> float | None:
+def _seen(visible: str, rows: Sequence[Json]) -> float | None:
     """Return the mean score of the responses by a reward function, over those that it scores."""
     scores = load_function(visible)(
         prompts=[row["prompt"] for row in rows],
@@ -218,10 +217,10 @@ def _seen(visible: str, rows: Sequence[Mapping[str, Any]]) -> float | None:
 
 def _effort(
     workdir: Path,
-    metrics: Sequence[Mapping[str, Any]],
-    rounds: Sequence[Mapping[str, Any]],
+    metrics: Sequence[Json],
+    rounds: Sequence[Json],
     method: str,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Return sampled tokens, seconds of training and of processor, and the run's own phases."""
     path = workdir / "summary.json"
     seconds = io.read_json(path)["time_s"] if path.exists() else {}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -24,12 +23,13 @@ from gapo_jax.cli.studies.tables import (
     types_table,
 )
 from gapo_jax.evaluate import plots
+from gapo_jax.records import Json
 
 _COLOURS = (plots.BLUE, plots.ORANGE, plots.GREEN, plots.RED, plots.PURPLE, plots.GREY)
 _MARKS = "osD^vP"
 
 
-def write_page(study: Study, lines: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
+def write_page(study: Study, lines: Sequence[Json], folder: Path) -> list[Path]:
     """Write FOLDER/NAME.md and the plots that the lines have data for; return their paths.
 
     The same lines give the same files.
@@ -55,7 +55,7 @@ def write_page(study: Study, lines: Sequence[Mapping[str, Any]], folder: Path) -
 
 
 def _sections(
-    study: Study, rows: Sequence[Row], lines: Sequence[Mapping[str, Any]], shown: Sequence[str]
+    study: Study, rows: Sequence[Row], lines: Sequence[Json], shown: Sequence[str]
 ) -> list[str]:
     commits = sorted({str(s["commit"])[:12] + (" and changes" if s["dirty"] else "")
                       for line in lines for s in line["sessions"]})  # fmt: skip

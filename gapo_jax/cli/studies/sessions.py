@@ -9,10 +9,10 @@ import platform
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 import gapo_jax
 from gapo_jax import io
+from gapo_jax.records import JsonObject
 
 SESSIONS = "sessions.json"  # of a workdir
 _RESULTS = "docs/results"  # where lines are appended while a study runs: no change of the code
@@ -28,7 +28,7 @@ class Session:
     told: bool = False
 
 
-def code_version() -> dict[str, Any]:
+def code_version() -> JsonObject:
     """Return {"commit", "dirty"} of the checkout that the package lies in; None outside of one."""
     root = Path(gapo_jax.__file__).parent.parent
 
@@ -43,7 +43,7 @@ def code_version() -> dict[str, Any]:
         return {"commit": None, "dirty": None}
 
 
-def machine() -> dict[str, Any]:
+def machine() -> JsonObject:
     """Return the processor's model, its cores, and the versions of what computes."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
@@ -55,7 +55,7 @@ def machine() -> dict[str, Any]:
     return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version(), **versions}
 
 
-def read_sessions(workdir: Path) -> list[dict[str, Any]]:
+def read_sessions(workdir: Path) -> list[JsonObject]:
     """Return the sessions of a run, the first one first."""
     path = workdir / SESSIONS
     return io.read_json(path) if path.exists() else []

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from gapo_jax.cli.studies.definition import Study
 from gapo_jax.evaluate.report import SETS
 from gapo_jax.evaluate.seeds import difference_interval
+from gapo_jax.records import Json
 
-Lines = Sequence[Mapping[str, Any]]
+Lines = Sequence[Json]
 _WIRES = "trip_wires"
 _HEALTH = (
     ("echo_rate", "echoes"),
@@ -56,7 +56,7 @@ def sets_of(rows: Sequence[Row]) -> list[str]:
     return [name for name in names if name != _WIRES]
 
 
-def counts(line: Mapping[str, Any], name: str, side: str, what: str = "held") -> np.ndarray:
+def counts(line: Json, name: str, side: str, what: str = "held") -> np.ndarray:
     """Return float64 [prompt, 2]: the number that holds and the number counted.
 
     `what` is "held", "genuine" (constraints) or "whole" (samples).
@@ -114,7 +114,7 @@ def _seeds(lines: Lines) -> str:
     return ", ".join(str(line["seed"]) for line in lines) or "none"
 
 
-def _mean(lines: Lines, value: Callable[[Mapping[str, Any]], float | None]) -> float | None:
+def _mean(lines: Lines, value: Callable[[Json], float | None]) -> float | None:
     values = [x for x in map(value, lines) if x is not None]
     return float(np.mean(values)) if values else None
 

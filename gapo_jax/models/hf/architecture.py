@@ -10,11 +10,9 @@ import numpy as np
 
 from gapo_jax.models.decoder_config import DecoderConfig
 from gapo_jax.models.encoder_config import EncoderConfig
+from gapo_jax.records import Json, JsonObject
 
 Config = DecoderConfig | EncoderConfig
-
-# The contents of a config.json.
-Json = Mapping[str, Any]
 
 # Dtypes of safetensors whose numbers are the weights themselves, not quantised ones.
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -100,7 +98,7 @@ class Architecture:
     kind: Literal["decoder", "encoder"]
     rules: tuple[Rule, ...]
     to_config: Callable[[Json], Any]
-    from_config: Callable[[Any], dict[str, Any]]
+    from_config: Callable[[Any], JsonObject]
     ignored: tuple[str, ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
     gguf_name: str | None = None

@@ -12,6 +12,7 @@ from gapo_jax.models.decoder_config import DecoderConfig
 from gapo_jax.models.hf.architecture import Json
 from gapo_jax.models.hf.config_values import accept_only, required, token_ids
 from gapo_jax.models.layers import Activation
+from gapo_jax.records import JsonObject
 
 # Hugging Face's names of activations.
 _ACTIVATIONS: dict[str, Activation] = {
@@ -52,7 +53,7 @@ def _scaling(raw: Json, rope: Json) -> tuple[float, ...]:
     return tuple(float(required(seen, key)) for key in keys)
 
 
-def _rope_keys(theta: float, scaling: tuple[float, ...]) -> dict[str, Any]:
+def _rope_keys(theta: float, scaling: tuple[float, ...]) -> JsonObject:
     """Translate back what `_scaling` reads, in the spelling of transformers 5."""
     if not scaling:
         return {"rope_type": "default", "rope_theta": theta}
@@ -112,7 +113,7 @@ def _to_config(raw: Json, family: str, **choices: Any) -> DecoderConfig:
     )
 
 
-def _special_tokens(raw: Json) -> dict[str, Any]:
+def _special_tokens(raw: Json) -> JsonObject:
     """Return the fields of token ids.
 
     `pad_id` falls back to the first end-of-sequence id where the file has none, -1, or an id that
@@ -245,7 +246,7 @@ def gemma3_to_config(raw: Json) -> DecoderConfig:
     )
 
 
-def llama_from_config(config: DecoderConfig) -> dict[str, Any]:
+def llama_from_config(config: DecoderConfig) -> JsonObject:
     """Translate a `DecoderConfig` of any family but GPT-2 to the keys of a `config.json`.
 
     transformers 4 and 5 both read them.
@@ -284,10 +285,10 @@ def llama_from_config(config: DecoderConfig) -> dict[str, Any]:
     return raw
 
 
-def _gemma_keys(config: DecoderConfig, rope: Json) -> dict[str, Any]:
+def _gemma_keys(config: DecoderConfig, rope: Json) -> JsonObject:
     """Return the keys of Gemma alone."""
     scalar = config.query_scalar or config.head_dim
-    raw: dict[str, Any] = {
+    raw: JsonObject = {
         "hidden_activation": _ACTIVATION_NAMES[config.activation],
         "query_pre_attn_scalar": int(scalar) if scalar == int(scalar) else scalar,
         "attn_logit_softcapping": config.attn_softcap or None,
@@ -303,7 +304,7 @@ def _gemma_keys(config: DecoderConfig, rope: Json) -> dict[str, Any]:
     return raw
 
 
-def _token_keys(config: DecoderConfig) -> dict[str, Any]:
+def _token_keys(config: DecoderConfig) -> JsonObject:
     """Return the keys of token ids."""
     eos_ids = list(config.eos_ids)
     return {
@@ -342,7 +343,7 @@ def gpt2_to_config(raw: Json) -> DecoderConfig:
     )
 
 
-def gpt2_from_config(config: DecoderConfig) -> dict[str, Any]:
+def gpt2_from_config(config: DecoderConfig) -> JsonObject:
     """Translate a `DecoderConfig` to the keys of a GPT-2 `config.json`."""
     activation = config.activation
     return {

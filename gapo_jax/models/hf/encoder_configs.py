@@ -11,6 +11,7 @@ from typing import Any
 from gapo_jax.models.encoder_config import EncoderConfig
 from gapo_jax.models.hf.architecture import Json
 from gapo_jax.models.hf.config_values import accept_only, required
+from gapo_jax.records import JsonObject
 
 
 def _shape(raw: Json, **fields: Any) -> EncoderConfig:
@@ -43,7 +44,7 @@ def _post_norm(raw: Json, default_pad: int, **fields: Any) -> EncoderConfig:
     return _shape(raw, **(common | fields))
 
 
-def _common_keys(config: EncoderConfig) -> dict[str, Any]:
+def _common_keys(config: EncoderConfig) -> JsonObject:
     """Return the keys of `config.json` that all families share."""
     return {
         "vocab_size": config.vocab_size,
@@ -56,7 +57,7 @@ def _common_keys(config: EncoderConfig) -> dict[str, Any]:
     }
 
 
-def _post_norm_keys(config: EncoderConfig) -> dict[str, Any]:
+def _post_norm_keys(config: EncoderConfig) -> JsonObject:
     """Return the keys of `config.json` that the families with BERT's layers share."""
     return _common_keys(config) | {
         "hidden_act": "gelu",
@@ -76,7 +77,7 @@ def bert_to_config(raw: Json) -> EncoderConfig:
     return _post_norm(raw, default_pad=0)
 
 
-def bert_from_config(config: EncoderConfig) -> dict[str, Any]:
+def bert_from_config(config: EncoderConfig) -> JsonObject:
     """Translate an `EncoderConfig` to `config.json` keys of BERT."""
     return _post_norm_keys(config) | {"position_embedding_type": "absolute"}
 
@@ -94,7 +95,7 @@ def roberta_to_config(raw: Json) -> EncoderConfig:
     )
 
 
-def roberta_from_config(config: EncoderConfig) -> dict[str, Any]:
+def roberta_from_config(config: EncoderConfig) -> JsonObject:
     """Translate an `EncoderConfig` to `config.json` keys of RoBERTa."""
     return _post_norm_keys(config)
 
@@ -117,7 +118,7 @@ def longformer_to_config(raw: Json) -> EncoderConfig:
     return dataclasses.replace(config, windows=halves, global_first=True)
 
 
-def longformer_from_config(config: EncoderConfig) -> dict[str, Any]:
+def longformer_from_config(config: EncoderConfig) -> JsonObject:
     """Translate an `EncoderConfig` to `config.json` keys of Longformer."""
     windows = [2 * half for half in config.windows]
     return _post_norm_keys(config) | {"attention_window": windows}
@@ -161,7 +162,7 @@ def deberta_to_config(raw: Json) -> EncoderConfig:
     )
 
 
-def deberta_from_config(config: EncoderConfig) -> dict[str, Any]:
+def deberta_from_config(config: EncoderConfig) -> JsonObject:
     """Translate an `EncoderConfig` to `config.json` keys of DeBERTa-v2."""
     return _post_norm_keys(config) | {
         "relative_attention": True,
@@ -223,7 +224,7 @@ def modernbert_to_config(raw: Json) -> EncoderConfig:
     )
 
 
-def modernbert_from_config(config: EncoderConfig) -> dict[str, Any]:
+def modernbert_from_config(config: EncoderConfig) -> JsonObject:
     """Translate an `EncoderConfig` to `config.json` keys that transformers 4 and 5 both read."""
     windows = config.windows or (0,) * config.num_layers
     everywhere, near = config.rope_thetas

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from gapo_jax.models.encoder_config import EncoderConfig
 from gapo_jax.models.hf import encoder_configs
 from gapo_jax.models.hf.architecture import Architecture, Json, Rule
+from gapo_jax.records import JsonObject
 
 
 def _affine(hf: str, path: str, shape: str, bias: bool = True) -> list[Rule]:
@@ -101,7 +101,7 @@ def _family(
     rules: tuple[Rule, ...],
     head: Sequence[Rule],
     to_config: Callable[[Json], EncoderConfig],
-    from_config: Callable[[EncoderConfig], dict[str, Any]],
+    from_config: Callable[[EncoderConfig], JsonObject],
     prefix: str | None = None,
 ) -> tuple[Architecture, Architecture]:
     """Return the encoder without a head, and the classifier, whose tensors begin with `prefix`."""

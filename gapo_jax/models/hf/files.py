@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors import numpy as safetensors_numpy
 
 from gapo_jax import io
+from gapo_jax.records import JsonObject
 
 # By its card a folder is known as an earlier export, which may be replaced.
 MARK = "Exported by gapo_jax"
@@ -37,7 +38,7 @@ class SafetensorsSource:
                 files.
         """
         # `safe_open` has no public type.
-        self._files: dict[str, Any] = {}
+        self._files: JsonObject = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
         for path in _weight_files(folder, explicit):
@@ -127,7 +128,7 @@ def _plain_name(name: str, where: Path) -> str:
     return name
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> JsonObject:
     """Return a JSON object.
 
     Raises:

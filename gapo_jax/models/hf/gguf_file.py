@@ -11,7 +11,6 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
@@ -22,6 +21,7 @@ from gapo_jax.models.decoder_config import DecoderConfig
 from gapo_jax.models.hf.architecture import Architecture, Rule
 from gapo_jax.models.hf.config_json import translate
 from gapo_jax.models.hf.parameter_map import ARCHITECTURES, Put, import_params, rules_of
+from gapo_jax.records import JsonObject
 
 # llama.cpp's names of the families whose files we read.
 _FAMILIES = {arch.gguf_name: arch for arch in ARCHITECTURES.values() if arch.gguf_name}
@@ -64,7 +64,7 @@ def read_config(reader: gguf.GGUFReader) -> tuple[Architecture, DecoderConfig]:
             f"nearest supported choice is {close[0]!r}; or give the model's HF folder."
         )
     arch = _FAMILIES[name]
-    raw: dict[str, Any] = {"model_type": arch.model_type}
+    raw: JsonObject = {"model_type": arch.model_type}
     for key, hf_key in _CONFIG_KEYS.items():
         value = hub.gguf_value(reader, f"{name}.{key}")
         if value is not None:
@@ -103,7 +103,7 @@ def _path_of(reader: gguf.GGUFReader) -> Path:
     return Path(str(reader.data.filename))
 
 
-def _features(reader: gguf.GGUFReader, name: str, raw: dict[str, Any]) -> dict[str, Any]:
+def _features(reader: gguf.GGUFReader, name: str, raw: JsonObject) -> JsonObject:
     """Return the config.json keys of what only some files have; ValueError if not supported."""
     experts = hub.gguf_value(reader, f"{name}.expert_count")
     scaling = hub.gguf_value(reader, f"{name}.rope.scaling.type")
@@ -119,7 +119,7 @@ def _features(reader: gguf.GGUFReader, name: str, raw: dict[str, Any]) -> dict[s
             f"got {raw['sliding_window']}: a Mistral with a window, which llama.cpp leaves out. "
             "Give the HF folder."
         )
-    keys: dict[str, Any] = {}
+    keys: JsonObject = {}
     if scaling == "linear":
         factor = hub.gguf_required(reader, f"{name}.rope.scaling.factor")
         keys["rope_scaling"] = {"rope_type": "linear", "factor": factor}
@@ -185,7 +185,7 @@ def _hf_name(name: str, rules: Sequence[Rule]) -> tuple[str, Rule | None]:
     return name, None
 
 
-def load_gguf(path: Path, put: Put | None = None) -> tuple[DecoderConfig, dict[str, Any]]:
+def load_gguf(path: Path, put: Put | None = None) -> tuple[DecoderConfig, JsonObject]:
     """Return `(config, params)` of a GGUF file; `put` as in `load.load_decoder`.
 
     Raises:

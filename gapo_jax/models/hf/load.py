@@ -26,6 +26,7 @@ from gapo_jax.models.hf.decoder_tables import reward_architecture
 from gapo_jax.models.hf.files import SafetensorsSource, open_safetensors, read_json
 from gapo_jax.models.hf.head_code import HEAD_FILE
 from gapo_jax.models.hf.parameter_map import Put
+from gapo_jax.records import JsonObject
 from gapo_jax.rng import Stream
 
 _WAY_OUT = (
@@ -110,7 +111,7 @@ def network_of(src: str | os.PathLike[str]) -> str | None:
     return "reward model" if _is_classifier(raw) else "decoder"
 
 
-def _is_classifier(raw: dict[str, Any]) -> bool:
+def _is_classifier(raw: JsonObject) -> bool:
     names = raw.get("architectures")
     return isinstance(names, list) and str(names[:1]).endswith("ForSequenceClassification']")
 
@@ -126,7 +127,7 @@ def _head_of(path: Path, arch: Architecture, source: SafetensorsSource) -> str |
 
 def load_decoder(
     src: str | os.PathLike[str], put: Put | None = None, **overrides: object
-) -> tuple[Decoder, dict[str, Any]]:
+) -> tuple[Decoder, JsonObject]:
     """Return `(decoder, params)` of a Hugging Face folder, a hub id or a `.gguf` file.
 
     Args:
@@ -155,7 +156,7 @@ def load_reward_model(
     put: Put | None = None,
     seed: int | None = None,
     **overrides: object,
-) -> tuple[RewardModel, dict[str, Any]]:
+) -> tuple[RewardModel, JsonObject]:
     """Return `(reward model, params)`: a decoder with a scalar head on its last real token.
 
     Args:
@@ -209,7 +210,7 @@ def _need_seed(seed: int | None, path: Path, got: str) -> None:
 
 def load_encoder(
     src: str | os.PathLike[str], put: Put | None = None, **overrides: object
-) -> tuple[Encoder, dict[str, Any]]:
+) -> tuple[Encoder, JsonObject]:
     """Return `(encoder, params)` of a Hugging Face folder or hub id; as `load_decoder`, no GGUF.
 
     The heads of tasks are left out. BERT's pooler, which nothing here computes, is carried along,
@@ -235,7 +236,7 @@ def load_discriminator(
     hidden_dim: int | None = None,
     own_head: bool = False,
     **overrides: object,
-) -> tuple[Discriminator, dict[str, Any]]:
+) -> tuple[Discriminator, JsonObject]:
     """Return `(discriminator, params)` of a Hugging Face folder or hub id of an encoder.
 
     A sequence classifier with one label and an export with discriminator_head.safetensors bring
@@ -275,7 +276,7 @@ def load_discriminator(
     return Discriminator(fields, pooling, hidden_dim), params
 
 
-def _read_head(path: Path, put: Put | None) -> tuple[dict[str, Any], str, int | None]:
+def _read_head(path: Path, put: Put | None) -> tuple[JsonObject, str, int | None]:
     """Return parameters, pooling and hidden width of a head that `save_hf` wrote."""
     with open_safetensors(path) as file:
         pooling = (file.metadata() or {}).get("pooling")

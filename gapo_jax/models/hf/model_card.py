@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
-from typing import Any
 
 from flax import linen as nn
 
@@ -13,6 +12,7 @@ from gapo_jax.models.encoder import Encoder
 from gapo_jax.models.heads import Discriminator
 from gapo_jax.models.hf.architecture import Architecture
 from gapo_jax.models.hf.files import MARK
+from gapo_jax.records import Json
 
 _HEAD = """
 ## The head
@@ -59,7 +59,7 @@ def write(
     dtype: str,
     method: str | None = None,
     base: str | None = None,
-    metrics: Mapping[str, Any] | None = None,
+    metrics: Json | None = None,
 ) -> str:
     """Return the text of the card.
 

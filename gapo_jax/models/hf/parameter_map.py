@@ -20,6 +20,7 @@ from gapo_jax.models.hf.architecture import FLOATS, Architecture, Config, Rule, 
 from gapo_jax.models.hf.decoder_tables import DECODERS
 from gapo_jax.models.hf.encoder_tables import CLASSIFIERS, ENCODERS
 from gapo_jax.models.lora import put as put_leaf
+from gapo_jax.records import Json, JsonObject
 from gapo_jax.types import Params
 
 # Takes (path, float32 array) of a parameter that has just been read and returns what stands in the
@@ -184,7 +185,7 @@ def _check_dtypes(names: Collection[str], source: TensorSource) -> None:
 
 def import_params(
     arch: Architecture, config: Config, source: TensorSource, put: Put | None = None
-) -> dict[str, Any]:
+) -> JsonObject:
     """Return the float32 parameter tree read from `source`, one tensor at a time.
 
     `match` checks everything before the first tensor is read. As soon as a parameter is complete,
@@ -259,7 +260,7 @@ def export_tensors(
 
 
 def _exported(
-    rules: Sequence[Rule], config: Config, leaves: Mapping[str, Any]
+    rules: Sequence[Rule], config: Config, leaves: Json
 ) -> Iterator[tuple[str, np.ndarray]]:
     for rule in rules:
         arrays = [np.asarray(leaves[path]) for path in rule.paths]

@@ -30,6 +30,7 @@ from gapo_jax.models.hf.files import (
 from gapo_jax.models.hf.model_card import plain
 from gapo_jax.models.hf.parameter_map import architecture_of, rules_of
 from gapo_jax.models.lora import Adapters, kernels, put
+from gapo_jax.records import JsonObject
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -203,7 +204,7 @@ def _record(
     joined: Mapping[str, tuple[np.ndarray, np.ndarray]],
     first: int,
     base: str | None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Return the contents of adapter_config.json."""
     arch = architecture_of(config)
     rank = next(iter(adapters.pairs.values()))["a"].shape[-1]

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from flax import linen as nn
@@ -44,7 +43,7 @@ def save_hf(
     dtype: str = "float32",
     method: str | None = None,
     base: str | None = None,
-    metrics: Mapping[str, Any] | None = None,
+    metrics: Json | None = None,
     max_shard_bytes: int = 5 * 10**9,
 ) -> Path:
     """Write a `Decoder`, `Encoder`, `Discriminator` or `RewardModel` for transformers to load.

@@ -14,9 +14,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from gapo_jax import constraints, io, rng
 from gapo_jax.config import Config, system_text
@@ -25,6 +24,7 @@ from gapo_jax.data import tables
 from gapo_jax.data.schemas import DIALOGUES, prompt_segments
 from gapo_jax.data.turns import Segment
 from gapo_jax.methods import method_of, needs_pairs
+from gapo_jax.records import Json
 from gapo_jax.rewards.functions import RESERVED
 from gapo_jax.rng import Stream
 from gapo_jax.rollout.generate import prompt_lengths
@@ -125,9 +125,7 @@ def scan_rows(
     return rows, problems
 
 
-def read_row(
-    config: Config, record: Mapping[str, Any], number: str, heldout: bool = False
-) -> PromptRow:
+def read_row(config: Config, record: Json, number: str, heldout: bool = False) -> PromptRow:
     """Return a row as a prompt with its constraints and columns.
 
     Raises:
@@ -165,7 +163,7 @@ def read_row(
     )
 
 
-def _constraints(config: Config, record: Mapping[str, Any]) -> tuple[Constraint, ...]:
+def _constraints(config: Config, record: Json) -> tuple[Constraint, ...]:
     """Return the constraints of a row, () where it has none."""
     present = [name for name in COLUMNS if record.get(name) is not None]
     # Other sets have an answer there.

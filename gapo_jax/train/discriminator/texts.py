@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from gapo_jax.records import Json, JsonObject
 from gapo_jax.rng import Stream, stream
 
 
@@ -70,11 +71,11 @@ def update_replay(
     return tuple(merged[i] for i in keep)
 
 
-def replay_to_json(replay: Sequence[GeneratedText]) -> list[dict[str, Any]]:
+def replay_to_json(replay: Sequence[GeneratedText]) -> list[JsonObject]:
     """Return the replay buffer as JSON-ready records."""
     return [dataclasses.asdict(text) for text in replay]
 
 
-def replay_from_json(records: Sequence[Mapping[str, Any]]) -> ReplayBuffer:
+def replay_from_json(records: Sequence[Json]) -> ReplayBuffer:
     """Rebuild the replay buffer from `replay_to_json`."""
     return tuple(GeneratedText(**record) for record in records)

@@ -11,6 +11,7 @@ import numpy as np
 from gapo_jax.data.batching import like_lengths
 from gapo_jax.losses import masked_mean
 from gapo_jax.methods import estimator
+from gapo_jax.records import JsonObject
 from gapo_jax.rollout import experience as estimators
 from gapo_jax.train.buckets import in_bucket, take_rows
 from gapo_jax.train.checks import ONLINE_RATES, check_kl
@@ -73,7 +74,7 @@ def score_policy(ctx: TrainContext, state: GAPOState, rollout: Rollout) -> Rollo
     return take_rows(joined, np.argsort(np.concatenate(minibatches))) if ctx.widths else joined
 
 
-def estimator_options(ctx: TrainContext) -> dict[str, Any]:
+def estimator_options(ctx: TrainContext) -> JsonObject:
     """Return what `rollout.experience.build_experience` needs to know of the run's estimator."""
     config, ppo, chosen = ctx.config, ctx.config.ppo, estimator(ctx.config)
     if chosen == "gae":

@@ -7,7 +7,6 @@ has learned to please a source looks better by it, whatever people would say.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from gapo_jax import io
 from gapo_jax.config import updates_per_round
 from gapo_jax.evaluate.bootstrap import interval, rates, resampled_rates
 from gapo_jax.methods import asks_discriminator
+from gapo_jax.records import JsonObject
 from gapo_jax.rewards.scores import discriminator_scores
 from gapo_jax.train.clock import counter
 from gapo_jax.train.context import TrainContext
@@ -33,7 +33,7 @@ from gapo_jax.train.state import GAPOState
 from gapo_jax.types import Params, PromptRow
 
 # One for each response: "key", "prompt", "response", "rewards" by source (None: it says nothing).
-RewardRecords = list[dict[str, Any]]
+RewardRecords = list[JsonObject]
 
 
 def measure_rewards(ctx: TrainContext, params: Callable[[], Params], name: str) -> RewardRecords:
@@ -179,7 +179,7 @@ def reward_metrics(ctx: TrainContext, records: RewardRecords) -> dict[str, float
     return {f"eval/{HELDOUT}/reward/{name}": value for name, value in _flat(means).items()}
 
 
-def rewards_in_summary(ctx: TrainContext) -> dict[str, Any]:
+def rewards_in_summary(ctx: TrainContext) -> JsonObject:
     """Return {"rewards": {"before", "after", "difference"}}, each {source: {"value", "low",
     "high"}}, and samples, for summary.json, of the measurements that lie in the workdir; empty
     where nothing is measured."""

@@ -16,10 +16,11 @@ from gapo_jax.losses import (
     sequence_logprobs,
 )
 from gapo_jax.methods import estimator, kl_in_loss
+from gapo_jax.records import JsonObject
 from gapo_jax.types import Experience, Metrics
 
 
-def reduction(config: Config, experience: Experience) -> dict[str, Any]:
+def reduction(config: Config, experience: Experience) -> JsonObject:
     """Return `aggregation` and `denominator` of the token losses of a minibatch.
 
     GRPO and GSPO average rows of token means; DAPO all tokens of the batch that one update sees;

@@ -17,6 +17,7 @@ import numpy as np
 from gapo_jax.config import Config
 from gapo_jax.config.reward_sources import Source, parse_sources
 from gapo_jax.methods import method_of
+from gapo_jax.records import JsonObject
 from gapo_jax.rewards.functions import (
     Call,
     FunctionScores,
@@ -243,7 +244,7 @@ def columns_of(rows: Sequence[PromptRow]) -> dict[str, list[Any]]:
     return {name: [record.get(name) for record in records] for name in names}
 
 
-def _own_columns(row: PromptRow) -> dict[str, Any]:
+def _own_columns(row: PromptRow) -> JsonObject:
     values = row.key, row.task, [constraint.to_json() for constraint in row.constraints]
     return dict(zip(OWN_COLUMNS, values, strict=True))
 
