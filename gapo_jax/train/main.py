@@ -283,9 +283,8 @@ def closing(ctx: TrainContext) -> Iterator[None]:
     """Close the workers, the writer and the checkpointer of a run at the end, each whatever the
     others do.
 
-    The first error is raised, those after it are logged. A stop by a signal counts as none: it
-    says that all is saved, which an error of the last save belies. A second Ctrl-C waits for
-    nothing.
+    Raise the first error and log the rest. `RunInterrupted` is raised only if closing succeeded,
+    because it tells the user that everything was saved. A second Ctrl-C waits for nothing.
     """
     errors: list[Exception] = []
     interrupted: RunInterrupted | None = None

@@ -11,7 +11,7 @@ from by_path import load
 from gapo_jax.data.chat import chat_prompt, dialogue_ids, end_id, response_ids
 from gapo_jax.data.control_tokens import text_encoder
 from gapo_jax.data.discriminator_text import encode_texts, pair_ids
-from gapo_jax.data.lint import encode, marked
+from gapo_jax.data.lint import encode, encode_for_training, marked
 from gapo_jax.data.schemas import Segment
 from gapo_jax.data.tiny_tokenizer import character_tokenizer, word_tokenizer, wordpiece_tokenizer
 from gapo_jax.data.tokenizer import (
@@ -242,17 +242,21 @@ def test_thoughts_in_the_last_answer_alone_leave_rows_of_many_turns_usable():
     )
 
 
-def test_a_template_that_rewrites_earlier_answers_is_named():
+def test_of_a_template_that_rewrites_earlier_answers_the_last_one_is_trained_on():
     tokenizer = families.chatml_bpe(
         "{% for message in messages %}{% if loop.last or message.role == 'user' %}"
         "{{ message.content }}<|im_end|>{% endif %}{% endfor %}"
     )
     turns = [Segment(role, text, role == "assistant") for role, text in
              (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))]  # fmt: skip
-    with pytest.raises(ValueError, match="train on the last answer only"):
-        encode(turns, tokenizer)
     last = [Segment(turn.role, turn.text, turn is turns[-1]) for turn in turns]
-    assert tokenizer.decode(encode(last, tokenizer)[0]) == "a<|im_end|>c<|im_end|>d<|im_end|>"
+    ids, mask = encode(last, tokenizer)
+    assert tokenizer.decode(ids) == "a<|im_end|>c<|im_end|>d<|im_end|>"
+    assert encode_for_training(turns, tokenizer) == (ids, mask, True)
+    # An earlier answer that the caller asks for, and the last one not, is refused.
+    first = [Segment(turn.role, turn.text, turn is turns[1]) for turn in turns]
+    with pytest.raises(ValueError, match="train on the last answer only"):
+        encode(first, tokenizer)
 
 
 def test_an_added_token_without_an_embedding_is_refused_where_a_text_gives_it():

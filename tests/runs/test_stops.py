@@ -219,13 +219,14 @@ def test_a_run_closes_its_checkpointer_whatever_its_writer_does(body, wanted):
 
     ctx = SimpleNamespace(
         verifiers=SimpleNamespace(close=lambda: closed.append("verifiers")),
+        rewards=SimpleNamespace(close=lambda: closed.append("rewards")),
         writer=SimpleNamespace(close=fail),
         checkpointer=SimpleNamespace(close=lambda: closed.append("checkpointer")),
     )
     with pytest.raises(Exception, match=f"^{wanted}$"), main.closing(ctx):
         if body is not None:
             raise body
-    assert closed == ["verifiers", "checkpointer"]
+    assert closed == ["verifiers", "rewards", "checkpointer"]
 
 
 def test_an_export_that_cannot_be_written_is_named(tmp_path, monkeypatch):
@@ -240,6 +241,8 @@ def test_an_export_that_cannot_be_written_is_named(tmp_path, monkeypatch):
         processes=SimpleNamespace(first=True),
         clock=clock.PhaseClock(),
         workdir=tmp_path,
+        rows=None,
+        prompts=SimpleNamespace(heldout={}, rewarded=[]),
     )
     with pytest.raises(OSError, match="No space left on device.*export"):
         main.conclude(ctx, None, {}, {})

@@ -31,6 +31,8 @@ from gapo_jax.train.discriminator.steps import (
 )
 from gapo_jax.train.discriminator.texts import GeneratedText, LabelledText
 from gapo_jax.train.online import rewards as rewarding
+from gapo_jax.train.online.reward_sources import RewardSources
+from gapo_jax.train.runtime import Processes
 from gapo_jax.train.sources import load_discriminator
 from gapo_jax.train.state import GAPOState, TrainState
 from gapo_jax.types import ACCEPTED, GENERATED, REJECTED, Constraint, PreferentialPair, Rollout
@@ -127,12 +129,15 @@ def test_one_snapshot_of_the_discriminator_gives_the_rewards(network, steps, sco
         clock=PhaseClock(),
         # Only the easiest quarter is in use in the first round of a curriculum.
         pairs=types.SimpleNamespace(compared=[pair] * 2 + [None] * 6, heldout=[]),
+        rewards=RewardSources(),
+        processes=Processes(),
+        updates_per_round=1,
     )
     ones = jnp.ones((4, 3), jnp.int32)
     fresh = [GeneratedText("p", "word " * (n + 1), False, 1) for n in range(4)]
     rollout = types.SimpleNamespace(
         index=0, generated=fresh, arrays=Rollout(ones, ones, ones, ones * 1.0),
-        rule_rewards_B=np.zeros(4),
+        rule_rewards_B=np.zeros(4), rows=[], texts=[],
     )  # fmt: skip
     start = jax.tree.map(np.asarray, network.params)
     state = GAPOState(
@@ -151,15 +156,15 @@ def test_one_snapshot_of_the_discriminator_gives_the_rewards(network, steps, sco
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.disc_average, average
         )
-    found = rewarding.compute_rewards(ctx, state, rollout, before)
+    given = rewarding.compute_rewards(ctx, state, rollout, before)
     for name, params in {"pre": start, "post": after, "ema": average}.items():
         wanted = scoring.score_texts(steps, params, TOKENIZER, fresh, config.discriminator)
-        assert np.allclose(found.logits_B, wanted, atol=1e-6) == (name == score_with)
-    np.testing.assert_allclose(found.rewards_B, found.logits_B, atol=1e-6)
+        assert np.allclose(given.logits_B, wanted, atol=1e-6) == (name == score_with)
+    np.testing.assert_allclose(given.rewards_B, given.logits_B, atol=1e-6)
     # Three of at most four tokens: half of the punishment, which begins behind the second.
     config.sampling.max_new_tokens, config.reward.overlong_tokens = 4, 2
     punished = rewarding.compute_rewards(ctx, state, rollout, before)
-    np.testing.assert_allclose(punished.rewards_B, found.logits_B - 0.5, atol=1e-6)
+    np.testing.assert_allclose(punished.rewards_B, given.logits_B - 0.5, atol=1e-6)
 
 
 def test_training_separates_what_can_be_separated(network, steps):

@@ -161,7 +161,10 @@ def test_other_processes_take_the_word_of_the_first(caplog):
         ({"sources": ("verifier",), "weights": (1.0, 2.0)}, "one number for each"),
         ({"sources": ("verifier",), "squash": "sigmoid"}, "is for logits of the discriminator"),
         ({"sources": ("verifier",), "combine": "stratified"}, "and at least one more"),
-        ({"sources": ("a.py:f", "b.py:g"), "combine": "stratified"}, "must name 'verifier'"),
+        (
+            {"sources": ("discriminator", "model:m"), "combine": "stratified"},
+            "must name 'verifier'",
+        ),
         (
             {"sources": ("verifier", "a.py:f"), "combine": "stratified", "weights": (2.0, 1.0)},
             "weight of 'verifier' must be 1, got 2.0",
