@@ -243,6 +243,7 @@ def test_a_run_waits_for_files_that_another_one_makes():
     assert study_runs._next(runs[1:], [there], keys).key == ("b", 0)  # pyright: ignore
 
 
+@pytest.mark.slow
 def test_a_study_that_is_killed_goes_on_where_it_was(tmp_path, capsys):
     """Two arms and two seeds. The study is told to stop when it starts its third run."""
     arguments = ["--config", "configs/studies/tiny.py", "--out", str(tmp_path / "out")]
