@@ -272,7 +272,7 @@ class Placement:
         if not self.spread:
             return function(*inputs)
         shardings = param_shardings(self._mesh, jax.eval_shape(function, *inputs))
-        return jax.jit(function, out_shardings=shardings)(*inputs)
+        return _in_turn(jax.jit(function, out_shardings=shardings)(*inputs))
 
     def keep(self, tree: Tree, layout: Layout) -> Tree:
         """Hold traced arrays to their places."""
@@ -334,9 +334,18 @@ def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
         data = _put(jax.random.key_data(leaf), sharding)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        return jax.device_put(leaf, sharding)
+        return _in_turn(jax.device_put(leaf, sharding))
     value = np.asarray(leaf)
     return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+
+def _in_turn(tree: Tree) -> Tree:
+    """Wait for arrays that several processes make together.
+
+    Exchanges of different programs that run beside each other may meet in another order in each
+    process, and then all of them wait for ever (seen between CPU processes).
+    """
+    return jax.block_until_ready(tree) if jax.process_count() > 1 else tree
 
 
 def _logical_axes(

@@ -18,6 +18,8 @@ from gapo_jax.rng import Stream
 # The words of the built-in tokenizer, which is the same for all seeds.
 SEEDLESS = {Stream.TOKENIZER_WORDS}
 SEED = 3
+# A whole run; tests/train/test_streams.py has the orders of a round without one.
+pytestmark = pytest.mark.slow
 
 
 def _bits(keys) -> list[bytes]:
