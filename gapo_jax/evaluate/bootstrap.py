@@ -5,6 +5,7 @@ A unit holds all samples of one prompt: they are not independent, so they are dr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,15 @@ def resampled_rates(sums: np.ndarray, seed: int, resamples: int) -> np.ndarray:
         rng=rng.stream(seed, Stream.RESAMPLES),
     )
     return rates(drawn.bootstrap_distribution.reshape(metrics, 2, -1))
+
+
+def as_metrics(intervals: Mapping[str, Mapping[str, float]], prefix: str) -> dict[str, float]:
+    """Return named intervals as metrics: PREFIX/NAME, PREFIX/NAME_low and PREFIX/NAME_high."""
+    return {
+        f"{prefix}/{name}" + ("" if part == "value" else f"_{part}"): number
+        for name, entry in intervals.items()
+        for part, number in entry.items()
+    }
 
 
 def interval(value: float, draws: np.ndarray) -> dict[str, float]:

@@ -14,6 +14,7 @@ from gapo_jax import io, rng
 from gapo_jax.config import Config, system_text
 from gapo_jax.constraints.verifiers import VerifierPool
 from gapo_jax.evaluate.accuracy import Verdict, paired_difference, read_verdicts, summarise, verify
+from gapo_jax.evaluate.bootstrap import as_metrics
 from gapo_jax.evaluate.console import levels
 from gapo_jax.evaluate.exploits import health_of_verdicts
 from gapo_jax.methods import method_of
@@ -49,28 +50,29 @@ def measure(ctx: TrainContext, params: Callable[[], Params], name: str) -> Verdi
     path = ctx.workdir / f"eval_{name}.jsonl"
     if not ctx.prompts.heldout:
         return {}
-    if path.exists() and not _is_of_these_prompts(ctx, read_verdicts(path)):
+    if path.exists():
+        kept = read_verdicts(path)
+        if _is_of_these_prompts(ctx, kept):
+            return kept
         # A run that an earlier version began has other prompts: random streams have changed.
         log.warning("%s is of other held-out prompts than this run has: measuring again", path)
-        path.unlink()
-    if not path.exists():
-        with ctx.clock("eval"):
-            weights, records = params(), []
-            for set_name, rows in ctx.prompts.heldout.items():
-                total = len(rows) * ctx.config.eval.samples_per_prompt
-                with counter(total, f"{name}: {set_name}") as advance:
-                    verdicts = evaluate_policy(
-                        ctx.config,
-                        ctx.models,
-                        weights,
-                        rows,
-                        name=set_name,
-                        width=ctx.prompts.width,
-                        verifiers=ctx.verifiers,
-                        on_batch=stop_between_batches(ctx.stop, ctx.processes, advance),
-                    )
-                records += [{"set": set_name, **v.to_json()} for v in verdicts]
-        io.write_jsonl(path, records)
+    with ctx.clock("eval"):
+        weights, records = params(), []
+        for set_name, rows in ctx.prompts.heldout.items():
+            total = len(rows) * ctx.config.eval.samples_per_prompt
+            with counter(total, f"{name}: {set_name}") as advance:
+                verdicts = evaluate_policy(
+                    ctx.config,
+                    ctx.models,
+                    weights,
+                    rows,
+                    name=set_name,
+                    width=ctx.prompts.width,
+                    verifiers=ctx.verifiers,
+                    on_batch=stop_between_batches(ctx.stop, ctx.processes, advance),
+                )
+            records += [{"set": set_name, **v.to_json()} for v in verdicts]
+    io.write_jsonl(path, records)
     return read_verdicts(path)
 
 
@@ -107,12 +109,9 @@ def write_eval(
     ctx.writer.write(step, finished, "eval", metrics)
 
 
-def maybe_evaluate(ctx: TrainContext, state: GAPOState, finished: int) -> None:
-    """Measure the policy on a part of the first held-out set, if it is due after `finished` rounds;
-    the last round is measured on all of them."""
-    config, every = ctx.config, ctx.config.eval.every_rounds
-    if not every or finished % every or finished == config.rounds:
-        return
+def evaluate_part(ctx: TrainContext, state: GAPOState, finished: int) -> None:
+    """Measure the policy on a part of the first held-out set, after `finished` rounds."""
+    config = ctx.config
     if method_of(config).trains != "policy":  # it is the one that was measured before
         return
     if not ctx.prompts.heldout:  # nothing to verify: see `online.heldout`
@@ -138,11 +137,7 @@ def _accuracies(
     summary: Mapping[str, dict[str, float]], prefix: str, set_name: str
 ) -> dict[str, float]:
     """Return the accuracies to show of a held-out set with their intervals, as metrics."""
-    metrics = {}
-    for name in levels(set_name):
-        for part, value in summary[name].items():
-            metrics[f"{prefix}/{name}" + ("" if part == "value" else f"_{part}")] = value
-    return metrics
+    return as_metrics({name: summary[name] for name in levels(set_name)}, prefix)
 
 
 def evaluate_policy(

@@ -12,9 +12,9 @@ from gapo_jax.train.best import is_enough, keep_best
 from gapo_jax.train.checks import OFFLINE_RATES, ONLINE_RATES, check_networks, norms_of
 from gapo_jax.train.context import TrainContext
 from gapo_jax.train.discriminator.texts import replay_to_json
-from gapo_jax.train.evaluation import maybe_evaluate
+from gapo_jax.train.evaluation import evaluate_part
 from gapo_jax.train.metrics import progress
-from gapo_jax.train.online.heldout import maybe_measure_rewards
+from gapo_jax.train.online.heldout import measure_part_of_rewards
 from gapo_jax.train.row_evaluation import heldout_metrics, write_rows
 from gapo_jax.train.runtime import RunStopped
 from gapo_jax.train.state import GAPOState
@@ -66,16 +66,18 @@ def run_rounds(ctx: TrainContext, state: GAPOState, run_round: Round) -> GAPOSta
 
 
 def evaluate_round(ctx: TrainContext, state: GAPOState, finished: int) -> None:
-    """Measure what is held out, if it is due after `finished` rounds."""
-    if ctx.rows is None:
-        maybe_evaluate(ctx, state, finished)
-        maybe_measure_rewards(ctx, state, finished)
-        return
+    """Measure what is held out, if it is due after `finished` rounds; after the last one everything
+    is measured anyway."""
     every = ctx.config.eval.every_rounds
-    if every and finished % every == 0 and finished < ctx.config.rounds:
-        with ctx.clock("eval"):
-            metrics = heldout_metrics(ctx, state)
-        write_rows(ctx, metrics, finished)
+    if not every or finished % every or finished == ctx.config.rounds:
+        return
+    if ctx.rows is None:
+        evaluate_part(ctx, state, finished)
+        measure_part_of_rewards(ctx, state, finished)
+        return
+    with ctx.clock("eval"):
+        metrics = heldout_metrics(ctx, state)
+    write_rows(ctx, metrics, finished)
 
 
 def keep_last_good(

@@ -6,13 +6,13 @@ has learned to please a source looks better by it, whatever people would say.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from gapo_jax import io
 from gapo_jax.config import updates_per_round
-from gapo_jax.evaluate.bootstrap import interval, rates, resampled_rates
+from gapo_jax.evaluate.bootstrap import as_metrics, interval, rates, resampled_rates
 from gapo_jax.methods import asks_discriminator
 from gapo_jax.records import JsonObject
 from gapo_jax.rewards.scores import discriminator_scores
@@ -65,17 +65,16 @@ def _file(name: str) -> str:
     return f"eval_{name}_rewards.jsonl"
 
 
-def maybe_measure_rewards(ctx: TrainContext, state: GAPOState, finished: int) -> None:
-    """Write the mean rewards of a part of the held-out prompts, if they are due after `finished`
-    rounds; the last round is measured on all of them."""
-    config, every = ctx.config, ctx.config.eval.every_rounds
+def measure_part_of_rewards(ctx: TrainContext, state: GAPOState, finished: int) -> None:
+    """Write the mean rewards of a part of the held-out prompts, after `finished` rounds."""
+    config = ctx.config
     rows = ctx.prompts.rewarded[: config.eval.prompts_during]
-    if not rows or not every or finished % every or finished == config.rounds:
+    if not rows:
         return
     with ctx.clock("eval"):
         records = _sample_and_score(ctx, ctx.sampling_params(state), rows, "during")
         means = mean_rewards([records], config.eval.resamples)[0]
-    metrics = {f"eval/reward/{name}": value for name, value in _flat(means).items()}
+    metrics = as_metrics(means, "eval/reward")
     metrics["time/eval_s"] = ctx.clock.last["eval"]
     ctx.writer.write(finished * ctx.updates_per_round, finished, "eval", metrics)
 
@@ -162,21 +161,12 @@ def mean_rewards(
     ]
 
 
-def _flat(means: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Return means as SOURCE, and the ends of their intervals as SOURCE_low and SOURCE_high."""
-    return {
-        name + ("" if part == "value" else f"_{part}"): value
-        for name, entry in means.items()
-        for part, value in entry.items()
-    }
-
-
 def reward_metrics(ctx: TrainContext, records: RewardRecords) -> dict[str, float]:
     """Return the mean rewards of a measurement as metrics."""
     if not records:
         return {}
     means = mean_rewards([records], ctx.config.eval.resamples)[0]
-    return {f"eval/{HELDOUT}/reward/{name}": value for name, value in _flat(means).items()}
+    return as_metrics(means, f"eval/{HELDOUT}/reward")
 
 
 def rewards_in_summary(ctx: TrainContext) -> JsonObject:
