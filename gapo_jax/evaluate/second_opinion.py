@@ -70,7 +70,7 @@ def second_opinion(
     Returns:
       "accepted": share of logits above 0 with a 95% bootstrap interval over prompts; "logit_mean";
       "agreement": share on which acceptance equals the strict prompt-level verdict; "auc" (see
-      `auc`).
+      `auc`), None if all responses are of one kind.
     """
     logits_B = score([v.prompt for v in verdicts], [v.response for v in verdicts])
     held_B = np.array([all(v.strict) for v in verdicts])
@@ -84,20 +84,17 @@ def second_opinion(
         "accepted": interval(accepted_B.mean(), draws),
         "logit_mean": float(logits_B.mean()),
         "agreement": float((accepted_B == held_B).mean()),
-        "auc": auc(logits_B, held_B),
+        "auc": None if held_B.all() or not held_B.any() else auc(logits_B, held_B),
     }
 
 
-def auc(logits_B: np.ndarray, held_B: np.ndarray) -> float | None:
-    """Return the area under the ROC curve of logits for the mask `held_B`, or None.
+def auc(scores_B: np.ndarray, good_B: np.ndarray) -> float:
+    """Return the area under the ROC curve of scores for the mask `good_B`, which has both kinds.
 
-    This is how often a logit of a response that follows everything lies above that of one that does
-    not, ties counted half: the statistic of Mann and Whitney over the number of pairs. None if all
-    responses are of one kind.
+    This is how often the score of a good one lies above that of another one, ties counted half: the
+    statistic of Mann and Whitney over the number of pairs.
     """
-    logits_B = logits_B.astype(np.float64)  # the ranks are computed in the type of the logits
-    held, others = logits_B[held_B], logits_B[~held_B]
-    if not len(held) or not len(others):
-        return None
-    test = stats.mannwhitneyu(held, others, method="asymptotic")
-    return float(test.statistic / (len(held) * len(others)))
+    scores_B = scores_B.astype(np.float64)  # the ranks are computed in the type of the scores
+    good, others = scores_B[good_B], scores_B[~good_B]
+    test = stats.mannwhitneyu(good, others, method="asymptotic")
+    return float(test.statistic / (len(good) * len(others)))

@@ -7,8 +7,6 @@ checkpoints, in `best/ROUND`.
 
 from __future__ import annotations
 
-import jax
-
 from gapo_jax.checkpoint import Checkpointer
 from gapo_jax.methods import method_of
 from gapo_jax.train.context import TrainContext
@@ -85,6 +83,5 @@ def best_state(ctx: TrainContext, state: GAPOState) -> tuple[GAPOState, int]:
     network = getattr(state, name)
     folder = ctx.checkpointer.directory.parent / FOLDER / str(best)
     with Checkpointer(str(folder), read_only=True) as checkpointer:
-        abstract = {"params": jax.tree.map(lambda leaf: leaf, network.params)}
-        kept, _ = checkpointer.restore(abstract, best)
+        kept, _ = checkpointer.restore({"params": network.params}, best)
     return state.replace(**{name: network.replace(params=kept["params"])}), best

@@ -19,6 +19,7 @@ from gapo_jax import io
 from gapo_jax.config import Config
 from gapo_jax.data.batching import length_sorted_batches
 from gapo_jax.data.row_table import RowTable
+from gapo_jax.evaluate.second_opinion import auc
 from gapo_jax.methods import method_of
 from gapo_jax.train.context import TrainContext
 from gapo_jax.train.discriminator.scoring import score_texts
@@ -144,18 +145,11 @@ def label_metrics(config: Config, sums: RowSums, good_B: np.ndarray) -> dict[str
     if good_B.any() and not good_B.all():
         margin = metrics["rewards/chosen"] - metrics["rewards/rejected"]
         metrics |= {"rewards/margins": margin, "preference_margin": margin}
-        metrics["preference_accuracy"] = order_accuracy(rewards_B, good_B)
+        metrics["preference_accuracy"] = auc(rewards_B, good_B)
     if good_B.any():
         good = RowSums(*(np.asarray(part)[good_B] for part in sums))  # type: ignore[arg-type]
         metrics |= likelihood_metrics(good)
     return metrics
-
-
-def order_accuracy(scores_B: np.ndarray, good_B: np.ndarray) -> float:
-    """Return the share of pairs of a good and a bad row whose good row scores higher, ties counted
-    half: the area under the ROC curve."""
-    differences = scores_B[good_B][:, None] - scores_B[~good_B][None, :]
-    return float(np.mean((differences > 0) + 0.5 * (differences == 0)))
 
 
 def _text_scores(
@@ -185,7 +179,7 @@ def text_metrics(logits_B: np.ndarray, good_B: np.ndarray, pairs: bool) -> dict[
         metrics["preference_accuracy"] = float(np.mean(good_A > bad_A))
         metrics["preference_margin"] = float(np.mean(good_A - bad_A))
     elif good_B.any() and not good_B.all():
-        metrics["preference_accuracy"] = order_accuracy(logits_B, good_B)
+        metrics["preference_accuracy"] = auc(logits_B, good_B)
         margin = float(np.mean(logits_B[good_B]) - np.mean(logits_B[~good_B]))
         metrics["preference_margin"] = margin
     return metrics

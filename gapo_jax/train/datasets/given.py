@@ -8,20 +8,22 @@ does not need it.
 from __future__ import annotations
 
 import dataclasses
-import logging
 from pathlib import Path
 
-from gapo_jax import constraints, io
 from gapo_jax.config import Config, system_text
 from gapo_jax.data.sources import read_prompts, scan_prompts, write_prompts
 from gapo_jax.evaluate.console import GIVEN
-from gapo_jax.rollout.generate import prompt_lengths, prompt_width
+from gapo_jax.rollout.generate import prompt_width
 from gapo_jax.train.build import Models
 from gapo_jax.train.datasets.rows import reads_rows
-from gapo_jax.train.datasets.self_generated import Prompts
+from gapo_jax.train.datasets.self_generated import (
+    Prompts,
+    load_plugins,
+    name_left_out,
+    split_by_length,
+)
 from gapo_jax.types import PromptRow
 
-log = logging.getLogger("gapo_jax")
 _FILE, _LEFT_OUT = "prompts_given.jsonl", "left_out_given.txt"
 
 
@@ -33,8 +35,7 @@ def read_given(config: Config, workdir: Path) -> tuple[list[PromptRow], list[str
         FileNotFoundError, ValueError: the source cannot be read, no row of it can be verified, or
             the run verifies no responses.
     """
-    for path in config.data.plugins:
-        constraints.load_plugin(path)
+    load_plugins(config)
     if not config.eval.prompts:
         return [], []
     if reads_rows(config, workdir):
@@ -68,34 +69,23 @@ def with_given(config: Config, models: Models, workdir: Path, prompts: Prompts) 
     rows, problems = read_given(config, workdir)
     if not rows:
         return prompts
-    limit, system = config.data.max_prompt_tokens, system_text(config)
+    limit = config.data.max_prompt_tokens
     if not (workdir / _FILE).exists():
         total = len(rows) + len(problems)
-        lengths = prompt_lengths(models.tokenizer, [row.prompt for row in rows], system)
+        rows, long = split_by_length(config, models, rows)
         problems += [
-            f"{config.eval.prompts}, key {row.key}: {length} tokens"
-            for row, length in zip(rows, lengths, strict=True)
-            if length > limit
+            f"{config.eval.prompts}, key {row.key}: {length} tokens" for row, length in long
         ]
-        rows = [row for row, length in zip(rows, lengths, strict=True) if length <= limit]
         if not rows:
             raise ValueError(
                 f"config.eval.prompts={config.eval.prompts} has no prompt of at most "
-                f"config.data.max_prompt_tokens={limit} tokens: the shortest has {min(lengths)}; "
-                "raise the limit"
+                f"config.data.max_prompt_tokens={limit} tokens: the shortest has "
+                f"{min(length for _, length in long)}; raise the limit"
             )
-        _name_left_out(workdir, problems, total)
+        name_left_out(workdir / _LEFT_OUT, problems, total, "rows of config.eval.prompts")
         write_prompts(workdir / _FILE, rows)
-    width = prompt_width(models.tokenizer, [row.prompt for row in rows], system, limit)
+    texts = [row.prompt for row in rows]
+    width = prompt_width(models.tokenizer, texts, system_text(config), limit)
     return dataclasses.replace(
         prompts, heldout=prompts.heldout | {GIVEN: rows}, width=max(prompts.width, width)
     )
-
-
-def _name_left_out(workdir: Path, problems: list[str], total: int) -> None:
-    if problems:
-        io.write_text(workdir / _LEFT_OUT, "\n".join(problems) + "\n")
-        log.warning(
-            "%d of %d rows of config.eval.prompts are left out and named in %s; the first: %s",
-            len(problems), total, workdir / _LEFT_OUT, problems[0],
-        )  # fmt: skip

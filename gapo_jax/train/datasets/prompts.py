@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from gapo_jax import constraints, io, rng
-from gapo_jax.config import Config, system_text
+from gapo_jax.config import Config
 from gapo_jax.constraints.rows import COLUMNS, constraints_of
 from gapo_jax.data import tables
 from gapo_jax.data.schemas import DIALOGUES, prompt_segments
@@ -27,13 +26,18 @@ from gapo_jax.methods import method_of, needs_pairs
 from gapo_jax.records import Json
 from gapo_jax.rewards.functions import RESERVED
 from gapo_jax.rng import Stream
-from gapo_jax.rollout.generate import prompt_lengths
 from gapo_jax.train.build import Models
 from gapo_jax.train.datasets.rows import LEFT_OUT
-from gapo_jax.train.datasets.self_generated import Prompts, prompt_widths, takes_mined_pairs
+from gapo_jax.train.datasets.self_generated import (
+    Prompts,
+    load_plugins,
+    name_left_out,
+    prompt_widths,
+    split_by_length,
+    takes_mined_pairs,
+)
 from gapo_jax.types import Constraint, PromptRow
 
-log = logging.getLogger("gapo_jax")
 HELDOUT = "heldout_prompts"
 _TRAIN, _HELDOUT = "prompts_train.jsonl", "prompts_heldout.jsonl"
 # What a row has beside its prompt and goes to no function, as in TRL.
@@ -60,16 +64,6 @@ def takes_prompts(config: Config, workdir: Path | None = None) -> bool:
     beside them."""
     asking = method_of(config).loop == "online" and bool(config.data.source)
     return asking and not needs_pairs(config) and not takes_mined_pairs(config, workdir)
-
-
-def load_plugins(config: Config) -> None:
-    """Load the constraint types of one's own.
-
-    Raises:
-        ValueError, FileNotFoundError: one of the files cannot be loaded.
-    """
-    for path in config.data.plugins:
-        constraints.load_plugin(path)
 
 
 def read_user_prompts(config: Config, workdir: Path) -> UserPrompts:
@@ -232,7 +226,8 @@ def user_prompts(config: Config, models: Models, workdir: Path, given: UserPromp
         heldout = heldout[: config.data.heldout_rows]
         io.write_jsonl(workdir / _TRAIN, (row.to_json() for row in train))
         io.write_jsonl(path, (row.to_json() for row in heldout))
-        _name_left_out(workdir, problems, len(train) + len(heldout))
+        total = len(problems) + len(train) + len(heldout)
+        name_left_out(workdir / LEFT_OUT, problems, total, "rows")
     type_ids = {constraint.id for row in train for constraint in row.constraints}
     width, train_width = prompt_widths(config, models, train, [heldout])
     verified = [row for row in heldout if row.constraints]
@@ -251,23 +246,8 @@ def _short(
     config: Config, models: Models, rows: Sequence[PromptRow]
 ) -> tuple[list[PromptRow], list[str]]:
     limit = config.data.max_prompt_tokens
-    asked = [row.asked for row in rows]
-    lengths = prompt_lengths(models.tokenizer, asked, system_text(config))
-    short = [row for row, length in zip(rows, lengths, strict=True) if length <= limit]
-    problems = [
+    short, long = split_by_length(config, models, rows)
+    return short, [
         f"key {row.key}: {length} tokens, above config.data.max_prompt_tokens={limit}"
-        for row, length in zip(rows, lengths, strict=True)
-        if length > limit
+        for row, length in long
     ]
-    return short, problems
-
-
-def _name_left_out(workdir: Path, problems: Sequence[str], kept: int) -> None:
-    """Write why rows are left out, and say how many."""
-    if not problems:
-        return
-    io.write_text(workdir / LEFT_OUT, "\n".join(problems) + "\n")
-    log.warning(
-        "%d of %d rows are left out and named in %s; the first: %s",
-        len(problems), len(problems) + kept, workdir / LEFT_OUT, problems[0],
-    )  # fmt: skip

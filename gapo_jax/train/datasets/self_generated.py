@@ -9,12 +9,13 @@ What was made lies in the workdir, so that a continued run reads it back. With
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from gapo_jax import constraints
+from gapo_jax import constraints, io
 from gapo_jax.config import Config, system_text
 from gapo_jax.constraints.visibility import check_visibility, enforce
 from gapo_jax.data.curriculum import easiest_first
@@ -34,6 +35,7 @@ from gapo_jax.train.build import Models
 from gapo_jax.train.datasets.rows import reads_rows
 from gapo_jax.types import Preference, PreferentialPair, PromptRow, Rollout
 
+log = logging.getLogger("gapo_jax")
 PAIRS = {"train": "pairs.jsonl", "test": "pairs_heldout.jsonl"}  # of a workdir
 Answer = tuple[Task, str]
 
@@ -96,6 +98,16 @@ def reads_discriminator(config: Config, workdir: Path | None = None) -> bool:
     return asked or takes_mined_pairs(config, workdir)
 
 
+def load_plugins(config: Config) -> None:
+    """Load the constraint types of one's own.
+
+    Raises:
+        ValueError, FileNotFoundError: one of the files cannot be loaded.
+    """
+    for path in config.data.plugins:
+        constraints.load_plugin(path)
+
+
 def training_types(config: Config) -> tuple[str, ...]:
     """Return the ids of `config.data.types`, with the plug-ins loaded; needs no model.
 
@@ -103,8 +115,7 @@ def training_types(config: Config) -> tuple[str, ...]:
         ValueError, FileNotFoundError: an unknown type, types of IFBench, a plug-in that cannot be
             loaded; or, without `config.data.source`, a type that no prompt can be made with.
     """
-    for path in config.data.plugins:
-        constraints.load_plugin(path)
+    load_plugins(config)
     type_ids = constraints.resolve(config.data.types)
     if not config.data.source:
         for type_id in type_ids:
@@ -134,6 +145,27 @@ def visible_types(config: Config, models: Models, wanted: Sequence[str]) -> tupl
 def max_words(config: Config) -> int:
     """Return how many words an answer can have: English takes 4/3 tokens a word."""
     return config.sampling.max_new_tokens * 3 // 4
+
+
+def split_by_length(
+    config: Config, models: Models, rows: Sequence[PromptRow]
+) -> tuple[list[PromptRow], list[tuple[PromptRow, int]]]:
+    """Return the prompts of at most `data.max_prompt_tokens` tokens, and the others with their
+    lengths."""
+    lengths = prompt_lengths(models.tokenizer, [row.asked for row in rows], system_text(config))
+    limit, sized = config.data.max_prompt_tokens, list(zip(rows, lengths, strict=True))
+    short = [row for row, length in sized if length <= limit]
+    return short, [(row, length) for row, length in sized if length > limit]
+
+
+def name_left_out(path: Path, problems: Sequence[str], total: int, what: str) -> None:
+    """Write why rows are left out of `total` into a file, a line each, and say how many."""
+    if problems:
+        io.write_text(path, "\n".join(problems) + "\n")
+        log.warning(
+            "%d of %d %s are left out and named in %s; the first: %s",
+            len(problems), total, what, path, problems[0],
+        )  # fmt: skip
 
 
 def fitting(

@@ -19,6 +19,7 @@ import numpy as np
 from gapo_jax.config import Config
 from gapo_jax.data.curriculum import cycles_of
 from gapo_jax.data.sources import accepted_prompts
+from gapo_jax.evaluate.second_opinion import auc
 from gapo_jax.rng import Stream, stream
 from gapo_jax.train.build import Models
 from gapo_jax.train.datasets.self_generated import Pairs, Prompts, fitting, prompt_widths
@@ -107,5 +108,4 @@ def prompt_auc(prompts: Sequence[str], generated: Sequence[bool]) -> float:
             for rows_B in (known_B & kinds_B, known_B & ~kinds_B)
         ]
         scores_B[held_B] = has_BV[held_B] @ np.log(shares[0] / shares[1])
-    above = scores_B[kinds_B][:, None] - scores_B[~kinds_B][None, :]
-    return float(np.mean((above > 0) + 0.5 * (above == 0)))
+    return auc(scores_B, kinds_B)

@@ -260,7 +260,7 @@ def test_rewards_without_a_reference_are_means_over_tokens():
 def test_labels_and_texts_by_hand():
     good = np.array([True, False, True, False])
     scores = np.array([2.0, 2.0, -1.0, -3.0])
-    assert row_evaluation.order_accuracy(scores, good) == (0.5 + 1 + 0 + 1) / 4
+    assert row_evaluation.auc(scores, good) == (0.5 + 1 + 0 + 1) / 4
     assert row_evaluation.text_metrics(scores, good, pairs=True) == {
         "accuracy": 0.5, "preference_accuracy": 0.5, "preference_margin": 1.0
     }  # fmt: skip
