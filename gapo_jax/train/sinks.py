@@ -100,7 +100,7 @@ class _Wandb:
     def __init__(self, workdir: Path, config: Config, run_id: str):
         import wandb  # pyright: ignore[reportMissingImports]
 
-        self._wandb = wandb
+        self._api: Any = wandb
         self.run_id = run_id or uuid.uuid4().hex[:12]
         self._run = wandb.init(
             project=config.log.project,
@@ -116,11 +116,11 @@ class _Wandb:
         self._run.log(dict(values), step=step)
 
     def samples(self, step: int, rows: Sequence[Sequence[object]]) -> None:
-        table = self._wandb.Table(columns=list(_COLUMNS), data=[list(row) for row in rows])
+        table = self._api.Table(columns=list(_COLUMNS), data=[list(row) for row in rows])
         self._run.log({"samples": table}, step=step)
 
     def file(self, path: Path) -> None:
-        artifact = self._wandb.Artifact(f"{path.stem}-{self.run_id}", type=path.stem)
+        artifact = self._api.Artifact(f"{path.stem}-{self.run_id}", type=path.stem)
         artifact.add_file(str(path))
         self._run.log_artifact(artifact)
 
@@ -167,17 +167,18 @@ class _Mlflow:
         self._client.set_terminated(self.run_id)
 
 
-class _Trackio:
-    """trackio; TRACKIO_DIR, TRACKIO_SPACE_ID and TRACKIO_SERVER_URL say where."""
+class _Trackio(_Wandb):
+    """trackio, which has the functions of Weights & Biases under the same names; TRACKIO_DIR,
+    TRACKIO_SPACE_ID and TRACKIO_SERVER_URL say where."""
 
     def __init__(self, workdir: Path, config: Config, run_id: str):
         import trackio  # pyright: ignore[reportMissingImports]
 
-        self._trackio, self._project = trackio, config.log.project
+        self._api = trackio
         # It knows a run by its name.
         self.run_id = run_id or f"{config.name}-{uuid.uuid4().hex[:8]}"
         self._run = trackio.init(
-            project=self._project,
+            project=config.log.project,
             name=self.run_id,
             resume="allow",
             config=to_json(config),
@@ -185,21 +186,6 @@ class _Trackio:
             auto_log_gpu=False,
             auto_log_cpu=False,
         )
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log(dict(values), step=step)
-
-    def samples(self, step: int, rows: Sequence[Sequence[object]]) -> None:
-        table = self._trackio.Table(columns=list(_COLUMNS), data=[list(row) for row in rows])
-        self._run.log({"samples": table}, step=step)
-
-    def file(self, path: Path) -> None:
-        artifact = self._trackio.Artifact(f"{path.stem}-{self.run_id}", type=path.stem)
-        artifact.add_file(str(path))
-        self._run.log_artifact(artifact)
-
-    def close(self) -> None:
-        self._run.finish()
 
 
 _SERVICES = {"wandb": _Wandb, "mlflow": _Mlflow, "trackio": _Trackio}
