@@ -58,9 +58,9 @@ def resampled_rates(sums: np.ndarray, seed: int, resamples: int) -> np.ndarray:
 
 
 def as_metrics(intervals: Mapping[str, Mapping[str, float]], prefix: str) -> dict[str, float]:
-    """Return named intervals as metrics: PREFIX/NAME, PREFIX/NAME_low and PREFIX/NAME_high."""
+    """Return named intervals as metrics: PREFIX + NAME, the same with _low and _high behind."""
     return {
-        f"{prefix}/{name}" + ("" if part == "value" else f"_{part}"): number
+        f"{prefix}{name}" + ("" if part == "value" else f"_{part}"): number
         for name, entry in intervals.items()
         for part, number in entry.items()
     }

@@ -137,7 +137,7 @@ def _accuracies(
     summary: Mapping[str, dict[str, float]], prefix: str, set_name: str
 ) -> dict[str, float]:
     """Return the accuracies to show of a held-out set with their intervals, as metrics."""
-    return as_metrics({name: summary[name] for name in levels(set_name)}, prefix)
+    return as_metrics({name: summary[name] for name in levels(set_name)}, f"{prefix}/")
 
 
 def evaluate_policy(

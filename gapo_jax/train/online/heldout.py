@@ -74,7 +74,7 @@ def measure_part_of_rewards(ctx: TrainContext, state: GAPOState, finished: int) 
     with ctx.clock("eval"):
         records = _sample_and_score(ctx, ctx.sampling_params(state), rows, "during")
         means = mean_rewards([records], config.eval.resamples)[0]
-    metrics = as_metrics(means, "eval/reward")
+    metrics = as_metrics(means, "eval/reward/")
     metrics["time/eval_s"] = ctx.clock.last["eval"]
     ctx.writer.write(finished * ctx.updates_per_round, finished, "eval", metrics)
 
@@ -166,7 +166,7 @@ def reward_metrics(ctx: TrainContext, records: RewardRecords) -> dict[str, float
     if not records:
         return {}
     means = mean_rewards([records], ctx.config.eval.resamples)[0]
-    return as_metrics(means, f"eval/{HELDOUT}/reward")
+    return as_metrics(means, f"eval/{HELDOUT}/reward/")
 
 
 def rewards_in_summary(ctx: TrainContext) -> JsonObject:
