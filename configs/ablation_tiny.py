@@ -19,7 +19,7 @@ had the paper's labels (generated text is 0) and no replay, but unlike today's 6
 prompts of its own, scores from before the update and standardised rewards. It gains 9.9 +- 3.5
 points of held-out constraint accuracy (strict) on topics and 7.4 +- 3.6 on phrasings. What each
 switch adds to that, in points, paired by seed, with 95% t intervals over the five seeds; "samples"
-are those of the last four rounds:
+are the gains on sampled text, over the last four rounds:
 
 | switch | topics | phrasings | samples |
 |---|---|---|---|

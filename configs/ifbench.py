@@ -5,7 +5,7 @@ rewarded by the verifiers; test on IFBench's 58, none of which training has seen
     python scripts/train.py --config configs/ifbench.py:tiny --config.eval.prompts=rows.jsonl
 
 Training prompts are composed of our own tasks and one to five of the 54 training types. The test
-prompts are those of `config.eval.prompts`: the hub's allenai/IFBench_test, or the file
+prompts come from `config.eval.prompts`: the hub's allenai/IFBench_test, or the file
 IFBench_test.jsonl of its repository. They are answered greedily before and after training, and the
 table at the end has IFBench's figure, `per prompt, loose`, beside the strict ones (`given
 prompts`). The paper trains 7B models for thousands of steps with answers of 2,048 tokens; answers

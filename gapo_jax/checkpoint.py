@@ -417,7 +417,7 @@ def _check_leaves(
     saved: JsonObject, abstract_state: Any, unused: set[str], where: epath.Path
 ) -> None:
     """Raise `_MismatchError` naming every path that is missing, unexpected or of another shape, but
-    for those of `unused` networks."""
+    for those in `unused` networks."""
     wanted = {}
     for path, leaf in named_leaves(abstract_state):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):

@@ -60,7 +60,7 @@ def _says(kind: TrainableType, kwargs: Json, style: int, text: str) -> bool:
 
 @functools.cache
 def _patterns() -> tuple[tuple[re.Pattern[str], TrainableType, int, str | None], ...]:
-    """Return (pattern, type, style, relation) of every phrasing, those of plug-ins too."""
+    """Return (pattern, type, style, relation) of every phrasing, of plug-ins too."""
     return tuple(
         (_pattern(kind, phrasing), kind, style, relation)
         for type_id in (*types("ifeval"), *types("plugins"))

@@ -152,7 +152,7 @@ class RewardConfig(Section):
     normalised among the samples of a prompt, and the weighted sum over the round; `stratified`
     (HERO, arXiv 2510.07242), where the other sources order the responses to a prompt that have
     equal verdicts, within `band` to either side of the verdict, and never overrule one. Verdicts
-    are the `verifier`'s or, where it is not named, those of the first function.
+    come from the `verifier` or, where it is not named, from the first function.
 
     Without `sources`, `source` is the short form: the `discriminator`, the `verifier`, or a `mix`
     of probability and rule reward, the latter with `verifier_weight`. The rule reward is the

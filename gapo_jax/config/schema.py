@@ -134,7 +134,7 @@ class DataConfig(Section):
     method learns from its rows directly (docs/data.md), and an online method whose rewards need no
     pairs answers its prompts (docs/rewards.md); what concerns our prompts, types and pairs above is
     not read. `streaming` reads rows while it trains, without fetching all first. A row with a side
-    above `max_tokens` (prompt, answer and template together) is left out; so many are TRL's.
+    above `max_tokens` (prompt, answer and template together) is left out (the limit is TRL's).
     `train_on` says which answers of a dialogue are trained on: the last one or all.
     Held-out rows come from `heldout_source`, or are a share `heldout_fraction` of the source, split
     by prompt; at most `heldout_rows` of them. Encoded rows are kept in `cache`, by default in the
@@ -316,7 +316,7 @@ class CheckpointConfig(Section):
     `best` names a measure of held-out rows, such as eval/preference_accuracy or eval/nll_loss, for
     training on rows of one's own: the policy that is best by it is exported and reported. It is
     taken on development rows, which are neither trained on nor reported, every `eval.every_rounds`
-    rounds (every round where that is 0). With `patience` above 0 training ends after so many
+    rounds (every round where that is 0). With `patience` above 0 training ends after that many
     measurements without a better one.
     """
 

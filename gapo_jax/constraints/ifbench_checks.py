@@ -1,6 +1,6 @@
 """Official verdicts of the 58 IFBench types (arXiv 2507.02833), made safe to call.
 
-The verdicts are those of allenai/IFBench as of August 2026. Most checkers come from the package
+The verdicts follow allenai/IFBench as of August 2026. Most checkers come from the package
 `if-verifiable`, which holds an older state; eight types are decided here (`_DECIDED_HERE`), and
 sentences are split by Punkt, as IFBench does since December 2025. A test holds verdicts of the
 original. Added beside:

@@ -1,6 +1,6 @@
 """Verdicts of the 29 training types of IF-RLVR (arXiv 2507.02833), linear in the text.
 
-Ids, arguments and verdicts are those of AI2's open-instruct, whose rows (`IF_multi_constraints`)
+Ids, arguments and verdicts follow AI2's open-instruct, whose rows (`IF_multi_constraints`)
 carry them; the code is this project's own. `tests/constraints/iftrain_cases.jsonl` holds verdicts
 of the original on texts and arguments of many kinds. Three things differ on purpose:
 

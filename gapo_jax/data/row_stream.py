@@ -1,6 +1,6 @@
 """Rows that are read while they are learned from: block after block, and again from the beginning.
 
-A block is a table (`row_table.py`) of the next so many examples, fewer where the source ends; one
+A block is a table (`row_table.py`) of the next `size` examples, fewer where the source ends; one
 is on the disk at a time, beside the first, whose held-out rows are measured to the end. Which rows
 a block has depends on the source alone, and the index in `blocks.json` says where each begins, so a
 continued run goes on in the same place without encoding anew what came before.

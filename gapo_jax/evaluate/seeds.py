@@ -68,7 +68,7 @@ def difference_interval(
 ) -> dict[str, float]:
     """Return {"value", "low", "high"}: the mean of second - first, paired by seed and prompt.
 
-    The arguments are those of `rate_interval`, with the same seeds and prompts on both sides.
+    The arguments are as for `rate_interval`, with the same seeds and prompts on both sides.
 
     Raises:
         ValueError: the two sides do not have the same numbers of seeds and prompts.

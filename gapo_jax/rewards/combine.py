@@ -65,7 +65,7 @@ def normalise_then_sum(
     """Normalise each source in its group, sum, and normalise the sum over the round, float32 [B].
 
     GDPO (arXiv 2601.05242, section 3): what one source says of a group keeps its weight however
-    large the scores of another source are. The numbers are those of TRL's `normalize_then_sum`:
+    large the scores of another source are. The numbers agree with TRL's `normalize_then_sum`:
     deviations are unbiased and 1e-4 is added to them.
     """
     scores_AGK = scores_BK.astype(np.float32).reshape(-1, group_size, scores_BK.shape[1])

@@ -8,6 +8,7 @@ from by_path import ROOT, load
 from gapo_jax.config import change, finalize, lookup
 from gapo_jax.config.presets import tiny
 from gapo_jax.models import Decoder, DecoderConfig
+from gapo_jax.train.state import split_trainable
 
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 # (file, preset) that the default suite plays; the others take a path that one of these takes too,
@@ -87,5 +88,17 @@ def distinct_weights():
         tokens = jnp.zeros((1, 2), jnp.int32)
         params = jax.jit(Decoder(config).init)(jax.random.key(0), tokens, jnp.ones_like(tokens))
         return jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, params["params"])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def moved_layers():
+    """Makes the trained part of a decoder's parameters, some way from where they started."""
+
+    def make(params, first_trainable_layer: int):
+        keys = iter(jax.random.split(jax.random.key(9), 100))
+        start = split_trainable(params, first_trainable_layer, train_embeddings=False)
+        return jax.tree.map(lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape), start)
 
     return make

@@ -35,7 +35,7 @@ class Arm:
         set: the keys that are changed, such as `{"ppo.kl_coef": 0.1}`.
         label: what tables call it; its name if empty.
         group: arms of one group stand together and have one colour.
-        seeds: if not those of the study.
+        seeds: of the arm; without any, the study's.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Study:
     Attributes:
         arms: in the order of the tables.
         seeds: of every arm that has none of its own.
-        set: keys that are changed in every run, before those of its arm.
+        set: keys that are changed in every run, before the changes of its arm.
         reference: the arm that the others are compared with, pair by pair; "" for none.
         visible: a reward function, FILE.py:NAME as `reward.sources` takes it, that every arm's
             samples are scored with after the run, whatever it was rewarded with; "" for the arm's

@@ -43,7 +43,7 @@ def read_lines(path: Path) -> list[JsonObject]:
 
 
 def append_line(path: Path, line: Json) -> None:
-    """Add a line to those of a study; half a line that a kill left is taken off first."""
+    """Add a line to the file of a study; half a line that a kill left is taken off first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     io.write_jsonl(path, [*read_lines(path), line], sync=True)
 

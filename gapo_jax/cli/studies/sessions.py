@@ -62,7 +62,7 @@ def read_sessions(workdir: Path) -> list[JsonObject]:
 
 
 def open_session(workdir: Path, cores: int, made_shared: bool) -> Session:
-    """Write that a run was started on so many cores; return what `close_session` needs."""
+    """Write that a run was started on a number of cores; return what `close_session` needs."""
     sessions = read_sessions(workdir)
     record = code_version() | {"machine": machine(), "cores": cores, "made_shared": made_shared}
     # Null where the study itself was killed: then nobody knows.

@@ -51,7 +51,7 @@ def rows_of(study: Study, lines: Lines) -> list[Row]:
 
 
 def sets_of(rows: Sequence[Row]) -> list[str]:
-    """Return the sets that were measured, those of accuracy alone."""
+    """Return the names of the sets that were measured, without the trip wires."""
     names = dict.fromkeys(name for row in rows for line in row.lines for name in line["sets"])
     return [name for name in names if name != _WIRES]
 

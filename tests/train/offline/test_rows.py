@@ -34,7 +34,7 @@ from gapo_jax.train.offline.row_arrays import Widths, make_batch
 from gapo_jax.train.offline.row_batches import batch_places, row_batches
 from gapo_jax.train.offline.steps import RowSums, make_sum_rows, score_batch
 from gapo_jax.train.runtime import StopRequest
-from gapo_jax.train.state import merge_trainable, split_trainable
+from gapo_jax.train.state import merge_trainable
 
 TOKENIZER = character_tokenizer()
 CONFIG = DecoderConfig(
@@ -77,10 +77,8 @@ def base(distinct_weights):
 
 
 @pytest.fixture(scope="module")
-def trained(base):
-    keys = iter(jax.random.split(jax.random.key(9), 100))
-    start = split_trainable(base, SPEC.first_trainable_layer, train_embeddings=False)
-    return jax.tree.map(lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape), start)
+def trained(base, moved_layers):
+    return moved_layers(base, SPEC.first_trainable_layer)
 
 
 @jax.jit

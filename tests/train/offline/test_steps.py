@@ -52,10 +52,8 @@ def base(distinct_weights):
 
 
 @pytest.fixture(scope="module")
-def trained(base):
-    keys = iter(jax.random.split(jax.random.key(9), 100))
-    start = split_trainable(base, SPEC.first_trainable_layer, train_embeddings=False)
-    return jax.tree.map(lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape), start)
+def trained(base, moved_layers):
+    return moved_layers(base, SPEC.first_trainable_layer)
 
 
 @pytest.fixture(scope="module")
